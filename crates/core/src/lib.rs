@@ -1,0 +1,3 @@
+//! Settings and logging: what every other crate may ask for. Knows no network.
+
+pub mod settings;

@@ -1,0 +1,97 @@
+//! What the operator decides: every setting, its default and where it came from.
+
+use std::{path::PathBuf, time::Duration};
+
+/// What a client's text does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClientMessages {
+    /// Every text goes to everyone, the sender included.
+    Broadcast,
+    /// Texts are read and dropped.
+    Ignore,
+    /// What comes goes back unchanged, text or binary, and nothing else is sent on that socket.
+    Echo,
+}
+
+/// Which web pages may open a WebSocket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AllowedOrigins {
+    /// Only pages that this server's own host name served.
+    SameHost,
+    /// Every page.
+    Any,
+    /// These origins, as a browser sends them: `https://example.org`.
+    List(Vec<String>),
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// `pretty` on a terminal, `json` elsewhere.
+    Auto,
+    /// For people.
+    Pretty,
+    /// One JSON object a line.
+    Json,
+}
+
+/// The settings in force, checked.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Host name or address to listen on.
+    pub host: String,
+    /// Port to listen on; 0 picks a free one.
+    pub port: u16,
+    /// Time between periodic notifications; `None`: off.
+    pub notification_interval: Option<Duration>,
+    /// How long a drain waits for clients before it closes them.
+    pub shutdown_timeout: Duration,
+    /// How long a closed client has to answer before its TCP socket goes.
+    pub close_timeout: Duration,
+    /// What a client's text does.
+    pub client_messages: ClientMessages,
+    /// Most clients at once.
+    pub max_connections: usize,
+    /// Largest message a client may send, in bytes.
+    pub max_message_size: usize,
+    /// Bytes that may wait for one slow client.
+    pub max_queue: usize,
+    /// Time between pings; `None`: off.
+    pub ping_interval: Option<Duration>,
+    /// How long a client has to answer a ping.
+    pub pong_timeout: Duration,
+    /// Which web pages may open a WebSocket.
+    pub allowed_origins: AllowedOrigins,
+    /// Keys that `/api/…` accepts; empty: only loopback may call.
+    pub api_keys: Vec<ApiKey>,
+    /// Filter directives for the log.
+    pub log_level: String,
+    /// How log lines look.
+    pub log_format: LogFormat,
+    /// Folder of the daily rolling log files; `None`: no files.
+    pub log_dir: Option<PathBuf>,
+    /// Folder of templates that replace the built-in ones.
+    pub templates_dir: Option<PathBuf>,
+}
+
+/// A key for `/api/…`. Its `Debug` does not show it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ApiKey(String);
+
+impl ApiKey {
+    /// Wraps a key.
+    pub fn new(key: impl Into<String>) -> Self {
+        Self(key.into())
+    }
+
+    /// The key itself, to compare with what a caller sent.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for ApiKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ApiKey(…)")
+    }
+}
