@@ -1,0 +1,206 @@
+//! How work reaches the event loops: one inbox each, filled under one lock, so that every loop gets
+//! everything in the same order.
+
+use std::{
+    collections::VecDeque,
+    io,
+    net::TcpStream,
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use mio::Waker;
+use tokio::sync::Notify;
+
+use crate::{client_id::ClientId, close::CloseReason, frame::Frame, notice::Notice, occupancy::Place};
+
+/// When this much waits for the slowest loop, publishers have to wait: it is a few turns' worth, so
+/// loops never run dry, and memory is bounded.
+const FULL: usize = 1 << 20;
+
+/// Most bytes that a loop takes, and writes to each client, in one go. Far below any sensible
+/// `max_queue`: a client must not count as slow because the server was.
+const BATCH: usize = 128 << 10;
+
+/// A client whose handshake is done.
+#[derive(Debug)]
+pub(crate) struct Newcomer {
+    pub(crate) stream: TcpStream,
+    /// What it sent right behind its handshake.
+    pub(crate) already_read: Bytes,
+    pub(crate) id: ClientId,
+    pub(crate) place: Place,
+}
+
+/// What a loop does for all of its clients, in order.
+#[derive(Debug, Clone)]
+pub(crate) enum Command {
+    Publish(Frame),
+    /// The last call; who comes in later hears it too.
+    Notice(Notice),
+    /// Start closing everyone, and whoever still comes in.
+    CloseAll(CloseReason),
+    Disconnect(ClientId, CloseReason),
+    /// Drop everyone and end.
+    Stop,
+}
+
+/// What a loop took from its inbox.
+#[derive(Debug, Default)]
+pub(crate) struct Taken {
+    pub(crate) newcomers: Vec<Newcomer>,
+    /// Publications one after the other, as one run of bytes.
+    pub(crate) frames: Bytes,
+    /// To be done after `frames`.
+    pub(crate) command: Option<Command>,
+}
+
+#[derive(Debug, Default)]
+struct Inbox {
+    newcomers: Vec<Newcomer>,
+    commands: VecDeque<Command>,
+    /// Bytes of the frames in `commands`.
+    bytes: usize,
+    /// Whether its loop knows that there is something, and need not be woken.
+    awake: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct Bus {
+    inboxes: Mutex<Vec<Inbox>>,
+    wakers: Vec<Waker>,
+    full: AtomicBool,
+    room: Notify,
+    newcomers: AtomicUsize,
+}
+
+impl Bus {
+    pub(crate) fn new(wakers: Vec<Waker>) -> Self {
+        let inboxes = wakers.iter().map(|_| Inbox::default()).collect();
+        Self {
+            inboxes: Mutex::new(inboxes),
+            wakers,
+            full: AtomicBool::new(false),
+            room: Notify::new(),
+            newcomers: AtomicUsize::new(0),
+        }
+    }
+
+    /// Sends a command to every loop.
+    pub(crate) fn send(&self, command: &Command) {
+        let mut inboxes = self.lock();
+        for (inbox, waker) in inboxes.iter_mut().zip(&self.wakers) {
+            if let Command::Publish(frame) = command {
+                inbox.bytes += frame.bytes().len();
+                if inbox.bytes >= FULL {
+                    self.full.store(true, Ordering::Relaxed);
+                }
+            }
+            inbox.commands.push_back(command.clone());
+            wake(inbox, waker);
+        }
+    }
+
+    /// Gives a client to one of the loops, in turns.
+    pub(crate) fn hand_over(&self, newcomer: Newcomer) {
+        let mut inboxes = self.lock();
+        let index = self.newcomers.fetch_add(1, Ordering::Relaxed) % inboxes.len();
+        if let (Some(inbox), Some(waker)) = (inboxes.get_mut(index), self.wakers.get(index)) {
+            inbox.newcomers.push(newcomer);
+            wake(inbox, waker);
+        }
+    }
+
+    /// Whether publishers may go on. They ask before they publish; a little more than [`FULL`] is harmless.
+    pub(crate) fn has_room(&self) -> bool {
+        !self.full.load(Ordering::Relaxed)
+    }
+
+    /// Waits until publishers may go on.
+    pub(crate) async fn room(&self) {
+        while !self.has_room() {
+            let notified = self.room.notified();
+            if self.has_room() {
+                break;
+            }
+            notified.await;
+        }
+    }
+
+    /// What waits for loop `index`: newcomers first, then at most [`BATCH`] bytes of publications and the
+    /// first other command. Whether more waits.
+    pub(crate) fn take(&self, index: usize) -> (Taken, bool) {
+        let mut inboxes = self.lock();
+        let inbox = &mut inboxes[index];
+        let mut taken = Taken { newcomers: std::mem::take(&mut inbox.newcomers), ..Taken::default() };
+        let mut frames: Vec<Frame> = Vec::new();
+        let mut bytes = 0;
+        while let Some(command) = inbox.commands.pop_front() {
+            match command {
+                Command::Publish(frame) if bytes == 0 || bytes + frame.bytes().len() <= BATCH => {
+                    bytes += frame.bytes().len();
+                    frames.push(frame);
+                }
+                Command::Publish(_) => {
+                    inbox.commands.push_front(command);
+                    break;
+                }
+                command => {
+                    taken.command = Some(command);
+                    break;
+                }
+            }
+        }
+        inbox.bytes -= bytes;
+        let more = !inbox.commands.is_empty();
+        inbox.awake = more;
+        if self.full.load(Ordering::Relaxed) && inboxes.iter().all(|inbox| inbox.bytes <= FULL / 2) {
+            self.full.store(false, Ordering::Relaxed);
+            self.room.notify_waiters();
+            // Loops stop reading from clients when there is no room.
+            for (inbox, waker) in inboxes.iter_mut().zip(&self.wakers) {
+                wake(inbox, waker);
+            }
+        }
+        drop(inboxes);
+        taken.frames = join(frames, bytes);
+        (taken, more)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Inbox>> {
+        // Nothing in here can panic half-way; and a server must not die of a lock.
+        self.inboxes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn wake(inbox: &mut Inbox, waker: &Waker) {
+    if inbox.awake {
+        return;
+    }
+    match waker.wake() {
+        Ok(()) => inbox.awake = true,
+        // Not awake then: the next one who sends tries again.
+        Err(error) => report_wake(&error),
+    }
+}
+
+#[cold]
+fn report_wake(error: &io::Error) {
+    tracing::error!(%error, "an event loop could not be woken");
+}
+
+fn join(frames: Vec<Frame>, bytes: usize) -> Bytes {
+    match <[Frame; 1]>::try_from(frames) {
+        Ok([frame]) => frame.bytes().clone(),
+        Err(frames) => {
+            let mut joined = Vec::with_capacity(bytes);
+            for frame in frames {
+                joined.extend_from_slice(frame.bytes());
+            }
+            joined.into()
+        }
+    }
+}

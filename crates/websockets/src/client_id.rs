@@ -1,0 +1,44 @@
+//! Who a client is.
+
+use serde::Serialize;
+use uuid::Uuid;
+
+/// The id of one connection: a UUID of version 7 (RFC 9562 §5.7), so ids sort by the time of connecting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(transparent)]
+pub struct ClientId(Uuid);
+
+impl ClientId {
+    /// An id that no other connection has.
+    pub fn generate() -> Self {
+        Self(Uuid::now_v7())
+    }
+
+    /// A number from 0 up to 1 that stays the same for this client and is spread evenly over all.
+    pub(crate) fn share(self) -> f64 {
+        // The last 32 bits of a UUID v7 are random; 32 bits fit a f64 exactly.
+        let random = self.0.as_u128() as u32;
+        f64::from(random) / (f64::from(u32::MAX) + 1.0)
+    }
+}
+
+impl std::fmt::Display for ClientId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_are_spread_evenly() {
+        let mut tenths = [0; 10];
+        for _ in 0..10_000 {
+            tenths[(ClientId::generate().share() * 10.0) as usize] += 1;
+        }
+        // 1,000 each are expected; the standard deviation is 30.
+        assert!(tenths.iter().all(|n| (700..1300).contains(n)), "{tenths:?}");
+    }
+}

@@ -1,0 +1,296 @@
+//! One client: plain data, and what happens to it. Which loop serves it, and when, is not its concern.
+
+use std::{
+    io::{ErrorKind, Read, Write},
+    net::Shutdown,
+    ops::ControlFlow,
+};
+
+use bytes::Bytes;
+use lastcall_core::settings::ClientMessages;
+use mio::net::TcpStream;
+
+use crate::{
+    client_id::ClientId,
+    close::CloseReason,
+    decoder::{Accept, Decoder, Event},
+    frame::Frame,
+    message::ServerMessage,
+    occupancy::{Departure, Place},
+    outbox::Outbox,
+};
+
+/// What all clients must keep to.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Rules {
+    pub(crate) client_messages: ClientMessages,
+    pub(crate) max_message_size: usize,
+    pub(crate) max_queue: usize,
+}
+
+impl Rules {
+    fn accept(&self) -> Accept {
+        Accept {
+            max_message_size: self.max_message_size,
+            binary: self.client_messages == ClientMessages::Echo,
+        }
+    }
+}
+
+/// Where a connection is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// Messages go both ways.
+    Open,
+    /// The server sent a close frame and waits for the client's.
+    CloseSent,
+    /// The client closed; the connection ends as soon as the answer is written.
+    Answering,
+    /// The client's bytes cannot be understood any more: they are dropped until it hangs up, so that
+    /// the close frame is not lost to a reset (RFC 6455 §7.1.1).
+    Deaf,
+}
+
+/// What an action did to the connection.
+#[must_use]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Outcome {
+    /// Nothing special.
+    Unchanged,
+    /// It is closing now; it has `close_timeout` to finish.
+    CloseStarted,
+    /// It ended.
+    Over(Departure),
+}
+
+/// Whether a socket may have more to read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Readable {
+    Maybe,
+    No,
+}
+
+/// One client.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    pub(crate) stream: TcpStream,
+    pub(crate) id: ClientId,
+    /// Whether anything came since the last ping.
+    pub(crate) heard: bool,
+    /// Whether it stands in the loop's list of those to read from.
+    pub(crate) waits_to_be_read: bool,
+    /// Whether the kernel said that the client sends no more: the end is to be read, too.
+    pub(crate) half_closed: bool,
+    state: State,
+    /// Why it was closed, once it was.
+    close_reason: Option<CloseReason>,
+    decoder: Decoder,
+    outbox: Outbox,
+    place: Place,
+}
+
+impl Connection {
+    pub(crate) fn new(stream: TcpStream, id: ClientId, place: Place) -> Self {
+        Self {
+            stream,
+            id,
+            heard: true,
+            waits_to_be_read: false,
+            half_closed: false,
+            state: State::Open,
+            close_reason: None,
+            decoder: Decoder::default(),
+            outbox: Outbox::default(),
+            place,
+        }
+    }
+
+    pub(crate) fn is_open(&self) -> bool {
+        self.state == State::Open
+    }
+
+    pub(crate) fn has_output(&self) -> bool {
+        !self.outbox.is_empty()
+    }
+
+    /// Why the server closed it, if it did.
+    pub(crate) fn close_reason(&self) -> Option<CloseReason> {
+        self.close_reason
+    }
+
+    /// Ends the connection: its place is free, its socket goes.
+    pub(crate) fn depart(self, departure: Departure) {
+        self.place.leave(departure);
+    }
+
+    /// Sends whole frames: at once if the socket takes them, else they wait in the outbox. A client for
+    /// which too much would wait is closed as a slow consumer.
+    pub(crate) fn send(&mut self, frames: &Bytes, rules: &Rules) -> Outcome {
+        if self.state != State::Open {
+            return Outcome::Unchanged;
+        }
+        if self.has_output() {
+            if self.outbox.len() + frames.len() > rules.max_queue {
+                return self.close(CloseReason::SlowConsumer);
+            }
+            self.outbox.push(frames.clone(), 0);
+            return Outcome::Unchanged;
+        }
+        loop {
+            match self.stream.write(frames) {
+                Ok(written) if written == frames.len() => {}
+                Ok(written) => self.outbox.push(frames.clone(), written),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => self.outbox.push(frames.clone(), 0),
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Err(_) => return self.hung_up(),
+            }
+            return Outcome::Unchanged;
+        }
+    }
+
+    /// Starts the closing handshake, if it has not started. What waits is flushed before, except for a
+    /// slow consumer.
+    pub(crate) fn close(&mut self, reason: CloseReason) -> Outcome {
+        if self.state != State::Open {
+            return Outcome::Unchanged;
+        }
+        self.close_reason = Some(reason);
+        if reason == CloseReason::SlowConsumer {
+            self.outbox.keep_started_frame();
+        }
+        self.state = if reason.breaks_the_stream() { State::Deaf } else { State::CloseSent };
+        self.last_frame(&Frame::close(Some((reason.code(), reason.reason()))))
+    }
+
+    /// Queues a close frame, after which nothing is sent.
+    fn last_frame(&mut self, frame: &Frame) -> Outcome {
+        self.outbox.push(frame.bytes().clone(), 0);
+        Outcome::CloseStarted.max(self.flush())
+    }
+
+    /// Writes what waits, as far as the socket takes it.
+    pub(crate) fn flush(&mut self) -> Outcome {
+        if self.outbox.flush(&self.stream).is_err() {
+            return self.hung_up();
+        }
+        if self.has_output() {
+            return Outcome::Unchanged;
+        }
+        match self.state {
+            State::Answering => Outcome::Over(Departure::Left),
+            State::Deaf => match self.stream.shutdown(Shutdown::Write) {
+                Ok(()) => Outcome::Unchanged,
+                Err(_) => self.hung_up(),
+            },
+            State::Open | State::CloseSent => Outcome::Unchanged,
+        }
+    }
+
+    /// Reads once, up to the size of `buffer`. Texts to be passed on go to `on_text`.
+    pub(crate) fn read(
+        &mut self,
+        buffer: &mut [u8],
+        rules: &Rules,
+        on_text: impl FnMut(ClientId, &str),
+    ) -> (Outcome, Readable) {
+        if self.is_held_back(rules) {
+            return (Outcome::Unchanged, Readable::No);
+        }
+        match self.stream.read(buffer) {
+            Ok(0) => (self.hung_up(), Readable::No),
+            Ok(n) => {
+                // A short read has emptied the socket (epoll(7), question 9), unless the end follows.
+                let readable =
+                    if n < buffer.len() && !self.half_closed { Readable::No } else { Readable::Maybe };
+                (self.receive(&mut buffer[..n], rules, on_text), readable)
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => (Outcome::Unchanged, Readable::No),
+            Err(error) if error.kind() == ErrorKind::Interrupted => (Outcome::Unchanged, Readable::Maybe),
+            Err(_) => (self.hung_up(), Readable::No),
+        }
+    }
+
+    /// Who does not read its echoes is not read from: TCP then holds it back.
+    fn is_held_back(&self, rules: &Rules) -> bool {
+        rules.client_messages == ClientMessages::Echo && self.state == State::Open && self.has_output()
+    }
+
+    /// Handles bytes that the client sent.
+    pub(crate) fn receive(
+        &mut self,
+        input: &mut [u8],
+        rules: &Rules,
+        mut on_text: impl FnMut(ClientId, &str),
+    ) -> Outcome {
+        self.heard = true;
+        if matches!(self.state, State::Answering | State::Deaf) {
+            return Outcome::Unchanged;
+        }
+        let mut decoder = std::mem::take(&mut self.decoder);
+        let mut outcome = Outcome::Unchanged;
+        let result = decoder.decode(input, rules.accept(), |event| {
+            outcome = outcome.max(self.handle(event, rules, &mut on_text));
+            match (outcome, self.state) {
+                (Outcome::Over(_), _) | (_, State::Answering) => ControlFlow::Break(()),
+                _ => ControlFlow::Continue(()),
+            }
+        });
+        self.decoder = decoder;
+        match result {
+            Ok(()) => outcome,
+            Err(reason) => outcome.max(self.refuse(reason, rules)),
+        }
+    }
+
+    fn handle(
+        &mut self,
+        event: Event<'_>,
+        rules: &Rules,
+        on_text: &mut impl FnMut(ClientId, &str),
+    ) -> Outcome {
+        match (self.state, event) {
+            (State::Open, Event::Text(text)) => match rules.client_messages {
+                ClientMessages::Broadcast => {
+                    on_text(self.id, text);
+                    Outcome::Unchanged
+                }
+                ClientMessages::Ignore => Outcome::Unchanged,
+                ClientMessages::Echo => self.send(Frame::text(text).bytes(), rules),
+            },
+            (State::Open, Event::Binary(payload)) => self.send(Frame::binary(payload).bytes(), rules),
+            (State::Open, Event::Ping(payload)) => self.send(Frame::pong(payload).bytes(), rules),
+            (State::Open, Event::Close(status)) => {
+                self.state = State::Answering;
+                self.last_frame(&Frame::close(status.map(|(code, _)| (code, ""))))
+            }
+            (State::CloseSent, Event::Close(_)) => Outcome::Over(Departure::Closed),
+            // After a close frame, nothing counts but the other side's (RFC 6455 §5.5.1).
+            _ => Outcome::Unchanged,
+        }
+    }
+
+    /// What came cannot be accepted.
+    fn refuse(&mut self, reason: CloseReason, rules: &Rules) -> Outcome {
+        if self.state == State::CloseSent {
+            return self.hung_up();
+        }
+        let told = if reason == CloseReason::UnsupportedData {
+            let error = ServerMessage::Error {
+                code: "unsupported_data",
+                message: "Binary messages are not accepted; send text.",
+            };
+            self.send(error.frame().bytes(), rules)
+        } else {
+            Outcome::Unchanged
+        };
+        told.max(self.close(reason))
+    }
+
+    /// The TCP connection is gone, or as good as gone.
+    fn hung_up(&self) -> Outcome {
+        Outcome::Over(match self.state {
+            State::Open | State::Answering => Departure::Left,
+            State::CloseSent | State::Deaf => Departure::Closed,
+        })
+    }
+}

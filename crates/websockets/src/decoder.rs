@@ -1,0 +1,371 @@
+//! From bytes to messages: a client's frames, unmasked, joined and checked as they arrive.
+//!
+//! Every limit is enforced when a header is read, before its payload is; a text that is not UTF-8 is
+//! refused at its first wrong byte (RFC 6455 §8.1), even in the middle of a frame.
+
+use std::ops::ControlFlow;
+
+use crate::{
+    close::{CloseReason, is_valid_code},
+    frame::{Header, MAX_HEADER, Opcode, parse_header, unmask},
+};
+
+/// What a client sent, whole.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Event<'a> {
+    Text(&'a str),
+    Binary(&'a [u8]),
+    Ping(&'a [u8]),
+    Pong,
+    /// The code and the reason, if it gave any.
+    Close(Option<(u16, &'a str)>),
+}
+
+/// What a client may send.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Accept {
+    /// Most bytes in one message, its fragments together.
+    pub(crate) max_message_size: usize,
+    /// Whether binary messages are welcome.
+    pub(crate) binary: bool,
+}
+
+/// What of a client's bytes could not be handled yet. Between messages it holds nothing and costs one
+/// pointer.
+#[derive(Debug, Default)]
+pub(crate) struct Decoder {
+    pending: Option<Box<Pending>>,
+}
+
+#[derive(Debug, Default)]
+struct Pending {
+    /// A header that has not all arrived.
+    header: Vec<u8>,
+    /// The frame whose payload is arriving, and how much of it has.
+    frame: Option<(Header, u64)>,
+    /// Payload of the control frame that is arriving: these may come between the fragments of a message.
+    control: Vec<u8>,
+    /// The message that is arriving.
+    message: Option<Message>,
+}
+
+#[derive(Debug)]
+struct Message {
+    text: bool,
+    payload: Vec<u8>,
+    /// How many bytes of a text are known to be whole UTF-8 characters.
+    checked: usize,
+}
+
+impl Decoder {
+    /// Takes all of `input` (and unmasks it in place), and tells `on_event` each thing that is whole.
+    ///
+    /// Stops early when `on_event` breaks. After an error the decoder must not be used again: what
+    /// follows cannot be understood.
+    pub(crate) fn decode(
+        &mut self,
+        mut input: &mut [u8],
+        accept: Accept,
+        mut on_event: impl FnMut(Event<'_>) -> ControlFlow<()>,
+    ) -> Result<(), CloseReason> {
+        while !input.is_empty() {
+            let step = match &mut self.pending {
+                // Nearly every frame of a client arrives whole, and is handled where it lies.
+                None => match whole_frame(input, accept)? {
+                    Some((header, payload)) => {
+                        let (frame, rest) = std::mem::take(&mut input).split_at_mut(payload.end);
+                        input = rest;
+                        let payload = &mut frame[payload];
+                        unmask(payload, header.mask, 0);
+                        on_event(event(header.opcode, payload)?)
+                    }
+                    None => {
+                        self.pending = Some(Box::default());
+                        continue;
+                    }
+                },
+                Some(pending) => {
+                    let step = pending.take(&mut input, accept, &mut on_event)?;
+                    if pending.is_done() {
+                        self.pending = None;
+                    }
+                    step
+                }
+            };
+            if step.is_break() {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// An unfragmented frame that lies whole at the start of `input`, and where its payload does.
+fn whole_frame(
+    input: &[u8],
+    accept: Accept,
+) -> Result<Option<(Header, std::ops::Range<usize>)>, CloseReason> {
+    let Some((header, start)) = parse_header(input)? else { return Ok(None) };
+    check(&header, None, accept)?;
+    match usize::try_from(header.len) {
+        Ok(len) if header.fin && len <= input.len() - start => Ok(Some((header, start..start + len))),
+        _ => Ok(None),
+    }
+}
+
+/// Whether this frame may come now: `message` is the one that is arriving.
+fn check(header: &Header, message: Option<&Message>, accept: Accept) -> Result<(), CloseReason> {
+    match (header.opcode, message) {
+        (Opcode::Close | Opcode::Ping | Opcode::Pong, _) => return Ok(()),
+        (Opcode::Continuation, None) => {
+            return Err(CloseReason::ProtocolError("a continuation of nothing"));
+        }
+        (Opcode::Text | Opcode::Binary, Some(_)) => {
+            return Err(CloseReason::ProtocolError("a new message inside a fragmented one"));
+        }
+        (Opcode::Binary, None) if !accept.binary => return Err(CloseReason::UnsupportedData),
+        (Opcode::Continuation | Opcode::Text | Opcode::Binary, _) => {}
+    }
+    let arrived = message.map_or(0, |message| message.payload.len()) as u64;
+    // Cannot overflow: lengths are below 2^63, and what has arrived fits in memory.
+    if arrived + header.len > accept.max_message_size as u64 {
+        return Err(CloseReason::MessageTooBig);
+    }
+    Ok(())
+}
+
+/// A whole message or control frame, its content checked.
+fn event(opcode: Opcode, payload: &[u8]) -> Result<Event<'_>, CloseReason> {
+    let utf8 = |bytes| std::str::from_utf8(bytes).map_err(|_| CloseReason::InvalidUtf8);
+    Ok(match opcode {
+        Opcode::Text => Event::Text(utf8(payload)?),
+        Opcode::Binary | Opcode::Continuation => Event::Binary(payload),
+        Opcode::Ping => Event::Ping(payload),
+        Opcode::Pong => Event::Pong,
+        Opcode::Close => match payload {
+            [] => Event::Close(None),
+            [_] => return Err(CloseReason::ProtocolError("a close frame with half a code")),
+            [high, low, reason @ ..] => {
+                let code = u16::from_be_bytes([*high, *low]);
+                if !is_valid_code(code) {
+                    return Err(CloseReason::ProtocolError("a close code that must not be sent"));
+                }
+                Event::Close(Some((code, utf8(reason)?)))
+            }
+        },
+    })
+}
+
+impl Pending {
+    fn is_done(&self) -> bool {
+        self.header.is_empty() && self.frame.is_none() && self.message.is_none()
+    }
+
+    /// Takes bytes of one header or one payload from `input`; tells what became whole.
+    fn take(
+        &mut self,
+        input: &mut &mut [u8],
+        accept: Accept,
+        on_event: &mut impl FnMut(Event<'_>) -> ControlFlow<()>,
+    ) -> Result<ControlFlow<()>, CloseReason> {
+        let (header, arrived) = match self.frame {
+            Some(frame) => frame,
+            None => match self.take_header(input, accept)? {
+                Some(header) => (header, 0),
+                None => return Ok(ControlFlow::Continue(())),
+            },
+        };
+
+        let wanted = usize::try_from(header.len - arrived).unwrap_or(usize::MAX);
+        let wanted = wanted.min(input.len());
+        let (payload, rest) = std::mem::take(input).split_at_mut(wanted);
+        *input = rest;
+        unmask(payload, header.mask, arrived);
+        let arrived = arrived + payload.len() as u64;
+        let whole = arrived == header.len;
+        self.frame = if whole { None } else { Some((header, arrived)) };
+
+        if header.opcode.is_control() {
+            self.control.extend_from_slice(payload);
+            if !whole {
+                return Ok(ControlFlow::Continue(()));
+            }
+            let control = std::mem::take(&mut self.control);
+            return Ok(on_event(event(header.opcode, &control)?));
+        }
+
+        let message = self.message.get_or_insert_with(|| Message {
+            text: header.opcode == Opcode::Text,
+            payload: Vec::new(),
+            checked: 0,
+        });
+        message.payload.extend_from_slice(payload);
+        message.check_utf8()?;
+        if !(whole && header.fin) {
+            return Ok(ControlFlow::Continue(()));
+        }
+        let message = self.message.take();
+        let opcode = match &message {
+            Some(message) if message.text => Opcode::Text,
+            _ => Opcode::Binary,
+        };
+        let payload = message.map(|message| message.payload).unwrap_or_default();
+        Ok(on_event(event(opcode, &payload)?))
+    }
+
+    /// Takes header bytes one by one: at most 14, and only of a header that arrived in pieces.
+    fn take_header(&mut self, input: &mut &mut [u8], accept: Accept) -> Result<Option<Header>, CloseReason> {
+        while let Some((byte, rest)) = std::mem::take(input).split_first_mut() {
+            *input = rest;
+            self.header.push(*byte);
+            debug_assert!(self.header.len() <= MAX_HEADER);
+            if let Some((header, _)) = parse_header(&self.header)? {
+                self.header.clear();
+                check(&header, self.message.as_ref(), accept)?;
+                self.frame = Some((header, 0));
+                return Ok(Some(header));
+            }
+        }
+        Ok(None)
+    }
+}
+
+impl Message {
+    /// Checks the bytes that are new; a character may still be cut off at the end.
+    fn check_utf8(&mut self) -> Result<(), CloseReason> {
+        if !self.text {
+            return Ok(());
+        }
+        match std::str::from_utf8(&self.payload[self.checked..]) {
+            Ok(_) => self.checked = self.payload.len(),
+            Err(error) if error.error_len().is_some() => return Err(CloseReason::InvalidUtf8),
+            Err(error) => self.checked += error.valid_up_to(),
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ACCEPT: Accept = Accept { max_message_size: 1000, binary: true };
+
+    fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
+        let mask = [0xA1, 0xB2, 0xC3, 0xD4];
+        let mut bytes = vec![first];
+        match payload.len() {
+            len @ 0..=125 => bytes.push(0x80 | len as u8),
+            len => {
+                bytes.push(0x80 | 126);
+                bytes.extend((len as u16).to_be_bytes());
+            }
+        }
+        bytes.extend(mask);
+        let at = bytes.len();
+        bytes.extend(payload);
+        unmask(&mut bytes[at..], mask, 0);
+        bytes
+    }
+
+    /// Feeds `pieces` one after the other; what came out, as text, and how it ended.
+    fn feed<'a>(
+        pieces: impl IntoIterator<Item = &'a [u8]>,
+        accept: Accept,
+    ) -> (Vec<String>, Result<(), CloseReason>, Decoder) {
+        let mut decoder = Decoder::default();
+        let mut events = Vec::new();
+        for piece in pieces {
+            let result = decoder.decode(&mut piece.to_vec(), accept, |event| {
+                events.push(format!("{event:?}"));
+                ControlFlow::Continue(())
+            });
+            if result.is_err() {
+                return (events, result, decoder);
+            }
+        }
+        (events, Ok(()), decoder)
+    }
+
+    /// Every kind of frame a client may send, in one stream.
+    fn stream() -> Vec<u8> {
+        [
+            frame(0x81, "Hello".as_bytes()),
+            frame(0x01, "Käse und ".as_bytes()),
+            frame(0x89, b"are you there?"),
+            frame(0x00, b""),
+            frame(0x80, "\u{1F9C0}".as_bytes()),
+            frame(0x82, &[0xFF; 200]),
+            frame(0x8A, b""),
+            frame(0x81, b""),
+            frame(0x88, b"\x03\xE8bye"),
+        ]
+        .concat()
+    }
+
+    #[test]
+    fn wherever_the_bytes_are_cut_the_same_comes_out() {
+        let stream = stream();
+        let (whole, result, decoder) = feed([&stream[..]], ACCEPT);
+        assert_eq!(result, Ok(()));
+        assert_eq!(whole[0], r#"Text("Hello")"#);
+        assert_eq!(whole[2], "Text(\"Käse und \u{1F9C0}\")");
+        assert_eq!(whole.len(), 7);
+        assert!(decoder.pending.is_none(), "nothing is kept between messages");
+        for cut in 0..=stream.len() {
+            assert_eq!(feed([&stream[..cut], &stream[cut..]], ACCEPT).0, whole, "cut at {cut}");
+        }
+        assert_eq!(feed(stream.chunks(1), ACCEPT).0, whole, "byte by byte");
+    }
+
+    #[test]
+    fn what_must_not_come_is_refused() {
+        use CloseReason::*;
+        for (name, bytes, expected) in [
+            ("continuation of nothing", frame(0x80, b"x"), ProtocolError("a continuation of nothing")),
+            (
+                "text in a text",
+                [frame(0x01, b"x"), frame(0x81, b"y")].concat(),
+                ProtocolError("a new message inside a fragmented one"),
+            ),
+            ("half a code", frame(0x88, b"x"), ProtocolError("a close frame with half a code")),
+            (
+                "code 1005",
+                frame(0x88, &1005u16.to_be_bytes()),
+                ProtocolError("a close code that must not be sent"),
+            ),
+            ("reason", frame(0x88, b"\x03\xE8\xFF"), InvalidUtf8),
+            ("text", frame(0x81, b"\xC0\xAF"), InvalidUtf8),
+            ("cut off character", frame(0x81, b"\xE2\x82"), InvalidUtf8),
+            ("too big at once", frame(0x81, &[b'x'; 1001]), MessageTooBig),
+            (
+                "too big together",
+                [frame(0x01, &[b'x'; 600]), frame(0x80, &[b'x'; 600])].concat(),
+                MessageTooBig,
+            ),
+        ] {
+            assert_eq!(feed([&bytes[..]], ACCEPT).1, Err(expected), "{name}");
+            assert_eq!(feed(bytes.chunks(1), ACCEPT).1, Err(expected), "{name}, byte by byte");
+        }
+    }
+
+    #[test]
+    fn binary_is_refused_at_its_header_where_text_is_expected() {
+        let header = &frame(0x82, &[0; 200])[..8];
+        let accept = Accept { binary: false, ..ACCEPT };
+        assert_eq!(feed([header], accept).1, Err(CloseReason::UnsupportedData));
+    }
+
+    #[test]
+    fn a_message_too_big_is_refused_before_its_payload_comes() {
+        let header = [0x81, 0xFF, 0, 0, 0, 1, 0, 0, 0, 0, 1, 2, 3, 4];
+        assert_eq!(feed([&header[..]], ACCEPT).1, Err(CloseReason::MessageTooBig));
+    }
+
+    #[test]
+    fn a_wrong_byte_is_refused_at_once_in_the_middle_of_a_frame() {
+        let bytes = frame(0x81, b"abc\xFFdefgh");
+        let (events, result, _) = feed([&bytes[..6], &bytes[6..10]], ACCEPT);
+        assert_eq!((events.len(), result), (0, Err(CloseReason::InvalidUtf8)));
+    }
+}

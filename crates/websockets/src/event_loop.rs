@@ -1,0 +1,407 @@
+//! One thread that owns its share of the sockets: no task, no lock and no buffer per client.
+//!
+//! A turn: ask the kernel what happened, read from those who sent something, go on with what is to be
+//! written to everyone, then the timers. Each part stops after [`SLICE`] and goes on in the next turn, so
+//! neither a flood from one client nor a broadcast to ten thousand keeps anybody waiting for long.
+
+use std::{
+    collections::VecDeque,
+    io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use mio::{Events, Interest, Poll, Token, Waker};
+use slab::Slab;
+use tracing::debug;
+
+use crate::{
+    bus::{Bus, Command, Newcomer},
+    client_id::ClientId,
+    close::CloseReason,
+    connection::{Connection, Outcome, Readable, Rules},
+    frame::Frame,
+    heartbeat::{BUCKETS, Beat, Heartbeat},
+    manager::publish_text,
+    message::{Server, ServerMessage},
+    notice::Notice,
+    occupancy::Departure,
+};
+use lastcall_core::settings::ClientMessages;
+
+const WAKE: Token = Token(usize::MAX);
+
+/// How long one part of a turn may take before the others have their turn.
+const SLICE: Duration = Duration::from_millis(4);
+
+/// Clients between two looks at the clock, which costs about as much as a hundredth of a write.
+const CLOCK_EVERY: usize = 32;
+
+/// One read: enough for many messages, and small enough that one client does not fill a slice.
+const READ_BUFFER: usize = 64 << 10;
+
+/// Asked of the kernel at once.
+const EVENTS: usize = 1024;
+
+/// What is being written to everyone; a broadcast to many takes several turns.
+struct Fanout {
+    kind: FanoutKind,
+    /// Slot of the next client.
+    next: usize,
+}
+
+enum FanoutKind {
+    Frames(Bytes),
+    Notice(Notice),
+    Close(CloseReason),
+}
+
+/// What a loop needs to know from the start.
+pub(crate) struct Setup {
+    /// Which of the bus's inboxes is its own.
+    pub(crate) index: usize,
+    pub(crate) poll: Poll,
+    pub(crate) rules: Rules,
+    pub(crate) close_timeout: Duration,
+    /// Time between pings and time to answer one; `None`: no pings.
+    pub(crate) heartbeat: Option<(Duration, Duration)>,
+}
+
+pub(crate) struct EventLoop {
+    setup: Setup,
+    bus: Arc<Bus>,
+    clients: Slab<Connection>,
+    /// Clients to read from, each once. They take turns, one read each.
+    readers: VecDeque<usize>,
+    /// Clients that are closing, and when they are cut off. All have the same time, so this is in order.
+    closing: VecDeque<(Instant, usize, ClientId)>,
+    heartbeat: Option<Heartbeat>,
+    fanout: Option<Fanout>,
+    /// The command that comes after the fan-out.
+    then: Option<Command>,
+    /// Whether the inbox holds more.
+    more: bool,
+    /// What newcomers are told, once a drain started.
+    notice: Option<Notice>,
+    /// Why newcomers are closed, once all are being closed.
+    close_reason: Option<CloseReason>,
+    stopped: bool,
+    buffer: Vec<u8>,
+}
+
+impl EventLoop {
+    /// A poll and what wakes it.
+    pub(crate) fn poll() -> io::Result<(Poll, Waker)> {
+        let poll = Poll::new()?;
+        let waker = Waker::new(poll.registry(), WAKE)?;
+        Ok((poll, waker))
+    }
+
+    pub(crate) fn new(setup: Setup, bus: Arc<Bus>) -> Self {
+        let heartbeat = setup
+            .heartbeat
+            .filter(|_| setup.rules.client_messages != ClientMessages::Echo)
+            .map(|(interval, timeout)| Heartbeat::new(interval, timeout, Instant::now()));
+        Self {
+            setup,
+            bus,
+            clients: Slab::new(),
+            readers: VecDeque::new(),
+            closing: VecDeque::new(),
+            heartbeat,
+            fanout: None,
+            then: None,
+            more: false,
+            notice: None,
+            close_reason: None,
+            stopped: false,
+            buffer: vec![0; READ_BUFFER],
+        }
+    }
+
+    /// Serves until [`Command::Stop`]; then every client that is left is cut off.
+    pub(crate) fn run(mut self) {
+        let mut events = Events::with_capacity(EVENTS);
+        while !self.stopped {
+            match self.setup.poll.poll(&mut events, self.patience()) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => {
+                    tracing::error!(%error, "an event loop cannot go on: its clients are cut off");
+                    break;
+                }
+            }
+            for event in &events {
+                if event.token() == WAKE {
+                    self.more = true;
+                    continue;
+                }
+                let slot = event.token().0;
+                if event.is_writable() {
+                    self.flush(slot);
+                }
+                if event.is_read_closed()
+                    && let Some(connection) = self.clients.get_mut(slot)
+                {
+                    connection.half_closed = true;
+                }
+                if event.is_readable() || event.is_read_closed() {
+                    self.wants_to_be_read(slot);
+                }
+            }
+            self.read();
+            self.work();
+            self.beat(events.iter().count() < EVENTS);
+            self.cut_off_late_ones();
+        }
+        for connection in self.clients.drain() {
+            connection.depart(Departure::Cut);
+        }
+    }
+
+    /// How long the kernel may let the loop sleep.
+    fn patience(&self) -> Option<Duration> {
+        let reads = !self.readers.is_empty() && self.may_read();
+        if reads || self.more || self.fanout.is_some() || self.then.is_some() {
+            return Some(Duration::ZERO);
+        }
+        let beat = self.heartbeat.as_ref().filter(|_| !self.clients.is_empty()).map(Heartbeat::next);
+        let cut = self.closing.front().map(|(deadline, ..)| *deadline);
+        let next = [beat, cut].into_iter().flatten().min()?;
+        // Rounded up, as epoll counts in milliseconds: waking early would mean spinning.
+        Some(next.saturating_duration_since(Instant::now()))
+    }
+
+    /// Whether what clients send can be passed on now.
+    fn may_read(&self) -> bool {
+        self.setup.rules.client_messages != ClientMessages::Broadcast || self.bus.has_room()
+    }
+
+    fn wants_to_be_read(&mut self, slot: usize) {
+        if let Some(connection) = self.clients.get_mut(slot)
+            && !connection.waits_to_be_read
+        {
+            connection.waits_to_be_read = true;
+            self.readers.push_back(slot);
+        }
+    }
+
+    fn read(&mut self) {
+        let started = Instant::now();
+        while self.may_read()
+            && let Some(slot) = self.readers.pop_front()
+        {
+            let Some(connection) = self.clients.get_mut(slot) else { continue };
+            let bus = &self.bus;
+            let (outcome, readable) =
+                connection.read(&mut self.buffer, &self.setup.rules, |id, text| publish_text(bus, id, text));
+            match readable {
+                Readable::Maybe => self.readers.push_back(slot),
+                Readable::No => connection.waits_to_be_read = false,
+            }
+            self.settle(slot, outcome);
+            if started.elapsed() > SLICE {
+                break;
+            }
+        }
+    }
+
+    fn flush(&mut self, slot: usize) {
+        let Some(connection) = self.clients.get_mut(slot) else { return };
+        if !connection.has_output() {
+            return;
+        }
+        let outcome = connection.flush();
+        let read_on = !connection.has_output();
+        self.settle(slot, outcome);
+        if read_on {
+            // It may have been held back because of its output.
+            self.wants_to_be_read(slot);
+        }
+    }
+
+    /// Does what an outcome asks for.
+    fn settle(&mut self, slot: usize, outcome: Outcome) {
+        match outcome {
+            Outcome::Unchanged => {}
+            Outcome::CloseStarted => {
+                if let Some(connection) = self.clients.get(slot) {
+                    self.closing.push_back((Instant::now() + self.setup.close_timeout, slot, connection.id));
+                }
+            }
+            Outcome::Over(departure) => self.end(slot, departure),
+        }
+    }
+
+    fn end(&mut self, slot: usize, departure: Departure) {
+        if let Some(connection) = self.clients.try_remove(slot) {
+            // Closing the socket takes it off the poll.
+            debug!(client = %connection.id, ?departure, reason = ?connection.close_reason(), "disconnected");
+            connection.depart(departure);
+        }
+    }
+
+    /// Goes on with the fan-out, then takes what gathered in the inbox meanwhile.
+    fn work(&mut self) {
+        let started = Instant::now();
+        loop {
+            if self.fanout.is_some() {
+                if !self.fan_out(started) {
+                    return;
+                }
+            } else if let Some(command) = self.then.take() {
+                self.start(command);
+            } else if self.more && started.elapsed() < SLICE {
+                let (taken, more) = self.bus.take(self.setup.index);
+                self.more = more;
+                for newcomer in taken.newcomers {
+                    self.welcome(newcomer);
+                }
+                self.then = taken.command;
+                if !taken.frames.is_empty() && self.setup.rules.client_messages != ClientMessages::Echo {
+                    self.fanout = Some(Fanout { kind: FanoutKind::Frames(taken.frames), next: 0 });
+                }
+            } else {
+                return;
+            }
+        }
+    }
+
+    /// Starts what a command asks for.
+    fn start(&mut self, command: Command) {
+        let kind = match command {
+            Command::Publish(frame) => FanoutKind::Frames(frame.bytes().clone()),
+            Command::Notice(notice) => {
+                self.notice = Some(notice);
+                if self.setup.rules.client_messages == ClientMessages::Echo {
+                    return;
+                }
+                FanoutKind::Notice(notice)
+            }
+            Command::CloseAll(reason) => {
+                self.close_reason = Some(reason);
+                FanoutKind::Close(reason)
+            }
+            Command::Disconnect(id, reason) => {
+                let found = self.clients.iter_mut().find(|(_, connection)| connection.id == id);
+                if let Some((slot, connection)) = found {
+                    let outcome = connection.close(reason);
+                    self.settle(slot, outcome);
+                }
+                return;
+            }
+            Command::Stop => {
+                self.stopped = true;
+                return;
+            }
+        };
+        self.fanout = Some(Fanout { kind, next: 0 });
+    }
+
+    /// Goes on from client to client until the slice is over; whether all have had it.
+    fn fan_out(&mut self, started: Instant) -> bool {
+        let Some(mut fanout) = self.fanout.take() else { return true };
+        while fanout.next < self.clients.capacity() {
+            if fanout.next.is_multiple_of(CLOCK_EVERY) && started.elapsed() > SLICE && fanout.next > 0 {
+                fanout.next += 1;
+                self.reach(fanout.next - 1, &fanout.kind);
+                self.fanout = Some(fanout);
+                return false;
+            }
+            self.reach(fanout.next, &fanout.kind);
+            fanout.next += 1;
+        }
+        true
+    }
+
+    /// Gives one client its part of a fan-out.
+    fn reach(&mut self, slot: usize, kind: &FanoutKind) {
+        let Some(connection) = self.clients.get_mut(slot) else { return };
+        let outcome = match kind {
+            FanoutKind::Frames(frames) => connection.send(frames, &self.setup.rules),
+            FanoutKind::Notice(notice) => {
+                connection.send(notice.frame(connection.id).bytes(), &self.setup.rules)
+            }
+            FanoutKind::Close(reason) => connection.close(*reason),
+        };
+        self.settle(slot, outcome);
+    }
+
+    /// Takes in a client. Between fan-outs only, so it gets all of the next one.
+    fn welcome(&mut self, newcomer: Newcomer) {
+        let Newcomer { stream, already_read, id, place } = newcomer;
+        let mut stream = mio::net::TcpStream::from_std(stream);
+        let entry = self.clients.vacant_entry();
+        let slot = entry.key();
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        if let Err(error) = self.setup.poll.registry().register(&mut stream, Token(slot), interest) {
+            debug!(client = %id, %error, "a new socket could not be registered");
+            return place.leave(Departure::Cut);
+        }
+        let connection = entry.insert(Connection::new(stream, id, place));
+        debug!(client = %id, peer = ?connection.stream.peer_addr().ok(), "connected");
+
+        let rules = &self.setup.rules;
+        let mut outcome = Outcome::Unchanged;
+        if rules.client_messages != ClientMessages::Echo {
+            let welcome = ServerMessage::Welcome { client: id, server: Server };
+            outcome = connection.send(welcome.frame().bytes(), rules);
+            if let Some(notice) = &self.notice {
+                outcome = outcome.max(connection.send(notice.frame(id).bytes(), rules));
+            }
+        }
+        if let Some(reason) = self.close_reason {
+            outcome = outcome.max(connection.close(reason));
+        }
+        if !already_read.is_empty() && !matches!(outcome, Outcome::Over(_)) {
+            let bus = &self.bus;
+            let mut input = Vec::from(already_read);
+            outcome =
+                outcome.max(connection.receive(&mut input, rules, |id, text| publish_text(bus, id, text)));
+        }
+        self.settle(slot, outcome);
+    }
+
+    /// Pings and checks what is due: one bucket a turn, the next turn follows at once. `all_heard`: whether
+    /// the kernel had no more to tell, so that who was not heard did not say anything.
+    fn beat(&mut self, all_heard: bool) {
+        let Some(heartbeat) = &mut self.heartbeat else { return };
+        if !all_heard {
+            return;
+        }
+        let (bucket, ping) = match heartbeat.due(Instant::now()) {
+            Some(Beat::Ping(bucket)) => (bucket, Some(Frame::ping())),
+            Some(Beat::Check(bucket)) => (bucket, None),
+            None => return,
+        };
+        for slot in (bucket..self.clients.capacity()).step_by(BUCKETS) {
+            let Some(connection) = self.clients.get_mut(slot).filter(|connection| connection.is_open())
+            else {
+                continue;
+            };
+            let outcome = match &ping {
+                Some(ping) => {
+                    connection.heard = false;
+                    connection.send(ping.bytes(), &self.setup.rules)
+                }
+                None if connection.heard || connection.waits_to_be_read => Outcome::Unchanged,
+                None => connection.close(CloseReason::Idle),
+            };
+            self.settle(slot, outcome);
+        }
+    }
+
+    fn cut_off_late_ones(&mut self) {
+        let now = Instant::now();
+        while let Some(&(deadline, slot, id)) = self.closing.front()
+            && deadline <= now
+        {
+            self.closing.pop_front();
+            // The slot may have been given to somebody else since.
+            if self.clients.get(slot).is_some_and(|connection| connection.id == id) {
+                self.end(slot, Departure::Cut);
+            }
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! The manager of all connections: lets clients in, speaks to all of them, closes them, counts them.
+
+use std::{
+    io,
+    net::TcpStream,
+    sync::{Arc, Mutex, PoisonError},
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use lastcall_core::settings::Settings;
+use tokio::sync::watch;
+
+use crate::{
+    bus::{Bus, Command, Newcomer},
+    client_id::ClientId,
+    close::CloseReason,
+    connection::Rules,
+    event_loop::{EventLoop, Setup},
+    frame::Frame,
+    message::{BROADCAST, ServerMessage},
+    notice::Notice,
+    occupancy::{Door, Gate, Occupancy, Place, Refusal},
+};
+
+/// What the manager needs to know. Its meaning and units are those of the settings of the same names.
+#[derive(Debug, Clone, Copy)]
+pub struct ManagerConfig {
+    /// Event loops, each a thread: as many as there are cores.
+    pub event_loops: usize,
+    /// Most clients at once.
+    pub max_connections: usize,
+    /// How long a closed client has to answer.
+    pub close_timeout: Duration,
+    /// Time between pings and time to answer one; `None`: no pings.
+    pub heartbeat: Option<(Duration, Duration)>,
+    pub(crate) rules: Rules,
+}
+
+impl From<&Settings> for ManagerConfig {
+    fn from(settings: &Settings) -> Self {
+        Self {
+            event_loops: thread::available_parallelism().map_or(1, usize::from),
+            max_connections: settings.max_connections,
+            close_timeout: settings.close_timeout,
+            heartbeat: settings.ping_interval.map(|interval| (interval, settings.pong_timeout)),
+            rules: Rules {
+                client_messages: settings.client_messages,
+                max_message_size: settings.max_message_size,
+                max_queue: settings.max_queue,
+            },
+        }
+    }
+}
+
+/// All connections. Clones are handles to the same ones.
+#[derive(Debug, Clone)]
+pub struct ConnectionManager {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    door: Arc<Door>,
+    bus: Arc<Bus>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl ConnectionManager {
+    /// Starts the event loops.
+    ///
+    /// # Errors
+    /// When the system gives no epoll instance or no thread.
+    pub fn start(config: ManagerConfig) -> io::Result<Self> {
+        let mut polls = Vec::new();
+        let mut wakers = Vec::new();
+        for _ in 0..config.event_loops.max(1) {
+            let (poll, waker) = EventLoop::poll()?;
+            polls.push(poll);
+            wakers.push(waker);
+        }
+        let bus = Arc::new(Bus::new(wakers));
+        let manager = Self {
+            inner: Arc::new(Inner {
+                door: Door::new(config.max_connections),
+                bus: Arc::clone(&bus),
+                threads: Mutex::default(),
+            }),
+        };
+        for (index, poll) in polls.into_iter().enumerate() {
+            let setup = Setup {
+                index,
+                poll,
+                rules: config.rules,
+                close_timeout: config.close_timeout,
+                heartbeat: config.heartbeat,
+            };
+            let event_loop = EventLoop::new(setup, Arc::clone(&bus));
+            let spawned =
+                thread::Builder::new().name(format!("event-loop-{index}")).spawn(|| event_loop.run());
+            match spawned {
+                Ok(thread) => manager.threads().push(thread),
+                Err(error) => {
+                    manager.stop();
+                    return Err(error);
+                }
+            }
+        }
+        Ok(manager)
+    }
+
+    /// Lets one newcomer in, before its handshake is answered: from here on it counts, and a drain
+    /// waits for it. Give the [`Place`] to [`ConnectionManager::connect`], or drop it.
+    ///
+    /// # Errors
+    /// When the server is draining or full.
+    pub fn admit(&self) -> Result<Place, Refusal> {
+        self.inner.door.admit()
+    }
+
+    /// Takes over the socket of a client whose handshake was answered, with what it sent behind it.
+    ///
+    /// # Errors
+    /// When the socket cannot be made non-blocking.
+    pub fn connect(&self, place: Place, stream: TcpStream, already_read: Bytes) -> io::Result<ClientId> {
+        stream.set_nonblocking(true)?;
+        let id = ClientId::generate();
+        self.inner.bus.hand_over(Newcomer { stream, already_read, id, place });
+        Ok(id)
+    }
+
+    /// Closes one client, if it is there.
+    pub fn disconnect(&self, client: ClientId, reason: CloseReason) {
+        self.inner.bus.send(&Command::Disconnect(client, reason));
+    }
+
+    /// Sends a message to everyone, encoded once; waits while the event loops are behind. How many
+    /// clients there are.
+    pub async fn broadcast(&self, message: &ServerMessage<'_>) -> usize {
+        let frame = message.frame();
+        self.inner.bus.room().await;
+        self.inner.bus.send(&Command::Publish(frame));
+        self.count()
+    }
+
+    /// Lets nobody in any more, and tells everyone inside that the server is going to close; to be
+    /// called again to remind them.
+    pub fn give_notice(&self, notice: Notice) {
+        self.inner.door.shut(Gate::Draining);
+        self.inner.bus.send(&Command::Notice(notice));
+    }
+
+    /// Starts closing everyone: what is queued for a client is flushed first; a client that does not
+    /// answer within `close_timeout` is cut off.
+    pub fn close_all(&self, reason: CloseReason) {
+        self.inner.door.shut(Gate::Closing);
+        self.inner.bus.send(&Command::CloseAll(reason));
+    }
+
+    /// Clients there are, counted from before their handshake is answered.
+    pub fn count(&self) -> usize {
+        self.occupancy().clients
+    }
+
+    /// How many there are, and how many went, and how.
+    pub fn occupancy(&self) -> Occupancy {
+        self.inner.door.occupancy()
+    }
+
+    /// Every change of the occupancy.
+    pub fn watch(&self) -> watch::Receiver<Occupancy> {
+        self.inner.door.watch()
+    }
+
+    /// Waits until nobody is left.
+    pub async fn empty(&self) {
+        // Fails only when the door is gone, and this holds it.
+        let _ = self.watch().wait_for(|now| now.clients == 0).await;
+    }
+
+    /// Ends the event loops; who is still there is cut off. Blocks until the threads have ended, which
+    /// takes a turn.
+    pub fn stop(&self) {
+        self.inner.bus.send(&Command::Stop);
+        for thread in std::mem::take(&mut *self.threads()) {
+            if thread.join().is_err() {
+                tracing::error!("an event loop had panicked");
+            }
+        }
+    }
+
+    fn threads(&self) -> std::sync::MutexGuard<'_, Vec<JoinHandle<()>>> {
+        self.inner.threads.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Passes on what a client said.
+pub(crate) fn publish_text(bus: &Bus, from: ClientId, text: &str) {
+    let message = ServerMessage::Message { channel: BROADCAST, time: Timestamp::now(), from, data: text };
+    let frame: Frame = message.frame();
+    bus.send(&Command::Publish(frame));
+}

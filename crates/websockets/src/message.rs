@@ -1,0 +1,149 @@
+//! What the server says: the JSON objects of `docs/protocol.md`.
+
+use jiff::Timestamp;
+use serde::{Serialize, Serializer, ser::SerializeStruct};
+use serde_json::value::RawValue;
+
+use crate::{client_id::ClientId, frame::Frame};
+
+/// The one channel there is.
+pub const BROADCAST: &str = "broadcast";
+
+/// A message from the server.
+#[derive(Debug, Serialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum ServerMessage<'a> {
+    /// The first message on every connection.
+    Welcome {
+        /// The id of this connection.
+        client: ClientId,
+        /// Who answers.
+        server: Server,
+    },
+    /// Something happened; sent to everyone.
+    Notification {
+        /// [`BROADCAST`].
+        channel: &'a str,
+        /// When it was published.
+        #[serde(serialize_with = "rfc3339")]
+        time: Timestamp,
+        /// Any JSON.
+        data: &'a RawValue,
+    },
+    /// A client sent a text; sent to everyone.
+    Message {
+        /// [`BROADCAST`].
+        channel: &'a str,
+        /// When it arrived.
+        #[serde(serialize_with = "rfc3339")]
+        time: Timestamp,
+        /// Who sent it.
+        from: ClientId,
+        /// The text.
+        data: &'a str,
+    },
+    /// The server is going to close this connection.
+    Shutdown {
+        /// When this was said.
+        #[serde(serialize_with = "rfc3339")]
+        time: Timestamp,
+        /// Why, for people.
+        reason: &'a str,
+        /// When those who stay are closed.
+        #[serde(serialize_with = "rfc3339")]
+        deadline: Timestamp,
+        /// Seconds from `time` to `deadline`.
+        seconds_left: f64,
+        /// How to come back.
+        reconnect: Reconnect,
+    },
+    /// The client's last frame was refused.
+    Error {
+        /// For programs: snake_case, stable.
+        code: &'a str,
+        /// For people.
+        message: &'a str,
+    },
+}
+
+/// The server's name and version.
+#[derive(Debug, Clone, Copy)]
+pub struct Server;
+
+impl Serialize for Server {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut server = serializer.serialize_struct("Server", 2)?;
+        server.serialize_field("name", "lastcall")?;
+        server.serialize_field("version", env!("CARGO_PKG_VERSION"))?;
+        server.end()
+    }
+}
+
+/// When a client should come back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Reconnect {
+    /// Milliseconds from its close on.
+    pub after_ms: u64,
+}
+
+impl ServerMessage<'_> {
+    /// The message as one frame, to be shared by all who get it.
+    pub fn frame(&self) -> Frame {
+        // These types have no map with keys that are no strings and no fallible impl: only such can fail.
+        let json = serde_json::to_string(self).expect("a server message is always valid JSON");
+        Frame::text(&json)
+    }
+}
+
+/// RFC 3339, in UTC, with milliseconds.
+fn rfc3339<S: Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&format_args!("{time:.3}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn json(message: &ServerMessage<'_>) -> String {
+        serde_json::to_string(message).unwrap()
+    }
+
+    #[test]
+    fn the_wire_is_as_the_contract_says() {
+        let time: Timestamp = "2026-01-02T03:04:05Z".parse().unwrap();
+        let client = ClientId::generate();
+        let data = RawValue::from_string("{\"a\":[1,null]}".into()).unwrap();
+        let version = env!("CARGO_PKG_VERSION");
+        assert_eq!(
+            json(&ServerMessage::Welcome { client, server: Server }),
+            format!(
+                r#"{{"type":"welcome","client":"{client}","server":{{"name":"lastcall","version":"{version}"}}}}"#
+            )
+        );
+        assert_eq!(
+            json(&ServerMessage::Notification { channel: BROADCAST, time, data: &data }),
+            r#"{"type":"notification","channel":"broadcast","time":"2026-01-02T03:04:05.000Z","data":{"a":[1,null]}}"#
+        );
+        assert_eq!(
+            json(&ServerMessage::Message { channel: BROADCAST, time, from: client, data: "a \"b\"\n" }),
+            format!(
+                r#"{{"type":"message","channel":"broadcast","time":"2026-01-02T03:04:05.000Z","from":"{client}","data":"a \"b\"\n"}}"#
+            )
+        );
+        let shutdown = ServerMessage::Shutdown {
+            time,
+            reason: "service restart",
+            deadline: time,
+            seconds_left: 1.5,
+            reconnect: Reconnect { after_ms: 250 },
+        };
+        assert_eq!(
+            json(&shutdown),
+            r#"{"type":"shutdown","time":"2026-01-02T03:04:05.000Z","reason":"service restart","deadline":"2026-01-02T03:04:05.000Z","seconds_left":1.5,"reconnect":{"after_ms":250}}"#
+        );
+        assert_eq!(
+            json(&ServerMessage::Error { code: "unsupported_data", message: "no" }),
+            r#"{"type":"error","code":"unsupported_data","message":"no"}"#
+        );
+    }
+}

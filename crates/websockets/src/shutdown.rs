@@ -1,0 +1,194 @@
+//! The graceful shutdown: notice at once, patience until the deadline, then a proper close.
+
+use std::{
+    future::Future,
+    time::{Duration, Instant},
+};
+
+use lastcall_core::settings::Settings;
+use tokio::time::{Instant as TokioInstant, MissedTickBehavior, interval_at, sleep_until, timeout};
+use tracing::{info, warn};
+
+use crate::{close::CloseReason, manager::ConnectionManager, notice::Notice, occupancy::Occupancy};
+
+/// How much longer than `close_timeout` to wait for the event loops to have cut everyone off. They do it
+/// in their own turn; this bound only matters when one is stuck.
+const GRACE: Duration = Duration::from_secs(1);
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// Why a drain ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DrainEnd {
+    /// Everyone left.
+    Empty,
+    /// `shutdown_timeout` passed.
+    Deadline,
+    /// It was cut short.
+    CutShort,
+}
+
+/// How the clients of a drain went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Summary {
+    /// Left by themselves.
+    pub left: u64,
+    /// Were closed, and answered.
+    pub closed: u64,
+    /// Had to be cut off.
+    pub cut: u64,
+}
+
+/// One shutdown of one server.
+#[derive(Debug)]
+pub struct GracefulShutdown {
+    manager: ConnectionManager,
+    notice: Notice,
+    close_timeout: Duration,
+    remind_every: Option<Duration>,
+    before: Occupancy,
+}
+
+impl GracefulShutdown {
+    /// Shuts the gate and gives everyone notice.
+    pub fn begin(manager: ConnectionManager, settings: &Settings) -> Self {
+        let notice = Notice::new(CloseReason::ServiceRestart.reason(), settings.shutdown_timeout);
+        manager.give_notice(notice);
+        // Read after the gate is shut: nobody comes after this count.
+        let before = manager.occupancy();
+        info!(
+            clients = before.clients,
+            seconds = settings.shutdown_timeout.as_secs_f64(),
+            "drain started: everyone has notice"
+        );
+        Self {
+            manager,
+            notice,
+            close_timeout: settings.close_timeout,
+            remind_every: settings.notification_interval,
+            before,
+        }
+    }
+
+    /// When those who stay are closed.
+    pub fn deadline(&self) -> Instant {
+        self.notice.deadline
+    }
+
+    /// Clients still there.
+    pub fn clients(&self) -> usize {
+        self.manager.count()
+    }
+
+    /// Waits until everyone left, the deadline passed, or `cut_short` is ready; reminds the clients, and
+    /// logs how it goes, meanwhile.
+    pub async fn drain(&self, cut_short: impl Future<Output = ()>) -> DrainEnd {
+        let mut occupancy = self.manager.watch();
+        let mut progress = Progress::new(self.before.clients);
+        let now = TokioInstant::now();
+        let mut minutes = interval_at(now + MINUTE, MINUTE);
+        // Off: an interval that is never asked.
+        let every = self.remind_every.unwrap_or(MINUTE);
+        let mut reminders = interval_at(now + every, every);
+        reminders.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let deadline = sleep_until(self.notice.deadline.into());
+        tokio::pin!(cut_short, deadline);
+        loop {
+            let clients = occupancy.borrow_and_update().clients;
+            if clients == 0 {
+                return DrainEnd::Empty;
+            }
+            progress.tenths(clients);
+            tokio::select! {
+                biased;
+                () = &mut cut_short => return DrainEnd::CutShort,
+                () = &mut deadline => return DrainEnd::Deadline,
+                // Fails only when the manager is gone, and this holds it.
+                _ = occupancy.changed() => {}
+                _ = minutes.tick() => progress.log(clients),
+                _ = reminders.tick(), if self.remind_every.is_some() => self.manager.give_notice(self.notice),
+            }
+        }
+    }
+
+    /// Closes everyone who is left and waits until they are gone: at most `close_timeout`, and one second
+    /// for event loops that are behind.
+    pub async fn close(&self) {
+        let clients = self.manager.count();
+        info!(clients, reason = CloseReason::ServiceRestart.reason(), "closing everyone who is left");
+        self.manager.close_all(CloseReason::ServiceRestart);
+        if timeout(self.close_timeout + GRACE, self.manager.empty()).await.is_err() {
+            warn!(
+                clients = self.manager.count(),
+                "some clients could not even be cut off; they go with the process"
+            );
+        }
+    }
+
+    /// How they went; logs it.
+    pub fn finish(&self) -> Summary {
+        let now = self.manager.occupancy();
+        let summary = Summary {
+            left: now.left - self.before.left,
+            closed: now.closed - self.before.closed,
+            cut: now.cut - self.before.cut + now.clients as u64,
+        };
+        info!(
+            left = summary.left,
+            closed = summary.closed,
+            cut = summary.cut,
+            "drain ended: {} left by themselves, {} were closed, {} had to be cut",
+            summary.left,
+            summary.closed,
+            summary.cut
+        );
+        summary
+    }
+}
+
+/// Logs each tenth of the clients that went.
+#[derive(Debug)]
+struct Progress {
+    total: usize,
+    tenths: usize,
+}
+
+impl Progress {
+    fn new(total: usize) -> Self {
+        Self { total, tenths: 0 }
+    }
+
+    /// Logs when another tenth has gone since the last time; whether it did.
+    fn tenths(&mut self, left: usize) -> bool {
+        let gone = self.total.saturating_sub(left);
+        let tenths = (gone * 10).checked_div(self.total).unwrap_or(0);
+        let news = tenths > self.tenths;
+        if news {
+            self.tenths = tenths;
+            self.log(left);
+        }
+        news
+    }
+
+    fn log(&self, left: usize) {
+        let gone = self.total.saturating_sub(left);
+        info!(
+            total = self.total,
+            gone, left, "drain progress: {gone} of {} left, {left} still here", self.total
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_is_told_once_for_every_tenth() {
+        let mut progress = Progress::new(50);
+        let told: Vec<_> = (0..=50).rev().filter(|left| progress.tenths(*left)).collect();
+        assert_eq!(told, [45, 40, 35, 30, 25, 20, 15, 10, 5, 0]);
+        let mut few = Progress::new(3);
+        assert_eq!((0..3).rev().filter(|left| few.tenths(*left)).count(), 3);
+    }
+}
