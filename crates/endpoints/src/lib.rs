@@ -1,1 +1,19 @@
-//! Routes.
+//! HTTP and WebSocket routes: turns requests into calls on `lastcall-websockets`. Knows no signals.
+
+mod access;
+mod error;
+mod health;
+mod listener;
+mod origin;
+mod page;
+mod publish;
+mod routes;
+mod server;
+mod websocket;
+
+pub use error::ErrorCode;
+pub use health::{Health, HealthReport};
+pub use listener::{BindError, bind};
+pub use page::{Page, PageError};
+pub use routes::{Context, router};
+pub use server::HttpServer;

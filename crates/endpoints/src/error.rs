@@ -1,0 +1,91 @@
+//! Errors as callers see them: `{"error":{"code","message"}}`, and the status that goes with each code.
+
+use std::borrow::Cow;
+
+use axum::{
+    Json,
+    http::{HeaderValue, StatusCode, header::RETRY_AFTER},
+    response::{IntoResponse, Response},
+};
+use serde::Serialize;
+
+/// Seconds after which a refused client may try again. A restart takes about so long, and balancers
+/// have noticed by then.
+pub(crate) const RETRY_AFTER_SECONDS: u64 = 5;
+
+/// What went wrong, for programs. Stable: part of the public contract (`docs/protocol.md`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[allow(missing_docs, reason = "each says what it means; docs/protocol.md has the table")]
+pub enum ErrorCode {
+    BadHandshake,
+    BadRequest,
+    Closing,
+    Draining,
+    Full,
+    LoopbackOnly,
+    MethodNotAllowed,
+    NotFound,
+    OriginNotAllowed,
+    Overloaded,
+    PayloadTooLarge,
+    RequestTimeout,
+    Unauthorized,
+    UnknownChannel,
+    UnsupportedMediaType,
+    UpgradeRequired,
+}
+
+impl ErrorCode {
+    fn status(self) -> StatusCode {
+        match self {
+            Self::BadHandshake | Self::BadRequest | Self::UnknownChannel => StatusCode::BAD_REQUEST,
+            Self::Unauthorized => StatusCode::UNAUTHORIZED,
+            Self::LoopbackOnly | Self::OriginNotAllowed => StatusCode::FORBIDDEN,
+            Self::NotFound => StatusCode::NOT_FOUND,
+            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
+            Self::PayloadTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::UpgradeRequired => StatusCode::UPGRADE_REQUIRED,
+            Self::Closing | Self::Draining | Self::Full | Self::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+}
+
+/// An error response.
+#[derive(Debug)]
+pub(crate) struct ApiError {
+    code: ErrorCode,
+    message: Cow<'static, str>,
+}
+
+#[derive(Serialize)]
+struct Body<'a> {
+    error: Inner<'a>,
+}
+
+#[derive(Serialize)]
+struct Inner<'a> {
+    code: ErrorCode,
+    message: &'a str,
+}
+
+impl ApiError {
+    /// `message` is for people: what was wrong, and what would be right.
+    pub(crate) fn new(code: ErrorCode, message: impl Into<Cow<'static, str>>) -> Self {
+        Self { code, message: message.into() }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let status = self.code.status();
+        let body = Body { error: Inner { code: self.code, message: &self.message } };
+        let mut response = (status, Json(body)).into_response();
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(RETRY_AFTER_SECONDS));
+        }
+        response
+    }
+}

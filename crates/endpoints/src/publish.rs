@@ -1,0 +1,132 @@
+//! `POST /api/publish`: a notification from outside.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    Extension, Json,
+    body::{Body, to_bytes},
+    extract::State,
+    http::{HeaderMap, header::CONTENT_TYPE},
+};
+use jiff::Timestamp;
+use lastcall_websockets::{BROADCAST, Gate, ServerMessage};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use tokio::time::timeout;
+
+use crate::{
+    access,
+    error::{ApiError, ErrorCode},
+    origin,
+    routes::Context,
+    server::Peer,
+};
+
+/// How long a body may take to arrive, and the event loops to have room for it.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Publication<'a> {
+    #[serde(borrow)]
+    data: &'a RawValue,
+    #[serde(default = "broadcast")]
+    channel: String,
+}
+
+fn broadcast() -> String {
+    BROADCAST.to_owned()
+}
+
+#[derive(Serialize)]
+pub(crate) struct Published {
+    clients: usize,
+}
+
+pub(crate) async fn publish(
+    State(context): State<Arc<Context>>,
+    Extension(Peer(peer)): Extension<Peer>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<Published>, ApiError> {
+    // A page elsewhere must not publish through the browser of somebody who sits at this machine.
+    origin::check(&context.allowed_origins, &headers)?;
+    access::check(&context.api_keys, peer, &headers)?;
+    if !is_json(&headers) {
+        return Err(ApiError::new(
+            ErrorCode::UnsupportedMediaType,
+            "The body must be JSON: send `Content-Type: application/json`.",
+        ));
+    }
+    let body = read(body, &headers, context.max_message_size).await?;
+    let publication: Publication<'_> = serde_json::from_slice(&body).map_err(|error| {
+        ApiError::new(
+            ErrorCode::BadRequest,
+            format!("The body must be {{\"data\": any JSON, \"channel\": \"{BROADCAST}\"}}: {error}."),
+        )
+    })?;
+    if publication.channel != BROADCAST {
+        return Err(ApiError::new(
+            ErrorCode::UnknownChannel,
+            format!("There is no channel {:?}; the only one is \"{BROADCAST}\".", publication.channel),
+        ));
+    }
+    if context.manager.occupancy().gate == Gate::Closing {
+        return Err(ApiError::new(
+            ErrorCode::Closing,
+            "The server is closing its clients: none would get this.",
+        ));
+    }
+    let notification =
+        ServerMessage::Notification { channel: BROADCAST, time: Timestamp::now(), data: publication.data };
+    match timeout(PATIENCE, context.manager.broadcast(&notification)).await {
+        Ok(clients) => Ok(Json(Published { clients })),
+        Err(_) => Err(ApiError::new(
+            ErrorCode::Overloaded,
+            "Too much is waiting to be sent; nothing was published.",
+        )),
+    }
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let essence = headers
+        .get(CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| value.split(';').next())
+        .map(str::trim);
+    essence.is_some_and(|essence| {
+        let essence = essence.to_ascii_lowercase();
+        essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"))
+    })
+}
+
+async fn read(body: Body, headers: &HeaderMap, limit: usize) -> Result<bytes::Bytes, ApiError> {
+    let too_large = || {
+        ApiError::new(
+            ErrorCode::PayloadTooLarge,
+            format!("The body is over {limit} bytes, the server's `max_message_size`."),
+        )
+    };
+    // Said beforehand: then nothing has to be read to refuse it.
+    let declared = headers
+        .get(axum::http::header::CONTENT_LENGTH)
+        .and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    if declared.is_some_and(|declared| declared > limit as u64) {
+        return Err(too_large());
+    }
+    match timeout(PATIENCE, to_bytes(body, limit)).await {
+        Ok(Ok(body)) => Ok(body),
+        Ok(Err(error)) if is_length_limit(&error) => Err(too_large()),
+        Ok(Err(error)) => {
+            Err(ApiError::new(ErrorCode::BadRequest, format!("The body could not be read: {error}.")))
+        }
+        Err(_) => Err(ApiError::new(
+            ErrorCode::RequestTimeout,
+            format!("The body did not arrive within {} seconds.", PATIENCE.as_secs()),
+        )),
+    }
+}
+
+fn is_length_limit(error: &axum::Error) -> bool {
+    std::error::Error::source(error).is_some_and(|source| source.is::<http_body_util::LengthLimitError>())
+}
