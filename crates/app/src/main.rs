@@ -1,2 +1,59 @@
-//! The binary.
-fn main() {}
+//! The `lastcall` server: settings, logging, start, run, exit code.
+
+mod cli;
+mod server;
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use lastcall_core::{
+    logging,
+    settings::{Loaded, Settings, raise_fd_limit},
+};
+use tokio::runtime;
+
+use crate::cli::Action;
+
+/// Wrong settings; the same code as for a wrong command line.
+const WRONG_SETTINGS: u8 = 2;
+
+fn main() -> ExitCode {
+    let invocation = cli::parse();
+    raise_fd_limit();
+    let loaded = match Settings::load(&invocation.sources) {
+        Ok(loaded) => loaded,
+        Err(errors) => {
+            complain(&errors);
+            return ExitCode::from(WRONG_SETTINGS);
+        }
+    };
+    let result = match invocation.action {
+        Action::ShowConfig => show_config(&loaded),
+        Action::Serve => serve(&loaded.settings),
+    };
+    result.unwrap_or_else(|error| {
+        complain(&format_args!("{error:#}"));
+        ExitCode::FAILURE
+    })
+}
+
+fn serve(settings: &Settings) -> anyhow::Result<ExitCode> {
+    // Dropped last: what is logged on the way down is written, too.
+    let _log = logging::init(settings)?;
+    let runtime = runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")?;
+    let ending = runtime.block_on(server::run(settings));
+    // A task that is stuck must not keep the process: whatever had to end in order has ended.
+    runtime.shutdown_background();
+    ending
+}
+
+#[allow(clippy::print_stdout, reason = "the answer to a question on the command line")]
+fn show_config(loaded: &Loaded) -> anyhow::Result<ExitCode> {
+    print!("{}", cli::show_config(loaded));
+    Ok(ExitCode::SUCCESS)
+}
+
+#[allow(clippy::print_stderr, reason = "there may be no log yet, and this is for the one who started it")]
+fn complain(what: &dyn std::fmt::Display) {
+    eprintln!("error: {what}");
+}

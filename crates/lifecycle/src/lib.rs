@@ -1,1 +1,11 @@
-//! Life.
+//! Startup and shutdown hooks, signals and phases. Knows no routes.
+
+mod hooks;
+mod phase;
+mod run;
+mod signals;
+
+pub use hooks::{BoxError, HookError, Hooks};
+pub use phase::{Phase, Phases};
+pub use run::{Ending, Lifecycle};
+pub use signals::{Signal, Signals};

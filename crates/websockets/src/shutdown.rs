@@ -82,7 +82,7 @@ impl GracefulShutdown {
 
     /// Waits until everyone left, the deadline passed, or `cut_short` is ready; reminds the clients, and
     /// logs how it goes, meanwhile.
-    pub async fn drain(&self, cut_short: impl Future<Output = ()>) -> DrainEnd {
+    pub async fn drain(&self, cut_short: impl Future) -> DrainEnd {
         let mut occupancy = self.manager.watch();
         let mut progress = Progress::new(self.before.clients);
         let now = TokioInstant::now();
@@ -101,7 +101,7 @@ impl GracefulShutdown {
             progress.tenths(clients);
             tokio::select! {
                 biased;
-                () = &mut cut_short => return DrainEnd::CutShort,
+                _ = &mut cut_short => return DrainEnd::CutShort,
                 () = &mut deadline => return DrainEnd::Deadline,
                 // Fails only when the manager is gone, and this holds it.
                 _ = occupancy.changed() => {}

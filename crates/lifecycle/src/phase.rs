@@ -1,0 +1,119 @@
+//! The life of the process: `Starting → Serving → Draining → Closing → Stopped`.
+
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+use tracing::info;
+
+/// Where the process is in its life. It only ever goes forward; a phase may be skipped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    /// Startup hooks are running.
+    Starting,
+    /// All are welcome.
+    Serving,
+    /// Nobody new; those inside have notice and are served until they leave.
+    Draining,
+    /// Those inside are being closed.
+    Closing,
+    /// Nobody is left; the port is closed.
+    Stopped,
+}
+
+impl Phase {
+    /// The name in logs and answers.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Serving => "serving",
+            Self::Draining => "draining",
+            Self::Closing => "closing",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+/// What is published of the process.
+#[derive(Debug, Clone, Copy)]
+struct Status {
+    phase: Phase,
+    deadline: Option<Instant>,
+}
+
+/// Publishes the phase. Clones publish the same one.
+#[derive(Debug, Clone)]
+pub struct Phases(watch::Sender<Status>);
+
+impl Default for Phases {
+    fn default() -> Self {
+        Self(watch::Sender::new(Status { phase: Phase::Starting, deadline: None }))
+    }
+}
+
+impl Phases {
+    /// The phase now.
+    pub fn now(&self) -> Phase {
+        self.0.borrow().phase
+    }
+
+    /// While there is a deadline for clients to leave: the time until then.
+    pub fn time_left(&self) -> Option<Duration> {
+        let deadline = self.0.borrow().deadline?;
+        Some(deadline.saturating_duration_since(Instant::now()))
+    }
+
+    /// Waits until the process is in `phase` or beyond it.
+    pub async fn reached(&self, phase: Phase) {
+        // Fails only when the sender is gone, and this holds it.
+        let _ = self.0.subscribe().wait_for(|status| status.phase >= phase).await;
+    }
+
+    /// Goes on to `phase`, and says so. Going back is not possible: it is ignored.
+    pub(crate) fn enter(&self, phase: Phase) {
+        let mut from = phase;
+        let moved = self.0.send_if_modified(|status| {
+            from = status.phase;
+            let forward = phase > status.phase;
+            if forward {
+                status.phase = phase;
+            }
+            forward
+        });
+        if moved {
+            info!(from = from.name(), to = phase.name(), "phase");
+        }
+    }
+
+    /// Goes on to draining, until `deadline`.
+    pub(crate) fn enter_draining(&self, deadline: Instant) {
+        self.0.send_modify(|status| status.deadline = Some(deadline));
+        self.enter(Phase::Draining);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn phases_only_go_forward() {
+        let phases = Phases::default();
+        assert_eq!(phases.now(), Phase::Starting);
+        phases.enter(Phase::Draining);
+        phases.enter(Phase::Serving);
+        assert_eq!(phases.now(), Phase::Draining);
+    }
+
+    #[tokio::test]
+    async fn whoever_waits_for_a_phase_is_told() {
+        let phases = Phases::default();
+        let waiting = tokio::spawn({
+            let phases = phases.clone();
+            async move { phases.reached(Phase::Draining).await }
+        });
+        phases.enter(Phase::Serving);
+        phases.enter_draining(Instant::now() + Duration::from_secs(60));
+        waiting.await.unwrap();
+        assert!(phases.time_left().unwrap() > Duration::from_secs(50));
+    }
+}
