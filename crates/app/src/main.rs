@@ -40,7 +40,8 @@ fn main() -> ExitCode {
 fn serve(settings: &Settings) -> anyhow::Result<ExitCode> {
     // Dropped last: what is logged on the way down is written, too.
     let _log = logging::init(settings)?;
-    let runtime = runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")?;
+    let runtime =
+        runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")?;
     let ending = runtime.block_on(server::run(settings));
     // A task that is stuck must not keep the process: whatever had to end in order has ended.
     runtime.shutdown_background();

@@ -1,6 +1,19 @@
 //! What the operator decides: every setting, its default and where it came from.
 
+mod error;
+mod limits;
+mod load;
+mod origin;
+mod spec;
+mod value;
+
 use std::{path::PathBuf, time::Duration};
+
+pub use error::{Problem, SettingError, SettingsErrors};
+pub use limits::raise_fd_limit;
+pub use load::{Effective, Loaded, Sources};
+pub use origin::Origin;
+pub use spec::{GROUPS, Group, SPECS, Spec};
 
 /// What a client's text does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,0 +1,70 @@
+//! What is wrong with the settings: all of it, at once.
+
+use std::fmt;
+
+use super::Origin;
+
+/// One thing that is wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SettingError {
+    /// The setting; empty when it is about a whole file.
+    pub key: String,
+    /// Where it was set.
+    pub origin: Origin,
+    /// What is wrong.
+    pub problem: Problem,
+}
+
+/// What can be wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Problem {
+    /// The value.
+    Wrong {
+        /// As it was written; `None` for a secret.
+        value: Option<String>,
+        /// What would be right.
+        expected: String,
+    },
+    /// There is no such setting.
+    Unknown {
+        /// The nearest one there is.
+        nearest: Option<&'static str>,
+    },
+    /// A file could not be read or understood.
+    File(String),
+}
+
+impl fmt::Display for SettingError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { key, origin, problem } = self;
+        match problem {
+            Problem::Wrong { value: Some(value), expected } => {
+                write!(f, "{key} = {value} ({origin}): expected {expected}")
+            }
+            Problem::Wrong { value: None, expected } => write!(f, "{key} ({origin}): expected {expected}"),
+            Problem::Unknown { nearest: Some(nearest) } => {
+                write!(f, "{key} ({origin}): unknown setting; did you mean {nearest}?")
+            }
+            Problem::Unknown { nearest: None } => {
+                write!(f, "{key} ({origin}): unknown setting; `lastcall --help` lists all")
+            }
+            Problem::File(what) => write!(f, "{origin}: {what}"),
+        }
+    }
+}
+
+/// Everything that is wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SettingsErrors(pub Vec<SettingError>);
+
+impl fmt::Display for SettingsErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.len() {
+            1 => write!(f, "1 setting is wrong")?,
+            n => write!(f, "{n} settings are wrong")?,
+        }
+        self.0.iter().try_for_each(|error| write!(f, "\n  {error}"))
+    }
+}
+
+impl std::error::Error for SettingsErrors {}

@@ -1,0 +1,366 @@
+//! Where settings are looked for, which of them wins, and what is wrong with them.
+
+use std::{
+    ffi::OsString,
+    fs,
+    io::ErrorKind,
+    path::{Path, PathBuf},
+};
+
+use figment::{
+    Figment, Metadata, Profile, Provider,
+    providers::{Format, Toml},
+    value::{Dict, Map, Value},
+};
+
+use super::{
+    ApiKey, Origin, Problem, SPECS, SettingError, Settings, SettingsErrors, Spec, limits,
+    value::{self, Expected},
+};
+
+/// The file that is read when no other is named, if it is there.
+const CONFIG_FILE: &str = "config/lastcall.toml";
+
+/// What a variable may start with; it then wins over the one without.
+const PREFIX: &str = "LASTCALL_";
+
+/// Where settings are looked for. Plain data: a test needs no environment of its own.
+#[derive(Debug, Clone, Default)]
+pub struct Sources {
+    /// Where `config/lastcall.toml` and `.env` are looked for.
+    pub working_dir: PathBuf,
+    /// The settings file that was asked for; it must exist.
+    pub config_file: Option<PathBuf>,
+    /// The environment.
+    pub environment: Vec<(OsString, OsString)>,
+    /// Keys and values from the command line.
+    pub command_line: Vec<(&'static str, String)>,
+}
+
+/// The settings in force, and where each came from.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    /// The settings.
+    pub settings: Settings,
+    /// One entry for each of [`SPECS`], in that order.
+    pub effective: Vec<Effective>,
+}
+
+/// One setting in force, to be shown.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Effective {
+    /// Its key.
+    pub key: &'static str,
+    /// Its value as it was written; hidden if secret.
+    pub value: String,
+    /// Where it came from.
+    pub origin: Origin,
+}
+
+impl Settings {
+    /// Reads all sources; each wins over those before it: defaults, settings file, `.env`, environment,
+    /// command line. RUST_LOG wins over every `log_level`.
+    ///
+    /// # Errors
+    /// All that is wrong, not only the first.
+    pub fn load(sources: &Sources) -> Result<Loaded, SettingsErrors> {
+        let mut reader = Reader::default();
+        reader.file(sources);
+        reader.dot_env(&sources.working_dir);
+        reader.environment(&sources.environment);
+        for (key, text) in &sources.command_line {
+            let flag = key.replace('_', "-");
+            reader.set(Origin::Flag(flag), key, Value::from(text.as_str()));
+        }
+        reader.rust_log(&sources.environment);
+        reader.finish()
+    }
+}
+
+/// One value and where it came from, for figment to merge and to remember.
+struct Layer {
+    origin: Origin,
+    key: &'static str,
+    value: Value,
+}
+
+impl Provider for Layer {
+    fn metadata(&self) -> Metadata {
+        Metadata::named(self.origin.to_string())
+    }
+
+    fn data(&self) -> Result<Map<Profile, Dict>, figment::Error> {
+        // Written anew: a value that was read from a file is marked with that reading, not with this layer.
+        let value = Value::serialize(&self.value)?;
+        let dict = Dict::from([(self.key.to_owned(), value)]);
+        Ok(Map::from([(Profile::Default, dict)]))
+    }
+}
+
+/// Gathers values, and everything that is wrong.
+#[derive(Default)]
+struct Reader {
+    figment: Figment,
+    /// Where each layer came from; figment knows them by their words.
+    origins: Vec<Origin>,
+    errors: Vec<SettingError>,
+}
+
+impl Reader {
+    /// Takes a value in; a later one for the same key wins.
+    fn set(&mut self, origin: Origin, key: &str, value: Value) {
+        match SPECS.iter().find(|spec| spec.key == key) {
+            Some(spec) => {
+                self.origins.push(origin.clone());
+                let figment = std::mem::take(&mut self.figment);
+                self.figment = figment.merge(Layer { origin, key: spec.key, value });
+            }
+            None => self.errors.push(SettingError {
+                key: key.to_owned(),
+                origin,
+                problem: Problem::Unknown { nearest: nearest(key) },
+            }),
+        }
+    }
+
+    fn file(&mut self, sources: &Sources) {
+        let (path, shown) = match &sources.config_file {
+            Some(path) => (sources.working_dir.join(path), path.display().to_string()),
+            None => (sources.working_dir.join(CONFIG_FILE), CONFIG_FILE.to_owned()),
+        };
+        let whole = Origin::File { path: shown.clone(), line: None };
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == ErrorKind::NotFound && sources.config_file.is_none() => return,
+            Err(error) => return self.wrong_file(whole, format!("cannot be read: {error}")),
+        };
+        match Figment::from(Toml::string(&text)).extract::<Dict>() {
+            Ok(dict) => {
+                for (key, value) in dict {
+                    let line = line_of(&text, &key);
+                    self.set(Origin::File { path: shown.clone(), line }, &key, value);
+                }
+            }
+            Err(errors) => {
+                let what =
+                    errors.into_iter().map(|error| error.kind.to_string()).collect::<Vec<_>>().join("; ");
+                self.wrong_file(whole, format!("is not valid TOML: {}", what.trim()));
+            }
+        }
+    }
+
+    fn dot_env(&mut self, working_dir: &Path) {
+        let path = working_dir.join(".env");
+        let lines = match dotenvy::from_path_iter(&path) {
+            Ok(lines) => lines,
+            Err(error) if error.not_found() => return,
+            Err(error) => return self.wrong_file(Origin::DotEnv("a line".into()), error.to_string()),
+        };
+        let mut variables = Vec::new();
+        for line in lines {
+            match line {
+                Ok(variable) => variables.push(variable),
+                Err(error) => {
+                    return self
+                        .wrong_file(Origin::DotEnv("a line".into()), format!("cannot be read: {error}"));
+                }
+            }
+        }
+        self.variables(&variables, Origin::DotEnv);
+    }
+
+    fn environment(&mut self, environment: &[(OsString, OsString)]) {
+        let mut variables = Vec::new();
+        for (name, text) in environment {
+            // What is not UTF-8 by name is not ours.
+            let Some(name) = name.to_str() else { continue };
+            match text.to_str() {
+                Some(text) => variables.push((name.to_owned(), text.to_owned())),
+                None if key_of(name).is_some() => {
+                    self.wrong_file(Origin::Variable(name.to_owned()), "is not UTF-8".into());
+                }
+                None => {}
+            }
+        }
+        self.variables(&variables, Origin::Variable);
+    }
+
+    /// Takes in the variables that are settings: first those without the prefix, so that the others win.
+    fn variables(&mut self, variables: &[(String, String)], origin: fn(String) -> Origin) {
+        for prefixed in [false, true] {
+            for (name, text) in variables {
+                // An empty variable is the usual way to unset one.
+                if name.starts_with(PREFIX) == prefixed
+                    && !text.is_empty()
+                    && let Some(key) = key_of(name)
+                {
+                    self.set(origin(name.clone()), &key, Value::from(text.as_str()));
+                }
+            }
+        }
+    }
+
+    fn rust_log(&mut self, environment: &[(OsString, OsString)]) {
+        let rust_log = environment.iter().find(|(name, _)| name == "RUST_LOG");
+        if let Some(text) = rust_log.and_then(|(_, text)| text.to_str()).filter(|text| !text.is_empty()) {
+            self.set(Origin::Variable("RUST_LOG".into()), "log_level", Value::from(text));
+        }
+    }
+
+    fn wrong_file(&mut self, origin: Origin, what: String) {
+        self.errors.push(SettingError { key: String::new(), origin, problem: Problem::File(what) });
+    }
+
+    /// The value that won, and where it came from.
+    fn winner(&self, key: &str) -> Option<(Value, Origin)> {
+        let value = self.figment.find_value(key).ok()?;
+        let words = self.figment.get_metadata(value.tag()).map(|metadata| metadata.name.to_string());
+        let origin = self.origins.iter().rev().find(|origin| words.as_ref() == Some(&origin.to_string()));
+        Some((value, origin.cloned().unwrap_or(Origin::Default)))
+    }
+
+    /// Reads one setting with `read`; what is wrong is noted, and `otherwise` stands in for it.
+    fn read<T>(
+        &mut self,
+        key: &'static str,
+        otherwise: T,
+        read: impl FnOnce(&Value) -> Result<T, Expected>,
+    ) -> T {
+        let (value, origin) = match self.winner(key) {
+            Some(winner) => winner,
+            None => match default(key) {
+                Some(value) => (value, Origin::Default),
+                None => return otherwise,
+            },
+        };
+        read(&value).unwrap_or_else(|expected| {
+            self.wrong(key, Some(&value), origin, expected);
+            otherwise
+        })
+    }
+
+    fn wrong(&mut self, key: &'static str, value: Option<&Value>, origin: Origin, expected: Expected) {
+        let secret = SPECS.iter().any(|spec| spec.key == key && spec.secret);
+        let value = value.filter(|_| !secret).map(value::shown);
+        self.errors.push(SettingError {
+            key: key.into(),
+            origin,
+            problem: Problem::Wrong { value, expected },
+        });
+    }
+
+    fn finish(mut self) -> Result<Loaded, SettingsErrors> {
+        use value::{
+            client_messages, connections, duration, folder, host, interval, keys, log_format, log_level,
+            origins, port, size, some_time,
+        };
+        let most = limits::most_connections();
+        // The values after the keys only matter while errors are gathered, or where there is no default.
+        let settings = Settings {
+            host: self.read("host", String::new(), host),
+            port: self.read("port", 0, port),
+            templates_dir: self.read("templates_dir", None, folder),
+            notification_interval: self.read("notification_interval", None, interval),
+            client_messages: self.read("client_messages", super::ClientMessages::Broadcast, client_messages),
+            shutdown_timeout: self.read("shutdown_timeout", std::time::Duration::ZERO, duration),
+            close_timeout: self.read("close_timeout", std::time::Duration::ZERO, some_time),
+            max_connections: self.read("max_connections", most.0, |value| connections(value, most)),
+            max_message_size: self.read("max_message_size", 1, size),
+            max_queue: self.read("max_queue", usize::MAX, size),
+            ping_interval: self.read("ping_interval", None, interval),
+            pong_timeout: self.read("pong_timeout", std::time::Duration::ZERO, some_time),
+            allowed_origins: self.read("allowed_origins", super::AllowedOrigins::SameHost, origins),
+            api_keys: self.read("api_keys", Vec::<ApiKey>::new(), keys),
+            log_level: self.read("log_level", String::new(), log_level),
+            log_format: self.read("log_format", super::LogFormat::Auto, log_format),
+            log_dir: self.read("log_dir", None, folder),
+        };
+        self.check_together(&settings);
+        if !self.errors.is_empty() {
+            return Err(SettingsErrors(self.errors));
+        }
+        let effective = SPECS.iter().map(|spec| self.effective(spec, &settings)).collect();
+        Ok(Loaded { settings, effective })
+    }
+
+    /// What is right by itself but not beside the others.
+    fn check_together(&mut self, settings: &Settings) {
+        if let Some(interval) = settings.ping_interval
+            && settings.pong_timeout > interval
+        {
+            let expected = format!(
+                "at most ping_interval, which is {interval:?}: a pong must come before the next ping"
+            );
+            self.contradicts("pong_timeout", expected);
+        }
+        if settings.max_queue < settings.max_message_size {
+            let expected = format!(
+                "at least max_message_size, which is {} bytes: one message must fit",
+                settings.max_message_size
+            );
+            self.contradicts("max_queue", expected);
+        }
+    }
+
+    fn contradicts(&mut self, key: &'static str, expected: Expected) {
+        let (value, origin) = match self.winner(key) {
+            Some((value, origin)) => (Some(value), origin),
+            None => (default(key), Origin::Default),
+        };
+        self.wrong(key, value.as_ref(), origin, expected);
+    }
+
+    fn effective(&self, spec: &Spec, settings: &Settings) -> Effective {
+        let (value, origin) = match self.winner(spec.key) {
+            Some((_, origin)) if spec.secret => (format!("({} hidden)", settings.api_keys.len()), origin),
+            Some((value, origin)) => (value::shown(&value), origin),
+            None => {
+                let value = match (spec.default, spec.key) {
+                    (Some(default), _) => default.to_owned(),
+                    (None, "max_connections") => settings.max_connections.to_string(),
+                    (None, "allowed_origins") => "(same host)".to_owned(),
+                    (None, _) => "(none)".to_owned(),
+                };
+                (value, Origin::Default)
+            }
+        };
+        Effective { key: spec.key, value, origin }
+    }
+}
+
+/// The setting that a variable is about, known or not; `None`: it is not about us.
+fn key_of(variable: &str) -> Option<String> {
+    match variable.strip_prefix(PREFIX) {
+        Some(rest) => Some(rest.to_ascii_lowercase()),
+        None => SPECS.iter().find(|spec| spec.variable() == variable).map(|spec| spec.key.to_owned()),
+    }
+}
+
+/// The default, as a value.
+fn default(key: &str) -> Option<Value> {
+    let default = SPECS.iter().find(|spec| spec.key == key)?.default?;
+    // Numbers and quoted words: nothing else stands in the list.
+    Some(match default.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) {
+        Some(word) => Value::from(word),
+        None => default.parse().map_or_else(|_| Value::from(default), |number: i64| Value::from(number)),
+    })
+}
+
+fn nearest(key: &str) -> Option<&'static str> {
+    let similar = |spec: &Spec| (strsim::jaro_winkler(spec.key, &key.to_ascii_lowercase()), spec.key);
+    let (similarity, nearest) = SPECS.iter().map(similar).max_by(|a, b| a.0.total_cmp(&b.0))?;
+    (similarity > 0.8).then_some(nearest)
+}
+
+/// The line on which a key of a flat TOML file is set, counted from 1.
+fn line_of(text: &str, key: &str) -> Option<usize> {
+    let sets = |line: &str| {
+        let (name, _) = line.split_once('=').unwrap_or((line, ""));
+        name.trim().trim_matches(['[', ']', '"', '\'']) == key
+    };
+    text.lines().position(sets).map(|index| index + 1)
+}
+
+#[cfg(test)]
+#[path = "load_tests.rs"]
+mod tests;

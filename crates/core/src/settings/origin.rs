@@ -1,0 +1,36 @@
+//! Where a value came from.
+
+use std::fmt;
+
+/// Where a value came from, in words for the operator.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// Nobody set it.
+    Default,
+    /// A settings file, and the line in it if it was found.
+    File {
+        /// As it was named.
+        path: String,
+        /// Counted from 1.
+        line: Option<usize>,
+    },
+    /// A line of the `.env` file.
+    DotEnv(String),
+    /// An environment variable.
+    Variable(String),
+    /// The command line; the flag without its dashes.
+    Flag(String),
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Default => f.write_str("default"),
+            Self::File { path, line: None } => f.write_str(path),
+            Self::File { path, line: Some(line) } => write!(f, "{path}:{line}"),
+            Self::DotEnv(variable) => write!(f, "{variable} in .env"),
+            Self::Variable(variable) => write!(f, "environment variable {variable}"),
+            Self::Flag(flag) => write!(f, "command line --{flag}"),
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! The list of all settings: what the command line, `lastcall config`, the checks for unknown keys and
+//! the shipped `config/lastcall.toml` are made from.
+
+/// What a setting is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Group(pub &'static str);
+
+const NETWORK: Group = Group("Network");
+const MESSAGES: Group = Group("Messages");
+const SHUTDOWN: Group = Group("Shutdown");
+const LIMITS: Group = Group("Limits");
+const ACCESS: Group = Group("Access");
+const LOGGING: Group = Group("Logging");
+
+/// All groups, in the order in which they are shown.
+pub const GROUPS: [Group; 6] = [NETWORK, MESSAGES, SHUTDOWN, LIMITS, ACCESS, LOGGING];
+
+/// One setting.
+#[derive(Debug, Clone, Copy)]
+pub struct Spec {
+    /// Its name in `config/lastcall.toml`; in capitals, the environment variable.
+    pub key: &'static str,
+    /// What it is about.
+    pub group: Group,
+    /// What stands for its value in `--help`.
+    pub placeholder: &'static str,
+    /// Its default, as one would write it in TOML; `None`: see `help`.
+    pub default: Option<&'static str>,
+    /// One line on what it does.
+    pub help: &'static str,
+    /// Whether its value must never be shown.
+    pub secret: bool,
+}
+
+impl Spec {
+    /// The environment variable.
+    pub fn variable(&self) -> String {
+        self.key.to_ascii_uppercase()
+    }
+
+    /// The command line flag, without its dashes.
+    pub fn flag(&self) -> String {
+        self.key.replace('_', "-")
+    }
+}
+
+const fn spec(
+    key: &'static str,
+    group: Group,
+    placeholder: &'static str,
+    default: Option<&'static str>,
+    help: &'static str,
+) -> Spec {
+    Spec { key, group, placeholder, default, help, secret: false }
+}
+
+/// Every setting.
+pub const SPECS: [Spec; 17] = [
+    spec(
+        "host",
+        NETWORK,
+        "HOST",
+        Some("\"127.0.0.1\""),
+        "Name or address to listen on; 0.0.0.0 for all of this machine",
+    ),
+    spec("port", NETWORK, "PORT", Some("8000"), "Port to listen on; 0 picks a free one and logs it"),
+    spec("templates_dir", NETWORK, "FOLDER", None, "Folder whose index.html replaces the built-in test page"),
+    spec(
+        "notification_interval",
+        MESSAGES,
+        "DURATION",
+        Some("10"),
+        "Time between periodic notifications; 0 turns them off",
+    ),
+    spec(
+        "client_messages",
+        MESSAGES,
+        "WHAT",
+        Some("\"broadcast\""),
+        "What a client's text does: broadcast to everyone, ignore, or echo (for diagnosis)",
+    ),
+    spec(
+        "shutdown_timeout",
+        SHUTDOWN,
+        "DURATION",
+        Some("1800"),
+        "How long a drain waits for clients to leave before it closes them",
+    ),
+    spec(
+        "close_timeout",
+        SHUTDOWN,
+        "DURATION",
+        Some("5"),
+        "How long a closed client has to answer before its TCP socket goes",
+    ),
+    spec(
+        "max_connections",
+        LIMITS,
+        "NUMBER",
+        None,
+        "Most clients at once; default: the file descriptor limit, less 64 in reserve",
+    ),
+    spec(
+        "max_message_size",
+        LIMITS,
+        "SIZE",
+        Some("\"64KiB\""),
+        "Largest message from a client, and body to publish",
+    ),
+    spec(
+        "max_queue",
+        LIMITS,
+        "SIZE",
+        Some("\"1MiB\""),
+        "Bytes that may wait for a slow client before it is cut off",
+    ),
+    spec(
+        "ping_interval",
+        LIMITS,
+        "DURATION",
+        Some("25"),
+        "Time between pings to each client; 0 turns them off",
+    ),
+    spec("pong_timeout", LIMITS, "DURATION", Some("10"), "How long a client has to answer a ping"),
+    spec(
+        "allowed_origins",
+        ACCESS,
+        "ORIGINS",
+        None,
+        "Web pages that may connect, such as https://example.org; * for all; default: same host",
+    ),
+    Spec {
+        secret: true,
+        ..spec(
+            "api_keys",
+            ACCESS,
+            "KEYS",
+            None,
+            "Keys that /api/ accepts, 16 characters or more each; none: only this machine may call",
+        )
+    },
+    spec(
+        "log_level",
+        LOGGING,
+        "LEVEL",
+        Some("\"info\""),
+        "error, warn, info, debug or trace, or filter directives; RUST_LOG wins",
+    ),
+    spec(
+        "log_format",
+        LOGGING,
+        "FORMAT",
+        Some("\"auto\""),
+        "pretty, json, or auto: pretty on a terminal, else json",
+    ),
+    spec("log_dir", LOGGING, "FOLDER", None, "Folder for log files too, a new one each day"),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The shipped file, which people read to learn the settings.
+    const SHIPPED: &str = include_str!("../../../../config/lastcall.toml");
+
+    #[test]
+    fn the_shipped_file_has_every_setting_with_its_default_and_its_line() {
+        for spec in SPECS {
+            let line = match spec.default {
+                Some(default) => format!("# {} = {default}\n", spec.key),
+                None => format!("# {} = ", spec.key),
+            };
+            let (before, _) = SHIPPED.split_once(&line).unwrap_or_else(|| panic!("no line {line:?}"));
+            assert_eq!(before.lines().last(), Some(&*format!("## {}", spec.help)), "{}", spec.key);
+        }
+        let listed = SHIPPED.lines().filter(|line| line.starts_with("# ")).count();
+        assert_eq!(listed, SPECS.len(), "nothing else stands there");
+    }
+}
