@@ -3,7 +3,7 @@
 use std::{env, path::PathBuf};
 
 use clap::{Arg, ArgMatches, Command, value_parser};
-use lastcall_core::settings::{Loaded, SPECS, Sources, Spec};
+use lastcall_core::settings::{Effective, Loaded, SPECS, Sources, Spec};
 
 const ABOUT: &str =
     "A WebSocket server that notifies everyone connected, and closes without hurting anyone connected.";
@@ -91,13 +91,11 @@ fn arg(spec: &Spec) -> Arg {
 
 /// The settings in force as a table.
 pub(crate) fn show_config(loaded: &Loaded) -> String {
-    let width = |text: fn(&lastcall_core::settings::Effective) -> &str| {
+    let width = |text: fn(&Effective) -> &str| {
         loaded.effective.iter().map(|one| text(one).chars().count()).max().unwrap_or(0)
     };
     let (keys, values) = (width(|one| one.key), width(|one| &one.value));
-    let line = |one: &lastcall_core::settings::Effective| {
-        format!("{:keys$}  {:values$}  {}\n", one.key, one.value, one.origin)
-    };
+    let line = |one: &Effective| format!("{:keys$}  {:values$}  {}\n", one.key, one.value, one.origin);
     loaded.effective.iter().map(line).collect()
 }
 

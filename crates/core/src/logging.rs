@@ -27,10 +27,10 @@ const BUFFERED_LINES: usize = 16_384;
 #[derive(Debug, thiserror::Error)]
 pub enum LoggingError {
     /// The level is not understood.
-    #[error("log_level: {0}")]
+    #[error("log_level is not understood")]
     Level(#[from] ParseError),
     /// The folder for files cannot be used.
-    #[error("cannot write log files to log_dir {}: {}", dir.display(), source_of(source))]
+    #[error("cannot write log files to log_dir {}", dir.display())]
     Dir {
         /// The folder.
         dir: PathBuf,
@@ -40,14 +40,6 @@ pub enum LoggingError {
     /// There is a log already.
     #[error(transparent)]
     Twice(#[from] TryInitError),
-}
-
-/// What the appender says, with what the system said to it.
-fn source_of(error: &InitError) -> String {
-    match std::error::Error::source(error) {
-        Some(source) => source.to_string(),
-        None => error.to_string(),
-    }
 }
 
 /// Writes what is still waiting when it is dropped: keep it until the very end.
@@ -70,15 +62,12 @@ pub fn init(settings: &Settings) -> Result<LogGuard, LoggingError> {
         }
         None => (None, None),
     };
-    tracing_subscriber::registry().with(filter_later(stdout, file)).with(filter).try_init()?;
+    let outputs: Vec<Output> = std::iter::once(stdout).chain(file).collect();
+    tracing_subscriber::registry().with(outputs).with(filter).try_init()?;
     Ok(LogGuard(guard))
 }
 
 type Output = Box<dyn Layer<Registry> + Send + Sync>;
-
-fn filter_later(stdout: Output, file: Option<Output>) -> Vec<Output> {
-    std::iter::once(stdout).chain(file).collect()
-}
 
 fn layer<W>(format: LogFormat, terminal: bool, writer: W) -> Output
 where

@@ -16,7 +16,7 @@ const BACKLOG: u32 = 65_535;
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
     /// The host name means nothing here.
-    #[error("cannot find the host {host:?}: {source}; set `host` to an address of this machine")]
+    #[error("cannot find the host {host:?}; set `host` to a name or an address of this machine")]
     Host {
         /// As configured.
         host: String,
@@ -33,7 +33,7 @@ pub enum BindError {
     #[error("cannot listen on {0}: this machine does not have that address; change `host`")]
     NotLocal(SocketAddr),
     /// Something else.
-    #[error("cannot listen on {address}: {source}")]
+    #[error("cannot listen on {address}")]
     Other {
         /// Where.
         address: SocketAddr,

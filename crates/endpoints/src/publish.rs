@@ -59,12 +59,7 @@ pub(crate) async fn publish(
         ));
     }
     let body = read(body, &headers, context.max_message_size).await?;
-    let publication: Publication<'_> = serde_json::from_slice(&body).map_err(|error| {
-        ApiError::new(
-            ErrorCode::BadRequest,
-            format!("The body must be {{\"data\": any JSON, \"channel\": \"{BROADCAST}\"}}: {error}."),
-        )
-    })?;
+    let publication = parse(&body)?;
     if publication.channel != BROADCAST {
         return Err(ApiError::new(
             ErrorCode::UnknownChannel,
@@ -86,6 +81,18 @@ pub(crate) async fn publish(
             "Too much is waiting to be sent; nothing was published.",
         )),
     }
+}
+
+fn parse(body: &[u8]) -> Result<Publication<'_>, ApiError> {
+    let wrong = |what: &dyn std::fmt::Display| {
+        let right = format!("{{\"data\": any JSON, \"channel\": \"{BROADCAST}\"}}");
+        ApiError::new(ErrorCode::BadRequest, format!("The body must be {right}: {what}."))
+    };
+    // serde would read an array as the fields in their order.
+    if body.trim_ascii_start().first() != Some(&b'{') {
+        return Err(wrong(&"it is not an object"));
+    }
+    serde_json::from_slice(body).map_err(|error| wrong(&error))
 }
 
 fn is_json(headers: &HeaderMap) -> bool {

@@ -15,7 +15,7 @@ type Shutdown = Pin<Box<dyn Future<Output = Result<(), BoxError>> + Send>>;
 #[derive(Debug, thiserror::Error)]
 pub enum HookError {
     /// It said so.
-    #[error("cannot start {name}: {source}")]
+    #[error("cannot start {name}")]
     Failed {
         /// Its name.
         name: &'static str,
@@ -157,7 +157,8 @@ mod tests {
         let hooks = hooks.add("b", TIME, async { Err::<Nothing, _>("no".into()) });
         let hooks = diary.part(hooks, "c", Ok(()));
         let error = hooks.start().await.err().unwrap();
-        assert_eq!(error.to_string(), "cannot start b: no");
+        assert_eq!(error.to_string(), "cannot start b");
+        assert_eq!(error.source().unwrap().to_string(), "no");
         assert_eq!(diary.read(), "+a -a");
     }
 

@@ -1,5 +1,6 @@
 //! From the first startup hook to the last shutdown hook.
 
+use humantime::format_duration;
 use lastcall_core::settings::Settings;
 use lastcall_websockets::{ConnectionManager, DrainEnd, GracefulShutdown};
 use tracing::{info, warn};
@@ -60,28 +61,26 @@ impl Lifecycle {
             0 => info!(signal = first.name(), "nobody is connected: stopping"),
             clients => info!(
                 signal = first.name(),
-                "waiting up to {:?} for {clients} clients to leave; press Ctrl+C again (or send SIGTERM) to \
-                 close {clients} clients now",
-                settings.shutdown_timeout
+                "waiting up to {} for {} to leave; press Ctrl+C again (or send SIGTERM) to close {} now",
+                format_duration(settings.shutdown_timeout),
+                count(clients),
+                count(clients)
             ),
         }
 
-        let second = self.signals.nth(2);
-        let end = shutdown.drain(second).await;
+        let end = shutdown.drain(self.signals.nth(2)).await;
         if end != DrainEnd::Empty {
             self.phases.enter(Phase::Closing);
-            let clients = shutdown.clients();
             match end {
-                DrainEnd::CutShort => info!(
-                    "second signal: closing {clients} clients now, within {:?}; press Ctrl+C again (or send \
-                     SIGTERM) to exit at once",
-                    settings.close_timeout
-                ),
-                _ => info!(
-                    "the shutdown timeout has passed: closing {clients} clients, within {:?}",
-                    settings.close_timeout
-                ),
+                DrainEnd::CutShort => info!("second signal: not waiting any longer"),
+                _ => info!("the shutdown timeout has passed"),
             }
+            info!(
+                "closing {}, within {}; press Ctrl+C {}(or send SIGTERM) to exit at once",
+                count(shutdown.clients()),
+                format_duration(settings.close_timeout),
+                if end == DrainEnd::CutShort { "again " } else { "twice " }
+            );
             shutdown.close().await;
         }
         shutdown.finish();
@@ -89,5 +88,12 @@ impl Lifecycle {
         let well = self.started.stop().await;
         self.phases.enter(Phase::Stopped);
         if well { Ending::Graceful } else { Ending::HookFailed }
+    }
+}
+
+fn count(clients: usize) -> String {
+    match clients {
+        1 => "1 client".to_owned(),
+        n => format!("{n} clients"),
     }
 }

@@ -1,5 +1,7 @@
 //! Who a client is.
 
+use std::time::{Duration, UNIX_EPOCH};
+
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -12,6 +14,13 @@ impl ClientId {
     /// An id that no other connection has.
     pub fn generate() -> Self {
         Self(Uuid::now_v7())
+    }
+
+    /// Time since it was made: a UUID v7 begins with that moment. 0 when the clock was set back since.
+    pub(crate) fn age(self) -> Duration {
+        let made = self.0.get_timestamp().map(|timestamp| timestamp.to_unix());
+        let made = made.map_or(UNIX_EPOCH, |(seconds, nanos)| UNIX_EPOCH + Duration::new(seconds, nanos));
+        made.elapsed().unwrap_or_default()
     }
 
     /// A number from 0 up to 1 that stays the same for this client and is spread evenly over all.

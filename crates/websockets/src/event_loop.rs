@@ -14,7 +14,7 @@ use std::{
 use bytes::Bytes;
 use mio::{Events, Interest, Poll, Token, Waker};
 use slab::Slab;
-use tracing::debug;
+use tracing::{debug, trace};
 
 use crate::{
     bus::{Bus, Command, Newcomer},
@@ -237,7 +237,14 @@ impl EventLoop {
     fn end(&mut self, slot: usize, departure: Departure) {
         if let Some(connection) = self.clients.try_remove(slot) {
             // Closing the socket takes it off the poll.
-            debug!(client = %connection.id, ?departure, reason = ?connection.close_reason(), "disconnected");
+            debug!(
+                client = %connection.id,
+                peer = ?connection.stream.peer_addr().ok(),
+                seconds = connection.id.age().as_secs_f64(),
+                how = ?departure,
+                reason = connection.close_reason().map(CloseReason::reason),
+                "connection ended"
+            );
             connection.depart(departure);
         }
     }
@@ -340,7 +347,7 @@ impl EventLoop {
             return place.leave(Departure::Cut);
         }
         let connection = entry.insert(Connection::new(stream, id, place));
-        debug!(client = %id, peer = ?connection.stream.peer_addr().ok(), "connected");
+        trace!(client = %id, peer = ?connection.stream.peer_addr().ok(), "connected");
 
         let rules = &self.setup.rules;
         let mut outcome = Outcome::Unchanged;

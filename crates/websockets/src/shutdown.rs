@@ -114,8 +114,6 @@ impl GracefulShutdown {
     /// Closes everyone who is left and waits until they are gone: at most `close_timeout`, and one second
     /// for event loops that are behind.
     pub async fn close(&self) {
-        let clients = self.manager.count();
-        info!(clients, reason = CloseReason::ServiceRestart.reason(), "closing everyone who is left");
         self.manager.close_all(CloseReason::ServiceRestart);
         if timeout(self.close_timeout + GRACE, self.manager.empty()).await.is_err() {
             warn!(

@@ -313,10 +313,11 @@ impl Reader {
     fn effective(&self, spec: &Spec, settings: &Settings) -> Effective {
         let (value, origin) = match self.winner(spec.key) {
             Some((_, origin)) if spec.secret => (format!("({} hidden)", settings.api_keys.len()), origin),
+            Some((Value::String(_, text), origin)) => (text, origin),
             Some((value, origin)) => (value::shown(&value), origin),
             None => {
                 let value = match (spec.default, spec.key) {
-                    (Some(default), _) => default.to_owned(),
+                    (Some(default), _) => default.trim_matches('"').to_owned(),
                     (None, "max_connections") => settings.max_connections.to_string(),
                     (None, "allowed_origins") => "(same host)".to_owned(),
                     (None, _) => "(none)".to_owned(),

@@ -1,0 +1,178 @@
+//! What each crate must never know (docs/ARCHITECTURE.md): a change that breaks a layer fails here.
+
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+use std::{fs, path::Path};
+
+use serde_json::Value;
+
+/// One crate and its rules.
+struct Layer {
+    package: &'static str,
+    folder: &'static str,
+    /// Crates of ours that it may use.
+    may_use: &'static [&'static str],
+    /// Crates of others that it must not depend on.
+    no_dependency: &'static [&'static str],
+    /// What its source must not mention.
+    no_mention: &'static [&'static str],
+}
+
+const HTTP: [&str; 6] = ["axum", "hyper", "hyper-util", "tower", "http", "minijinja"];
+
+const LAYERS: [Layer; 5] = [
+    Layer {
+        package: "lastcall-core",
+        folder: "crates/core",
+        may_use: &[],
+        no_dependency: &[
+            "axum",
+            "hyper",
+            "hyper-util",
+            "tower",
+            "http",
+            "minijinja",
+            "tokio",
+            "mio",
+            "tungstenite",
+        ],
+        no_mention: &[
+            "std::net",
+            "std::os::unix::net",
+            "tokio::",
+            "lastcall_websockets::",
+            "lastcall_endpoints::",
+            "lastcall_lifecycle::",
+        ],
+    },
+    Layer {
+        package: "lastcall-websockets",
+        folder: "crates/websockets",
+        may_use: &["lastcall-core"],
+        no_dependency: &HTTP,
+        no_mention: &[
+            "axum::",
+            "hyper::",
+            "tower::",
+            "tokio::signal",
+            "lastcall_endpoints",
+            "lastcall_lifecycle",
+        ],
+    },
+    Layer {
+        package: "lastcall-endpoints",
+        folder: "crates/endpoints",
+        may_use: &["lastcall-core", "lastcall-websockets"],
+        no_dependency: &["signal-hook", "nix", "libc", "rustix", "ctrlc"],
+        no_mention: &["tokio::signal", "SIGTERM", "SIGINT", "lastcall_lifecycle"],
+    },
+    Layer {
+        package: "lastcall-lifecycle",
+        folder: "crates/lifecycle",
+        may_use: &["lastcall-core", "lastcall-websockets"],
+        no_dependency: &HTTP,
+        no_mention: &["axum::", "hyper::", "Router", "lastcall_endpoints"],
+    },
+    Layer {
+        package: "lastcall",
+        folder: "crates/app",
+        may_use: &["lastcall-core", "lastcall-websockets", "lastcall-endpoints", "lastcall-lifecycle"],
+        no_dependency: &[],
+        no_mention: &[],
+    },
+];
+
+impl Layer {
+    /// Dependencies that break the rules.
+    fn wrong_dependencies<'a>(&self, dependencies: impl IntoIterator<Item = &'a str>) -> Vec<String> {
+        let forbidden = |name: &str| {
+            let ours = name.starts_with("lastcall");
+            (ours && !self.may_use.contains(&name)) || self.no_dependency.contains(&name)
+        };
+        let wrong = dependencies.into_iter().filter(|name| forbidden(name));
+        wrong.map(|name| format!("{} must not depend on {name}", self.package)).collect()
+    }
+
+    /// Lines that break the rules, comments aside.
+    fn wrong_lines(&self, file: &str, source: &str) -> Vec<String> {
+        let mut wrong = Vec::new();
+        for (index, line) in source.lines().enumerate() {
+            let code = line.split("//").next().unwrap_or("");
+            for word in self.no_mention.iter().filter(|word| code.contains(**word)) {
+                wrong.push(format!(
+                    "{file}:{}: {} must not know {word}: {}",
+                    index + 1,
+                    self.package,
+                    line.trim()
+                ));
+            }
+        }
+        wrong
+    }
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap()
+}
+
+fn sources(folder: &Path, visit: &mut impl FnMut(&str, &str)) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources(&path, visit);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            visit(
+                &path.strip_prefix(root()).unwrap().display().to_string(),
+                &fs::read_to_string(&path).unwrap(),
+            );
+        }
+    }
+}
+
+#[test]
+fn no_crate_depends_on_what_it_must_not_know() {
+    let output = std::process::Command::new(env!("CARGO"))
+        .args(["metadata", "--format-version", "1", "--no-deps", "--offline"])
+        .current_dir(root())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let metadata: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let mut wrong = Vec::new();
+    for layer in &LAYERS {
+        let package =
+            metadata["packages"].as_array().unwrap().iter().find(|package| package["name"] == layer.package);
+        let dependencies = package.unwrap_or_else(|| panic!("no package {}", layer.package))["dependencies"]
+            .as_array()
+            .unwrap();
+        let normal = dependencies.iter().filter(|dependency| dependency["kind"].is_null());
+        wrong.extend(layer.wrong_dependencies(normal.map(|dependency| dependency["name"].as_str().unwrap())));
+    }
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn no_source_mentions_what_its_crate_must_not_know() {
+    let mut wrong = Vec::new();
+    for layer in &LAYERS {
+        let mut files = 0;
+        sources(&root().join(layer.folder).join("src"), &mut |file, source| {
+            files += 1;
+            wrong.extend(layer.wrong_lines(file, source));
+        });
+        assert!(files > 1, "{} has sources", layer.folder);
+    }
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn a_broken_rule_would_be_found() {
+    let websockets = &LAYERS[1];
+    assert_eq!(
+        websockets.wrong_dependencies(["axum", "bytes", "lastcall-core", "lastcall-endpoints"]).len(),
+        2
+    );
+    let source = "use bytes::Bytes;\nuse axum::Router;\n// axum::Router is not for us\n";
+    let wrong = websockets.wrong_lines("src/x.rs", source);
+    assert_eq!(wrong, ["src/x.rs:2: lastcall-websockets must not know axum::: use axum::Router;"]);
+}

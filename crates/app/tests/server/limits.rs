@@ -1,0 +1,91 @@
+//! Nobody gets more than their share, and nobody else pays for it.
+
+use tokio::io::AsyncReadExt;
+
+use crate::support::{Server, Start, soon};
+
+#[tokio::test]
+async fn a_client_that_stops_reading_is_cut_off_and_the_others_lose_nothing() {
+    let server = Start::default().env("MAX_QUEUE", "256KiB").env("CLOSE_TIMEOUT", "20").serve().await;
+    let mut slow = server.raw_client().await;
+    let mut quick = server.clients(3).await;
+    let reading: Vec<_> = (0..3)
+        .map(|_| {
+            let mut client = quick.remove(0);
+            tokio::spawn(async move {
+                for n in 0..400 {
+                    assert_eq!(
+                        client.next_of("notification").await["data"]["n"],
+                        n,
+                        "nothing lost, all in order"
+                    );
+                }
+            })
+        })
+        .collect();
+    let padding = "x".repeat(60_000);
+    for n in 0..400 {
+        let answer = server.publish(&format!(r#"{{"data": {{"n": {n}, "padding": "{padding}"}}}}"#)).await;
+        assert_eq!(answer.status, 200, "{answer:?}");
+    }
+    for reading in reading {
+        soon("all notifications", reading).await.unwrap();
+    }
+    // Now it reads on: whole frames, and the close frame as the last of them.
+    let mut bytes = Vec::new();
+    soon("the end", slow.read_to_end(&mut bytes)).await.unwrap_or(0);
+    let close = b"\x88\x0F\x03\xF0slow consumer";
+    assert!(bytes.ends_with(close), "it ends with {:?}", &bytes[bytes.len().saturating_sub(40)..]);
+    let mut at = 0;
+    while at < bytes.len() {
+        at += match bytes[at + 1] {
+            126 => 4 + usize::from(u16::from_be_bytes([bytes[at + 2], bytes[at + 3]])),
+            127 => 10 + u64::from_be_bytes(bytes[at + 2..at + 10].try_into().unwrap()) as usize,
+            len => 2 + usize::from(len),
+        };
+    }
+    assert_eq!(at, bytes.len(), "no frame was cut in two");
+}
+
+#[tokio::test]
+async fn newcomers_are_refused_when_it_is_full_and_let_in_when_one_left() {
+    let server = Start::default().env("MAX_CONNECTIONS", "2").serve().await;
+    let (first, _second) = (server.client().await, server.client().await);
+    let refusal = server.refusal(&[]).await;
+    assert_eq!(refusal.error(), (503, "full".into()));
+    assert!(refusal.head.contains("retry-after"));
+    assert_eq!(server.get("/health/ready").await.status, 200, "it serves those it has");
+    first.leave().await;
+    server.client().await;
+}
+
+#[tokio::test]
+async fn pages_of_other_hosts_are_refused() {
+    let own = Server::start().await;
+    let same = format!("http://{}", own.address);
+    assert!(own.dial(&[("origin", &same)]).await.is_ok());
+    let refusal = own.refusal(&[("origin", "https://elsewhere.example")]).await;
+    assert_eq!(refusal.error(), (403, "origin_not_allowed".into()));
+
+    let list = Start::default().env("ALLOWED_ORIGINS", "https://a.example,https://b.example").serve().await;
+    assert!(list.dial(&[("origin", "https://b.example")]).await.is_ok());
+    assert_eq!(list.refusal(&[("origin", &same)]).await.status, 403);
+
+    let all = Start::default().env("ALLOWED_ORIGINS", "*").serve().await;
+    assert!(all.dial(&[("origin", "https://elsewhere.example")]).await.is_ok());
+}
+
+#[tokio::test]
+async fn what_is_no_websocket_handshake_is_told_what_to_do() {
+    let server = Server::start().await;
+    let plain = server.get("/ws").await;
+    assert_eq!(plain.error(), (426, "upgrade_required".into()));
+    assert!(plain.head.to_lowercase().contains("upgrade: websocket"), "{plain:?}");
+    let upgrade = ["Upgrade: websocket", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="];
+    let old = server.request("GET", "/ws", &[&upgrade[..], &["Sec-WebSocket-Version: 8"]].concat(), "").await;
+    assert_eq!(old.status, 426);
+    assert!(old.head.to_lowercase().contains("sec-websocket-version: 13"), "{old:?}");
+    assert_eq!(server.request("DELETE", "/", &[], "").await.error(), (405, "method_not_allowed".into()));
+    assert_eq!(server.get("/nothing").await.error(), (404, "not_found".into()));
+    assert_eq!(server.get("/health/live").await.status, 200);
+}

@@ -1,0 +1,12 @@
+//! The server from the outside: the real binary, real signals, real sockets, a real browser.
+
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+mod browser;
+mod limits;
+mod messages;
+mod protocol;
+mod publish;
+mod shutdown;
+mod startup;
+mod support;

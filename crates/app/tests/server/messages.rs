@@ -1,0 +1,141 @@
+//! What clients are told.
+
+use serde_json::json;
+use tokio_tungstenite::tungstenite::Message;
+
+use crate::support::{Server, Start};
+
+/// Whether this is a time as the contract has it: RFC 3339, UTC, milliseconds.
+fn is_time(value: &serde_json::Value) -> bool {
+    let pattern = b"dddd-dd-ddTdd:dd:dd.dddZ";
+    value.as_str().is_some_and(|time| {
+        time.len() == pattern.len()
+            && time
+                .bytes()
+                .zip(pattern)
+                .all(|(byte, want)| if *want == b'd' { byte.is_ascii_digit() } else { byte == *want })
+    })
+}
+
+#[tokio::test]
+async fn welcome_comes_first_and_says_who_is_who() {
+    let server = Server::start().await;
+    let (mut client, _) = server.dial(&[]).await.unwrap();
+    let welcome = client.next().await;
+    let id = welcome["client"].as_str().unwrap();
+    assert_eq!((id.len(), &id[14..15]), (36, "7"), "a UUID of version 7");
+    let version = env!("CARGO_PKG_VERSION");
+    assert_eq!(
+        welcome,
+        json!({"type": "welcome", "client": id, "server": {"name": "lastcall", "version": version}})
+    );
+    assert_ne!(server.client().await.id, id);
+}
+
+#[tokio::test]
+async fn a_text_reaches_everyone_in_order_the_sender_too() {
+    let server = Server::start().await;
+    let mut clients = server.clients(5).await;
+    let sender = clients[0].id.clone();
+    for n in 0..200 {
+        clients[0].say(&format!("text {n}")).await;
+    }
+    for client in &mut clients {
+        for n in 0..200 {
+            let mut message = client.next_of("message").await;
+            assert!(is_time(&message["time"]), "{message}");
+            message.as_object_mut().unwrap().remove("time");
+            let text = format!("text {n}");
+            assert_eq!(
+                message,
+                json!({"type": "message", "channel": "broadcast", "from": sender, "data": text})
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn everyone_sees_what_several_say_in_the_same_order() {
+    let server = Server::start().await;
+    let mut clients = server.clients(8).await;
+    for client in &mut clients {
+        for n in 0..50 {
+            client.send(Message::text(n.to_string())).await;
+        }
+    }
+    let mut seen = Vec::new();
+    for client in &mut clients {
+        let mut order = Vec::new();
+        for _ in 0..8 * 50 {
+            let message = client.next_of("message").await;
+            order.push((message["from"].clone(), message["data"].clone()));
+        }
+        seen.push(order);
+    }
+    assert!(seen.iter().all(|order| *order == seen[0]));
+}
+
+#[tokio::test]
+async fn notifications_come_at_their_interval() {
+    let server = Start::default().env("NOTIFICATION_INTERVAL", "0.3").serve().await;
+    let mut client = server.client().await;
+    let first = client.next_of("notification").await;
+    let started = std::time::Instant::now();
+    let mut sequence = first["data"]["sequence"].as_u64().unwrap();
+    for _ in 0..3 {
+        let mut notification = client.next().await;
+        sequence += 1;
+        assert!(is_time(&notification["time"]));
+        notification.as_object_mut().unwrap().remove("time");
+        let data = json!({"sequence": sequence, "clients": 1, "message": "1 client is connected"});
+        assert_eq!(notification, json!({"type": "notification", "channel": "broadcast", "data": data}));
+    }
+    let taken = started.elapsed().as_secs_f64();
+    assert!(taken > 0.6, "three intervals of 0.3 s took {taken} s");
+}
+
+#[tokio::test]
+async fn notifications_can_be_turned_off() {
+    let server = Start::default().env("NOTIFICATION_INTERVAL", "0").serve().await;
+    let mut client = server.client().await;
+    // Long after the first default interval would be too long to wait: the log of a drain proves the point
+    // sooner, as reminders come at the same interval.
+    client.say("first").await;
+    assert_eq!(client.next().await["data"], "first");
+    server.publish(r#"{"data": "second"}"#).await;
+    assert_eq!(client.next().await["data"], "second");
+}
+
+#[tokio::test]
+async fn texts_can_be_ignored() {
+    let server = Start::default().env("CLIENT_MESSAGES", "ignore").serve().await;
+    let mut client = server.client().await;
+    client.say("Hello").await;
+    client.send(Message::Ping("sync".into())).await;
+    server.publish(r#"{"data": "published"}"#).await;
+    assert_eq!(client.next().await["data"], "published", "the text before it went nowhere");
+}
+
+#[tokio::test]
+async fn echo_gives_back_text_and_binary_unchanged_and_nothing_else() {
+    let server = Start::default()
+        .env("CLIENT_MESSAGES", "echo")
+        .env("NOTIFICATION_INTERVAL", "0.05")
+        .env("SHUTDOWN_TIMEOUT", "0.3")
+        .serve()
+        .await;
+    let (mut client, _) = server.dial(&[]).await.unwrap();
+    use futures_util::StreamExt;
+    for message in [
+        Message::text("Grüße"),
+        Message::binary(vec![0, 255, 7]),
+        Message::text(""),
+        Message::text("x".repeat(60_000)),
+    ] {
+        client.send(message.clone()).await;
+        assert_eq!(client.socket.next().await.unwrap().unwrap(), message);
+    }
+    server.signal(crate::support::Signal::TERM);
+    let (close, before) = client.closed().await;
+    assert_eq!((close, before.len()), ((1012, "service restart".into()), 0), "no notice, no notification");
+}

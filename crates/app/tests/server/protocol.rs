@@ -1,0 +1,133 @@
+//! RFC 6455, where the Autobahn suite does not look: our own codes, reasons and limits.
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_tungstenite::tungstenite::{
+    Message,
+    protocol::{CloseFrame, frame::coding::CloseCode},
+};
+
+use crate::support::{Server, Start, soon};
+
+/// A masked frame (with a mask of zeros, which changes nothing).
+fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
+    assert!(payload.len() < 126);
+    [&[first, 0x80 | payload.len() as u8, 0, 0, 0, 0], payload].concat()
+}
+
+/// Reads frames up to the close frame and the end of the connection: the code and the reason.
+async fn read_close(stream: &mut TcpStream) -> (u16, String) {
+    loop {
+        let first = soon("a frame", stream.read_u8()).await.unwrap();
+        let len = match stream.read_u8().await.unwrap() {
+            126 => usize::from(stream.read_u16().await.unwrap()),
+            127 => stream.read_u64().await.unwrap() as usize,
+            len => usize::from(len),
+        };
+        let mut payload = vec![0; len];
+        soon("a payload", stream.read_exact(&mut payload)).await.unwrap();
+        if first == 0x88 {
+            let rest = soon("the end", stream.read_to_end(&mut Vec::new())).await;
+            assert_eq!(rest.unwrap_or(0), 0, "nothing follows a close frame");
+            return (
+                u16::from_be_bytes([payload[0], payload[1]]),
+                String::from_utf8(payload[2..].to_vec()).unwrap(),
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_breaks_the_protocol_is_closed_with_its_code() {
+    let server = Server::start().await;
+    let too_big = [&[0x81, 0xFF][..], &(65_537u64).to_be_bytes(), &[0; 4]].concat();
+    for (name, bytes, code) in [
+        ("not masked", vec![0x81, 0x01, b'x'], 1002),
+        ("reserved bit", frame(0xC1, b"x"), 1002),
+        ("reserved opcode", frame(0x83, b"x"), 1002),
+        ("continuation of nothing", frame(0x80, b"x"), 1002),
+        ("fragmented ping", frame(0x09, b"x"), 1002),
+        ("close code 1005", frame(0x88, &1005u16.to_be_bytes()), 1002),
+        ("invalid UTF-8", frame(0x81, b"\xFF"), 1007),
+        ("binary", frame(0x82, b"x"), 1003),
+        ("too big, at its header", too_big, 1009),
+        ("not WebSocket at all", b"GET / HTTP/1.1\r\n\r\n".to_vec(), 1002),
+    ] {
+        let mut client = server.raw_client().await;
+        client.write_all(&bytes).await.unwrap();
+        let (got, reason) = read_close(&mut client).await;
+        assert_eq!(got, code, "{name}: {reason}");
+        assert!(!reason.is_empty() && !reason.starts_with(['{', '1']), "{name}: plain words, not {reason:?}");
+    }
+    server.client().await.leave().await;
+}
+
+#[tokio::test]
+async fn binary_is_refused_with_an_error_first() {
+    let server = Server::start().await;
+    let mut client = server.client().await;
+    client.send(Message::binary(vec![1, 2, 3])).await;
+    let error = client.next().await;
+    assert_eq!((&error["type"], &error["code"]), (&"error".into(), &"unsupported_data".into()));
+    assert_eq!(client.closed().await.0.0, 1003);
+}
+
+#[tokio::test]
+async fn the_largest_message_is_accepted_and_one_byte_more_is_not() {
+    let server = Start::default().env("MAX_MESSAGE_SIZE", "1000").serve().await;
+    let mut client = server.client().await;
+    client.say(&"x".repeat(1000)).await;
+    assert_eq!(client.next_of("message").await["data"].as_str().unwrap().len(), 1000);
+    client.say(&"x".repeat(1001)).await;
+    assert_eq!(client.closed().await.0, (1009, "message too big".into()));
+}
+
+#[tokio::test]
+async fn a_close_is_answered_with_its_code() {
+    let server = Server::start().await;
+    let mut client = server.client().await;
+    let frame = CloseFrame { code: CloseCode::Normal, reason: "done".into() };
+    client.socket.close(Some(frame)).await.unwrap();
+    assert_eq!(client.closed().await.0.0, 1000);
+}
+
+#[tokio::test]
+async fn a_ping_between_fragments_is_answered_before_the_message_is_whole() {
+    let server = Server::start().await;
+    let mut client = server.raw_client().await;
+    let mut listener = server.client().await;
+    client.write_all(&frame(0x01, b"Hel")).await.unwrap();
+    client.write_all(&frame(0x89, b"there?")).await.unwrap();
+    let mut seen = Vec::new();
+    while !seen.ends_with(b"\x8A\x06there?") {
+        seen.push(soon("the pong", client.read_u8()).await.unwrap());
+    }
+    client.write_all(&frame(0x80, b"lo")).await.unwrap();
+    assert_eq!(listener.next_of("message").await["data"], "Hello");
+}
+
+#[tokio::test]
+async fn what_is_sent_right_behind_the_handshake_is_not_lost() {
+    let server = Server::start().await;
+    let mut listener = server.client().await;
+    let mut client = TcpStream::connect(server.address).await.unwrap();
+    let handshake = format!(
+        "GET /ws HTTP/1.1\r\nHost: {}\r\nConnection: keep-alive, Upgrade\r\nUpgrade: WebSocket\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+        server.address
+    );
+    client.write_all(&[handshake.as_bytes(), &frame(0x81, b"early")].concat()).await.unwrap();
+    assert_eq!(listener.next_of("message").await["data"], "early");
+}
+
+#[tokio::test]
+async fn who_does_not_answer_pings_is_closed_as_idle_and_who_does_stays() {
+    let server = Start::default().env("PING_INTERVAL", "0.4").env("PONG_TIMEOUT", "0.2").serve().await;
+    let mut alive = server.client().await;
+    let mut silent = server.raw_client().await;
+    // The library answers pings while it reads.
+    let reading = tokio::spawn(async move { alive.next_of("message").await });
+    assert_eq!(read_close(&mut silent).await, (1008, "idle".into()));
+    server.client().await.say("still here?").await;
+    assert_eq!(soon("the text", reading).await.unwrap()["data"], "still here?");
+}

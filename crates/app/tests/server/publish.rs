@@ -1,0 +1,83 @@
+//! `POST /api/publish`.
+
+use serde_json::{Value, json};
+
+use crate::support::{Server, Start};
+
+const JSON: &str = "Content-Type: application/json";
+
+#[tokio::test]
+async fn any_json_reaches_everyone_as_a_notification() {
+    let server = Server::start().await;
+    let mut clients = server.clients(3).await;
+    for data in [json!({"a": [1, 2.5, null], "ü": "x"}), json!("text"), json!(null), json!(17), json!([])] {
+        let answer = server.publish(&json!({"data": data, "channel": "broadcast"}).to_string()).await;
+        assert_eq!((answer.status, answer.json()), (200, json!({"clients": 3})));
+        for client in &mut clients {
+            let notification = client.next_of("notification").await;
+            assert_eq!((&notification["channel"], &notification["data"]), (&json!("broadcast"), &data));
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_be_published_is_told_and_reaches_nobody() {
+    let server =
+        Start::default().env("MAX_MESSAGE_SIZE", "1000").env("NOTIFICATION_INTERVAL", "0").serve().await;
+    let mut client = server.client().await;
+    let large = format!(r#"{{"data": "{}"}}"#, "x".repeat(1000));
+    for (name, headers, body, error) in [
+        ("not JSON", &[JSON][..], "{", (400, "bad_request")),
+        ("no data", &[JSON], "{}", (400, "bad_request")),
+        ("misspelt", &[JSON], r#"{"data": 1, "chanel": "x"}"#, (400, "bad_request")),
+        ("not an object", &[JSON], "[1]", (400, "bad_request")),
+        ("unknown channel", &[JSON], r#"{"data": 1, "channel": "news"}"#, (400, "unknown_channel")),
+        ("too large", &[JSON], &large, (413, "payload_too_large")),
+        ("no type", &[], r#"{"data": 1}"#, (415, "unsupported_media_type")),
+        ("a form", &["Content-Type: text/plain"], r#"{"data": 1}"#, (415, "unsupported_media_type")),
+        (
+            "a page elsewhere",
+            &[JSON, "Origin: https://evil.example"],
+            r#"{"data": 1}"#,
+            (403, "origin_not_allowed"),
+        ),
+        ("through a proxy", &[JSON, "X-Forwarded-For: 192.0.2.7"], r#"{"data": 1}"#, (403, "loopback_only")),
+    ] {
+        let answer = server.request("POST", "/api/publish", headers, body).await;
+        assert_eq!(answer.error(), (error.0, error.1.to_owned()), "{name}: {answer:?}");
+    }
+    let chunked = ["Transfer-Encoding: chunked", JSON];
+    let body = format!("{:x}\r\n{large}\r\n0\r\n\r\n", large.len());
+    let answer = server.request_without_length("POST", "/api/publish", &chunked, &body).await;
+    assert_eq!(answer.error(), (413, "payload_too_large".into()), "without a length beforehand");
+    assert_eq!(
+        server.request("GET", "/api/publish", &[], "").await.error(),
+        (405, "method_not_allowed".into())
+    );
+
+    server.publish(r#"{"data": "the first that is right"}"#).await;
+    assert_eq!(client.next().await["data"], "the first that is right");
+}
+
+#[tokio::test]
+async fn with_keys_one_of_them_is_needed() {
+    let server = Start::default().env("API_KEYS", "0123456789abcdef, fedcba9876543210").serve().await;
+    let with = async |authorization: &str| {
+        let headers = [JSON, "X-Forwarded-For: 192.0.2.7", authorization];
+        server.request("POST", "/api/publish", &headers, r#"{"data": 1}"#).await
+    };
+    assert_eq!(with("Authorization: Bearer fedcba9876543210").await.status, 200);
+    assert_eq!(with("Authorization: Bearer 0123456789abcdeX").await.error(), (401, "unauthorized".into()));
+    assert_eq!(with("X-Nothing: at all").await.error(), (401, "unauthorized".into()));
+    assert!(server.log_lines("no api_keys").is_empty());
+    assert_eq!(Server::start().await.logged("no api_keys").await["level"], Value::from("WARN"));
+}
+
+#[tokio::test]
+async fn while_clients_are_being_closed_nothing_is_published() {
+    let server = Start::default().env("SHUTDOWN_TIMEOUT", "0").env("CLOSE_TIMEOUT", "600").serve().await;
+    let _stuck = server.raw_client().await;
+    server.signal(crate::support::Signal::TERM);
+    server.logged("closing 1 client").await;
+    assert_eq!(server.publish(r#"{"data": 1}"#).await.error(), (503, "closing".into()));
+}

@@ -1,0 +1,311 @@
+//! Closing without hurting anyone.
+
+use std::{
+    collections::HashSet,
+    time::{Duration, Instant},
+};
+
+use futures_util::StreamExt;
+use tokio::{io::AsyncReadExt, task::JoinSet};
+use tokio_tungstenite::tungstenite::Message;
+
+use crate::support::{Server, Signal, Start, message, raise_fd_limit, soon, takes_at_most, timed};
+
+const RESTART: &str = "service restart";
+
+#[tokio::test]
+async fn with_nobody_there_it_ends_at_once() {
+    for signal in [Signal::TERM, Signal::INT] {
+        takes_at_most(Duration::from_millis(200), async || {
+            let mut server = Server::start().await;
+            server.signal(signal);
+            let (code, taken) = timed(server.exit_code()).await;
+            assert_eq!(code, 0);
+            taken
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn it_ends_as_soon_as_the_last_of_fifty_has_left() {
+    takes_at_most(Duration::from_millis(100), async || {
+        let mut server = Server::start().await;
+        let mut clients = server.clients(50).await;
+        server.signal(Signal::TERM);
+        for client in &mut clients {
+            client.next_of("shutdown").await;
+        }
+        for client in clients {
+            assert!(server.log_lines("drain ended").is_empty(), "it waits for the last one");
+            client.leave().await;
+        }
+        let (code, taken) = timed(server.exit_code()).await;
+        assert_eq!(code, 0);
+        let ended = server.logged("drain ended").await;
+        assert_eq!(
+            (&ended["fields"]["left"], &ended["fields"]["closed"]),
+            (&50.into(), &0.into()),
+            "{ended}"
+        );
+        taken
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn who_stays_is_closed_at_the_deadline_with_a_reason() {
+    let mut server = Start::default().env("SHUTDOWN_TIMEOUT", "1").serve().await;
+    let clients = server.clients(50).await;
+    let signalled = Instant::now();
+    server.signal(Signal::INT);
+    let mut closing = JoinSet::new();
+    for mut client in clients {
+        closing.spawn(async move { (client.closed().await, signalled.elapsed()) });
+    }
+    for ((close, before), after) in closing.join_all().await {
+        assert_eq!(close, (1012, RESTART.into()));
+        assert!(before.iter().any(|message| message["type"] == "shutdown"), "notice comes before the close");
+        assert!(after >= Duration::from_secs(1), "closed {after:?} after the signal");
+    }
+    assert_eq!(server.exit_code().await, 0);
+    let ended = server.logged("drain ended").await;
+    assert_eq!((&ended["fields"]["closed"], &ended["fields"]["cut"]), (&50.into(), &0.into()), "{ended}");
+}
+
+#[tokio::test]
+async fn one_that_never_reads_and_never_answers_is_cut_after_the_close_timeout() {
+    let mut server = Start::default()
+        .env("SHUTDOWN_TIMEOUT", "0.2")
+        .env("CLOSE_TIMEOUT", "0.5")
+        .env("MAX_QUEUE", "64MiB")
+        .serve()
+        .await;
+    let mut stuck = server.raw_client().await;
+    // More than the kernel takes for it, so that something waits in the server, too.
+    let padding = "x".repeat(60_000);
+    for _ in 0..150 {
+        assert_eq!(server.publish(&format!(r#"{{"data": "{padding}"}}"#)).await.status, 200);
+    }
+    server.signal(Signal::TERM);
+    let (code, taken) = timed(server.exit_code()).await;
+    assert_eq!(code, 0);
+    assert!(taken >= Duration::from_millis(700), "it had both timeouts, not {taken:?}");
+    assert!(taken < Duration::from_millis(700) + Duration::from_secs(5), "{taken:?}");
+    assert_eq!(server.logged("drain ended").await["fields"]["cut"], 1);
+    let mut got = Vec::new();
+    let _ = soon("the end", stuck.read_to_end(&mut got)).await;
+    assert!(got.len() < 150 * 60_000, "something did wait");
+}
+
+#[tokio::test]
+async fn what_is_queued_is_flushed_before_the_close() {
+    let mut server = Start::default().env("SHUTDOWN_TIMEOUT", "0.2").env("MAX_QUEUE", "64MiB").serve().await;
+    let mut late = server.raw_client().await;
+    let padding = "x".repeat(60_000);
+    for _ in 0..150 {
+        server.publish(&format!(r#"{{"data": "{padding}"}}"#)).await;
+    }
+    server.signal(Signal::TERM);
+    server.logged("closing 1 client").await;
+    let mut got = Vec::new();
+    soon("the end", late.read_to_end(&mut got)).await.unwrap_or(0);
+    assert!(got.len() > 150 * 60_000, "everything came, {} bytes", got.len());
+    assert!(got.ends_with(b"\x03\xF4service restart"), "and then the close frame");
+    assert_eq!(server.exit_code().await, 0);
+}
+
+#[tokio::test]
+async fn a_second_signal_closes_now() {
+    for second in [Signal::TERM, Signal::INT] {
+        let mut server = Server::start().await;
+        let mut client = server.client().await;
+        server.signal(Signal::INT);
+        let wait = server.logged("waiting up to 30m for 1 client to leave").await;
+        assert!(
+            message(&wait).contains("press Ctrl+C again") && message(&wait).contains("close 1 client now"),
+            "{wait}"
+        );
+        server.signal(second);
+        assert_eq!(client.closed().await.0, (1012, RESTART.into()));
+        assert_eq!(server.exit_code().await, 0);
+        let closing = server.logged("closing 1 client, within 5s").await;
+        assert!(message(&closing).contains("to exit at once"), "{closing}");
+    }
+}
+
+#[tokio::test]
+async fn a_third_signal_exits_at_once() {
+    for (third, code) in [(Signal::TERM, 143), (Signal::INT, 130)] {
+        let mut server = Start::default().env("CLOSE_TIMEOUT", "600").serve().await;
+        let _stuck = server.raw_client().await;
+        server.signal(Signal::TERM);
+        server.logged("waiting up to").await;
+        server.signal(Signal::TERM);
+        server.logged("second signal").await;
+        server.signal(third);
+        let (exit, taken) = timed(server.exit_code()).await;
+        assert_eq!(exit, code);
+        assert!(taken < Duration::from_secs(5), "{taken:?}");
+    }
+}
+
+#[tokio::test]
+async fn newcomers_are_refused_while_it_drains_and_http_goes_on() {
+    let mut server = Server::start().await;
+    let ready = server.get("/health/ready").await;
+    assert_eq!(
+        (ready.status, ready.body.as_str()),
+        (200, r#"{"phase":"serving","clients":0,"seconds_left":null}"#)
+    );
+    let client = server.client().await;
+    server.signal(Signal::TERM);
+    server.logged("waiting up to").await;
+
+    let refusal = server.refusal(&[]).await;
+    assert_eq!(refusal.error(), (503, "draining".into()));
+    assert!(refusal.head.contains("retry-after"), "{refusal:?}");
+    let ready = server.get("/health/ready").await;
+    let body = ready.json();
+    assert_eq!((ready.status, &body["phase"], &body["clients"]), (503, &"draining".into(), &1.into()));
+    let left = body["seconds_left"].as_f64().unwrap();
+    assert!((1700.0..=1800.0).contains(&left), "{left}");
+    assert_eq!(server.get("/health/live").await.status, 200);
+    assert_eq!(server.get("/").await.status, 200);
+    assert_eq!(server.publish(r#"{"data": 1}"#).await.json()["clients"], 1);
+    client.leave().await;
+    assert_eq!(server.exit_code().await, 0);
+}
+
+#[tokio::test]
+async fn those_inside_are_served_until_they_leave() {
+    let mut server = Start::default().env("NOTIFICATION_INTERVAL", "0.2").serve().await;
+    let mut clients = server.clients(2).await;
+    server.signal(Signal::TERM);
+    let mut notices = Vec::new();
+    for client in &mut clients {
+        let notice = client.next_of("shutdown").await;
+        assert_eq!(notice["reason"], RESTART);
+        let left = notice["seconds_left"].as_f64().unwrap();
+        assert!((1790.0..=1800.0).contains(&left), "{notice}");
+        assert!(notice["deadline"].as_str().unwrap() > notice["time"].as_str().unwrap());
+        notices.push(notice);
+    }
+    let after = |notice: &serde_json::Value| notice["reconnect"]["after_ms"].as_u64().unwrap();
+    assert_ne!(after(&notices[0]), after(&notices[1]), "each comes back at its own time");
+
+    clients[0].say("still here").await;
+    assert_eq!(clients[1].next_of("message").await["data"], "still here");
+    clients[1].next_of("notification").await;
+    let again = clients[1].next_of("shutdown").await;
+    assert!(again["seconds_left"].as_f64() < notices[1]["seconds_left"].as_f64(), "a reminder");
+    assert_eq!(after(&again), after(&notices[1]), "each is told the same each time");
+    for client in clients {
+        client.leave().await;
+    }
+    assert_eq!(server.exit_code().await, 0);
+}
+
+#[tokio::test]
+async fn progress_is_logged_at_every_tenth() {
+    let mut server = Server::start().await;
+    let clients = server.clients(20).await;
+    server.signal(Signal::TERM);
+    let started = server.logged("drain started").await;
+    assert_eq!(started["fields"]["clients"], 20);
+    for client in clients {
+        client.leave().await;
+    }
+    assert_eq!(server.exit_code().await, 0);
+    server.logged("stopped").await;
+    let gone: Vec<_> =
+        server.log_lines("drain progress").iter().map(|line| line["fields"]["gone"].clone()).collect();
+    // Some may leave together; then one line tells of both.
+    assert!((5..=10).contains(&gone.len()) && gone.iter().all(|gone| gone.as_u64() > Some(0)), "{gone:?}");
+    let ended = server.logged("drain ended: 20 left by themselves, 0 were closed, 0 had to be cut").await;
+    assert_eq!(ended["fields"]["left"], 20);
+    let phases: Vec<_> = server.log_lines("phase").iter().map(|line| line["fields"]["to"].clone()).collect();
+    assert_eq!(phases, ["serving", "draining", "stopped"]);
+}
+
+/// What a client saw that dialled while the signal came.
+#[derive(Debug, PartialEq, Eq, Hash)]
+enum Seen {
+    Refused,
+    Served,
+    Forgotten(String),
+}
+
+async fn dial(url: String) -> Seen {
+    let (mut socket, _) = match tokio_tungstenite::connect_async(url).await {
+        Ok(connected) => connected,
+        Err(_) => return Seen::Refused,
+    };
+    let (mut noticed, mut code) = (false, None);
+    while let Some(Ok(message)) = socket.next().await {
+        match message {
+            Message::Text(text) => noticed |= text.contains(r#""type":"shutdown""#),
+            Message::Close(frame) => code = frame.map(|frame| u16::from(frame.code)),
+            _ => {}
+        }
+    }
+    if noticed && code == Some(1012) {
+        Seen::Served
+    } else {
+        Seen::Forgotten(format!("noticed: {noticed}, close: {code:?}"))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_dials_at_the_moment_of_the_signal_is_served_or_refused_but_never_forgotten() {
+    let mut seen = HashSet::new();
+    for round in 0..30 {
+        let mut server = Start::default().env("SHUTDOWN_TIMEOUT", "0.1").serve().await;
+        let mut dialling = JoinSet::new();
+        for n in 0..30 {
+            dialling.spawn(dial(server.ws_url()));
+            if n == round {
+                server.signal(Signal::TERM);
+            }
+            tokio::task::yield_now().await;
+        }
+        seen.extend(soon("everyone's fate", dialling.join_all()).await);
+        assert_eq!(server.exit_code().await, 0);
+        let forgotten: Vec<_> = seen.iter().filter(|seen| matches!(seen, Seen::Forgotten(_))).collect();
+        assert!(forgotten.is_empty(), "round {round}: {forgotten:?}");
+    }
+    assert!(seen.contains(&Seen::Served) && seen.contains(&Seen::Refused), "both were tried: {seen:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_clients_all_have_notice_and_a_close() {
+    raise_fd_limit();
+    let mut server = Start::default().env("SHUTDOWN_TIMEOUT", "2").serve().await;
+    let mut clients = JoinSet::new();
+    for mut client in server.clients(1000).await {
+        clients.spawn(async move {
+            client.next_of("shutdown").await;
+            client.closed().await.0
+        });
+    }
+    server.signal(Signal::TERM);
+    let closes = clients.join_all().await;
+    assert_eq!(closes.iter().filter(|close| **close == (1012, RESTART.to_owned())).count(), 1000);
+    assert_eq!(server.exit_code().await, 0);
+    assert_eq!(server.logged("drain ended").await["fields"]["closed"], 1000);
+}
+
+#[tokio::test]
+async fn idle_and_dribbling_http_connections_do_not_hold_it_up() {
+    use tokio::io::AsyncWriteExt;
+    let mut server = Start::default().env("CLOSE_TIMEOUT", "1").serve().await;
+    let _silent = tokio::net::TcpStream::connect(server.address).await.unwrap();
+    let mut dribbling = tokio::net::TcpStream::connect(server.address).await.unwrap();
+    dribbling.write_all(b"GET / HTTP/1.1\r\nHost:").await.unwrap();
+    // Answered after both above were accepted: connections are accepted in order.
+    server.get("/health/live").await;
+    server.signal(Signal::TERM);
+    let (code, taken) = timed(server.exit_code()).await;
+    assert_eq!(code, 0);
+    assert!(taken < Duration::from_secs(5), "{taken:?}");
+}

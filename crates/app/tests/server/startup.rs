@@ -1,0 +1,162 @@
+//! Starting, not starting, and the log.
+
+use crate::support::{Ended, Server, Signal, Start, message};
+
+/// What went wrong, as one sentence on stderr; nothing else is said.
+fn complaint(ended: &Ended) -> &str {
+    let line = ended.stderr.trim_end();
+    assert!(line.starts_with("error: ") && line.lines().count() == 1, "{}", ended.stderr);
+    line
+}
+
+#[tokio::test]
+async fn a_port_in_use_is_told_in_one_sentence() {
+    let first = Server::start().await;
+    let port = first.address.port();
+    let ended = Start::default().env("PORT", port).end().await;
+    assert_eq!(ended.code, Some(1));
+    assert!(
+        complaint(&ended).contains(&format!("127.0.0.1:{port}: another program already does")),
+        "{}",
+        ended.stderr
+    );
+    assert_eq!(ended.stdout, "", "it never said that it listens");
+}
+
+#[tokio::test]
+async fn an_address_that_is_not_ours_is_told_in_one_sentence() {
+    // For documentation (RFC 5737): nobody has it.
+    let ended = Start::default().env("HOST", "203.0.113.1").end().await;
+    assert_eq!(ended.code, Some(1));
+    assert!(complaint(&ended).contains("change `host`"), "{}", ended.stderr);
+}
+
+#[tokio::test]
+async fn a_bad_template_is_told_with_its_place() {
+    let ended =
+        Start::default().env("TEMPLATES_DIR", "pages").file("pages/index.html", "<p>\n{% if %}").end().await;
+    assert_eq!(ended.code, Some(1));
+    assert!(
+        complaint(&ended).contains("pages/index.html") && complaint(&ended).contains(":2"),
+        "{}",
+        ended.stderr
+    );
+    let ended = Start::default().env("TEMPLATES_DIR", "none").end().await;
+    assert_eq!(ended.code, Some(1));
+    assert!(complaint(&ended).contains("none/index.html"), "{}", ended.stderr);
+}
+
+#[tokio::test]
+async fn templates_of_ones_own_are_served() {
+    let own = Start::default().env("TEMPLATES_DIR", "pages").file("pages/index.html", "<b>{{ name }}</b>");
+    assert_eq!(own.serve().await.get("/").await.body, "<b>lastcall</b>");
+    let built_in = Server::start().await.get("/").await;
+    assert!(
+        built_in.body.contains("Send Hello")
+            && built_in.head.to_lowercase().contains("text/html; charset=utf-8")
+    );
+}
+
+#[tokio::test]
+async fn wrong_settings_are_told_together_before_anything_is_bound() {
+    let ended = Start::default()
+        .file("config/lastcall.toml", "shutdown_timout = 5\n")
+        .env("CLOSE_TIMEOUT", "soon")
+        .args(&["--max-queue", "1"])
+        .end()
+        .await;
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(2), ""));
+    let mut lines: Vec<_> = ended.stderr.lines().collect();
+    assert_eq!(lines.remove(0), "error: 3 settings are wrong");
+    assert!(
+        lines.iter().any(|line| line.contains("config/lastcall.toml:1") && line.contains("shutdown_timeout"))
+    );
+    assert!(
+        lines.iter().any(|line| line.contains("environment variable CLOSE_TIMEOUT") && line.contains("30m"))
+    );
+    assert!(lines.iter().any(|line| line.contains("--max-queue")));
+    let unknown = Start::default().args(&["--prot", "1"]).end().await;
+    assert_eq!(unknown.code, Some(2));
+    assert!(unknown.stderr.contains("--port"), "{}", unknown.stderr);
+}
+
+#[tokio::test]
+async fn config_help_and_version_answer_and_end() {
+    let ended = Start::default()
+        .file(".env", "NOTIFICATION_INTERVAL=3\n")
+        .env("API_KEYS", "0123456789abcdef")
+        .args(&["config", "--host", "::1"])
+        .end()
+        .await;
+    assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""));
+    let row = |key: &str| {
+        let line =
+            ended.stdout.lines().find(|line| line.starts_with(key)).unwrap_or_else(|| panic!("no {key}"));
+        line.split_whitespace().skip(1).collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(row("host"), "::1 command line --host");
+    assert_eq!(row("notification_interval"), "3 NOTIFICATION_INTERVAL in .env");
+    assert_eq!(row("api_keys"), "(1 hidden) environment variable API_KEYS");
+    assert_eq!(row("close_timeout"), "5 default");
+    assert!(!ended.stdout.contains("0123456789abcdef"));
+
+    let version = Start::default().args(&["--version"]).end().await;
+    assert_eq!(version.stdout, format!("lastcall {}\n", env!("CARGO_PKG_VERSION")));
+    let help = Start::default().args(&["--help"]).end().await;
+    assert!(help.stdout.contains("--shutdown-timeout") && help.stdout.contains("SIGTERM"));
+}
+
+#[tokio::test]
+async fn log_files_have_everything_to_the_last_line() {
+    let mut server = Start::default().env("LOG_DIR", "logs").env("LOG_LEVEL", "debug").serve().await;
+    for client in server.clients(20).await {
+        client.leave().await;
+    }
+    server.signal(Signal::TERM);
+    assert_eq!(server.exit_code().await, 0);
+    server.logged("stopped").await;
+    let files: Vec<_> = std::fs::read_dir(server.dir.path().join("logs")).unwrap().collect();
+    assert_eq!(files.len(), 1);
+    let path = files[0].as_ref().unwrap().path();
+    let name = path.file_name().unwrap().to_str().unwrap();
+    assert!(name.starts_with("lastcall.2") && name.ends_with(".log"), "{name}");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let lines: Vec<serde_json::Value> =
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(message(lines.last().unwrap()), "stopped");
+    assert_eq!(lines.len(), server.log_lines("").len(), "as many as on stdout");
+}
+
+#[tokio::test]
+async fn a_log_dir_that_cannot_be_written_is_told_in_one_sentence() {
+    let ended = Start::default().env("LOG_DIR", "file/logs").file("file", "").end().await;
+    assert_eq!(ended.code, Some(1));
+    assert!(complaint(&ended).contains("log_dir file/logs"), "{}", ended.stderr);
+}
+
+#[tokio::test]
+async fn a_connection_has_one_line_at_debug_and_none_at_info() {
+    for (level, lines) in [("debug", 3), ("info", 0)] {
+        let mut server = Start::default().env("LOG_LEVEL", level).serve().await;
+        for client in server.clients(3).await {
+            client.leave().await;
+        }
+        server.signal(Signal::TERM);
+        assert_eq!(server.exit_code().await, 0);
+        server.logged("stopped").await;
+        let about_clients =
+            server.log_lines("").into_iter().filter(|line| !line["fields"]["client"].is_null());
+        assert_eq!(about_clients.count(), lines, "at {level}");
+    }
+}
+
+#[tokio::test]
+async fn a_port_is_free_again_at_once_for_the_next_server() {
+    let mut first = Start::default().env("SHUTDOWN_TIMEOUT", "0").serve().await;
+    let mut client = first.client().await;
+    first.signal(Signal::TERM);
+    client.closed().await;
+    assert_eq!(first.exit_code().await, 0);
+    let second = Start::default().env("PORT", first.address.port()).serve().await;
+    second.client().await;
+}
