@@ -170,12 +170,23 @@ async fn pictures(browser: &Client, name: &str) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap().join("target/screenshots");
     fs::create_dir_all(&folder).unwrap();
     for theme in ["dark", "light"] {
-        let features = json!([{"name": "prefers-color-scheme", "value": theme}]);
+        let features = json!([
+            {"name": "prefers-color-scheme", "value": theme},
+            // Or a picture has messages that are still fading in.
+            {"name": "prefers-reduced-motion", "value": "reduce"},
+        ]);
         let body = json!({"cmd": "Emulation.setEmulatedMedia", "params": {"features": features}});
         browser.issue_cmd(Chromium { path: "goog/cdp/execute", body }).await.unwrap();
         let picture = browser.screenshot().await.unwrap();
         fs::write(folder.join(format!("{name}-{theme}.png")), picture).unwrap();
     }
+}
+
+/// Makes the page smaller than a desktop's window can be.
+async fn resize(browser: &Client, width: u32, height: u32) {
+    let params = json!({"width": width, "height": height, "deviceScaleFactor": 2, "mobile": true});
+    let body = json!({"cmd": "Emulation.setDeviceMetricsOverride", "params": params});
+    browser.issue_cmd(Chromium { path: "goog/cdp/execute", body }).await.unwrap();
 }
 
 /// Seconds on the countdown.
@@ -190,7 +201,8 @@ async fn people_see_what_happens_say_hello_and_come_back() {
     let mut server =
         Start::default().env("SHUTDOWN_TIMEOUT", "45").env("NOTIFICATION_INTERVAL", "1").serve().await;
     let desktop = driver.browser((1280, 800)).await;
-    let phone = driver.browser((500, 844)).await;
+    let phone = driver.browser((500, 740)).await;
+    resize(&phone, 360, 740).await;
     open(&desktop, &server).await;
     open(&phone, &server).await;
     until(&desktop, "document.querySelector('#clients').textContent === '2 clients'").await;

@@ -176,4 +176,16 @@ mod tests {
         let listed = SHIPPED.lines().filter(|line| line.starts_with("# ")).count();
         assert_eq!(listed, SPECS.len(), "nothing else stands there");
     }
+
+    #[test]
+    fn the_readme_has_every_setting_with_its_default() {
+        let readme = include_str!("../../../../README.md");
+        for spec in SPECS {
+            let row = match spec.default {
+                Some(default) => format!("\n| `{}` | `{}` |", spec.key, default.trim_matches('"')),
+                None => format!("\n| `{}` | ", spec.key),
+            };
+            assert!(readme.contains(&row), "no row {row:?}");
+        }
+    }
 }

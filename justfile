@@ -1,0 +1,75 @@
+# What people do with lastcall. Without `just`: ./justw does the same, and installs what it needs.
+
+set shell := ["bash", "-euo", "pipefail", "-c"]
+
+tools := justfile_directory() / "target/tools"
+
+# List the recipes
+[private]
+default:
+    @{{ quote(just_executable()) }} --justfile {{ quote(justfile()) }} --list --unsorted
+
+# Run the server; arguments go to it: `just run --port 9000`
+[group('run')]
+[positional-arguments]
+run *arguments:
+    cargo run --release --locked --package lastcall -- "$@"
+
+# Run the server, anew after each change of code, template or config
+[group('run')]
+[positional-arguments]
+dev *arguments: (tool "watchexec" "watchexec-cli" "2.5.1")
+    # A restart must not wait long for the tab that is open; templates are read from their folder.
+    SHUTDOWN_TIMEOUT="${SHUTDOWN_TIMEOUT:-0}" CLOSE_TIMEOUT="${CLOSE_TIMEOUT:-1}" TEMPLATES_DIR="${TEMPLATES_DIR:-templates}" \
+        "{{ tools }}/bin/watchexec" --restart --stop-signal SIGTERM --stop-timeout 10s \
+        --watch crates --watch templates --watch config --watch Cargo.toml \
+        -- cargo run --package lastcall -- "$@"
+
+# Run all tests; arguments go to cargo: `just test -p lastcall-websockets`
+[group('check')]
+[positional-arguments]
+test *arguments: browser
+    cargo test --locked "${@:---workspace}"
+
+# Check format, lints and documentation
+[group('check')]
+lint:
+    cargo fmt --all --check
+    cargo clippy --workspace --all-targets --locked -- --deny warnings
+    RUSTDOCFLAGS="--deny warnings" cargo doc --workspace --no-deps --locked --quiet
+
+# Format the code
+[group('check')]
+fmt:
+    cargo fmt --all
+
+# Install what the browser test needs, where that is possible
+[private]
+browser:
+    #!/usr/bin/env bash
+    set -euo pipefail
+    have() { command -v "$1" >/dev/null; }
+    if have "${CHROMIUM:-chromium}" && have "${CHROMEDRIVER:-chromedriver}"; then exit 0; fi
+    as_root=""
+    if [ "$(id -u)" != 0 ]; then as_root="sudo --non-interactive"; fi
+    if have apt-get && { [ -z "$as_root" ] || $as_root true 2>/dev/null; }; then
+        echo "Installing Chromium and its driver for the browser test: apt-get install chromium chromium-driver"
+        $as_root apt-get update -qq
+        $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium chromium-driver >/dev/null
+    fi
+    for one in "${CHROMIUM:-chromium}" "${CHROMEDRIVER:-chromedriver}"; do
+        have "$one" || missing="${missing:-} $one"
+    done
+    if [ -n "${missing:-}" ]; then
+        echo "The browser test needs$missing, which could not be installed here." >&2
+        echo "On Debian, as root: apt-get install chromium chromium-driver." >&2
+        echo "Elsewhere: install both, and name them in CHROMIUM and CHROMEDRIVER." >&2
+        exit 1
+    fi
+
+# Install a tool of this version under target/tools, once
+[private]
+tool command package version:
+    @[ -x "{{ tools }}/bin/{{ command }}" ] || { \
+        echo "Installing {{ package }} {{ version }} under target/tools, once (a few minutes)"; \
+        cargo install "{{ package }}" --locked --version "{{ version }}" --root "{{ tools }}" --quiet; }
