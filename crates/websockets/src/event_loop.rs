@@ -310,14 +310,13 @@ impl EventLoop {
     fn fan_out(&mut self, started: Instant) -> bool {
         let Some(mut fanout) = self.fanout.take() else { return true };
         while fanout.next < self.clients.capacity() {
-            if fanout.next.is_multiple_of(CLOCK_EVERY) && started.elapsed() > SLICE && fanout.next > 0 {
-                fanout.next += 1;
-                self.reach(fanout.next - 1, &fanout.kind);
+            let slot = fanout.next;
+            fanout.next += 1;
+            self.reach(slot, &fanout.kind);
+            if fanout.next.is_multiple_of(CLOCK_EVERY) && started.elapsed() > SLICE {
                 self.fanout = Some(fanout);
                 return false;
             }
-            self.reach(fanout.next, &fanout.kind);
-            fanout.next += 1;
         }
         true
     }

@@ -202,3 +202,72 @@ pub(crate) fn publish_text(bus: &Bus, from: ClientId, text: &str) {
     let frame: Frame = message.frame();
     bus.send(&Command::Publish(frame));
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::Read,
+        net::{TcpListener, TcpStream},
+    };
+
+    use lastcall_core::settings::Sources;
+
+    use super::*;
+
+    /// A manager, and the two ends of a connection to be.
+    fn manager() -> (ConnectionManager, TcpStream, TcpStream) {
+        // A folder without settings files: only the defaults are left.
+        let sources = Sources { working_dir: env!("CARGO_MANIFEST_DIR").into(), ..Sources::default() };
+        let settings = Settings::load(&sources).unwrap().settings;
+        let manager = ConnectionManager::start(ManagerConfig::from(&settings)).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        client.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        let (server, _) = listener.accept().unwrap();
+        (manager, client, server)
+    }
+
+    #[tokio::test]
+    async fn a_client_can_be_disconnected_by_its_id() {
+        let (manager, mut client, server) = manager();
+        let id = manager.connect(manager.admit().unwrap(), server, Bytes::new()).unwrap();
+        manager.disconnect(ClientId::generate(), CloseReason::Idle);
+        manager.disconnect(id, CloseReason::ServiceRestart);
+        let expected = [
+            ServerMessage::Welcome { client: id, server: crate::message::Server }.frame().bytes().to_vec(),
+            Frame::close(Some((1012, "service restart"))).bytes().to_vec(),
+        ]
+        .concat();
+        let mut got = vec![0; expected.len()];
+        client.read_exact(&mut got).unwrap();
+        assert_eq!(got, expected);
+        assert_eq!(manager.count(), 1, "it has not answered yet");
+        drop(client);
+        manager.empty().await;
+        assert_eq!(manager.occupancy().closed, 1);
+        manager.stop();
+    }
+
+    #[tokio::test]
+    async fn who_comes_after_the_notice_hears_it_and_who_comes_after_the_close_is_closed() {
+        let (manager, mut client, server) = manager();
+        let place = manager.admit().unwrap();
+        manager.give_notice(Notice::new("service restart", Duration::from_secs(60)));
+        assert_eq!(manager.admit().unwrap_err(), Refusal::Draining);
+        manager.close_all(CloseReason::ServiceRestart);
+        manager.connect(place, server, Bytes::new()).unwrap();
+        let mut got = Vec::new();
+        while !got.ends_with(b"\x03\xF4service restart") {
+            let mut byte = [0];
+            client.read_exact(&mut byte).unwrap();
+            got.push(byte[0]);
+        }
+        assert!(
+            String::from_utf8_lossy(&got).contains(r#""type":"shutdown""#),
+            "{}",
+            String::from_utf8_lossy(&got)
+        );
+        manager.stop();
+        assert_eq!(manager.count(), 0, "stopping cuts off who is left");
+    }
+}

@@ -179,7 +179,12 @@ impl Progress {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use lastcall_core::settings::Sources;
+
     use super::*;
+    use crate::manager::ManagerConfig;
 
     #[test]
     fn progress_is_told_once_for_every_tenth() {
@@ -188,5 +193,44 @@ mod tests {
         assert_eq!(told, [45, 40, 35, 30, 25, 20, 15, 10, 5, 0]);
         let mut few = Progress::new(3);
         assert_eq!((0..3).rev().filter(|left| few.tenths(*left)).count(), 3);
+    }
+
+    /// What is logged, line by line.
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn progress_is_told_each_minute() {
+        let sources = Sources {
+            working_dir: env!("CARGO_MANIFEST_DIR").into(),
+            command_line: vec![("shutdown_timeout", "150".into()), ("close_timeout", "0.05".into())],
+            ..Sources::default()
+        };
+        let settings = Settings::load(&sources).unwrap().settings;
+        let manager = ConnectionManager::start(ManagerConfig::from(&settings)).unwrap();
+        let stays = manager.admit().unwrap();
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
+        let _logging = tracing::subscriber::set_default(subscriber);
+        let shutdown = GracefulShutdown::begin(manager.clone(), &settings);
+        assert_eq!(shutdown.drain(std::future::pending::<()>()).await, DrainEnd::Deadline);
+        let log = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+        assert_eq!(log.matches("drain progress: 0 of 1 left, 1 still here").count(), 2, "{log}");
+        shutdown.close().await;
+        assert_eq!(shutdown.finish(), Summary { left: 0, closed: 0, cut: 1 });
+        drop(stays);
+        manager.stop();
     }
 }

@@ -151,18 +151,18 @@ impl Reader {
 
     fn dot_env(&mut self, working_dir: &Path) {
         let path = working_dir.join(".env");
+        let whole = || Origin::File { path: ".env".into(), line: None };
         let lines = match dotenvy::from_path_iter(&path) {
             Ok(lines) => lines,
             Err(error) if error.not_found() => return,
-            Err(error) => return self.wrong_file(Origin::DotEnv("a line".into()), error.to_string()),
+            Err(error) => return self.wrong_file(whole(), format!("cannot be read: {error}")),
         };
         let mut variables = Vec::new();
         for line in lines {
             match line {
                 Ok(variable) => variables.push(variable),
                 Err(error) => {
-                    return self
-                        .wrong_file(Origin::DotEnv("a line".into()), format!("cannot be read: {error}"));
+                    return self.wrong_file(whole(), format!("cannot be read: {error}"));
                 }
             }
         }
