@@ -53,12 +53,16 @@ pub async fn bind(host: &str, port: u16) -> Result<TcpListener, BindError> {
         .map_err(no_host)?
         .next()
         .ok_or_else(|| no_host(io::Error::from(ErrorKind::NotFound)))?;
-    listen(address).map_err(|source| match source.kind() {
+    listen(address).map_err(|source| explain(address, source))
+}
+
+fn explain(address: SocketAddr, source: io::Error) -> BindError {
+    match source.kind() {
         ErrorKind::AddrInUse => BindError::InUse(address),
-        ErrorKind::PermissionDenied => BindError::Privileged(address),
+        ErrorKind::PermissionDenied if address.port() < 1024 => BindError::Privileged(address),
         ErrorKind::AddrNotAvailable => BindError::NotLocal(address),
         _ => BindError::Other { address, source },
-    })
+    }
 }
 
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {
@@ -81,6 +85,11 @@ mod tests {
         assert!(matches!(error, BindError::InUse(address) if address.port() == port));
         // 203.0.113.0/24 is for documentation (RFC 5737): nobody's.
         assert!(matches!(bind("203.0.113.1", 0).await, Err(BindError::NotLocal(_))));
+        // Root may bind any port, so this one is only explained.
+        let refused = explain("127.0.0.1:80".parse().unwrap(), io::Error::from(ErrorKind::PermissionDenied));
+        let sentence =
+            "cannot listen on 127.0.0.1:80: this user may not use ports below 1024; choose a higher `port`";
+        assert_eq!(refused.to_string(), sentence);
         assert!(matches!(bind("no such host", 0).await, Err(BindError::Host { .. })));
     }
 }
