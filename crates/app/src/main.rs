@@ -3,7 +3,10 @@
 mod cli;
 mod server;
 
-use std::process::ExitCode;
+use std::{
+    io::{self, ErrorKind, Write},
+    process::ExitCode,
+};
 
 use anyhow::Context;
 use lastcall_core::{
@@ -48,10 +51,12 @@ fn serve(settings: &Settings) -> anyhow::Result<ExitCode> {
     ending
 }
 
-#[allow(clippy::print_stdout, reason = "the answer to a question on the command line")]
 fn show_config(loaded: &Loaded) -> anyhow::Result<ExitCode> {
-    print!("{}", cli::show_config(loaded));
-    Ok(ExitCode::SUCCESS)
+    match io::stdout().write_all(cli::show_config(loaded).as_bytes()) {
+        // Whoever reads, such as `head`, has seen enough.
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("cannot write to stdout"),
+        _ => Ok(ExitCode::SUCCESS),
+    }
 }
 
 #[allow(clippy::print_stderr, reason = "there may be no log yet, and this is for the one who started it")]

@@ -92,7 +92,11 @@ fn parse(body: &[u8]) -> Result<Publication<'_>, ApiError> {
     if body.trim_ascii_start().first() != Some(&b'{') {
         return Err(wrong(&"it is not an object"));
     }
-    serde_json::from_slice(body).map_err(|error| wrong(&error))
+    let publication: Publication<'_> = serde_json::from_slice(body).map_err(|error| wrong(&error))?;
+    // Raw JSON is not looked into; what clients could not read, such as half a surrogate pair or a thousand
+    // arrays in each other, stops here.
+    serde_json::from_str::<serde_json::Value>(publication.data.get()).map_err(|error| wrong(&error))?;
+    Ok(publication)
 }
 
 fn is_json(headers: &HeaderMap) -> bool {

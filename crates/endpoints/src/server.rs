@@ -1,6 +1,12 @@
 //! The HTTP server: accepts, and speaks HTTP/1.1 until a connection ends or becomes a WebSocket.
 
-use std::{fs::File, io, net::SocketAddr, time::Duration};
+use std::{
+    fs::File,
+    io,
+    net::SocketAddr,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use axum::{Router, body::Body};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
@@ -24,7 +30,8 @@ const MAX_HEAD: usize = 16 << 10;
 /// The smallest buffer that hyper allows: most of its connections become WebSockets at once.
 const READ_BUFFER: usize = 8 << 10;
 
-/// How long a newcomer that is turned away for want of file descriptors has to hang up.
+/// How long those have who are turned away for want of file descriptors, or who have only half asked when
+/// the server stops.
 const FAREWELL: Duration = Duration::from_millis(50);
 
 /// Who is calling.
@@ -90,10 +97,17 @@ async fn serve(stream: TcpStream, peer: SocketAddr, router: Router, stop: Cancel
     if let Err(error) = stream.set_nodelay(true) {
         return debug!(%peer, %error, "a client went before it said anything");
     }
-    let service = service_fn(move |request: hyper::Request<Incoming>| {
+    let in_flight = AtomicBool::new(false);
+    let service = service_fn(|request: hyper::Request<Incoming>| {
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(Peer(peer));
-        router.clone().oneshot(request)
+        in_flight.store(true, Ordering::Relaxed);
+        let answer = router.clone().oneshot(request);
+        async {
+            let answer = answer.await;
+            in_flight.store(false, Ordering::Relaxed);
+            answer
+        }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -107,7 +121,12 @@ async fn serve(stream: TcpStream, peer: SocketAddr, router: Router, stop: Cancel
         ended = &mut connection => ended,
         () = stop.cancelled() => {
             connection.as_mut().graceful_shutdown();
-            connection.await
+            if in_flight.load(Ordering::Relaxed) {
+                connection.await
+            } else {
+                // Half a request, or an answer that is on its way out: it has a moment, no more.
+                timeout(FAREWELL, connection).await.unwrap_or(Ok(()))
+            }
         }
     };
     if let Err(error) = ended {

@@ -64,7 +64,7 @@ impl Hooks {
         for Hook { name, timeout: time, future } in self.0 {
             let error = match timeout(time, future).await {
                 Ok(Ok(shutdown)) => {
-                    debug!(hook = name, "started");
+                    debug!(hook = name, "hook started");
                     started.0.push(Hook { name, timeout: time, future: shutdown });
                     continue;
                 }
@@ -88,7 +88,7 @@ impl Started {
         let mut well = true;
         for Hook { name, timeout: time, future } in self.0.into_iter().rev() {
             match timeout(time, future).await {
-                Ok(Ok(())) => debug!(hook = name, "stopped"),
+                Ok(Ok(())) => debug!(hook = name, "hook stopped"),
                 Ok(Err(error)) => {
                     error!(hook = name, %error, "a shutdown hook failed");
                     well = false;

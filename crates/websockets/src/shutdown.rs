@@ -95,10 +95,10 @@ impl GracefulShutdown {
         tokio::pin!(cut_short, deadline);
         loop {
             let clients = occupancy.borrow_and_update().clients;
+            progress.tenths(clients);
             if clients == 0 {
                 return DrainEnd::Empty;
             }
-            progress.tenths(clients);
             tokio::select! {
                 biased;
                 _ = &mut cut_short => return DrainEnd::CutShort,

@@ -1,12 +1,10 @@
 //! Nobody gets more than their share, and nobody else pays for it.
 
-use tokio::io::AsyncReadExt;
-
-use crate::support::{Server, Start, soon};
+use crate::support::{Server, Start, read_to_close, soon};
 
 #[tokio::test]
 async fn a_client_that_stops_reading_is_cut_off_and_the_others_lose_nothing() {
-    let server = Start::default().env("MAX_QUEUE", "256KiB").env("CLOSE_TIMEOUT", "20").serve().await;
+    let server = Start::default().env("MAX_QUEUE", "256KiB").env("CLOSE_TIMEOUT", "30").serve().await;
     let mut slow = server.raw_client().await;
     let mut quick = server.clients(3).await;
     let reading: Vec<_> = (0..3)
@@ -32,10 +30,7 @@ async fn a_client_that_stops_reading_is_cut_off_and_the_others_lose_nothing() {
         soon("all notifications", reading).await.unwrap();
     }
     // Now it reads on: whole frames, and the close frame as the last of them.
-    let mut bytes = Vec::new();
-    soon("the end", slow.read_to_end(&mut bytes)).await.unwrap_or(0);
-    let close = b"\x88\x0F\x03\xF0slow consumer";
-    assert!(bytes.ends_with(close), "it ends with {:?}", &bytes[bytes.len().saturating_sub(40)..]);
+    let bytes = read_to_close(&mut slow, b"\x88\x0F\x03\xF0slow consumer").await;
     let mut at = 0;
     while at < bytes.len() {
         at += match bytes[at + 1] {
@@ -85,7 +80,11 @@ async fn what_is_no_websocket_handshake_is_told_what_to_do() {
     let old = server.request("GET", "/ws", &[&upgrade[..], &["Sec-WebSocket-Version: 8"]].concat(), "").await;
     assert_eq!(old.status, 426);
     assert!(old.head.to_lowercase().contains("sec-websocket-version: 13"), "{old:?}");
-    assert_eq!(server.request("DELETE", "/", &[], "").await.error(), (405, "method_not_allowed".into()));
+    let key = server.refusal(&[("sec-websocket-key", "c2hvcnQ=")]).await;
+    assert_eq!(key.error(), (400, "bad_handshake".into()));
+    let delete = server.request("DELETE", "/", &[], "").await;
+    assert_eq!(delete.error(), (405, "method_not_allowed".into()));
+    assert!(delete.head.to_lowercase().contains("allow: get,head"), "{delete:?}");
     assert_eq!(server.get("/nothing").await.error(), (404, "not_found".into()));
     assert_eq!(server.get("/health/live").await.status, 200);
 }

@@ -1,9 +1,10 @@
 //! What clients are told.
 
+use futures_util::StreamExt;
 use serde_json::json;
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::support::{Server, Start};
+use crate::support::{Server, Signal, Start, soon};
 
 /// Whether this is a time as the contract has it: RFC 3339, UTC, milliseconds.
 fn is_time(value: &serde_json::Value) -> bool {
@@ -96,14 +97,17 @@ async fn notifications_come_at_their_interval() {
 
 #[tokio::test]
 async fn notifications_can_be_turned_off() {
-    let server = Start::default().env("NOTIFICATION_INTERVAL", "0").serve().await;
+    let server = Start::default()
+        .file("config/lastcall.toml", "notification_interval = 0.05\n")
+        .env("NOTIFICATION_INTERVAL", "0")
+        .env("SHUTDOWN_TIMEOUT", "0.5")
+        .serve()
+        .await;
     let mut client = server.client().await;
-    // Long after the first default interval would be too long to wait: the log of a drain proves the point
-    // sooner, as reminders come at the same interval.
-    client.say("first").await;
-    assert_eq!(client.next().await["data"], "first");
-    server.publish(r#"{"data": "second"}"#).await;
-    assert_eq!(client.next().await["data"], "second");
+    server.signal(Signal::TERM);
+    let (_, before) = client.closed().await;
+    let types: Vec<_> = before.iter().map(|message| message["type"].as_str().unwrap()).collect();
+    assert_eq!(types, ["shutdown"], "no notification, and no reminder");
 }
 
 #[tokio::test]
@@ -112,6 +116,8 @@ async fn texts_can_be_ignored() {
     let mut client = server.client().await;
     client.say("Hello").await;
     client.send(Message::Ping("sync".into())).await;
+    // The pong says that the text before it was handled.
+    assert_eq!(soon("a pong", client.socket.next()).await.unwrap().unwrap(), Message::Pong("sync".into()));
     server.publish(r#"{"data": "published"}"#).await;
     assert_eq!(client.next().await["data"], "published", "the text before it went nowhere");
 }
@@ -125,7 +131,6 @@ async fn echo_gives_back_text_and_binary_unchanged_and_nothing_else() {
         .serve()
         .await;
     let (mut client, _) = server.dial(&[]).await.unwrap();
-    use futures_util::StreamExt;
     for message in [
         Message::text("Grüße"),
         Message::binary(vec![0, 255, 7]),
@@ -135,7 +140,7 @@ async fn echo_gives_back_text_and_binary_unchanged_and_nothing_else() {
         client.send(message.clone()).await;
         assert_eq!(client.socket.next().await.unwrap().unwrap(), message);
     }
-    server.signal(crate::support::Signal::TERM);
+    server.signal(Signal::TERM);
     let (close, before) = client.closed().await;
     assert_eq!((close, before.len()), ((1012, "service restart".into()), 0), "no notice, no notification");
 }

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{Server, Start};
+use crate::support::{Server, Signal, Start};
 
 const JSON: &str = "Content-Type: application/json";
 
@@ -26,11 +26,14 @@ async fn what_cannot_be_published_is_told_and_reaches_nobody() {
         Start::default().env("MAX_MESSAGE_SIZE", "1000").env("NOTIFICATION_INTERVAL", "0").serve().await;
     let mut client = server.client().await;
     let large = format!(r#"{{"data": "{}"}}"#, "x".repeat(1000));
+    let deep = format!(r#"{{"data": {}{}}}"#, "[".repeat(200), "]".repeat(200));
     for (name, headers, body, error) in [
         ("not JSON", &[JSON][..], "{", (400, "bad_request")),
         ("no data", &[JSON], "{}", (400, "bad_request")),
         ("misspelt", &[JSON], r#"{"data": 1, "chanel": "x"}"#, (400, "bad_request")),
         ("not an object", &[JSON], "[1]", (400, "bad_request")),
+        ("half a character", &[JSON], r#"{"data": "\ud800"}"#, (400, "bad_request")),
+        ("too deep", &[JSON], &deep, (400, "bad_request")),
         ("unknown channel", &[JSON], r#"{"data": 1, "channel": "news"}"#, (400, "unknown_channel")),
         ("too large", &[JSON], &large, (413, "payload_too_large")),
         ("no type", &[], r#"{"data": 1}"#, (415, "unsupported_media_type")),
@@ -40,6 +43,12 @@ async fn what_cannot_be_published_is_told_and_reaches_nobody() {
             &[JSON, "Origin: https://evil.example"],
             r#"{"data": 1}"#,
             (403, "origin_not_allowed"),
+        ),
+        (
+            "through another proxy",
+            &[JSON, "Forwarded: for=192.0.2.7"],
+            r#"{"data": 1}"#,
+            (403, "loopback_only"),
         ),
         ("through a proxy", &[JSON, "X-Forwarded-For: 192.0.2.7"], r#"{"data": 1}"#, (403, "loopback_only")),
     ] {
@@ -77,7 +86,9 @@ async fn with_keys_one_of_them_is_needed() {
 async fn while_clients_are_being_closed_nothing_is_published() {
     let server = Start::default().env("SHUTDOWN_TIMEOUT", "0").env("CLOSE_TIMEOUT", "600").serve().await;
     let _stuck = server.raw_client().await;
-    server.signal(crate::support::Signal::TERM);
+    server.signal(Signal::TERM);
     server.logged("closing 1 client").await;
     assert_eq!(server.publish(r#"{"data": 1}"#).await.error(), (503, "closing".into()));
+    let ready = server.get("/health/ready").await;
+    assert_eq!((ready.status, &ready.json()["phase"]), (503, &json!("closing")));
 }

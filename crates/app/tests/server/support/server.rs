@@ -1,37 +1,25 @@
-//! The real binary, as its users run it, and clients that talk to it.
+//! The real binary, as its users run it.
 
-use std::{
-    net::SocketAddr,
-    process::Stdio,
-    sync::{Arc, Mutex},
-    time::{Duration, Instant},
-};
+use std::{net::SocketAddr, process::Stdio};
 
-use futures_util::{SinkExt, StreamExt};
-use rustix::process::{Pid, Resource, getrlimit, kill_process, setrlimit};
+use rustix::process::{Pid, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::{
-    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpSocket, TcpStream},
     process::{Child, Command},
-    sync::watch,
-    time::timeout,
 };
 use tokio_tungstenite::{
-    MaybeTlsStream, WebSocketStream, connect_async,
-    tungstenite::{self, Message, client::IntoClientRequest, http::Response},
+    connect_async,
+    tungstenite::{self, client::IntoClientRequest, http::Response},
 };
 
-pub(crate) use rustix::process::Signal;
-
-/// The longest that anything may take: a server that hangs fails its test, and none waits for ever.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
-
-/// Waits for `what`, but not for ever.
-pub(crate) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
-    timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("{what}: nothing for {PATIENCE:?}"))
-}
+use super::{
+    Answer, Client, Signal,
+    log::{Log, message},
+    soon,
+};
 
 /// How to start a server.
 pub(crate) struct Start {
@@ -52,13 +40,6 @@ pub(crate) struct Ended {
     pub(crate) code: Option<i32>,
     pub(crate) stdout: String,
     pub(crate) stderr: String,
-}
-
-/// Log lines, as they come.
-#[derive(Clone, Default)]
-struct Log {
-    lines: Arc<Mutex<Vec<Value>>>,
-    count: watch::Sender<usize>,
 }
 
 impl Default for Start {
@@ -95,17 +76,7 @@ impl Start {
     pub(crate) async fn serve(mut self) -> Server {
         self.command.stderr(Stdio::inherit());
         let mut child = self.command.spawn().unwrap();
-        let log = Log::default();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let writer = log.clone();
-        tokio::spawn(async move {
-            while let Ok(Some(line)) = lines.next_line().await {
-                let line =
-                    serde_json::from_str(&line).unwrap_or_else(|_| panic!("not a JSON log line: {line}"));
-                writer.lines.lock().unwrap().push(line);
-                writer.count.send_modify(|count| *count += 1);
-            }
-        });
+        let log = Log::read(child.stdout.take().unwrap());
         let listening = log.line(|line| message(line).starts_with("listening on http://")).await;
         let address = message(&listening).trim_start_matches("listening on http://").parse().unwrap();
         Server { child, address, dir: self.dir, log }
@@ -120,29 +91,6 @@ impl Start {
             stderr: String::from_utf8(output.stderr).unwrap(),
         }
     }
-}
-
-impl Log {
-    async fn line(&self, wanted: impl Fn(&Value) -> bool) -> Value {
-        let mut count = self.count.subscribe();
-        let found = timeout(PATIENCE, async {
-            loop {
-                count.borrow_and_update();
-                if let Some(line) = self.lines.lock().unwrap().iter().find(|line| wanted(line)) {
-                    return line.clone();
-                }
-                count.changed().await.unwrap();
-            }
-        });
-        found
-            .await
-            .unwrap_or_else(|_| panic!("that line did not come; there are {:#?}", self.lines.lock().unwrap()))
-    }
-}
-
-/// The message of a log line.
-pub(crate) fn message(line: &Value) -> &str {
-    line["fields"]["message"].as_str().unwrap_or("")
 }
 
 impl Server {
@@ -170,19 +118,14 @@ impl Server {
 
     /// All log lines so far whose message starts so.
     pub(crate) fn log_lines(&self, start: &str) -> Vec<Value> {
-        self.log
-            .lines
-            .lock()
-            .unwrap()
-            .iter()
-            .filter(|line| message(line).starts_with(start))
-            .cloned()
-            .collect()
+        self.log.lines().into_iter().filter(|line| message(line).starts_with(start)).collect()
     }
 
-    /// Waits until the process ends; its exit code.
+    /// Waits until the process ends and its log is complete; its exit code.
     pub(crate) async fn exit_code(&mut self) -> i32 {
-        soon("the end of the server", self.child.wait()).await.unwrap().code().expect("it was not killed")
+        let status = soon("the end of the server", self.child.wait()).await.unwrap();
+        self.log.ended().await;
+        status.code().expect("it was not killed")
     }
 
     pub(crate) async fn client(&self) -> Client {
@@ -284,114 +227,4 @@ impl Server {
     pub(crate) async fn publish(&self, body: &str) -> Answer {
         self.request("POST", "/api/publish", &["Content-Type: application/json"], body).await
     }
-}
-
-/// An HTTP answer.
-#[derive(Debug)]
-pub(crate) struct Answer {
-    pub(crate) status: u16,
-    pub(crate) head: String,
-    pub(crate) body: String,
-}
-
-impl Answer {
-    pub(crate) fn json(&self) -> Value {
-        serde_json::from_str(&self.body).unwrap_or_else(|_| panic!("not JSON: {self:?}"))
-    }
-
-    /// The status and the error code; that the body has the shape of the contract.
-    pub(crate) fn error(&self) -> (u16, String) {
-        let body = self.json();
-        let message = body["error"]["message"].as_str().unwrap_or_else(|| panic!("no message: {self:?}"));
-        assert!(message.ends_with('.'), "not a sentence: {message}");
-        (self.status, body["error"]["code"].as_str().unwrap().to_owned())
-    }
-}
-
-/// A WebSocket client.
-pub(crate) struct Client {
-    pub(crate) socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
-    pub(crate) id: String,
-}
-
-impl Client {
-    /// The next frame that is not a control frame.
-    pub(crate) async fn next(&mut self) -> Value {
-        loop {
-            match soon("a message", self.socket.next()).await.expect("a message, not the end").unwrap() {
-                Message::Text(text) => return serde_json::from_str(&text).unwrap(),
-                Message::Ping(_) | Message::Pong(_) => {}
-                other => panic!("a message, not {other:?}"),
-            }
-        }
-    }
-
-    /// The next message of this type.
-    pub(crate) async fn next_of(&mut self, wanted: &str) -> Value {
-        loop {
-            let message = self.next().await;
-            if message["type"] == wanted {
-                return message;
-            }
-        }
-    }
-
-    pub(crate) async fn send(&mut self, message: Message) {
-        soon("sending", self.socket.send(message)).await.unwrap();
-    }
-
-    pub(crate) async fn say(&mut self, text: &str) {
-        self.send(Message::text(text)).await;
-    }
-
-    /// Reads on until the server closes; how it did, and the messages before. The handshake is finished.
-    pub(crate) async fn closed(&mut self) -> ((u16, String), Vec<Value>) {
-        let mut before = Vec::new();
-        let mut close = None;
-        loop {
-            match soon("a close", self.socket.next()).await {
-                Some(Ok(Message::Close(Some(frame)))) => {
-                    close = Some((frame.code.into(), frame.reason.to_string()))
-                }
-                Some(Ok(Message::Text(text))) => before.push(serde_json::from_str(&text).unwrap()),
-                Some(Ok(_)) => {}
-                // The connection may end in any way once the close frame is here.
-                None | Some(Err(_)) => break,
-            }
-        }
-        (close.unwrap_or_else(|| panic!("a close frame, not a bare end, after {before:?}")), before)
-    }
-
-    /// Says goodbye and waits for the answer.
-    pub(crate) async fn leave(mut self) {
-        soon("closing", self.socket.close(None)).await.unwrap();
-        while let Some(Ok(_)) = soon("the answer to a close", self.socket.next()).await {}
-    }
-}
-
-/// Tries up to three times whether `attempt` takes no longer than `limit`: a machine may be busy once, but
-/// a server that is too slow always fails.
-pub(crate) async fn takes_at_most(limit: Duration, mut attempt: impl AsyncFnMut() -> Duration) {
-    let mut taken = Vec::new();
-    for _ in 0..3 {
-        taken.push(attempt().await);
-        if taken.iter().any(|taken| *taken <= limit) {
-            return;
-        }
-    }
-    panic!("at most {limit:?} was wanted, but it took {taken:?}");
-}
-
-/// How long `future` takes.
-pub(crate) async fn timed<T>(future: impl Future<Output = T>) -> (T, Duration) {
-    let started = Instant::now();
-    let value = future.await;
-    (value, started.elapsed())
-}
-
-/// Lets this test have as many sockets as the system allows.
-pub(crate) fn raise_fd_limit() {
-    let mut limit = getrlimit(Resource::Nofile);
-    limit.current = limit.maximum;
-    setrlimit(Resource::Nofile, limit).unwrap();
 }

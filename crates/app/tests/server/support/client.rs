@@ -1,0 +1,91 @@
+//! A WebSocket client, and an HTTP answer.
+
+use futures_util::{SinkExt, StreamExt};
+use serde_json::Value;
+use tokio::net::TcpStream;
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, tungstenite::Message};
+
+use super::soon;
+
+/// An HTTP answer.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) head: String,
+    pub(crate) body: String,
+}
+
+impl Answer {
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|_| panic!("not JSON: {self:?}"))
+    }
+
+    /// The status and the error code; that the body has the shape of the contract.
+    pub(crate) fn error(&self) -> (u16, String) {
+        let body = self.json();
+        let message = body["error"]["message"].as_str().unwrap_or_else(|| panic!("no message: {self:?}"));
+        assert!(message.ends_with('.'), "not a sentence: {message}");
+        (self.status, body["error"]["code"].as_str().unwrap().to_owned())
+    }
+}
+
+/// A WebSocket client.
+pub(crate) struct Client {
+    pub(crate) socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
+    pub(crate) id: String,
+}
+
+impl Client {
+    /// The next frame that is not a control frame.
+    pub(crate) async fn next(&mut self) -> Value {
+        loop {
+            match soon("a message", self.socket.next()).await.expect("a message, not the end").unwrap() {
+                Message::Text(text) => return serde_json::from_str(&text).unwrap(),
+                Message::Ping(_) | Message::Pong(_) => {}
+                other => panic!("a message, not {other:?}"),
+            }
+        }
+    }
+
+    /// The next message of this type.
+    pub(crate) async fn next_of(&mut self, wanted: &str) -> Value {
+        loop {
+            let message = self.next().await;
+            if message["type"] == wanted {
+                return message;
+            }
+        }
+    }
+
+    pub(crate) async fn send(&mut self, message: Message) {
+        soon("sending", self.socket.send(message)).await.unwrap();
+    }
+
+    pub(crate) async fn say(&mut self, text: &str) {
+        self.send(Message::text(text)).await;
+    }
+
+    /// Reads on until the server closes; how it did, and the messages before. The handshake is finished.
+    pub(crate) async fn closed(&mut self) -> ((u16, String), Vec<Value>) {
+        let mut before = Vec::new();
+        let mut close = None;
+        loop {
+            match soon("a close", self.socket.next()).await {
+                Some(Ok(Message::Close(Some(frame)))) => {
+                    close = Some((frame.code.into(), frame.reason.to_string()))
+                }
+                Some(Ok(Message::Text(text))) => before.push(serde_json::from_str(&text).unwrap()),
+                Some(Ok(_)) => {}
+                // The connection may end in any way once the close frame is here.
+                None | Some(Err(_)) => break,
+            }
+        }
+        (close.unwrap_or_else(|| panic!("a close frame, not a bare end, after {before:?}")), before)
+    }
+
+    /// Says goodbye and waits for the answer.
+    pub(crate) async fn leave(mut self) {
+        soon("closing", self.socket.close(None)).await.unwrap();
+        while let Some(Ok(_)) = soon("the answer to a close", self.socket.next()).await {}
+    }
+}

@@ -1,0 +1,170 @@
+//! Thousands of clients in one poll loop.
+
+use std::{
+    io::{ErrorKind, Write},
+    net::{SocketAddr, ToSocketAddrs},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail, ensure};
+use indicatif::{ProgressBar, ProgressStyle};
+use mio::{Events, Interest, Poll, Token};
+use rustix::process::{Resource, getrlimit, setrlimit};
+use url::Url;
+
+use crate::client::{Client, Progress, State, pong_frame};
+
+/// The longest that connecting, or waiting for a message, may take.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Files that are not clients.
+const RESERVE: u64 = 32;
+
+pub(crate) struct Fleet {
+    poll: Poll,
+    events: Events,
+    pub(crate) clients: Vec<Client>,
+    buffer: Vec<u8>,
+}
+
+impl Fleet {
+    /// Connects `count` clients, all dialling at once or `at_once` at a time.
+    pub(crate) fn connect(url: &Url, count: usize, at_once: usize, progress: bool) -> anyhow::Result<Self> {
+        raise_fd_limit(count)?;
+        let address = address(url)?;
+        let host = format!("{}:{}", url.host_str().unwrap_or_default(), address.port());
+        let bar = if progress { ProgressBar::new(count as u64) } else { ProgressBar::hidden() };
+        bar.set_style(ProgressStyle::with_template("connecting {bar:40} {pos}/{len} {per_sec}")?);
+        let mut fleet = Self {
+            poll: Poll::new()?,
+            events: Events::with_capacity(4096),
+            clients: Vec::with_capacity(count),
+            buffer: vec![0; 64 << 10],
+        };
+        let started = Instant::now();
+        let mut open = 0;
+        while open < count {
+            ensure!(
+                started.elapsed() < PATIENCE,
+                "only {open} of {count} clients are connected after {PATIENCE:?}"
+            );
+            while fleet.clients.len() < count && fleet.clients.len() - open < at_once {
+                let mut client = Client::dial(address).context("cannot dial")?;
+                let token = Token(fleet.clients.len());
+                let interest = Interest::READABLE | Interest::WRITABLE;
+                fleet.poll.registry().register(&mut client.stream, token, interest)?;
+                fleet.clients.push(client);
+            }
+            open += fleet.shake(&host, url.path())?;
+            bar.set_position(open as u64);
+        }
+        bar.finish_and_clear();
+        Ok(fleet)
+    }
+
+    /// One turn of the handshakes; how many became open.
+    fn shake(&mut self, host: &str, path: &str) -> anyhow::Result<usize> {
+        let mut open = 0;
+        self.wait(Some(Duration::from_millis(100)))?;
+        for event in &self.events {
+            let client = &mut self.clients[event.token().0];
+            if client.state == State::Dialling && event.is_writable() {
+                client.shake(host, path).context("the server does not take a connection")?;
+            }
+            if event.is_readable() && client.state != State::Dialling {
+                loop {
+                    match client.read(&mut self.buffer, &mut |_, _| {}) {
+                        Progress::Blocked => break,
+                        Progress::More => {}
+                        Progress::Opened => open += 1,
+                        Progress::Gone => bail!("the server hung up on a client"),
+                    }
+                }
+            }
+        }
+        Ok(open)
+    }
+
+    fn wait(&mut self, timeout: Option<Duration>) -> anyhow::Result<()> {
+        match self.poll.poll(&mut self.events, timeout) {
+            Err(error) if error.kind() != ErrorKind::Interrupted => Err(error).context("cannot poll"),
+            _ => Ok(()),
+        }
+    }
+
+    /// Reads what comes until `until`, or until `on_text` says that it has enough. It gets the client and
+    /// the beginning of each text. Pings are answered. How many clients went.
+    pub(crate) fn receive(
+        &mut self,
+        until: Instant,
+        mut on_text: impl FnMut(usize, &[u8]) -> bool,
+    ) -> anyhow::Result<usize> {
+        let (mut gone, mut enough) = (0, false);
+        while !enough {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            self.wait(Some(left))?;
+            for event in &self.events {
+                let index = event.token().0;
+                let client = &mut self.clients[index];
+                if client.state != State::Open || !event.is_readable() {
+                    continue;
+                }
+                let mut ping: Option<Vec<u8>> = None;
+                loop {
+                    let progress = client.read(&mut self.buffer, &mut |opcode, payload| match opcode {
+                        0x1 => enough |= on_text(index, payload),
+                        0x9 => ping = Some(payload.to_vec()),
+                        _ => {}
+                    });
+                    match progress {
+                        Progress::More => {}
+                        Progress::Gone => {
+                            gone += 1;
+                            break;
+                        }
+                        Progress::Blocked | Progress::Opened => break,
+                    }
+                }
+                if let Some(payload) = ping {
+                    // A pong that does not fit now is one that the next ping asks for again.
+                    let _ = client.stream.write(&pong_frame(&payload));
+                }
+            }
+        }
+        Ok(gone)
+    }
+
+    /// Sends bytes as client `index`.
+    pub(crate) fn send(&mut self, index: usize, mut bytes: &[u8]) -> anyhow::Result<()> {
+        let started = Instant::now();
+        while !bytes.is_empty() {
+            ensure!(started.elapsed() < PATIENCE, "the server does not take what is sent");
+            match self.clients[index].stream.write(bytes) {
+                Ok(n) => bytes = &bytes[n..],
+                Err(error) if error.kind() == ErrorKind::WouldBlock => std::thread::yield_now(),
+                Err(error) => return Err(error).context("cannot send"),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn address(url: &Url) -> anyhow::Result<SocketAddr> {
+    ensure!(url.scheme() == "ws", "only ws:// is spoken, not {}://", url.scheme());
+    let host = url.host_str().context("the URL has no host")?;
+    let port = url.port_or_known_default().context("the URL has no port")?;
+    let mut addresses = (host, port).to_socket_addrs().with_context(|| format!("cannot find {host}"))?;
+    addresses.next().with_context(|| format!("{host} has no address"))
+}
+
+fn raise_fd_limit(clients: usize) -> anyhow::Result<()> {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    setrlimit(Resource::Nofile, limit).context("cannot raise the limit of open files")?;
+    let most = limit.maximum.map_or(u64::MAX, |maximum| maximum.saturating_sub(RESERVE));
+    ensure!(clients as u64 <= most, "a process may have {most} clients here (ulimit -n), not {clients}");
+    Ok(())
+}

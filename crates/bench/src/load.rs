@@ -1,0 +1,166 @@
+//! One measurement: clients, a rate, and what comes of it.
+
+use std::time::{Duration, Instant};
+
+use anyhow::ensure;
+use clap::Args;
+use hdrhistogram::Histogram;
+use serde::Serialize;
+use url::Url;
+
+use crate::{client::text_frame, fleet::Fleet, process::Process};
+
+/// What a text begins with, before the time stamp: found in whatever the server wraps it in.
+const MARK: &[u8] = b"@lc:";
+
+/// Digits of the stamp, hexadecimal nanoseconds.
+const STAMP: usize = 16;
+
+/// How long stragglers may take after the last publication.
+const LINGER: Duration = Duration::from_secs(20);
+
+/// How to load a server.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Load {
+    /// Clients that listen
+    #[arg(long, default_value_t = 1000)]
+    pub(crate) clients: usize,
+    /// Publications a second, each of --burst texts
+    #[arg(long, default_value_t = 20.0)]
+    pub(crate) rate: f64,
+    /// Bytes of each text, at least 20
+    #[arg(long, default_value_t = 64)]
+    pub(crate) payload: usize,
+    /// Texts published at once
+    #[arg(long, default_value_t = 1)]
+    pub(crate) burst: usize,
+    /// Seconds to publish for
+    #[arg(long, default_value_t = 5.0)]
+    pub(crate) seconds: f64,
+    /// The server's process, on this machine: measures its CPU time and memory
+    #[arg(long)]
+    pub(crate) server_pid: Option<u32>,
+}
+
+/// What came of it.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Outcome {
+    pub(crate) clients: usize,
+    pub(crate) deliveries: u64,
+    /// Deliveries that did not come.
+    pub(crate) missing: u64,
+    /// Clients that the server closed.
+    pub(crate) gone: usize,
+    pub(crate) seconds: f64,
+    pub(crate) deliveries_per_second: f64,
+    /// From the publication to the receipt, in microseconds.
+    pub(crate) latency_us: Latency,
+    pub(crate) connect_seconds: f64,
+    pub(crate) handshakes_per_second: f64,
+    /// Of the server, per delivery, in microseconds.
+    pub(crate) cpu_per_delivery_us: Option<f64>,
+    /// Of the server, per handshake, in microseconds.
+    pub(crate) cpu_per_handshake_us: Option<f64>,
+    /// Of the server: resident memory that came with the clients, by their number, in bytes.
+    pub(crate) memory_per_client: Option<f64>,
+}
+
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(crate) struct Latency {
+    pub(crate) p50: f64,
+    pub(crate) p99: f64,
+    pub(crate) p999: f64,
+    pub(crate) max: f64,
+}
+
+/// Loads the server at `url`.
+pub(crate) fn run(url: &Url, load: &Load, progress: bool) -> anyhow::Result<Outcome> {
+    ensure!(load.payload >= MARK.len() + STAMP, "a payload has at least {} bytes", MARK.len() + STAMP);
+    ensure!(load.clients > 0 && load.burst > 0, "at least one client, and one text at once");
+    ensure!(load.rate > 0.0 && load.seconds > 0.0, "a rate and a time over 0");
+    let server = load.server_pid.map(Process);
+    let usage = || server.map(Process::usage).transpose();
+
+    let empty = usage()?;
+    let connecting = Instant::now();
+    let mut fleet = Fleet::connect(url, load.clients, 512, progress)?;
+    let connect_seconds = connecting.elapsed().as_secs_f64();
+    // Greetings are read, and the server settles.
+    fleet.receive(Instant::now() + Duration::from_millis(500), |_, _| false)?;
+    let idle = usage()?;
+
+    let epoch = Instant::now();
+    let every = Duration::from_secs_f64(1.0 / load.rate);
+    let publications = (load.rate * load.seconds).round().max(1.0) as u64;
+    let expected = publications * load.burst as u64 * load.clients as u64;
+    // To 60 s, to three digits.
+    let mut latency = Histogram::<u64>::new_with_bounds(1, 60_000_000_000, 3)?;
+    let (mut deliveries, mut gone) = (0u64, 0);
+    for n in 0..publications {
+        let stamp = epoch.elapsed().as_nanos();
+        let mut text = [MARK, format!("{stamp:016x}").as_bytes()].concat();
+        text.resize(load.payload, b'.');
+        fleet.send(0, &text_frame(&text).repeat(load.burst))?;
+        let last = n + 1 == publications;
+        let until = epoch + every.mul_f64((n + 1) as f64) + if last { LINGER } else { Duration::ZERO };
+        gone += fleet.receive(until, |_, text| {
+            if let Some(sent) = stamped(text) {
+                deliveries += 1;
+                let nanos = (epoch.elapsed().as_nanos() as u64).saturating_sub(sent);
+                latency.saturating_record(nanos.max(1));
+            }
+            last && deliveries >= expected
+        })?;
+    }
+    let seconds = epoch.elapsed().as_secs_f64();
+    let done = usage()?;
+
+    let us = |nanos: u64| nanos as f64 / 1000.0;
+    let quantile = |q| us(latency.value_at_quantile(q));
+    let per = |after: Option<Duration>, count: f64| after.map(|cpu| cpu.as_secs_f64() * 1e6 / count);
+    Ok(Outcome {
+        clients: load.clients,
+        deliveries,
+        missing: expected.saturating_sub(deliveries),
+        gone,
+        seconds,
+        deliveries_per_second: deliveries as f64 / seconds,
+        latency_us: Latency {
+            p50: quantile(0.5),
+            p99: quantile(0.99),
+            p999: quantile(0.999),
+            max: us(latency.max()),
+        },
+        connect_seconds,
+        handshakes_per_second: load.clients as f64 / connect_seconds,
+        cpu_per_delivery_us: per(
+            done.zip(idle).map(|(done, idle)| done.cpu - idle.cpu),
+            deliveries.max(1) as f64,
+        ),
+        cpu_per_handshake_us: per(
+            idle.zip(empty).map(|(idle, empty)| idle.cpu - empty.cpu),
+            load.clients as f64,
+        ),
+        memory_per_client: idle
+            .zip(empty)
+            .map(|(idle, empty)| (idle.memory as f64 - empty.memory as f64) / load.clients as f64),
+    })
+}
+
+/// When this text was sent, if it is one of ours.
+fn stamped(text: &[u8]) -> Option<u64> {
+    let at = text.windows(MARK.len()).position(|bytes| bytes == MARK)? + MARK.len();
+    u64::from_str_radix(std::str::from_utf8(text.get(at..at + STAMP)?).ok()?, 16).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stamp_is_found_in_whatever_the_server_wraps_it_in() {
+        assert_eq!(stamped(br#"{"data":"@lc:00000000000000ff...."}"#), Some(255));
+        assert_eq!(stamped(b"@lc:00000000000000"), None);
+        assert_eq!(stamped(br#"{"type":"welcome"}"#), None);
+    }
+}
