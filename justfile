@@ -10,19 +10,22 @@ default:
     @{{ quote(just_executable()) }} --justfile {{ quote(justfile()) }} --list --unsorted
 
 # Run the server; arguments go to it: `just run --port 9000`
+[continue]
 [group('run')]
 [positional-arguments]
 run *arguments:
     cargo run --release --locked --package lastcall -- "$@"
 
 # Run the server, anew after each change of code, template or config
+[continue]
 [group('run')]
 [positional-arguments]
 dev *arguments: (tool "watchexec" "watchexec-cli" "2.5.1")
-    # A restart must not wait long for the tab that is open; templates are read from their folder.
+    # A restart must not wait long for the tab that is open; templates are read from their folder. These are
+    # environment variables: they win over config/lastcall.toml.
     SHUTDOWN_TIMEOUT="${SHUTDOWN_TIMEOUT:-0}" CLOSE_TIMEOUT="${CLOSE_TIMEOUT:-1}" TEMPLATES_DIR="${TEMPLATES_DIR:-templates}" \
-        "{{ tools }}/bin/watchexec" --restart --stop-signal SIGTERM --stop-timeout 10s \
-        --watch crates --watch templates --watch config --watch Cargo.toml \
+        "{{ tools }}/watchexec-cli-2.5.1/bin/watchexec" --restart --stop-signal SIGTERM --stop-timeout 10s \
+        --watch crates --watch templates --watch config --watch Cargo.toml --watch Cargo.lock \
         -- cargo run --package lastcall -- "$@"
 
 # Run all tests; arguments go to cargo: `just test -p lastcall-websockets`
@@ -54,8 +57,10 @@ browser:
     if [ "$(id -u)" != 0 ]; then as_root="sudo --non-interactive"; fi
     if have apt-get && { [ -z "$as_root" ] || $as_root true 2>/dev/null; }; then
         echo "Installing Chromium and its driver for the browser test: apt-get install chromium chromium-driver"
-        $as_root apt-get update -qq
-        $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium chromium-driver >/dev/null
+        if ! { $as_root apt-get update -qq && $as_root env DEBIAN_FRONTEND=noninteractive \
+            apt-get install -y -qq --no-install-recommends chromium chromium-driver >/dev/null; }; then
+            echo "apt-get could not install them." >&2
+        fi
     fi
     for one in "${CHROMIUM:-chromium}" "${CHROMEDRIVER:-chromedriver}"; do
         have "$one" || missing="${missing:-} $one"
@@ -70,6 +75,6 @@ browser:
 # Install a tool of this version under target/tools, once
 [private]
 tool command package version:
-    @[ -x "{{ tools }}/bin/{{ command }}" ] || { \
+    @[ -x "{{ tools }}/{{ package }}-{{ version }}/bin/{{ command }}" ] || { \
         echo "Installing {{ package }} {{ version }} under target/tools, once (a few minutes)"; \
-        cargo install "{{ package }}" --locked --version "{{ version }}" --root "{{ tools }}" --quiet; }
+        cargo install "{{ package }}" --locked --version "{{ version }}" --root "{{ tools }}/{{ package }}-{{ version }}" --quiet; }

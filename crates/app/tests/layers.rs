@@ -20,22 +20,12 @@ struct Layer {
 
 const HTTP: [&str; 6] = ["axum", "hyper", "hyper-util", "tower", "http", "minijinja"];
 
-const LAYERS: [Layer; 5] = [
+const LAYERS: [Layer; 6] = [
     Layer {
         package: "lastcall-core",
         folder: "crates/core",
         may_use: &[],
-        no_dependency: &[
-            "axum",
-            "hyper",
-            "hyper-util",
-            "tower",
-            "http",
-            "minijinja",
-            "tokio",
-            "mio",
-            "tungstenite",
-        ],
+        no_dependency: &["tokio", "mio", "tungstenite", "axum", "hyper", "tower"],
         no_mention: &[
             "std::net",
             "std::os::unix::net",
@@ -80,6 +70,13 @@ const LAYERS: [Layer; 5] = [
         no_dependency: &[],
         no_mention: &[],
     },
+    Layer {
+        package: "lastcall-bench",
+        folder: "crates/bench",
+        may_use: &[],
+        no_dependency: &[],
+        no_mention: &["lastcall_"],
+    },
 ];
 
 impl Layer {
@@ -96,19 +93,54 @@ impl Layer {
     /// Lines that break the rules, comments aside.
     fn wrong_lines(&self, file: &str, source: &str) -> Vec<String> {
         let mut wrong = Vec::new();
-        for (index, line) in source.lines().enumerate() {
-            let code = line.split("//").next().unwrap_or("");
+        for (line, code) in statements(source) {
             for word in self.no_mention.iter().filter(|word| code.contains(**word)) {
-                wrong.push(format!(
-                    "{file}:{}: {} must not know {word}: {}",
-                    index + 1,
-                    self.package,
-                    line.trim()
-                ));
+                wrong.push(format!("{file}:{line}: {} must not know {word}: {code}", self.package));
             }
         }
         wrong
     }
+}
+
+/// The code line by line, comments aside; of a `use` over several lines or with braces, each path in full
+/// (`use a::{b, c::d}` is `use a::b` and `use a::c::d`), with the line on which it starts.
+fn statements(source: &str) -> Vec<(usize, String)> {
+    let mut statements = Vec::new();
+    let mut open: Option<(usize, String)> = None;
+    for (index, line) in source.lines().enumerate() {
+        let code = line.split("//").next().unwrap_or("").trim();
+        let starts_use = code.starts_with("use ") || (code.starts_with("pub") && code.contains(" use "));
+        let (start, text) = match open.take() {
+            Some((start, text)) => (start, text + code),
+            None if starts_use => (index + 1, code.to_owned()),
+            None => {
+                statements.push((index + 1, code.to_owned()));
+                continue;
+            }
+        };
+        if text.ends_with(';') {
+            statements.extend(expand(text.trim_end_matches(';')).into_iter().map(|path| (start, path)));
+        } else {
+            open = Some((start, text));
+        }
+    }
+    statements
+}
+
+/// The paths that a tree of a `use` stands for.
+fn expand(tree: &str) -> Vec<String> {
+    let Some((prefix, rest)) = tree.split_once('{') else { return vec![tree.trim().to_owned()] };
+    let mut depth = 0;
+    let branches = rest.strip_suffix('}').unwrap_or(rest).split(|letter| {
+        depth += match letter {
+            '{' => 1,
+            '}' => -1,
+            _ => 0,
+        };
+        letter == ',' && depth == 0
+    });
+    let branches = branches.map(str::trim).filter(|branch| !branch.is_empty());
+    branches.flat_map(|branch| expand(&format!("{}{branch}", prefix.trim()))).collect()
 }
 
 fn root() -> &'static Path {
@@ -138,6 +170,10 @@ fn no_crate_depends_on_what_it_must_not_know() {
         .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let metadata: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let members =
+        metadata["packages"].as_array().unwrap().iter().map(|package| package["name"].as_str().unwrap());
+    let unruled: Vec<_> = members.filter(|name| LAYERS.iter().all(|layer| layer.package != *name)).collect();
+    assert!(unruled.is_empty(), "no rules for {unruled:?}: add them to LAYERS");
     let mut wrong = Vec::new();
     for layer in &LAYERS {
         let package =
@@ -174,5 +210,13 @@ fn a_broken_rule_would_be_found() {
     );
     let source = "use bytes::Bytes;\nuse axum::Router;\n// axum::Router is not for us\n";
     let wrong = websockets.wrong_lines("src/x.rs", source);
-    assert_eq!(wrong, ["src/x.rs:2: lastcall-websockets must not know axum::: use axum::Router;"]);
+    assert_eq!(wrong, ["src/x.rs:2: lastcall-websockets must not know axum::: use axum::Router"]);
+
+    let endpoints = &LAYERS[2];
+    let source = "use tokio::{\n    net::TcpStream,\n    signal::unix::{SignalKind, signal},\n};\n";
+    assert_eq!(
+        endpoints.wrong_lines("src/x.rs", source)[0],
+        "src/x.rs:1: lastcall-endpoints must not know tokio::signal: use tokio::signal::unix::SignalKind"
+    );
+    assert_eq!(LAYERS[0].wrong_lines("src/x.rs", "use std::{io, net::TcpListener};\n").len(), 1);
 }

@@ -27,9 +27,6 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// Most bytes of a request's head; 431 beyond.
 const MAX_HEAD: usize = 16 << 10;
 
-/// The smallest buffer that hyper allows: most of its connections become WebSockets at once.
-const READ_BUFFER: usize = 8 << 10;
-
 /// How long those have who are turned away for want of file descriptors, or who have only half asked when
 /// the server stops.
 const FAREWELL: Duration = Duration::from_millis(50);
@@ -113,7 +110,7 @@ async fn serve(stream: TcpStream, peer: SocketAddr, router: Router, stop: Cancel
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .max_header_size(MAX_HEAD)
-        .max_buf_size(READ_BUFFER.max(MAX_HEAD))
+        .max_buf_size(MAX_HEAD)
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
     tokio::pin!(connection);

@@ -192,6 +192,7 @@ impl Reader {
                 // An empty variable is the usual way to unset one.
                 if name.starts_with(PREFIX) == prefixed
                     && !text.is_empty()
+                    && !is_service_link(name, text)
                     && let Some(key) = key_of(name)
                 {
                     self.set(origin(name.clone()), &key, Value::from(text.as_str()));
@@ -326,6 +327,16 @@ impl Reader {
             }
         };
         Effective { key: spec.key, value, origin }
+    }
+}
+
+/// Whether Kubernetes has set this variable, for a Service named `lastcall`: LASTCALL_PORT=tcp://10.0.0.1:80,
+/// LASTCALL_SERVICE_HOST and the like. They stand in the environment of every pod beside that Service.
+fn is_service_link(variable: &str, text: &str) -> bool {
+    match variable.strip_prefix(PREFIX) {
+        Some("PORT") => text.contains("://"),
+        Some(rest) => rest.starts_with("SERVICE_") || rest.starts_with("PORT_"),
+        None => false,
     }
 }
 

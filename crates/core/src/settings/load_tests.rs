@@ -262,3 +262,13 @@ fn files_that_cannot_be_understood_are_told() {
     let env = Operator::new().write(".env", "what is this").complaints();
     assert!(env[0].contains(".env") && env[0].contains("what is this"), "{env:?}");
 }
+
+#[test]
+fn what_kubernetes_sets_for_a_service_of_our_name_is_not_meant_for_us() {
+    let operator = Operator::new()
+        .env("LASTCALL_PORT", "tcp://10.0.0.1:8000")
+        .env("LASTCALL_SERVICE_HOST", "10.0.0.1")
+        .env("LASTCALL_PORT_8000_TCP_ADDR", "10.0.0.1")
+        .env("PORT", "9000");
+    assert_eq!(operator.settings().port, 9000);
+}
