@@ -43,8 +43,10 @@ fn main() -> ExitCode {
 fn serve(settings: &Settings) -> anyhow::Result<ExitCode> {
     // Dropped last: what is logged on the way down is written, too.
     let _log = logging::init(settings)?;
+    // One thread: HTTP is little work beside that of the event loops, and a handshake that never changes
+    // threads costs less.
     let runtime =
-        runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")?;
+        runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
     let ending = runtime.block_on(server::run(settings));
     // A task that is stuck must not keep the process: whatever had to end in order has ended.
     runtime.shutdown_background();

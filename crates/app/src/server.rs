@@ -41,9 +41,9 @@ pub(crate) async fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
             }
         })
         .add("HTTP", HOOK_TIMEOUT + settings.close_timeout, {
-            let patience = settings.close_timeout;
+            let (manager, patience) = (manager.clone(), settings.close_timeout);
             async move {
-                let server = HttpServer::start(listener, router);
+                let server = HttpServer::start(listener, router, manager);
                 Ok(async move {
                     server.stop(patience).await;
                     Ok(())

@@ -10,7 +10,10 @@ const server = Bun.serve({
   websocket: {
     perMessageDeflate: false,
     open(socket) {
-      if (mode !== "echo") socket.subscribe("all");
+      if (mode === "echo") return;
+      socket.subscribe("all");
+      const server = { name: "bun", version: Bun.version };
+      socket.send(JSON.stringify({ type: "welcome", client: socket.data.id, server }));
     },
     message(socket, data) {
       if (mode === "echo") return void socket.send(data);

@@ -17,6 +17,9 @@ async def endpoint(socket: WebSocket):
     await socket.accept()
     sender = str(uuid.uuid4())
     clients.add(socket)
+    if not echo:
+        server = {"name": "fastapi", "version": "0"}
+        await socket.send_text(json.dumps({"type": "welcome", "client": sender, "server": server}))
     try:
         while True:
             text = await socket.receive_text()

@@ -13,6 +13,8 @@ app = App()
 def opened(ws):
     if not echo:
         ws.subscribe("all")
+        server = {"name": "socketify", "version": "0"}
+        ws.send(json.dumps({"type": "welcome", "client": ws.get_user_data(), "server": server}), OpCode.TEXT)
 
 
 def message(ws, text, opcode):

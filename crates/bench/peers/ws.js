@@ -8,6 +8,8 @@ const server = new WebSocketServer({ server: http, perMessageDeflate: false });
 server.on("connection", (socket) => {
   const from = randomUUID();
   socket.on("error", () => {});
+  const name = { name: "ws", version: "8" };
+  if (mode !== "echo") socket.send(JSON.stringify({ type: "welcome", client: from, server: name }));
   socket.on("message", (bytes) => {
     const data = bytes.toString();
     if (mode === "echo") return socket.send(data);

@@ -15,8 +15,8 @@ const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 pub(crate) enum State {
     /// The TCP connection is not there yet.
     Dialling,
-    /// The request is out; this much of the answer's end has been seen.
-    Shaking(u8),
+    /// The request is out.
+    Shaking,
     /// Frames come.
     Open,
     /// It ended.
@@ -29,7 +29,7 @@ pub(crate) struct Client {
     pub(crate) state: State,
     /// Bytes still to come of the frame that was cut off at the end of a read.
     skip: u64,
-    /// The beginning of a frame whose header was cut off.
+    /// The beginning of the answer, or of a frame whose header was cut off.
     header: Vec<u8>,
 }
 
@@ -63,7 +63,7 @@ impl Client {
              Sec-WebSocket-Key: {KEY}\r\nSec-WebSocket-Version: 13\r\n\r\n"
         );
         self.stream.write_all(request.as_bytes())?;
-        self.state = State::Shaking(0);
+        self.state = State::Shaking;
         Ok(())
     }
 
@@ -79,18 +79,20 @@ impl Client {
         let full = n == buffer.len();
         let mut bytes = &buffer[..n];
         let mut opened = false;
-        if let State::Shaking(seen) = self.state {
-            match end_of_head(bytes, seen) {
-                Ok(rest) => {
-                    self.state = State::Open;
-                    opened = true;
-                    bytes = rest;
-                }
-                Err(seen) => {
-                    self.state = State::Shaking(seen);
-                    return Progress::More;
-                }
+        let mut head = Vec::new();
+        if self.state == State::Shaking {
+            head.append(&mut self.header);
+            head.extend_from_slice(bytes);
+            let Some(end) = head.windows(4).position(|bytes| bytes == b"\r\n\r\n") else {
+                self.header = head;
+                return Progress::More;
+            };
+            if !head.starts_with(b"HTTP/1.1 101 ") {
+                return self.gone();
             }
+            self.state = State::Open;
+            opened = true;
+            bytes = &head[end + 4..];
         }
         self.frames(bytes, on_frame);
         match (opened, full) {
@@ -135,22 +137,6 @@ fn header(bytes: &[u8]) -> Option<(u8, usize, usize)> {
     Some((first & 0x0F, start, len))
 }
 
-/// What follows the head of an HTTP answer, or how much of its last four bytes has been seen.
-fn end_of_head(bytes: &[u8], mut seen: u8) -> Result<&[u8], u8> {
-    for (index, byte) in bytes.iter().enumerate() {
-        seen = match (seen, byte) {
-            (0 | 2, b'\r') => seen + 1,
-            (1 | 3, b'\n') => seen + 1,
-            (_, b'\r') => 1,
-            _ => 0,
-        };
-        if seen == 4 {
-            return Ok(&bytes[index + 1..]);
-        }
-    }
-    Err(seen)
-}
-
 /// A text frame as a client sends it: masked, with a mask of zeros.
 pub(crate) fn text_frame(payload: &[u8]) -> Vec<u8> {
     masked(0x81, payload)
@@ -182,18 +168,6 @@ fn masked(first: u8, payload: &[u8]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_end_of_a_head_is_found_wherever_it_is_cut() {
-        let answer = b"HTTP/1.1 101 Switching\r\nUpgrade: websocket\r\n\r\n\x81\x00";
-        for cut in 0..answer.len() - 2 {
-            let rest = match end_of_head(&answer[..cut], 0) {
-                Ok(_) => panic!("too early"),
-                Err(seen) => end_of_head(&answer[cut..], seen),
-            };
-            assert_eq!(rest, Ok(&b"\x81\x00"[..]), "cut at {cut}");
-        }
-    }
 
     #[test]
     fn frames_are_counted_once_wherever_they_are_cut() {

@@ -85,10 +85,10 @@ const ALL: &[Contestant] = &[Lastcall, Bun, Socketify, Ws, Fastapi];
 const FAST: &[Contestant] = &[Lastcall, Bun, Socketify];
 
 const TABLES: &[Table] = &[
-    Table { name: "64 bytes to 1,000 clients", work: fan_out(1000, 50.0, 64, 1, 2.0), contestants: ALL },
-    Table { name: "512 bytes to 1,000 clients", work: fan_out(1000, 50.0, 512, 1, 2.0), contestants: FAST },
-    Table { name: "64 bytes to 10,000 clients", work: fan_out(10_000, 5.0, 64, 1, 3.0), contestants: FAST },
-    Table { name: "512 bytes to 10,000 clients", work: fan_out(10_000, 5.0, 512, 1, 3.0), contestants: FAST },
+    Table { name: "64 bytes to 1,000 clients", work: fan_out(1000, 100.0, 64, 1, 2.0), contestants: ALL },
+    Table { name: "512 bytes to 1,000 clients", work: fan_out(1000, 100.0, 512, 1, 2.0), contestants: FAST },
+    Table { name: "64 bytes to 10,000 clients", work: fan_out(10_000, 8.0, 64, 1, 2.5), contestants: FAST },
+    Table { name: "512 bytes to 10,000 clients", work: fan_out(10_000, 8.0, 512, 1, 2.5), contestants: FAST },
     Table {
         name: "16 messages at once, 1,000 clients",
         work: fan_out(1000, 10.0, 64, 16, 2.0),
@@ -207,7 +207,7 @@ impl Suite {
         let measured = match work {
             Work::Load { clients, rate, payload, burst, seconds } => {
                 let pid = Some(process.0);
-                let load = Load { clients, rate, payload, burst, seconds, server_pid: pid };
+                let load = Load { clients, at_once: 512, rate, payload, burst, seconds, server_pid: pid };
                 let outcome = load::run(&running.url, &load, false)?;
                 let mut figures = Figures::from([
                     ("CPU per delivery, µs", outcome.cpu_per_delivery_us.unwrap_or(f64::NAN)),

@@ -77,7 +77,7 @@ impl Fleet {
                         Progress::Blocked => break,
                         Progress::More => {}
                         Progress::Opened => open += 1,
-                        Progress::Gone => bail!("the server hung up on a client"),
+                        Progress::Gone => bail!("the server refused a client, or hung up on it"),
                     }
                 }
             }

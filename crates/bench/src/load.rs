@@ -25,6 +25,9 @@ pub(crate) struct Load {
     /// Clients that listen
     #[arg(long, default_value_t = 1000)]
     pub(crate) clients: usize,
+    /// Clients that dial at once; the next one dials when one of them is connected
+    #[arg(long, default_value_t = 512)]
+    pub(crate) at_once: usize,
     /// Publications a second, each of --burst texts
     #[arg(long, default_value_t = 20.0)]
     pub(crate) rate: f64,
@@ -83,7 +86,7 @@ pub(crate) fn run(url: &Url, load: &Load, progress: bool) -> anyhow::Result<Outc
 
     let empty = usage()?;
     let connecting = Instant::now();
-    let mut fleet = Fleet::connect(url, load.clients, 512, progress)?;
+    let mut fleet = Fleet::connect(url, load.clients, load.at_once, progress)?;
     let connect_seconds = connecting.elapsed().as_secs_f64();
     // Greetings are read, and the server settles.
     fleet.receive(Instant::now() + Duration::from_millis(500), |_, _| false)?;

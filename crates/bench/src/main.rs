@@ -15,7 +15,7 @@ mod report;
 use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Context;
-use clap::{Args, Parser, Subcommand};
+use clap::{Parser, Subcommand};
 
 use crate::load::Load;
 
@@ -29,22 +29,16 @@ use crate::load::Load;
 #[derive(Parser)]
 #[command(version, max_term_width = 100, args_conflicts_with_subcommands = true)]
 struct Cli {
-    #[command(flatten)]
-    load: Option<LoadArgs>,
-    #[command(subcommand)]
-    command: Option<Command>,
-}
-
-#[derive(Args)]
-struct LoadArgs {
     /// Where the server is: ws://HOST:PORT/PATH
     #[arg(long)]
-    url: url::Url,
+    url: Option<url::Url>,
     /// Print one JSON object instead of a table
     #[arg(long)]
     json: bool,
     #[command(flatten)]
     load: Load,
+    #[command(subcommand)]
+    command: Option<Command>,
 }
 
 #[derive(Subcommand)]
@@ -72,13 +66,13 @@ enum Command {
 #[allow(clippy::print_stdout, reason = "the result of a command")]
 fn run() -> anyhow::Result<()> {
     let cli = Cli::parse();
-    match (cli.command, cli.load) {
+    match (cli.command, cli.url) {
         (Some(Command::Compare { peers, binaries, out, pairs, only }), _) => {
             compare::Suite { peers, binaries, pairs, only }.run(&out)
         }
-        (None, Some(LoadArgs { url, json, load })) => {
-            let outcome = load::run(&url, &load, true)?;
-            if json {
+        (None, Some(url)) => {
+            let outcome = load::run(&url, &cli.load, true)?;
+            if cli.json {
                 println!("{}", serde_json::to_string_pretty(&outcome).context("cannot write JSON")?);
             } else {
                 print!("{}", report::table(&outcome));

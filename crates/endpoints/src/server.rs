@@ -2,18 +2,28 @@
 
 use std::{
     fs::File,
+    future::poll_fn,
     io,
     net::SocketAddr,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use axum::{Router, body::Body};
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use bytes::Bytes;
+use hyper::{
+    body::Incoming,
+    server::conn::http1::{self, Parts},
+    service::service_fn,
+};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use lastcall_websockets::{ConnectionManager, Place};
 use tokio::{
     net::{TcpListener, TcpStream},
-    task::{JoinHandle, JoinSet},
+    task::{JoinHandle, JoinSet, unconstrained, yield_now},
     time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
@@ -26,6 +36,9 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Most bytes of a request's head; 431 beyond.
 const MAX_HEAD: usize = 16 << 10;
+
+/// Connections accepted before others have their turn, at the latest.
+const MOST_IN_A_ROW: usize = 1024;
 
 /// How long those have who are turned away for want of file descriptors, or who have only half asked when
 /// the server stops.
@@ -43,10 +56,12 @@ pub struct HttpServer {
 }
 
 impl HttpServer {
-    /// Starts to answer those who connect to `listener`.
-    pub fn start(listener: TcpListener, router: Router) -> Self {
+    /// Starts to answer those who connect to `listener`. Those who become WebSockets go to `manager`.
+    pub fn start(listener: TcpListener, router: Router, manager: ConnectionManager) -> Self {
         let stop = CancellationToken::new();
-        let accepting = tokio::spawn(accept(listener, router, stop.clone()));
+        // Unconstrained: it takes all who wait before it lets others have their turn. Shaking hands takes
+        // longer than dialling, and the backlog would overflow meanwhile.
+        let accepting = tokio::spawn(unconstrained(accept(listener, router, manager, stop.clone())));
         Self { stop, accepting }
     }
 
@@ -64,15 +79,20 @@ impl HttpServer {
     }
 }
 
-async fn accept(listener: TcpListener, router: Router, stop: CancellationToken) {
+async fn accept(listener: TcpListener, router: Router, manager: ConnectionManager, stop: CancellationToken) {
     let mut connections = JoinSet::new();
     let mut reserve = Reserve::new();
+    let mut accepted_so_far = 0_usize;
     loop {
         tokio::select! {
             () = stop.cancelled() => break,
             accepted = listener.accept() => match accepted {
                 Ok((stream, peer)) => {
-                    connections.spawn(serve(stream, peer, router.clone(), stop.clone()));
+                    accepted_so_far = accepted_so_far.wrapping_add(1);
+                    if accepted_so_far.is_multiple_of(MOST_IN_A_ROW) {
+                        yield_now().await;
+                    }
+                    connections.spawn(serve(stream, peer, router.clone(), manager.clone(), stop.clone()));
                 }
                 Err(error) => reserve.turn_away(&listener, &error).await,
             },
@@ -89,45 +109,102 @@ async fn accept(listener: TcpListener, router: Router, stop: CancellationToken) 
     }
 }
 
-async fn serve(stream: TcpStream, peer: SocketAddr, router: Router, stop: CancellationToken) {
+/// Waits for a client to say something, and answers it.
+async fn serve(
+    stream: TcpStream,
+    peer: SocketAddr,
+    router: Router,
+    manager: ConnectionManager,
+    stop: CancellationToken,
+) {
     // Small messages must not wait for each other (RFC 896).
     if let Err(error) = stream.set_nodelay(true) {
         return debug!(%peer, %error, "a client went before it said anything");
     }
+    // hyper takes its buffers at once. When thousands dial, only those that have said something get any.
+    tokio::select! {
+        said = timeout(HEAD_TIMEOUT, stream.readable()) => match said {
+            Ok(Ok(())) => Box::pin(speak_http(stream, peer, router, manager, stop)).await,
+            Ok(Err(error)) => debug!(%peer, %error, "a client went before it said anything"),
+            Err(_) => debug!(%peer, "a client said nothing"),
+        },
+        () = stop.cancelled() => {}
+    }
+}
+
+async fn speak_http(
+    stream: TcpStream,
+    peer: SocketAddr,
+    router: Router,
+    manager: ConnectionManager,
+    stop: CancellationToken,
+) {
     let in_flight = AtomicBool::new(false);
+    let upgrade = Upgrade::default();
     let service = service_fn(|request: hyper::Request<Incoming>| {
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(Peer(peer));
+        request.extensions_mut().insert(upgrade.clone());
         in_flight.store(true, Ordering::Relaxed);
         let answer = router.clone().oneshot(request);
-        async {
+        // hyper only gives the socket back where this may be moved.
+        Box::pin(async {
             let answer = answer.await;
             in_flight.store(false, Ordering::Relaxed);
             answer
-        }
+        })
     });
-    let connection = http1::Builder::new()
+    let mut connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .max_header_size(MAX_HEAD)
         .max_buf_size(MAX_HEAD)
-        .serve_connection(TokioIo::new(stream), service)
-        .with_upgrades();
-    tokio::pin!(connection);
+        .serve_connection(TokioIo::new(stream), service);
+    // Ends when there is nothing more to say in HTTP; the socket is still open then.
     let ended = tokio::select! {
-        ended = &mut connection => ended,
+        ended = poll_fn(|context| connection.poll_without_shutdown(context)) => ended,
         () = stop.cancelled() => {
-            connection.as_mut().graceful_shutdown();
+            Pin::new(&mut connection).graceful_shutdown();
+            let finishing = poll_fn(|context| connection.poll_without_shutdown(context));
             if in_flight.load(Ordering::Relaxed) {
-                connection.await
+                finishing.await
             } else {
                 // Half a request, or an answer that is on its way out: it has a moment, no more.
-                timeout(FAREWELL, connection).await.unwrap_or(Ok(()))
+                timeout(FAREWELL, finishing).await.unwrap_or(Ok(()))
             }
         }
     };
     if let Err(error) = ended {
-        debug!(%peer, %error, "an HTTP connection ended");
+        return debug!(%peer, %error, "an HTTP connection ended");
+    }
+    let Some(place) = upgrade.take() else { return };
+    let Parts { io, read_buf, .. } = connection.into_parts();
+    // An empty rest would keep hyper's whole buffer alive.
+    let already_read = if read_buf.is_empty() { Bytes::new() } else { read_buf };
+    let connected =
+        io.into_inner().into_std().and_then(|stream| manager.connect(place, stream, already_read));
+    if let Err(error) = connected {
+        warn!(%peer, %error, "a socket could not be handed to its event loop");
+    }
+}
+
+/// Where a handler leaves the [`Place`] of a WebSocket whose handshake it answers. When the answer is out,
+/// the socket goes to the connection manager; if it never gets out, the place is free again.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Upgrade(Arc<Mutex<Option<Place>>>);
+
+impl Upgrade {
+    pub(crate) fn confirm(&self, place: Place) {
+        *self.lock() = Some(place);
+    }
+
+    fn take(&self) -> Option<Place> {
+        self.lock().take()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Place>> {
+        // Nothing that holds it can panic.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -1,8 +1,9 @@
 //! `GET /ws`: the handshake, after which the socket belongs to the connection manager.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use axum::{
+    Extension,
     body::Body,
     extract::{Request, State},
     http::{
@@ -11,23 +12,21 @@ use axum::{
     },
     response::{IntoResponse, Response},
 };
-use hyper::upgrade::{OnUpgrade, Parts};
-use hyper_util::rt::TokioIo;
-use lastcall_websockets::{ConnectionManager, Place, Refusal};
-use tokio::{net::TcpStream, time::timeout};
-use tracing::{debug, warn};
+use lastcall_websockets::Refusal;
 use tungstenite::{Error, error::ProtocolError, handshake::server::create_response_with_body};
 
 use crate::{
     error::{ApiError, ErrorCode},
     origin,
     routes::Context,
+    server::Upgrade,
 };
 
-/// How long the answer to a handshake may take to leave.
-const UPGRADE_TIMEOUT: Duration = Duration::from_secs(10);
-
-pub(crate) async fn upgrade(State(context): State<Arc<Context>>, mut request: Request) -> Response {
+pub(crate) async fn upgrade(
+    State(context): State<Arc<Context>>,
+    Extension(upgrade): Extension<Upgrade>,
+    request: Request,
+) -> Response {
     let answer = match create_response_with_body(&request, Body::empty) {
         Ok(answer) => answer,
         Err(error) => return refuse_handshake(&error),
@@ -39,32 +38,8 @@ pub(crate) async fn upgrade(State(context): State<Arc<Context>>, mut request: Re
         Ok(place) => place,
         Err(refusal) => return refuse(refusal),
     };
-    let upgraded = hyper::upgrade::on(&mut request);
-    let manager = context.manager.clone();
-    // Runs on when this request is answered; the place is counted all the while.
-    tokio::spawn(async move { hand_over(manager, place, upgraded).await });
+    upgrade.confirm(place);
     answer
-}
-
-/// Takes the TCP socket back from hyper once the answer is out.
-async fn hand_over(manager: ConnectionManager, place: Place, upgraded: OnUpgrade) {
-    let upgraded = match timeout(UPGRADE_TIMEOUT, upgraded).await {
-        Ok(Ok(upgraded)) => upgraded,
-        Ok(Err(error)) => return debug!(%error, "a client went during its handshake"),
-        Err(_) => return debug!("a client did not take the answer to its handshake in time"),
-    };
-    let parts: Parts<TokioIo<TcpStream>> = match upgraded.downcast() {
-        Ok(parts) => parts,
-        // A bug of ours: the server hands hyper nothing else.
-        Err(_) => return tracing::error!("an upgraded connection is not over the server's own TCP socket"),
-    };
-    let connected = match parts.io.into_inner().into_std() {
-        Ok(stream) => manager.connect(place, stream, parts.read_buf),
-        Err(error) => Err(error),
-    };
-    if let Err(error) = connected {
-        warn!(%error, "a socket could not be handed to its event loop");
-    }
 }
 
 fn refuse(refusal: Refusal) -> Response {

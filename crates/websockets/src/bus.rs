@@ -104,13 +104,24 @@ impl Bus {
         }
     }
 
-    /// Gives a client to one of the loops, in turns.
-    pub(crate) fn hand_over(&self, newcomer: Newcomer) {
+    /// Gives a client to one of the loops, in turns, without waking it: [`Bus::wake`] does that for many at
+    /// once. Whether this is the first one since.
+    #[must_use]
+    pub(crate) fn hand_over(&self, newcomer: Newcomer) -> bool {
         let mut inboxes = self.lock();
+        let first = inboxes.iter().all(|inbox| inbox.newcomers.is_empty());
         let index = self.newcomers.fetch_add(1, Ordering::Relaxed) % inboxes.len();
-        if let (Some(inbox), Some(waker)) = (inboxes.get_mut(index), self.wakers.get(index)) {
-            inbox.newcomers.push(newcomer);
-            wake(inbox, waker);
+        inboxes[index].newcomers.push(newcomer);
+        first
+    }
+
+    /// Wakes the loops that have newcomers.
+    pub(crate) fn wake(&self) {
+        let mut inboxes = self.lock();
+        for (inbox, waker) in inboxes.iter_mut().zip(&self.wakers) {
+            if !inbox.newcomers.is_empty() {
+                wake(inbox, waker);
+            }
         }
     }
 

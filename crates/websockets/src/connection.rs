@@ -79,6 +79,8 @@ pub(crate) struct Connection {
     pub(crate) heard: bool,
     /// Whether it stands in the loop's list of those to read from.
     pub(crate) waits_to_be_read: bool,
+    /// Whether the kernel tells when the socket takes output again.
+    pub(crate) output_is_watched: bool,
     /// Whether the kernel said that the client sends no more: the end is to be read, too.
     pub(crate) half_closed: bool,
     state: State,
@@ -96,6 +98,7 @@ impl Connection {
             id,
             heard: true,
             waits_to_be_read: false,
+            output_is_watched: false,
             half_closed: false,
             state: State::Open,
             close_reason: None,

@@ -223,6 +223,7 @@ impl EventLoop {
 
     /// Does what an outcome asks for.
     fn settle(&mut self, slot: usize, outcome: Outcome) {
+        self.watch_output(slot);
         match outcome {
             Outcome::Unchanged => {}
             Outcome::CloseStarted => {
@@ -231,6 +232,23 @@ impl EventLoop {
                 }
             }
             Outcome::Over(departure) => self.end(slot, departure),
+        }
+    }
+
+    /// Has the kernel tell when a client takes output again.
+    fn watch_output(&mut self, slot: usize) {
+        let Some(connection) = self.clients.get_mut(slot) else { return };
+        if connection.output_is_watched || !connection.has_output() {
+            return;
+        }
+        connection.output_is_watched = true;
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        if let Err(error) =
+            self.setup.poll.registry().reregister(&mut connection.stream, Token(slot), interest)
+        {
+            // Without it the output would wait for ever.
+            debug!(client = %connection.id, %error, "a socket could not be watched");
+            self.end(slot, Departure::Cut);
         }
     }
 
@@ -340,8 +358,9 @@ impl EventLoop {
         let mut stream = mio::net::TcpStream::from_std(stream);
         let entry = self.clients.vacant_entry();
         let slot = entry.key();
-        let interest = Interest::READABLE | Interest::WRITABLE;
-        if let Err(error) = self.setup.poll.registry().register(&mut stream, Token(slot), interest) {
+        // Nearly all clients always take what they are sent: whether they do is only watched once one did not.
+        if let Err(error) = self.setup.poll.registry().register(&mut stream, Token(slot), Interest::READABLE)
+        {
             debug!(client = %id, %error, "a new socket could not be registered");
             return place.leave(Departure::Cut);
         }
