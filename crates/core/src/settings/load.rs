@@ -21,6 +21,9 @@ use super::{
 /// The file that is read when no other is named, if it is there.
 const CONFIG_FILE: &str = "config/lastcall.toml";
 
+/// Variables that are read from a file.
+const DOT_ENV: &str = ".env";
+
 /// What a variable may start with; it then wins over the one without.
 const PREFIX: &str = "LASTCALL_";
 
@@ -131,42 +134,49 @@ impl Reader {
         let whole = Origin::File { path: shown.clone(), line: None };
         let text = match fs::read_to_string(&path) {
             Ok(text) => text,
-            Err(error) if error.kind() == ErrorKind::NotFound && sources.config_file.is_none() => return,
+            // NotADirectory: a file is called `config`.
+            Err(error)
+                if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
+                    && sources.config_file.is_none() =>
+            {
+                return;
+            }
             Err(error) => return self.wrong_file(whole, format!("cannot be read: {error}")),
         };
-        match Figment::from(Toml::string(&text)).extract::<Dict>() {
+        match <Toml as Format>::from_str::<Dict>(&text) {
             Ok(dict) => {
                 for (key, value) in dict {
                     let line = line_of(&text, &key);
                     self.set(Origin::File { path: shown.clone(), line }, &key, value);
                 }
             }
-            Err(errors) => {
-                let what =
-                    errors.into_iter().map(|error| error.kind.to_string()).collect::<Vec<_>>().join("; ");
-                self.wrong_file(whole, format!("is not valid TOML: {}", what.trim()));
+            Err(error) => {
+                // Its `Display` quotes the line, which may hold a key.
+                let what = error.message().trim().replace('\n', ", ");
+                let line = error.span().map(|span| line_at(&text, span.start));
+                self.wrong_file(Origin::File { path: shown, line }, format!("is not valid TOML: {what}"));
             }
         }
     }
 
     fn dot_env(&mut self, working_dir: &Path) {
-        let path = working_dir.join(".env");
-        let whole = || Origin::File { path: ".env".into(), line: None };
-        let lines = match dotenvy::from_path_iter(&path) {
-            Ok(lines) => lines,
-            Err(error) if error.not_found() => return,
-            Err(error) => return self.wrong_file(whole(), format!("cannot be read: {error}")),
+        let at = |line| Origin::File { path: DOT_ENV.into(), line };
+        let text = match fs::read_to_string(working_dir.join(DOT_ENV)) {
+            Ok(text) => text,
+            // A folder of that name is somebody's virtual environment.
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::IsADirectory) => return,
+            Err(error) => return self.wrong_file(at(None), format!("cannot be read: {error}")),
         };
-        let mut variables = Vec::new();
-        for line in lines {
-            match line {
-                Ok(variable) => variables.push(variable),
-                Err(error) => {
-                    return self.wrong_file(whole(), format!("cannot be read: {error}"));
-                }
+        match dotenvy::from_read_iter(text.as_bytes()).collect::<Result<Vec<_>, _>>() {
+            Ok(variables) => self.variables(&variables, Origin::DotEnv),
+            // The line itself stays out: it may hold a key.
+            Err(dotenvy::Error::LineParse(bad, _)) => {
+                let line = text.find(bad.trim()).map(|index| line_at(&text, index));
+                let what = "is not understood: expected NAME=value, in quotes if it has spaces";
+                self.wrong_file(at(line), what.into());
             }
+            Err(error) => self.wrong_file(at(None), format!("cannot be read: {error}")),
         }
-        self.variables(&variables, Origin::DotEnv);
     }
 
     fn environment(&mut self, environment: &[(OsString, OsString)]) {
@@ -362,6 +372,11 @@ fn nearest(key: &str) -> Option<&'static str> {
     let similar = |spec: &Spec| (strsim::jaro_winkler(spec.key, &key.to_ascii_lowercase()), spec.key);
     let (similarity, nearest) = SPECS.iter().map(similar).max_by(|a, b| a.0.total_cmp(&b.0))?;
     (similarity > 0.8).then_some(nearest)
+}
+
+/// The line that the byte at `index` is on, counted from 1.
+fn line_at(text: &str, index: usize) -> usize {
+    text.bytes().take(index).filter(|byte| *byte == b'\n').count() + 1
 }
 
 /// The line on which a key of a flat TOML file is set, counted from 1.

@@ -256,11 +256,35 @@ fn keys_are_never_shown() {
 #[test]
 fn files_that_cannot_be_understood_are_told() {
     let toml = Operator::new().toml("port = = 5\n").complaints();
-    assert!(toml[0].starts_with("config/lastcall.toml: is not valid TOML: "), "{toml:?}");
+    assert!(toml[0].starts_with("config/lastcall.toml:1: is not valid TOML: "), "{toml:?}");
     let table = Operator::new().toml("[server]\nport = 5\n").complaints();
     assert_eq!(table, ["server (config/lastcall.toml:1): unknown setting; `lastcall --help` lists all"]);
-    let env = Operator::new().write(".env", "what is this").complaints();
-    assert!(env[0].contains(".env") && env[0].contains("what is this"), "{env:?}");
+    let env = Operator::new().write(".env", "PORT=1\nwhat is this").complaints();
+    assert_eq!(env, [".env:2: is not understood: expected NAME=value, in quotes if it has spaces"]);
+}
+
+#[test]
+fn a_file_that_cannot_be_understood_does_not_give_its_keys_away() {
+    for (path, text) in [
+        (CONFIG_FILE, "api_keys = [\"0123456789abcdef\n"),
+        (CONFIG_FILE, "api_keys = [\"0123456789abcdef\"\nport = 1\n"),
+        (CONFIG_FILE, "api_keys = 0123456789abcdef\n"),
+        (CONFIG_FILE, "port = 1\nport = 2 # 0123456789abcdef\n"),
+        (".env", "API_KEYS=\"0123456789abcdef\n"),
+        (".env", "API_KEYS=abc 0123456789abcdef\n"),
+        (".env", "API_KEYS 0123456789abcdef\n"),
+    ] {
+        let complaints = Operator::new().write(path, text).complaints();
+        assert_eq!(complaints.len(), 1, "{text}: {complaints:?}");
+        assert!(complaints[0].starts_with(path), "{complaints:?}");
+        assert!(!complaints[0].contains("0123456789abcdef"), "{complaints:?}");
+    }
+}
+
+#[test]
+fn what_only_has_the_name_of_our_files_is_not_ours() {
+    let operator = Operator::new().write("config", "a file").write(".env/pyvenv.cfg", "a folder");
+    assert_eq!(operator.origin("port"), "default");
 }
 
 #[test]
