@@ -1,8 +1,10 @@
 //! The log: to stdout, and to daily files if the operator wants them.
 
 use std::{
-    io::{self, IsTerminal},
+    io::{self, IsTerminal, Write},
     path::{Path, PathBuf},
+    sync::mpsc::{self, Receiver, RecvTimeoutError, Sender},
+    time::Duration,
 };
 
 use tracing_appender::{
@@ -42,10 +44,49 @@ pub enum LoggingError {
     Twice(#[from] TryInitError),
 }
 
-/// Writes what is still waiting when it is dropped: keep it until the very end.
+/// How long the last lines may take to reach a slow disk. The `WorkerGuard` alone gives up after a second.
+const LAST_LINES: Duration = Duration::from_secs(10);
+
+/// Writes what is still waiting when it is dropped: keep it until the very end. Waits at most ten seconds.
 #[must_use = "dropping it ends the log files"]
 #[derive(Debug)]
-pub struct LogGuard(#[allow(dead_code, reason = "held for its Drop")] Option<WorkerGuard>);
+pub struct LogGuard(Option<FileGuard>);
+
+/// Of a writer in the background.
+#[derive(Debug)]
+struct FileGuard {
+    worker: WorkerGuard,
+    /// Disconnected when the writer has written everything and is dropped.
+    written: Receiver<()>,
+}
+
+impl Drop for LogGuard {
+    fn drop(&mut self) {
+        let Some(FileGuard { worker, written }) = self.0.take() else { return };
+        drop(worker);
+        if written.recv_timeout(LAST_LINES) == Err(RecvTimeoutError::Timeout) {
+            // Not to the log, which is what does not work.
+            let _ = writeln!(io::stderr(), "the last lines of the log are lost: log_dir takes no more");
+        }
+    }
+}
+
+/// A writer, and a channel that is disconnected when it is dropped.
+struct Announced<W> {
+    writer: W,
+    #[allow(dead_code, reason = "held for its Drop, which comes after the writer's")]
+    written: Sender<()>,
+}
+
+impl<W: Write> Write for Announced<W> {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.writer.write(line)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.writer.flush()
+    }
+}
 
 /// Starts the log.
 ///
@@ -58,13 +99,13 @@ pub fn init(settings: &Settings) -> Result<LogGuard, LoggingError> {
     let (file, guard) = match &settings.log_dir {
         Some(dir) => {
             let (writer, guard) = file(dir)?;
-            (Some(layer(settings.log_format, false, writer)), Some(guard))
+            (Some(layer(settings.log_format, false, writer)), guard)
         }
-        None => (None, None),
+        None => (None, LogGuard(None)),
     };
     let outputs: Vec<Output> = std::iter::once(stdout).chain(file).collect();
     tracing_subscriber::registry().with(outputs).with(filter).try_init()?;
-    Ok(LogGuard(guard))
+    Ok(guard)
 }
 
 type Output = Box<dyn Layer<Registry> + Send + Sync>;
@@ -81,12 +122,64 @@ where
     }
 }
 
-fn file(dir: &Path) -> Result<(NonBlocking, WorkerGuard), LoggingError> {
+fn file(dir: &Path) -> Result<(NonBlocking, LogGuard), LoggingError> {
     let appender = RollingFileAppender::builder()
         .rotation(Rotation::DAILY)
         .filename_prefix("lastcall")
         .filename_suffix("log")
         .build(dir)
         .map_err(|source| LoggingError::Dir { dir: dir.to_owned(), source })?;
-    Ok(NonBlockingBuilder::default().lossy(false).buffered_lines_limit(BUFFERED_LINES).finish(appender))
+    Ok(in_background(appender))
+}
+
+fn in_background(writer: impl Write + Send + 'static) -> (NonBlocking, LogGuard) {
+    let (sender, written) = mpsc::channel();
+    let (writer, worker) = NonBlockingBuilder::default()
+        .lossy(false)
+        .buffered_lines_limit(BUFFERED_LINES)
+        .finish(Announced { writer, written: sender });
+    (writer, LogGuard(Some(FileGuard { worker, written })))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A disk that takes nothing until it is told to.
+    struct StalledDisk {
+        go: Receiver<()>,
+        lines: Sender<String>,
+    }
+
+    impl Write for StalledDisk {
+        fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+            // An error: told once and for all.
+            let _ = self.go.recv();
+            self.lines.send(String::from_utf8_lossy(line).into_owned()).map_err(io::Error::other)?;
+            Ok(line.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_disk_that_stalls_gets_the_last_lines_all_the_same() {
+        let (go, gate) = mpsc::channel();
+        let (lines, written) = mpsc::channel();
+        let (mut log, guard) = in_background(StalledDisk { go: gate, lines });
+        for line in 0..100 {
+            log.write_all(format!("{line}\n").as_bytes()).unwrap();
+        }
+        let disk = std::thread::spawn(move || {
+            // Longer than the second for which the guard of tracing-appender waits.
+            std::thread::sleep(Duration::from_millis(1500));
+            drop(go);
+        });
+        drop(guard);
+        let written: Vec<String> = written.try_iter().collect();
+        assert_eq!((written.len(), written.last().map(String::as_str)), (100, Some("99\n")));
+        disk.join().unwrap();
+    }
 }
