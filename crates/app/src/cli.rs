@@ -86,7 +86,7 @@ fn arg(spec: &Spec) -> Arg {
         .allow_hyphen_values(true)
         .global(true)
         .help_heading(spec.group.0)
-        .help(format!("{}{warning}{}", spec.help, default.unwrap_or_default()))
+        .help(format!("{}{warning}\n[env: {}]{}", spec.help, spec.variable(), default.unwrap_or_default()))
 }
 
 /// The settings in force as a table.
@@ -101,6 +101,8 @@ pub(crate) fn show_config(loaded: &Loaded) -> String {
 
 #[cfg(test)]
 mod tests {
+    use lastcall_core::settings::Settings;
+
     use super::*;
 
     fn flags(line: &[&str]) -> Vec<(&'static str, String)> {
@@ -126,11 +128,33 @@ mod tests {
     }
 
     #[test]
+    fn the_table_is_aligned_and_hides_keys() {
+        let sources = Sources {
+            working_dir: env!("CARGO_MANIFEST_DIR").into(),
+            environment: vec![("API_KEYS".into(), "0123456789abcdef".into())],
+            command_line: vec![("host", "::1".into())],
+            ..Sources::default()
+        };
+        let table = show_config(&Settings::load(&sources).unwrap());
+        assert_eq!(table.lines().count(), SPECS.len());
+        let row = |key: &str| table.lines().find(|line| line.starts_with(key)).unwrap();
+        let starts = ["default", "command line", "environment"];
+        let columns: Vec<_> = ["port ", "host", "api_keys"]
+            .iter()
+            .zip(starts)
+            .map(|(key, origin)| row(key).find(origin))
+            .collect();
+        assert!(columns[0].is_some() && columns.iter().all(|column| *column == columns[0]), "{table}");
+        assert!(row("api_keys").contains("(1 hidden)") && !table.contains("0123456789abcdef"), "{table}");
+    }
+
+    #[test]
     fn help_fits_a_terminal_and_names_every_default() {
         let help = command().term_width(100).render_help().to_string();
         assert!(help.lines().all(|line| line.chars().count() <= 100), "{help}");
         for spec in SPECS {
             assert!(help.contains(&format!("--{} <", spec.flag())), "{}", spec.key);
+            assert!(help.contains(&format!("[env: {}]", spec.variable())), "{}", spec.key);
         }
         assert!(help.contains("[default: 1800]") && help.contains("[default: broadcast]"));
     }
