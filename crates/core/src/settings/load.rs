@@ -2,7 +2,7 @@
 
 use std::{
     ffi::OsString,
-    fs,
+    fmt, fs,
     io::ErrorKind,
     path::{Path, PathBuf},
 };
@@ -24,11 +24,14 @@ const CONFIG_FILE: &str = "config/lastcall.toml";
 /// Variables that are read from a file.
 const DOT_ENV: &str = ".env";
 
+/// The usual variable for the level of a log in Rust.
+const RUST_LOG: &str = "RUST_LOG";
+
 /// What a variable may start with; it then wins over the one without.
 const PREFIX: &str = "LASTCALL_";
 
 /// Where settings are looked for. Plain data: a test needs no environment of its own.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone, Default)]
 pub struct Sources {
     /// Where `config/lastcall.toml` and `.env` are looked for.
     pub working_dir: PathBuf,
@@ -38,6 +41,20 @@ pub struct Sources {
     pub environment: Vec<(OsString, OsString)>,
     /// Keys and values from the command line.
     pub command_line: Vec<(&'static str, String)>,
+}
+
+/// Without the values of variables and flags: among them are keys, ours and those of others.
+impl fmt::Debug for Sources {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let variables: Vec<_> = self.environment.iter().map(|(name, _)| name).collect();
+        let flags: Vec<_> = self.command_line.iter().map(|(key, _)| key).collect();
+        f.debug_struct("Sources")
+            .field("working_dir", &self.working_dir)
+            .field("config_file", &self.config_file)
+            .field("environment", &variables)
+            .field("command_line", &flags)
+            .finish()
+    }
 }
 
 /// The settings in force, and where each came from.
@@ -212,9 +229,12 @@ impl Reader {
     }
 
     fn rust_log(&mut self, environment: &[(OsString, OsString)]) {
-        let rust_log = environment.iter().find(|(name, _)| name == "RUST_LOG");
-        if let Some(text) = rust_log.and_then(|(_, text)| text.to_str()).filter(|text| !text.is_empty()) {
-            self.set(Origin::Variable("RUST_LOG".into()), "log_level", Value::from(text));
+        let Some((_, text)) = environment.iter().find(|(name, _)| name == RUST_LOG) else { return };
+        let origin = Origin::Variable(RUST_LOG.into());
+        match text.to_str() {
+            Some("") => {}
+            Some(text) => self.set(origin, "log_level", Value::from(text)),
+            None => self.wrong_file(origin, "is not UTF-8".into()),
         }
     }
 
@@ -326,28 +346,27 @@ impl Reader {
             Some((_, origin)) if spec.secret => (format!("({} hidden)", settings.api_keys.len()), origin),
             Some((Value::String(_, text), origin)) => (text, origin),
             Some((value, origin)) => (value::shown(&value), origin),
-            None => {
-                let value = match (spec.default, spec.key) {
-                    (Some(default), _) => default.trim_matches('"').to_owned(),
-                    (None, "max_connections") => settings.max_connections.to_string(),
-                    (None, "allowed_origins") => "(same host)".to_owned(),
-                    (None, _) => "(none)".to_owned(),
-                };
-                (value, Origin::Default)
-            }
+            None => match (spec.default, spec.key) {
+                (Some(default), _) => (default.trim_matches('"').to_owned(), Origin::Default),
+                (None, "max_connections") => {
+                    (settings.max_connections.to_string(), Origin::OpenFiles(limits::most_connections().1))
+                }
+                (None, "allowed_origins") => ("(same host)".to_owned(), Origin::Default),
+                (None, _) => ("(none)".to_owned(), Origin::Default),
+            },
         };
         Effective { key: spec.key, value, origin }
     }
 }
 
-/// Whether Kubernetes has set this variable, for a Service named `lastcall`: LASTCALL_PORT=tcp://10.0.0.1:80,
-/// LASTCALL_SERVICE_HOST and the like. They stand in the environment of every pod beside that Service.
+/// Whether Kubernetes has set this variable for a Service named `lastcall` or `lastcall-…`, as it does in every
+/// pod beside that Service: LASTCALL_PORT=tcp://10.0.0.1:80, LASTCALL_CANARY_SERVICE_HOST and the like.
 fn is_service_link(variable: &str, text: &str) -> bool {
-    match variable.strip_prefix(PREFIX) {
-        Some("PORT") => text.contains("://"),
-        Some(rest) => rest.starts_with("SERVICE_") || rest.starts_with("PORT_"),
-        None => false,
-    }
+    variable.starts_with(PREFIX)
+        && (variable.ends_with("_SERVICE_HOST")
+            || variable.contains("_SERVICE_PORT")
+            || variable.contains("_PORT_")
+            || variable.ends_with("_PORT") && text.contains("://"))
 }
 
 /// The setting that a variable is about, known or not; `None`: it is not about us.

@@ -73,7 +73,12 @@ fn the_defaults_are_those_of_the_contract() {
     assert_eq!((settings.api_keys.len(), settings.log_level.as_str()), (0, "info"));
     assert_eq!(settings.log_format, LogFormat::Auto);
     assert_eq!((settings.log_dir, settings.templates_dir), (None, None));
-    assert_eq!(settings.max_connections, limits::most_connections().0);
+    let (most, limit) = limits::most_connections();
+    assert_eq!(settings.max_connections, most);
+    assert_eq!(
+        Operator::new().origin("max_connections"),
+        format!("default (file descriptor limit {limit}, less 64 in reserve)")
+    );
 }
 
 #[test]
@@ -116,6 +121,22 @@ fn rust_log_wins_over_all_and_an_empty_variable_counts_as_unset() {
     assert_eq!(operator.settings().log_level, "debug");
     assert_eq!(operator.origin("log_level"), "environment variable RUST_LOG");
     assert_eq!(operator.origin("port"), "default");
+    let target = Operator::new().env("RUST_LOG", "info,lastcall_websockets");
+    assert_eq!(target.settings().log_level, "info,lastcall_websockets");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_variable_of_ours_that_is_not_utf8_is_told() {
+    use std::os::unix::ffi::OsStringExt;
+    for name in ["PORT", "LASTCALL_PORT", "RUST_LOG"] {
+        let mut operator = Operator::new();
+        operator.sources.environment.push((name.into(), OsString::from_vec(vec![0xff])));
+        assert_eq!(operator.complaints(), [format!("environment variable {name}: is not UTF-8")]);
+    }
+    let mut others = Operator::new();
+    others.sources.environment.push(("OTHER".into(), OsString::from_vec(vec![0xff])));
+    others.loaded();
 }
 
 #[test]
@@ -154,6 +175,12 @@ fn values_are_read_in_every_form_they_may_have() {
     assert_eq!(settings.allowed_origins, AllowedOrigins::List(origins.clone()));
     let env = Operator::new().env("ALLOWED_ORIGINS", "https://a.example, http://[::1]:3000,");
     assert_eq!(env.settings().allowed_origins, AllowedOrigins::List(origins));
+    let own_port = Operator::new().flag("allowed_origins", "https://a.example:443,http://b.example:80");
+    assert_eq!(
+        own_port.settings().allowed_origins,
+        AllowedOrigins::List(vec!["https://a.example".into(), "http://b.example".into()]),
+        "as browsers send them"
+    );
     assert_eq!(Operator::new().flag("allowed_origins", "*").settings().allowed_origins, AllowedOrigins::Any);
 }
 
@@ -186,6 +213,12 @@ fn every_kind_of_bad_value_is_told_with_its_place_and_what_would_be_right() {
         ("allowed_origins", "example.org", "origins, such as"),
         ("allowed_origins", "https://example.org/path", "(no path)"),
         ("allowed_origins", "https://example.org:port", "origins, such as"),
+        ("allowed_origins", "https://:80", "origins, such as"),
+        ("allowed_origins", "https://[zz", "origins, such as"),
+        ("allowed_origins", "https://[zz]", "origins, such as"),
+        ("allowed_origins", "https://a:b:80", "origins, such as"),
+        ("allowed_origins", "null", "origins, such as"),
+        ("allowed_origins", "*,https://example.org", "or * alone"),
     ] {
         let complaints = Operator::new().flag(key, value).complaints();
         assert_eq!(complaints.len(), 1, "{key}={value}: {complaints:?}");
@@ -251,6 +284,11 @@ fn keys_are_never_shown() {
     let loaded = Operator::new().env("API_KEYS", "0123456789abcdef,fedcba9876543210").loaded();
     assert_eq!(loaded.settings.api_keys.len(), 2);
     assert!(!format!("{loaded:?}").contains("0123456789abcdef"));
+    let sources =
+        Operator::new().env("API_KEYS", "0123456789abcdef").flag("api_keys", "fedcba9876543210").sources;
+    let debug = format!("{sources:?}");
+    assert!(debug.contains("API_KEYS") && debug.contains("api_keys"), "{debug}");
+    assert!(!debug.contains("0123456789abcdef") && !debug.contains("fedcba9876543210"), "{debug}");
 }
 
 #[test]
@@ -293,6 +331,18 @@ fn what_kubernetes_sets_for_a_service_of_our_name_is_not_meant_for_us() {
         .env("LASTCALL_PORT", "tcp://10.0.0.1:8000")
         .env("LASTCALL_SERVICE_HOST", "10.0.0.1")
         .env("LASTCALL_PORT_8000_TCP_ADDR", "10.0.0.1")
+        .env("LASTCALL_CANARY_SERVICE_HOST", "10.0.0.2")
+        .env("LASTCALL_CANARY_SERVICE_PORT", "80")
+        .env("LASTCALL_CANARY_SERVICE_PORT_HTTP", "80")
+        .env("LASTCALL_CANARY_PORT", "tcp://10.0.0.2:80")
+        .env("LASTCALL_CANARY_PORT_80_TCP_PROTO", "tcp")
         .env("PORT", "9000");
     assert_eq!(operator.settings().port, 9000);
+    let plain = Operator::new().env("LASTCALL_PORT", "9001").env("LASTCALL_CANARY_PORT", "80");
+    assert_eq!(
+        plain.complaints(),
+        [
+            "canary_port (environment variable LASTCALL_CANARY_PORT): unknown setting; `lastcall --help` lists all"
+        ]
+    );
 }

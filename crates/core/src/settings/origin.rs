@@ -2,11 +2,15 @@
 
 use std::fmt;
 
+use super::limits::RESERVE;
+
 /// Where a value came from, in words for the operator.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
     /// Nobody set it.
     Default,
+    /// Nobody set it, and it follows from this limit of open files.
+    OpenFiles(usize),
     /// A settings file, and the line in it if it was found.
     File {
         /// As it was named.
@@ -26,6 +30,9 @@ impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Default => f.write_str("default"),
+            Self::OpenFiles(limit) => {
+                write!(f, "default (file descriptor limit {limit}, less {RESERVE} in reserve)")
+            }
             Self::File { path, line: None } => f.write_str(path),
             Self::File { path, line: Some(line) } => write!(f, "{path}:{line}"),
             Self::DotEnv(variable) => write!(f, "{variable} in .env"),

@@ -118,24 +118,42 @@ fn list(value: &Value) -> Option<Vec<String>> {
 }
 
 pub(super) fn origins(value: &Value) -> Result<AllowedOrigins, Expected> {
-    let list = list(value).filter(|list| list.iter().all(|one| one == "*" || is_origin(one)));
-    match list {
-        None => Err("origins, such as https://example.org or http://localhost:3000 (no path), or *".into()),
-        Some(list) if list.is_empty() => Ok(AllowedOrigins::SameHost),
-        Some(list) if list.iter().any(|one| one == "*") => Ok(AllowedOrigins::Any),
-        Some(list) => Ok(AllowedOrigins::List(list)),
+    let expected =
+        || "origins, such as https://example.org or http://localhost:3000 (no path), or * alone".to_owned();
+    let list = list(value).ok_or_else(expected)?;
+    match list.as_slice() {
+        [] => Ok(AllowedOrigins::SameHost),
+        [one] if one == "*" => Ok(AllowedOrigins::Any),
+        list => {
+            let origins = list.iter().map(|one| origin(one)).collect::<Option<_>>();
+            origins.map(AllowedOrigins::List).ok_or_else(expected)
+        }
     }
 }
 
-/// RFC 6454 §6.2: scheme, host, and the port if it is not the scheme's own.
-fn is_origin(text: &str) -> bool {
-    text.split_once("://").is_some_and(|(scheme, authority)| {
-        let port = authority.rsplit_once(':').filter(|_| !authority.ends_with(']')).map(|(_, port)| port);
-        scheme.starts_with(|c: char| c.is_ascii_alphabetic())
-            && scheme.chars().all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c))
-            && !authority.is_empty()
-            && authority.chars().all(|c| c.is_ascii_alphanumeric() || "-._:[]".contains(c))
-            && port.is_none_or(|port| port.parse::<u16>().is_ok())
+/// An origin as a browser sends it (RFC 6454 §6.2): without the port if it is the scheme's own, which would
+/// never match otherwise.
+fn origin(text: &str) -> Option<String> {
+    let (scheme, authority) = text.split_once("://")?;
+    let (host, port) = match authority.rsplit_once(':').filter(|_| !authority.ends_with(']')) {
+        Some((host, port)) => (host, Some(port)),
+        None => (authority, None),
+    };
+    let is_scheme = scheme.starts_with(|c: char| c.is_ascii_alphabetic())
+        && scheme.chars().all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c));
+    let is_host = match host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+        // An IPv6 address, near enough.
+        Some(address) => {
+            address.contains(':') && address.chars().all(|c| c.is_ascii_hexdigit() || ":.".contains(c))
+        }
+        None => !host.is_empty() && host.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c)),
+    };
+    if !is_scheme || !is_host || port.is_some_and(|port| port.parse::<u16>().is_err()) {
+        return None;
+    }
+    Some(match (scheme.to_ascii_lowercase().as_str(), port) {
+        ("https", Some("443")) | ("http", Some("80")) => format!("{scheme}://{host}"),
+        _ => text.to_owned(),
     })
 }
 
@@ -171,15 +189,18 @@ pub(super) fn log_format(value: &Value) -> Result<LogFormat, Expected> {
     }
 }
 
-/// Levels and directives with a level. A lone word that is no level would count as a target and turn
-/// everything else off, which is hardly what a misspelt level is meant to do.
+/// Levels, directives with a level, and our own crates without one. Any other lone word would count as a
+/// target and turn everything else off, which is hardly what a misspelt level is meant to do.
 pub(super) fn log_level(value: &Value) -> Result<String, Expected> {
     filled(value)
         .filter(|text| {
             let levels = ["off", "error", "warn", "info", "debug", "trace"];
             let is_level = |word: &str| levels.iter().any(|level| word.trim().eq_ignore_ascii_case(level));
-            text.split(',').all(|part| is_level(part.rsplit_once('=').map_or(part, |(_, level)| level)))
-                && EnvFilter::builder().parse(text).is_ok()
+            let is_directive = |part: &str| match part.rsplit_once('=') {
+                Some((_, level)) => is_level(level),
+                None => is_level(part) || part.trim().starts_with("lastcall"),
+            };
+            text.split(',').all(is_directive) && EnvFilter::builder().parse(text).is_ok()
         })
         .ok_or_else(|| {
             "error, warn, info, debug or trace, or directives, such as info,lastcall_websockets=debug".into()
