@@ -69,6 +69,8 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     // A restart must not wait for the old connections' TIME_WAIT to pass.
     socket.set_reuseaddr(true)?;
+    // Small messages must not wait for each other (RFC 896). On Linux, accepted sockets inherit this.
+    socket.set_nodelay(true)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
 }
@@ -76,6 +78,13 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn accepted_sockets_do_not_delay_small_messages() {
+        let listener = bind("127.0.0.1", 0).await.unwrap();
+        let _client = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        assert!(listener.accept().await.unwrap().0.nodelay().unwrap());
+    }
 
     #[tokio::test]
     async fn what_cannot_be_bound_is_told_in_one_sentence() {

@@ -37,8 +37,8 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// Most bytes of a request's head; 431 beyond.
 const MAX_HEAD: usize = 16 << 10;
 
-/// Connections accepted before others have their turn, at the latest.
-const MOST_IN_A_ROW: usize = 1024;
+/// Connections accepted before others have their turn, at the latest: as many as usually fit in the backlog.
+const MOST_IN_A_ROW: usize = 4096;
 
 /// How long those have who are turned away for want of file descriptors, or who have only half asked when
 /// the server stops.
@@ -117,14 +117,11 @@ async fn serve(
     manager: ConnectionManager,
     stop: CancellationToken,
 ) {
-    // Small messages must not wait for each other (RFC 896).
-    if let Err(error) = stream.set_nodelay(true) {
-        return debug!(%peer, %error, "a client went before it said anything");
-    }
+    let mut first_byte = [0];
     // hyper takes its buffers at once. When thousands dial, only those that have said something get any.
     tokio::select! {
-        said = timeout(HEAD_TIMEOUT, stream.readable()) => match said {
-            Ok(Ok(())) => Box::pin(speak_http(stream, peer, router, manager, stop)).await,
+        said = timeout(HEAD_TIMEOUT, stream.peek(&mut first_byte)) => match said {
+            Ok(Ok(_)) => Box::pin(speak_http(stream, peer, router, manager, stop)).await,
             Ok(Err(error)) => debug!(%peer, %error, "a client went before it said anything"),
             Err(_) => debug!(%peer, "a client said nothing"),
         },
