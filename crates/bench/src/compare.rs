@@ -87,8 +87,8 @@ const FAST: &[Contestant] = &[Lastcall, Bun, Socketify];
 const TABLES: &[Table] = &[
     Table { name: "64 bytes to 1,000 clients", work: fan_out(1000, 100.0, 64, 1, 2.0), contestants: ALL },
     Table { name: "512 bytes to 1,000 clients", work: fan_out(1000, 100.0, 512, 1, 2.0), contestants: FAST },
-    Table { name: "64 bytes to 10,000 clients", work: fan_out(10_000, 8.0, 64, 1, 2.5), contestants: FAST },
-    Table { name: "512 bytes to 10,000 clients", work: fan_out(10_000, 8.0, 512, 1, 2.5), contestants: FAST },
+    Table { name: "64 bytes to 10,000 clients", work: fan_out(10_000, 5.0, 64, 1, 3.0), contestants: FAST },
+    Table { name: "512 bytes to 10,000 clients", work: fan_out(10_000, 5.0, 512, 1, 3.0), contestants: FAST },
     Table {
         name: "16 messages at once, 1,000 clients",
         work: fan_out(1000, 10.0, 64, 16, 2.0),
@@ -147,18 +147,20 @@ impl Suite {
     #[allow(clippy::print_stdout, reason = "the result of a command")]
     pub(crate) fn run(&self, out: &Path) -> anyhow::Result<()> {
         fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
+        let write = |name: &str, text: &str| {
+            let path = out.join(name);
+            fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
+        };
         let mut all = Vec::new();
         for table in TABLES.iter().filter(|table| table.name.contains(&self.only)) {
             let measured = self.measure(table)?;
             println!("{}", markdown(&measured)?);
             all.push(measured);
+            // After each table: a run that is cut short has not been for nothing.
+            write("benchmarks.json", &serde_json::to_string_pretty(&all)?)?;
+            write("benchmarks.svg", &chart::draw(&all)?)?;
         }
-        let write = |name: &str, text: &str| {
-            let path = out.join(name);
-            fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
-        };
-        write("benchmarks.json", &serde_json::to_string_pretty(&all)?)?;
-        write("benchmarks.svg", &chart::draw(&all)?)
+        Ok(())
     }
 
     fn measure(&self, table: &Table) -> anyhow::Result<Measured> {
@@ -179,7 +181,9 @@ impl Suite {
                 let after = self.once(table.work, Floor)?;
                 for (figure, value) in figures {
                     values.entry((contestant, figure)).or_default().push(value);
-                    if let (Some(before), Some(after)) = (before.get(figure), after.get(figure)) {
+                    if let (Some(before), Some(after)) = (before.get(figure), after.get(figure))
+                        && before + after > 0.0
+                    {
                         ratios.entry((contestant, figure)).or_default().push(2.0 * value / (before + after));
                     }
                 }
@@ -287,12 +291,14 @@ fn dial(url: &Url, clients: usize, process: Process) -> anyhow::Result<Figures> 
     let seconds = started.elapsed().as_secs_f64();
     sleep(Duration::from_millis(500));
     let after = process.usage()?;
+    let refused = fleet.refused as f64;
     drop(fleet);
     let cpu = (after.cpu - before.cpu).as_secs_f64();
     Ok(Figures::from([
         ("handshakes/s", clients as f64 / seconds),
         ("CPU per handshake, µs", cpu * 1e6 / clients as f64),
         ("listen overflows", (listen_overflows()? - overflows) as f64),
+        ("refused, dialled again", refused),
         ("memory per client, KiB", (after.memory as f64 - before.memory as f64) / 1024.0 / clients as f64),
     ]))
 }

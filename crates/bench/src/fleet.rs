@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use mio::{Events, Interest, Poll, Token};
 use rustix::process::{Resource, getrlimit, setrlimit};
@@ -25,6 +25,9 @@ pub(crate) struct Fleet {
     events: Events,
     pub(crate) clients: Vec<Client>,
     buffer: Vec<u8>,
+    address: SocketAddr,
+    /// Clients that the server hung up on during their handshake; they dialled again.
+    pub(crate) refused: usize,
 }
 
 impl Fleet {
@@ -40,6 +43,8 @@ impl Fleet {
             events: Events::with_capacity(4096),
             clients: Vec::with_capacity(count),
             buffer: vec![0; 64 << 10],
+            address,
+            refused: 0,
         };
         let started = Instant::now();
         let mut open = 0;
@@ -67,19 +72,27 @@ impl Fleet {
         let mut open = 0;
         self.wait(Some(Duration::from_millis(100)))?;
         for event in &self.events {
-            let client = &mut self.clients[event.token().0];
+            let index = event.token().0;
+            let client = &mut self.clients[index];
+            let mut refused = false;
             if client.state == State::Dialling && event.is_writable() {
-                client.shake(host, path).context("the server does not take a connection")?;
+                refused = client.shake(host, path).is_err();
             }
-            if event.is_readable() && client.state != State::Dialling {
-                loop {
-                    match client.read(&mut self.buffer, &mut |_, _| {}) {
-                        Progress::Blocked => break,
-                        Progress::More => {}
-                        Progress::Opened => open += 1,
-                        Progress::Gone => bail!("the server refused a client, or hung up on it"),
-                    }
+            while !refused && event.is_readable() && client.state != State::Dialling {
+                match client.read(&mut self.buffer, &mut |_, _| {}) {
+                    Progress::Blocked => break,
+                    Progress::More => {}
+                    Progress::Opened => open += 1,
+                    Progress::Gone => refused = true,
                 }
+            }
+            if refused {
+                self.refused += 1;
+                ensure!(self.refused < self.clients.len(), "the server refuses its clients");
+                let mut again = Client::dial(self.address).context("cannot dial")?;
+                let interest = Interest::READABLE | Interest::WRITABLE;
+                self.poll.registry().register(&mut again.stream, Token(index), interest)?;
+                self.clients[index] = again;
             }
         }
         Ok(open)

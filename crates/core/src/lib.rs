@@ -1,4 +1,5 @@
-//! Settings and logging: what every other crate may ask for. Knows no network.
+//! Settings, logging and memory: what every other crate may ask for. Knows no network.
 
 pub mod logging;
+pub mod memory;
 pub mod settings;

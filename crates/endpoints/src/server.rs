@@ -20,10 +20,11 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
+use lastcall_core::memory;
 use lastcall_websockets::{ConnectionManager, Place};
 use tokio::{
     net::{TcpListener, TcpStream},
-    task::{JoinHandle, JoinSet, unconstrained, yield_now},
+    task::{JoinHandle, JoinSet, spawn_blocking, unconstrained, yield_now},
     time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
@@ -39,6 +40,9 @@ const MAX_HEAD: usize = 16 << 10;
 
 /// Connections accepted before others have their turn, at the latest: as many as usually fit in the backlog.
 const MOST_IN_A_ROW: usize = 4096;
+
+/// So many connections at once leave enough free memory behind to be worth giving back.
+const CROWD: usize = 500;
 
 /// How long those have who are turned away for want of file descriptors, or who have only half asked when
 /// the server stops.
@@ -83,6 +87,7 @@ async fn accept(listener: TcpListener, router: Router, manager: ConnectionManage
     let mut connections = JoinSet::new();
     let mut reserve = Reserve::new();
     let mut accepted_so_far = 0_usize;
+    let mut most_at_once = 0;
     loop {
         tokio::select! {
             () = stop.cancelled() => break,
@@ -96,9 +101,16 @@ async fn accept(listener: TcpListener, router: Router, manager: ConnectionManage
                 }
                 Err(error) => reserve.turn_away(&listener, &error).await,
             },
-            Some(ended) = connections.join_next() => if let Err(error) = ended {
-                tracing::error!(%error, "an HTTP connection failed");
-            },
+            Some(ended) = connections.join_next() => {
+                if let Err(error) = ended {
+                    tracing::error!(%error, "an HTTP connection failed");
+                }
+                most_at_once = most_at_once.max(connections.len());
+                if connections.is_empty() && std::mem::take(&mut most_at_once) >= CROWD {
+                    // On a thread of its own: nobody waits for it, and it cannot fail.
+                    drop(spawn_blocking(memory::give_back));
+                }
+            }
         }
     }
     drop(listener);
