@@ -46,6 +46,38 @@ lint:
 fmt:
     cargo fmt --all
 
+# Run the Autobahn WebSocket test suite against the server
+[group('check')]
+conformance: python
+    #!/usr/bin/env bash
+    set -euo pipefail
+    cargo build --locked --package lastcall
+    log=$(mktemp)
+    env -i PORT=0 LOG_FORMAT=json CLIENT_MESSAGES=echo SHUTDOWN_TIMEOUT=0 MAX_MESSAGE_SIZE=16MiB MAX_QUEUE=64MiB \
+        target/debug/lastcall >"$log" &
+    server=$!
+    trap 'kill $server 2>/dev/null || true; rm -f "$log"' EXIT
+    url=""
+    for _ in $(seq 100); do
+        url=$(sed -n 's|.*listening on http://\([^"]*\)".*|ws://\1/ws|p' "$log")
+        [ -z "$url" ] || break
+        sleep 0.1
+    done
+    AUTOBAHN_HOME="$PWD/target/conformance" conformance/run "$url"
+
+# Fuzz the decoder for ten minutes; needs a nightly toolchain
+[group('check')]
+fuzz seconds="600": (tool "cargo-fuzz" "cargo-fuzz" "0.13.2")
+    cd fuzz && PATH="{{ tools }}/cargo-fuzz-0.13.2/bin:$PATH" cargo +nightly fuzz run decoder -- -max_total_time={{ seconds }}
+
+# Measure beside other servers: tables on stdout, a chart under target/bench; takes half an hour
+[group('check')]
+[positional-arguments]
+bench *arguments:
+    crates/bench/peers/setup target/bench/peers
+    cargo build --release --locked --package lastcall --package lastcall-bench
+    target/release/lastcall-bench compare --peers target/bench/peers --binaries target/release --out target/bench "$@"
+
 # Install what the browser test needs, where that is possible
 [private]
 browser:
@@ -71,6 +103,20 @@ browser:
         echo "Elsewhere: install both, and name them in CHROMIUM and CHROMEDRIVER." >&2
         exit 1
     fi
+
+# Python for the conformance suite
+[private]
+python:
+    #!/usr/bin/env bash
+    set -euo pipefail
+    if python3 -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then exit 0; fi
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq python3 python3-venv >/dev/null || true
+    fi
+    python3 -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' || {
+        echo "The conformance suite needs Python 3.11 or 3.12 with venv: on Debian, apt-get install python3-venv" >&2
+        exit 1
+    }
 
 # Install a tool of this version under target/tools, once
 [private]

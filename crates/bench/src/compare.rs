@@ -23,6 +23,7 @@ use crate::{
     chart, echo,
     load::{self, Load},
     process::{Process, listen_overflows},
+    stuck,
 };
 
 /// How long a server may take to start.
@@ -70,6 +71,8 @@ enum Work {
     Load { clients: usize, rate: f64, payload: usize, burst: usize, seconds: f64 },
     /// Clients that dial at once.
     Dial { clients: usize },
+    /// Clients that read, and clients that stopped.
+    Stuck { clients: usize, stuck: usize },
     /// Clients that bounce texts.
     Echo { clients: usize },
 }
@@ -85,8 +88,8 @@ const ALL: &[Contestant] = &[Lastcall, Bun, Socketify, Ws, Fastapi];
 const FAST: &[Contestant] = &[Lastcall, Bun, Socketify];
 
 const TABLES: &[Table] = &[
-    Table { name: "64 bytes to 1,000 clients", work: fan_out(1000, 100.0, 64, 1, 2.0), contestants: ALL },
-    Table { name: "512 bytes to 1,000 clients", work: fan_out(1000, 100.0, 512, 1, 2.0), contestants: FAST },
+    Table { name: "64 bytes to 1,000 clients", work: fan_out(1000, 60.0, 64, 1, 2.0), contestants: ALL },
+    Table { name: "512 bytes to 1,000 clients", work: fan_out(1000, 60.0, 512, 1, 2.0), contestants: FAST },
     Table { name: "64 bytes to 10,000 clients", work: fan_out(10_000, 5.0, 64, 1, 3.0), contestants: FAST },
     Table { name: "512 bytes to 10,000 clients", work: fan_out(10_000, 5.0, 512, 1, 3.0), contestants: FAST },
     Table {
@@ -100,6 +103,11 @@ const TABLES: &[Table] = &[
         contestants: FAST,
     },
     Table { name: "10,000 clients dial at once", work: Work::Dial { clients: 10_000 }, contestants: FAST },
+    Table {
+        name: "full speed, 10 of 1,000 clients stopped reading",
+        work: Work::Stuck { clients: 990, stuck: 10 },
+        contestants: &[Lastcall],
+    },
     Table { name: "echo, 1 client", work: Work::Echo { clients: 1 }, contestants: FAST },
     Table { name: "echo, 256 clients", work: Work::Echo { clients: 256 }, contestants: FAST },
 ];
@@ -225,6 +233,22 @@ impl Suite {
                 Ok(figures)
             }
             Work::Dial { clients } => dial(&running.url, clients, process),
+            // The floor has no queue: it would wait for those who stopped.
+            Work::Stuck { .. } if contestant == Floor => Ok(Figures::new()),
+            Work::Stuck { clients, stuck } => {
+                let time = Duration::from_secs(3);
+                let without = stuck::run(&running.url, clients, 0, time, process)?;
+                let with = stuck::run(&running.url, clients, stuck, time, process)?;
+                Ok(Figures::from([
+                    ("deliveries/s, all read", without.deliveries_per_second),
+                    ("deliveries/s, 10 do not", with.deliveries_per_second),
+                    (
+                        "slowed down by, %",
+                        100.0 * (1.0 - with.deliveries_per_second / without.deliveries_per_second),
+                    ),
+                    ("memory grew by, MiB", with.memory / 1048576.0),
+                ]))
+            }
             Work::Echo { clients } => {
                 let echo = echo::run(&running.url, clients, Duration::from_millis(1500), process)?;
                 Ok(Figures::from([

@@ -11,6 +11,7 @@ mod fleet;
 mod load;
 mod process;
 mod report;
+mod stuck;
 
 use std::{path::PathBuf, process::ExitCode};
 

@@ -75,6 +75,8 @@ pub(crate) struct Bus {
     full: AtomicBool,
     room: Notify,
     newcomers: AtomicUsize,
+    /// Whether somebody is going to call [`Bus::wake`]; changed under the lock only.
+    wake_is_due: AtomicBool,
 }
 
 impl Bus {
@@ -86,6 +88,7 @@ impl Bus {
             full: AtomicBool::new(false),
             room: Notify::new(),
             newcomers: AtomicUsize::new(0),
+            wake_is_due: AtomicBool::new(false),
         }
     }
 
@@ -105,19 +108,19 @@ impl Bus {
     }
 
     /// Gives a client to one of the loops, in turns, without waking it: [`Bus::wake`] does that for many at
-    /// once. Whether this is the first one since.
+    /// once. Whether that is to be called: nobody has said so yet.
     #[must_use]
     pub(crate) fn hand_over(&self, newcomer: Newcomer) -> bool {
         let mut inboxes = self.lock();
-        let first = inboxes.iter().all(|inbox| inbox.newcomers.is_empty());
         let index = self.newcomers.fetch_add(1, Ordering::Relaxed) % inboxes.len();
         inboxes[index].newcomers.push(newcomer);
-        first
+        !self.wake_is_due.swap(true, Ordering::Relaxed)
     }
 
     /// Wakes the loops that have newcomers.
     pub(crate) fn wake(&self) {
         let mut inboxes = self.lock();
+        self.wake_is_due.store(false, Ordering::Relaxed);
         for (inbox, waker) in inboxes.iter_mut().zip(&self.wakers) {
             if !inbox.newcomers.is_empty() {
                 wake(inbox, waker);
@@ -213,5 +216,75 @@ fn join(frames: Vec<Frame>, bytes: usize) -> Bytes {
             }
             joined.into()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mio::{Poll, Token};
+
+    use super::*;
+    use crate::occupancy::Door;
+
+    fn newcomer() -> Newcomer {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let place = Door::new(1).admit().unwrap();
+        Newcomer { stream, already_read: Bytes::new(), id: ClientId::generate(), place }
+    }
+
+    fn bus(loops: usize) -> (Bus, Vec<Poll>) {
+        let polls: Vec<_> = (0..loops).map(|_| Poll::new().unwrap()).collect();
+        let wakers = polls.iter().map(|poll| Waker::new(poll.registry(), Token(0)).unwrap());
+        (Bus::new(wakers.collect()), polls)
+    }
+
+    #[test]
+    fn every_newcomer_has_somebody_who_wakes_its_loop() {
+        let (bus, _polls) = bus(2);
+        assert!(bus.hand_over(newcomer()), "the first one sees to it");
+        assert!(!bus.hand_over(newcomer()), "and is waited for");
+        bus.wake();
+        // Nothing has been taken yet: what comes now has not been woken for.
+        assert!(bus.hand_over(newcomer()));
+    }
+
+    #[test]
+    fn publications_are_taken_together_in_order_up_to_a_batch() {
+        let (bus, _polls) = bus(1);
+        let frame = Frame::text(&"x".repeat(60_000));
+        for _ in 0..3 {
+            bus.send(&Command::Publish(frame.clone()));
+        }
+        bus.send(&Command::Stop);
+        let (taken, more) = bus.take(0);
+        assert_eq!((taken.frames.len(), more), (2 * frame.bytes().len(), true));
+        assert!(taken.command.is_none());
+        let (taken, more) = bus.take(0);
+        assert_eq!((taken.frames.len(), more), (frame.bytes().len(), false));
+        assert!(matches!(taken.command, Some(Command::Stop)));
+    }
+
+    #[test]
+    fn one_larger_than_a_batch_is_taken_alone() {
+        let (bus, _polls) = bus(1);
+        let frame = Frame::text(&"x".repeat(2 * BATCH));
+        bus.send(&Command::Publish(frame.clone()));
+        assert_eq!(bus.take(0).0.frames.len(), frame.bytes().len());
+    }
+
+    #[tokio::test]
+    async fn publishers_wait_while_a_loop_is_behind() {
+        let (bus, _polls) = bus(2);
+        let frame = Frame::text(&"x".repeat(60_000));
+        while bus.has_room() {
+            bus.send(&Command::Publish(frame.clone()));
+        }
+        let mut waiting = Box::pin(bus.room());
+        assert!(tokio::time::timeout(std::time::Duration::ZERO, &mut waiting).await.is_err());
+        while bus.take(0).1 {}
+        assert!(!bus.has_room(), "the other loop is still behind");
+        while bus.take(1).1 {}
+        waiting.await;
     }
 }

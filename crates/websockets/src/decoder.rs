@@ -369,3 +369,7 @@ mod tests {
         assert_eq!((events.len(), result), (0, Err(CloseReason::InvalidUtf8)));
     }
 }
+
+#[cfg(test)]
+#[path = "decoder_tests.rs"]
+mod beside_tungstenite;

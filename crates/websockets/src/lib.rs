@@ -28,3 +28,30 @@ pub use notice::Notice;
 pub use notifier::notify_periodically;
 pub use occupancy::{Gate, Occupancy, Place, Refusal};
 pub use shutdown::{DrainEnd, GracefulShutdown, Summary};
+
+/// The decoder, for the fuzzer only: it is no part of the interface.
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing {
+    use std::ops::ControlFlow;
+
+    use crate::decoder::{Accept, Decoder};
+
+    /// What comes of these pieces, as text.
+    pub fn decode(pieces: &[&[u8]]) -> Vec<String> {
+        let mut decoder = Decoder::default();
+        let mut heard = Vec::new();
+        for piece in pieces {
+            let accept = Accept { max_message_size: 4096, binary: true };
+            let result = decoder.decode(&mut piece.to_vec(), accept, |event| {
+                heard.push(format!("{event:?}"));
+                ControlFlow::Continue(())
+            });
+            if let Err(fault) = result {
+                heard.push(format!("{fault:?}"));
+                break;
+            }
+        }
+        heard
+    }
+}

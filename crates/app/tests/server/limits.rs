@@ -1,6 +1,12 @@
 //! Nobody gets more than their share, and nobody else pays for it.
 
-use crate::support::{Server, Start, read_to_close, soon};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use tokio::io::AsyncWriteExt;
+use tokio_tungstenite::tungstenite::Message;
+
+use crate::support::{Server, Start, read_to_close, soon, takes_at_most, timed};
 
 #[tokio::test]
 async fn a_client_that_stops_reading_is_cut_off_and_the_others_lose_nothing() {
@@ -87,4 +93,29 @@ async fn what_is_no_websocket_handshake_is_told_what_to_do() {
     assert!(delete.head.to_lowercase().contains("allow: get,head"), "{delete:?}");
     assert_eq!(server.get("/nothing").await.error(), (404, "not_found".into()));
     assert_eq!(server.get("/health/live").await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_from_one_client_does_not_keep_the_others_waiting() {
+    let server = Start::default().env("CLIENT_MESSAGES", "ignore").serve().await;
+    let (mut flood, mut other) = (server.raw_client().await, server.client().await);
+    // Both are on the same loop, or not: whichever, a loop has more to do than it can.
+    let flooding = tokio::spawn(async move {
+        let frames = b"\x81\x85\0\0\0\0Hello".repeat(5000);
+        while flood.write_all(&frames).await.is_ok() {}
+    });
+    takes_at_most(Duration::from_millis(500), async || {
+        let mut longest = Duration::ZERO;
+        for n in 0..50 {
+            let ping = Message::Ping(format!("{n}").into_bytes().into());
+            let pong = Message::Pong(format!("{n}").into_bytes().into());
+            other.send(ping).await;
+            let (answer, taken) = timed(soon("a pong", other.socket.next())).await;
+            assert_eq!(answer.unwrap().unwrap(), pong);
+            longest = longest.max(taken);
+        }
+        longest
+    })
+    .await;
+    flooding.abort();
 }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod browser;
+mod leaks;
 mod limits;
 mod messages;
 mod protocol;

@@ -64,6 +64,25 @@ impl Start {
         self
     }
 
+    /// Lets it have no more than this many open files.
+    pub(crate) fn open_files(mut self, most: u32) -> Self {
+        // By a shell, which becomes the server: a limit cannot be set between fork and exec without unsafe code.
+        let mut command = Command::new("sh");
+        command.args([
+            "-c",
+            &format!("ulimit -n {most} && exec \"$0\" \"$@\""),
+            env!("CARGO_BIN_EXE_lastcall"),
+        ]);
+        command.args(self.command.as_std().get_args());
+        for (name, value) in self.command.as_std().get_envs() {
+            command.env(name, value.unwrap_or_default());
+        }
+        command.current_dir(self.dir.path());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        self.command = command;
+        self
+    }
+
     /// Writes a file into the folder that the server starts in.
     pub(crate) fn file(self, path: &str, text: &str) -> Self {
         let path = self.dir.path().join(path);
@@ -109,6 +128,20 @@ impl Server {
     pub(crate) fn signal(&self, signal: Signal) {
         let pid = Pid::from_raw(self.child.id().expect("it runs").cast_signed()).unwrap();
         kill_process(pid, signal).unwrap();
+    }
+
+    /// Files that the process has open.
+    pub(crate) fn open_files(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.child.id().expect("it runs"))).unwrap().count()
+    }
+
+    /// Memory that the process has, in bytes.
+    pub(crate) fn memory(&self) -> usize {
+        let status = format!("/proc/{}/status", self.child.id().expect("it runs"));
+        let status = std::fs::read_to_string(status).unwrap();
+        let resident =
+            status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));
+        resident.unwrap().trim().parse::<usize>().unwrap() * 1024
     }
 
     /// The first log line, past or to come, whose message starts so.

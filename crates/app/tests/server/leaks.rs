@@ -1,0 +1,113 @@
+//! Clients go in every way there is, and nothing of them stays.
+
+use std::time::Duration;
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    task::JoinSet,
+};
+
+use crate::support::{Server, Start, raise_fd_limit, soon};
+
+/// Masked, with a mask of zeros: a close frame, the beginning of a text, and something that is no frame.
+const CLOSE: &[u8] = b"\x88\x82\0\0\0\0\x03\xE8";
+const HALF_A_TEXT: &[u8] = b"\x81\x8A\0\0\0\0Hel";
+const GARBAGE: &[u8] = b"\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF";
+
+const WAYS: usize = 9;
+
+/// One client comes, and goes in one of [`WAYS`].
+async fn come_and_go(server: std::net::SocketAddr, way: usize) {
+    let mut stream = TcpStream::connect(server).await.unwrap();
+    let handshake = format!(
+        "GET /ws HTTP/1.1\r\nHost: {server}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    );
+    match way {
+        0 => return,
+        1 => return stream.write_all(&handshake.as_bytes()[..40]).await.unwrap(),
+        2 => return stream.write_all(handshake.as_bytes()).await.unwrap(),
+        _ => stream.write_all(handshake.as_bytes()).await.unwrap(),
+    }
+    let mut head = [0; 512];
+    let read = soon("an answer", stream.read(&mut head)).await.unwrap();
+    assert!(head[..read].starts_with(b"HTTP/1.1 101"), "{}", String::from_utf8_lossy(&head[..read]));
+    let last_words = match way {
+        3 => CLOSE,
+        4 => HALF_A_TEXT,
+        5 => GARBAGE,
+        _ => b"",
+    };
+    stream.write_all(last_words).await.unwrap();
+    match way {
+        // A reset instead of an end.
+        6 => rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO)).unwrap(),
+        // Half closed; the server closes the other half.
+        3 | 5 | 7 => {
+            stream.shutdown().await.unwrap();
+            soon("the end", stream.read_to_end(&mut Vec::new())).await.unwrap_or(0);
+        }
+        _ => {}
+    }
+}
+
+async fn crowd(server: &Server, count: usize) {
+    let mut clients = JoinSet::new();
+    for n in 0..count {
+        if clients.len() >= 400 {
+            clients.join_next().await.unwrap().unwrap();
+        }
+        clients.spawn(come_and_go(server.address, n % WAYS));
+    }
+    clients.join_all().await;
+    // Who has been forgotten shows in the count.
+    soon("everybody gone", async {
+        while server.get("/health/ready").await.json()["clients"] != 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+/// Waits until no more files are open than `most`: sockets of HTTP connections that ended go a moment later.
+async fn files_at_most(server: &Server, most: usize) {
+    soon("the files to be closed", async {
+        while server.open_files() > most {
+            server.get("/health/live").await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn twenty_thousand_clients_leave_nothing_behind() {
+    raise_fd_limit();
+    let server = Start::default().env("CLOSE_TIMEOUT", "1").serve().await;
+    let files = server.open_files();
+    crowd(&server, 4000).await;
+    files_at_most(&server, files).await;
+    let memory = server.memory();
+    crowd(&server, 20_000).await;
+    files_at_most(&server, files).await;
+    let more = server.memory().saturating_sub(memory);
+    // 100 bytes for each of them would be 2 MB.
+    assert!(more < 2_000_000, "{more} bytes more than after the first 4,000");
+}
+
+#[tokio::test]
+async fn without_file_descriptors_newcomers_are_told_and_it_recovers() {
+    let server = Start::default().open_files(80).serve().await;
+    let mut idle = Vec::new();
+    // Each answer comes after the connection before it was accepted: connections are accepted in order.
+    while server.get("/health/live").await.status == 200 {
+        assert!(idle.len() < 80, "there are only 80 files");
+        idle.push(TcpStream::connect(server.address).await.unwrap());
+    }
+    assert_eq!(server.get("/health/live").await.error(), (503, "full".into()));
+    assert_eq!(server.refusal(&[]).await.error(), (503, "full".into()));
+    server.logged("no file descriptors left").await;
+    drop(idle);
+    soon("a free file", async { while server.get("/health/live").await.status != 200 {} }).await;
+    server.client().await.leave().await;
+}
