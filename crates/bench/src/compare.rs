@@ -20,7 +20,7 @@ use serde::Serialize;
 use url::Url;
 
 use crate::{
-    chart, echo,
+    chart, echo, fair,
     load::{self, Load},
     process::{Process, listen_overflows},
     stuck,
@@ -71,6 +71,8 @@ enum Work {
     Load { clients: usize, rate: f64, payload: usize, burst: usize, seconds: f64 },
     /// Clients that dial at once.
     Dial { clients: usize },
+    /// Clients that listen, and one that wants something meanwhile.
+    Fair { clients: usize },
     /// Clients that read, and clients that stopped.
     Stuck { clients: usize, stuck: usize },
     /// Clients that bounce texts.
@@ -107,6 +109,11 @@ const TABLES: &[Table] = &[
         name: "full speed, 10 of 1,000 clients stopped reading",
         work: Work::Stuck { clients: 990, stuck: 10 },
         contestants: &[Lastcall],
+    },
+    Table {
+        name: "one client's wait while 10,000 are served and one floods",
+        work: Work::Fair { clients: 10_000 },
+        contestants: &[Lastcall, Bun],
     },
     Table { name: "echo, 1 client", work: Work::Echo { clients: 1 }, contestants: FAST },
     Table { name: "echo, 256 clients", work: Work::Echo { clients: 256 }, contestants: FAST },
@@ -233,6 +240,17 @@ impl Suite {
                 Ok(figures)
             }
             Work::Dial { clients } => dial(&running.url, clients, process),
+            // The floor answers no pings.
+            Work::Fair { .. } if contestant == Floor => Ok(Figures::new()),
+            Work::Fair { clients } => {
+                let waits = fair::run(&running.url, clients, 4.0, Duration::from_secs(4))?;
+                Ok(Figures::from([
+                    ("ping p99, ms", waits.ping[0]),
+                    ("ping longest, ms", waits.ping[1]),
+                    ("handshake p99, ms", waits.handshake[0]),
+                    ("handshake longest, ms", waits.handshake[1]),
+                ]))
+            }
             // The floor has no queue: it would wait for those who stopped.
             Work::Stuck { .. } if contestant == Floor => Ok(Figures::new()),
             Work::Stuck { clients, stuck } => {

@@ -7,6 +7,7 @@ mod chart;
 mod client;
 mod compare;
 mod echo;
+mod fair;
 mod fleet;
 mod load;
 mod process;

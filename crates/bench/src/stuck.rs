@@ -1,7 +1,6 @@
 //! A publisher at full speed, and clients that stopped reading: do the others notice?
 
 use std::{
-    io::{Read, Write},
     net::TcpStream,
     time::{Duration, Instant},
 };
@@ -10,7 +9,7 @@ use anyhow::{Context, ensure};
 use rustix::net::sockopt;
 use url::Url;
 
-use crate::{client::text_frame, fleet::Fleet, process::Process};
+use crate::{client::text_frame, fair, fleet::Fleet, process::Process};
 
 /// Texts that are under way at once, and their size: enough to fill a socket's buffers within a second.
 const BURST: usize = 64;
@@ -59,16 +58,7 @@ pub(crate) fn run(
 /// A client that has shaken hands and reads nothing after that.
 fn stop_reading(url: &Url) -> anyhow::Result<TcpStream> {
     let address = url.socket_addrs(|| None)?.first().copied().context("the URL has no address")?;
-    let mut stream = TcpStream::connect(address)?;
+    let stream = fair::shake(address)?;
     sockopt::set_socket_recv_buffer_size(&stream, 4096)?;
-    let request = format!(
-        "GET {} HTTP/1.1\r\nHost: {address}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-         Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n",
-        url.path()
-    );
-    stream.write_all(request.as_bytes())?;
-    let mut answer = [0; 12];
-    stream.read_exact(&mut answer)?;
-    ensure!(&answer == b"HTTP/1.1 101", "the server refused a client");
     Ok(stream)
 }

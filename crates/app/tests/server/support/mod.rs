@@ -1,11 +1,13 @@
 //! What the tests have in common.
 
+mod browser;
 mod client;
 mod log;
 mod server;
 
 use std::time::{Duration, Instant};
 
+pub(crate) use browser::{Chromium, Driver};
 pub(crate) use client::{Answer, Client};
 pub(crate) use log::message;
 pub(crate) use rustix::process::Signal;
