@@ -92,7 +92,7 @@ fn until_pong(stream: &mut TcpStream) -> anyhow::Result<()> {
             }
             len => u64::from(len),
         };
-        std::io::copy(&mut stream.by_ref().take(len), &mut std::io::sink())?;
+        std::io::copy(&mut Read::by_ref(stream).take(len), &mut std::io::sink())?;
         if head[0] == 0x8A {
             return Ok(());
         }
