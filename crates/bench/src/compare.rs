@@ -230,6 +230,7 @@ impl Suite {
                 let outcome = load::run(&running.url, &load, false)?;
                 let mut figures = Figures::from([
                     ("CPU per delivery, µs", outcome.cpu_per_delivery_us.unwrap_or(f64::NAN)),
+                    ("CPU when idle, % of a core", 100.0 * outcome.idle_cpu.unwrap_or(f64::NAN)),
                     ("latency p50, ms", outcome.latency_us.p50 / 1e3),
                     ("latency p99, ms", outcome.latency_us.p99 / 1e3),
                     ("memory per client, KiB", outcome.memory_per_client.unwrap_or(f64::NAN) / 1024.0),

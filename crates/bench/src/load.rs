@@ -16,6 +16,9 @@ const MARK: &[u8] = b"@lc:";
 /// Digits of the stamp, hexadecimal nanoseconds.
 const STAMP: usize = 16;
 
+/// How long the server is watched while nothing happens.
+const IDLE: Duration = Duration::from_millis(300);
+
 /// How long stragglers may take after the last publication.
 const LINGER: Duration = Duration::from_secs(20);
 
@@ -60,7 +63,9 @@ pub(crate) struct Outcome {
     pub(crate) latency_us: Latency,
     pub(crate) connect_seconds: f64,
     pub(crate) handshakes_per_second: f64,
-    /// Of the server, per delivery, in microseconds.
+    /// Of the server, while its clients listen and nothing happens: the share of a core.
+    pub(crate) idle_cpu: Option<f64>,
+    /// Of the server, per delivery, in microseconds, beyond what it takes idle.
     pub(crate) cpu_per_delivery_us: Option<f64>,
     /// Of the server, per handshake, in microseconds.
     pub(crate) cpu_per_handshake_us: Option<f64>,
@@ -90,6 +95,8 @@ pub(crate) fn run(url: &Url, load: &Load, progress: bool) -> anyhow::Result<Outc
     let connect_seconds = connecting.elapsed().as_secs_f64();
     // Greetings are read, and the server settles.
     fleet.receive(Instant::now() + Duration::from_millis(500), |_, _| false)?;
+    let settled = usage()?;
+    fleet.receive(Instant::now() + IDLE, |_, _| false)?;
     let idle = usage()?;
 
     let epoch = Instant::now();
@@ -118,6 +125,12 @@ pub(crate) fn run(url: &Url, load: &Load, progress: bool) -> anyhow::Result<Outc
     let seconds = epoch.elapsed().as_secs_f64();
     let done = usage()?;
 
+    // Some servers are busy without any work; that is not the price of a delivery.
+    let idle_cpu =
+        idle.zip(settled).map(|(idle, settled)| (idle.cpu - settled.cpu).as_secs_f64() / IDLE.as_secs_f64());
+    let busy = done.zip(idle).zip(idle_cpu).map(|((done, idle), share)| {
+        (done.cpu - idle.cpu).saturating_sub(Duration::from_secs_f64(share * seconds))
+    });
     let us = |nanos: u64| nanos as f64 / 1000.0;
     let quantile = |q| us(latency.value_at_quantile(q));
     let per = |after: Option<Duration>, count: f64| after.map(|cpu| cpu.as_secs_f64() * 1e6 / count);
@@ -136,12 +149,10 @@ pub(crate) fn run(url: &Url, load: &Load, progress: bool) -> anyhow::Result<Outc
         },
         connect_seconds,
         handshakes_per_second: load.clients as f64 / connect_seconds,
-        cpu_per_delivery_us: per(
-            done.zip(idle).map(|(done, idle)| done.cpu - idle.cpu),
-            deliveries.max(1) as f64,
-        ),
+        idle_cpu,
+        cpu_per_delivery_us: per(busy, deliveries.max(1) as f64),
         cpu_per_handshake_us: per(
-            idle.zip(empty).map(|(idle, empty)| idle.cpu - empty.cpu),
+            settled.zip(empty).map(|(settled, empty)| settled.cpu - empty.cpu),
             load.clients as f64,
         ),
         memory_per_client: idle

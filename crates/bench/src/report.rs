@@ -24,6 +24,7 @@ pub(crate) fn table(outcome: &Outcome) -> String {
     let mut of_server = |name: &str, value: Option<f64>, unit: &str, scale: f64| {
         row(name, value.map_or("(--server-pid)".into(), |value| format!("{:.2} {unit}", value / scale)));
     };
+    of_server("CPU when idle", outcome.idle_cpu.map(|share| 100.0 * share), "%", 1.0);
     of_server("CPU per delivery", outcome.cpu_per_delivery_us, "µs", 1.0);
     of_server("CPU per handshake", outcome.cpu_per_handshake_us, "µs", 1.0);
     of_server("memory per client", outcome.memory_per_client, "KiB", 1024.0);
