@@ -65,7 +65,8 @@ impl HttpServer {
         let stop = CancellationToken::new();
         // Unconstrained: it takes all who wait before it lets others have their turn. Shaking hands takes
         // longer than dialling, and the backlog would overflow meanwhile.
-        let accepting = tokio::spawn(unconstrained(accept(listener, router, manager, stop.clone())));
+        let accepting = accept(listener, Reserve::new(), router, manager, stop.clone());
+        let accepting = tokio::spawn(unconstrained(accepting));
         Self { stop, accepting }
     }
 
@@ -83,9 +84,14 @@ impl HttpServer {
     }
 }
 
-async fn accept(listener: TcpListener, router: Router, manager: ConnectionManager, stop: CancellationToken) {
+async fn accept(
+    listener: TcpListener,
+    mut reserve: Reserve,
+    router: Router,
+    manager: ConnectionManager,
+    stop: CancellationToken,
+) {
     let mut connections = JoinSet::new();
-    let mut reserve = Reserve::new();
     let mut accepted_so_far = 0_usize;
     let mut most_at_once = 0;
     loop {
