@@ -301,6 +301,8 @@ async fn who_dials_at_the_moment_of_the_signal_is_served_or_refused_but_never_fo
     let mut seen = HashSet::new();
     for round in 0..30 {
         let mut server = Start::default().env("SHUTDOWN_TIMEOUT", "0.1").serve().await;
+        // Somebody is there before, and keeps the server until the deadline.
+        let stays = server.client().await;
         let mut dialling = JoinSet::new();
         for n in 0..30 {
             dialling.spawn(dial(server.ws_url()));
@@ -310,11 +312,12 @@ async fn who_dials_at_the_moment_of_the_signal_is_served_or_refused_but_never_fo
             tokio::task::yield_now().await;
         }
         seen.extend(soon("everyone's fate", dialling.join_all()).await);
+        drop(stays);
         assert_eq!(server.exit_code().await, 0);
         let forgotten: Vec<_> = seen.iter().filter(|seen| matches!(seen, Seen::Forgotten(_))).collect();
         assert!(forgotten.is_empty(), "round {round}: {forgotten:?}");
     }
-    assert!(seen.contains(&Seen::Served) && seen.contains(&Seen::Told), "both were tried: {seen:?}");
+    assert!(seen.contains(&Seen::Served), "none came before the signal: {seen:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
