@@ -154,10 +154,11 @@ impl ConnectionManager {
     }
 
     /// Lets nobody in any more, and tells everyone inside that the server is going to close; to be
-    /// called again to remind them.
-    pub fn give_notice(&self, notice: Notice) {
-        self.inner.door.shut(Gate::Draining);
+    /// called again to remind them. Who was inside when the door was shut.
+    pub fn give_notice(&self, notice: Notice) -> Occupancy {
+        let inside = self.inner.door.shut(Gate::Draining);
         self.inner.bus.send(&Command::Notice(notice));
+        inside
     }
 
     /// Starts closing everyone: what is queued for a client is flushed first; a client that does not

@@ -86,13 +86,16 @@ impl Door {
         }
     }
 
-    /// Shuts the gate further; it never opens again.
-    pub(crate) fn shut(&self, gate: Gate) {
+    /// Shuts the gate further; it never opens again. Who is inside at that moment.
+    pub(crate) fn shut(&self, gate: Gate) -> Occupancy {
+        let mut at_that_moment = Occupancy::default();
         self.occupancy.send_if_modified(|now| {
             let changes = gate > now.gate;
             now.gate = now.gate.max(gate);
+            at_that_moment = *now;
             changes
         });
+        at_that_moment
     }
 
     pub(crate) fn occupancy(&self) -> Occupancy {

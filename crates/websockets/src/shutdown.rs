@@ -53,9 +53,8 @@ impl GracefulShutdown {
     /// Shuts the gate and gives everyone notice.
     pub fn begin(manager: ConnectionManager, settings: &Settings) -> Self {
         let notice = Notice::new(CloseReason::ServiceRestart.reason(), settings.shutdown_timeout);
-        manager.give_notice(notice);
-        // Read after the gate is shut: nobody comes after this count.
-        let before = manager.occupancy();
+        // Nobody comes after this count, and nobody has left because of the notice.
+        let before = manager.give_notice(notice);
         info!(
             clients = before.clients,
             seconds = settings.shutdown_timeout.as_secs_f64(),
@@ -106,7 +105,9 @@ impl GracefulShutdown {
                 // Fails only when the manager is gone, and this holds it.
                 _ = occupancy.changed() => {}
                 _ = minutes.tick() => progress.log(clients),
-                _ = reminders.tick(), if self.remind_every.is_some() => self.manager.give_notice(self.notice),
+                _ = reminders.tick(), if self.remind_every.is_some() => {
+                    self.manager.give_notice(self.notice);
+                }
             }
         }
     }
