@@ -14,12 +14,15 @@ environment variables (PORT, or LASTCALL_PORT, which wins) and the command line.
 Durations: a number of seconds (10, 0.5) or words (30m, \"1h 30m\"). Sizes: bytes or 64KiB.
 
 SIGTERM or Ctrl+C: gives notice, waits for the clients to leave, closes those who stay.
-A second one closes them now, a third one exits at once.";
+A second one closes them now, a third one exits at once.
+SIGUSR2, or lastcall upgrade: a new process of this program takes over, with every connection.";
 
 /// What was asked for.
 pub(crate) enum Action {
     Serve,
     ShowConfig,
+    Upgrade,
+    Status,
 }
 
 /// The command line, understood.
@@ -33,6 +36,8 @@ pub(crate) struct Invocation {
 pub(crate) fn parse() -> Invocation {
     let matches = command().get_matches();
     let (action, matches) = match matches.subcommand() {
+        Some(("upgrade", matches)) => (Action::Upgrade, matches),
+        Some(("status", matches)) => (Action::Status, matches),
         Some((_, matches)) => (Action::ShowConfig, matches),
         None => (Action::Serve, &matches),
     };
@@ -70,6 +75,14 @@ fn command() -> Command {
             Command::new("config")
                 .about("Show the settings in force and where each comes from")
                 .hide_possible_values(true),
+        )
+        .subcommand(
+            Command::new("upgrade")
+                .about("Replace the server that runs by a new process, which keeps every connection"),
+        )
+        .subcommand(
+            Command::new("status")
+                .about("Show how the server that runs is doing; follows a drain to its end"),
         )
 }
 

@@ -1,19 +1,27 @@
 //! The `lastcall` server: settings, logging, start, run, exit code.
 
 mod cli;
+mod desk;
+mod entrance;
+mod front;
+mod inherit;
+mod operate;
 mod server;
+mod upgrade;
 
 use std::{
+    env,
     io::{self, ErrorKind, Write},
+    path::PathBuf,
     process::ExitCode,
 };
 
 use anyhow::Context;
 use lastcall_core::{
     logging,
-    settings::{Loaded, Settings, raise_fd_limit},
+    settings::{Loaded, Settings, TAKE_OVER, raise_fd_limit},
 };
-use tokio::runtime;
+use tokio::runtime::{self, Runtime};
 
 use crate::cli::Action;
 
@@ -33,6 +41,8 @@ fn main() -> ExitCode {
     let result = match invocation.action {
         Action::ShowConfig => show_config(&loaded),
         Action::Serve => serve(&loaded.settings),
+        Action::Upgrade => operate::upgrade(&loaded.settings),
+        Action::Status => runtime().and_then(|runtime| runtime.block_on(operate::status(&loaded.settings))),
     };
     result.unwrap_or_else(|error| {
         complain(&format_args!("{error:#}"));
@@ -43,14 +53,19 @@ fn main() -> ExitCode {
 fn serve(settings: &Settings) -> anyhow::Result<ExitCode> {
     // Dropped last: what is logged on the way down is written, too.
     let _log = logging::init(settings)?;
-    // One thread: HTTP is little work beside that of the event loops, and a handshake that never changes
-    // threads costs less.
-    let runtime =
-        runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
-    let ending = runtime.block_on(server::run(settings));
+    let runtime = runtime()?;
+    // Set by the process that runs, if there is one to take over from.
+    let take_over = env::var_os(TAKE_OVER).map(PathBuf::from);
+    let ending = runtime.block_on(server::run(settings, take_over));
     // A task that is stuck must not keep the process: whatever had to end in order has ended.
     runtime.shutdown_background();
     ending
+}
+
+/// One thread: HTTP is little work beside that of the event loops, and a handshake that never changes threads
+/// costs less.
+fn runtime() -> anyhow::Result<Runtime> {
+    runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")
 }
 
 fn show_config(loaded: &Loaded) -> anyhow::Result<ExitCode> {

@@ -1,76 +1,153 @@
 //! The server put together: which parts it has, and in which order they start and stop.
 
-use std::{process::ExitCode, time::Duration};
+use std::{
+    path::PathBuf,
+    process::ExitCode,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use anyhow::Context as _;
-use lastcall_core::settings::Settings;
-use lastcall_endpoints::{Context, Health, HealthReport, HttpServer, Page, bind, router};
-use lastcall_lifecycle::{Ending, Hooks, Lifecycle, Phase, Phases, Signals};
-use lastcall_websockets::{ConnectionManager, ManagerConfig, notify_periodically};
+use lastcall_core::settings::{RuntimeDir, Settings};
+use lastcall_endpoints::{Context, Handovers, Health, HealthReport, Page, Patience, router};
+use lastcall_handover::Socket;
+use lastcall_lifecycle::{Ending, Hooks, Lifecycle, Phase, Phases, Signals, upgrade_signal};
+use lastcall_websockets::{ConnectionManager, ManagerConfig, NotifierState};
 use tokio::task::spawn_blocking;
 use tracing::{info, warn};
+
+use crate::{
+    desk::Desk,
+    entrance,
+    front::{Front, Paused},
+    inherit::Heir,
+    upgrade::{Program, Upgrader},
+};
 
 /// How long a part may take to start or to stop, on top of what the settings give it.
 const HOOK_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Serves until the process is to end.
-pub(crate) async fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
+/// How long those have who have only half asked when the server ends.
+const FAREWELL: Duration = Duration::from_millis(50);
+
+/// Serves until the process is to end. With the socket of a process that runs, it takes over from that one.
+pub(crate) async fn run(settings: &Settings, take_over: Option<PathBuf>) -> anyhow::Result<ExitCode> {
+    let program = Program::this().context("cannot tell which program this is")?;
     let signals = Signals::listen().context("cannot handle signals")?;
+    let upgrade_signal = upgrade_signal().context("cannot handle signals")?;
+    let heir = match take_over {
+        Some(socket) => Some(Heir::begin(socket).await?),
+        None => None,
+    };
     let page = Page::load(settings.templates_dir.as_deref())?;
-    let listener = bind(&settings.host, settings.port).await?;
-    let address = listener.local_addr().context("cannot tell which port was bound")?;
     let manager =
         ConnectionManager::start(ManagerConfig::from(settings)).context("cannot start the event loops")?;
     let phases = Phases::default();
-    let health = Box::new(PhaseHealth(phases.clone()));
+    let handovers = Arc::new(Mutex::new(Handovers::default()));
+    let health = Box::new(ProcessHealth { phases: phases.clone(), handovers: Arc::clone(&handovers) });
     let router = router(Context::new(settings, manager.clone(), health, page));
+    let front = Arc::new(Front::new(manager.clone(), router, settings.notification_interval));
+
+    let (paused, served_before) = match heir {
+        Some(heir) => {
+            let inherited = heir.inherit(&manager, settings).await?;
+            *handovers.lock().unwrap_or_else(PoisonError::into_inner) = inherited.handovers;
+            (inherited.front, Some((inherited.frozen_at, inherited.channel)))
+        }
+        None => {
+            let entrance = entrance::open(settings).await?;
+            (Paused { entrance, notifier: NotifierState::default() }, None)
+        }
+    };
+    let address = paused.entrance.listener.local_addr().context("cannot tell which port was bound")?;
 
     let hooks = Hooks::default()
         .add("event loops", HOOK_TIMEOUT, {
             let manager = manager.clone();
             async { Ok(async { Ok(spawn_blocking(move || manager.stop()).await?) }) }
         })
-        .add("notifier", HOOK_TIMEOUT, {
-            let (manager, interval) = (manager.clone(), settings.notification_interval);
+        .add("HTTP and notifier", HOOK_TIMEOUT + settings.close_timeout, {
+            let (front, in_flight) = (Arc::clone(&front), settings.close_timeout);
             async move {
-                let notifier = interval.map(|interval| tokio::spawn(notify_periodically(manager, interval)));
-                Ok(async {
-                    notifier.inspect(tokio::task::JoinHandle::abort);
-                    Ok(())
-                })
-            }
-        })
-        .add("HTTP", HOOK_TIMEOUT + settings.close_timeout, {
-            let (manager, patience) = (manager.clone(), settings.close_timeout);
-            async move {
-                let server = HttpServer::start(listener, router, manager);
+                front.start(paused);
                 Ok(async move {
-                    server.stop(patience).await;
+                    front.pause(Patience { half_asked: FAREWELL, in_flight }).await?;
                     Ok(())
                 })
             }
         });
     let life = Lifecycle::start(hooks, phases, signals).await?;
+    if let Some((frozen_at, channel)) = served_before {
+        // The old process ends when it sees this.
+        drop(channel);
+        // 0 if the clock was set back meanwhile.
+        let paused = frozen_at.elapsed().unwrap_or_default();
+        handovers.lock().unwrap_or_else(PoisonError::into_inner).paused = paused.as_secs_f64();
+        entrance::compare(address, settings).await;
+    }
     if settings.api_keys.is_empty() {
         warn!("no api_keys are set: only this machine may call /api/");
     }
-    info!(max_connections = settings.max_connections, "listening on http://{address}");
-    let ending = life.run(manager, settings).await;
+    let upgrader = Upgrader {
+        program,
+        signal: upgrade_signal,
+        desk: desk(settings, address.port())?,
+        front,
+        manager: manager.clone(),
+        timeout: settings.upgrade_timeout,
+        handovers,
+    };
+    info!(
+        max_connections = settings.max_connections,
+        pid = std::process::id(),
+        "listening on http://{address}"
+    );
+    let ending = life.run(manager, settings, upgrader).await;
     info!("stopped");
     Ok(match ending {
-        Ending::Graceful => ExitCode::SUCCESS,
+        Ending::Graceful | Ending::HandedOver => ExitCode::SUCCESS,
         Ending::HookFailed => ExitCode::FAILURE,
         Ending::AtOnce(signal) => ExitCode::from(128 + signal.number()),
     })
 }
 
-/// Tells the health routes the phase.
-struct PhaseHealth(Phases);
+/// The socket for upgrades. That a folder nobody chose cannot be used only means that there are none.
+fn desk(settings: &Settings, port: u16) -> anyhow::Result<Option<Desk>> {
+    let path = lastcall_handover::path(settings.runtime_dir.path(), port);
+    let desk = Socket::listen(&path)
+        .map_err(anyhow::Error::from)
+        .and_then(|socket| Desk::open(socket).context("cannot wait for connections"));
+    match (desk, &settings.runtime_dir) {
+        (Ok(desk), _) => Ok(Some(desk)),
+        (Err(error), RuntimeDir::Chosen(_)) => {
+            Err(error.context("cannot make the socket for upgrades; change `runtime_dir`"))
+        }
+        (Err(error), RuntimeDir::Default(_)) => {
+            warn!("there will be no upgrades without a socket for them; set `runtime_dir`: {error:#}");
+            Ok(None)
+        }
+    }
+}
 
-impl Health for PhaseHealth {
+/// Tells the health routes the state of the process.
+struct ProcessHealth {
+    phases: Phases,
+    handovers: Arc<Mutex<Handovers>>,
+}
+
+impl Health for ProcessHealth {
     fn report(&self) -> HealthReport {
-        let phase = self.0.now();
-        let seconds_left = self.0.time_left().map(|left| (left.as_secs_f64() * 1000.0).round() / 1000.0);
-        HealthReport { phase: phase.name(), ready: phase == Phase::Serving, seconds_left }
+        let phase = self.phases.now();
+        let seconds = |left: Duration| (left.as_secs_f64() * 1000.0).round() / 1000.0;
+        HealthReport {
+            phase: phase.name(),
+            ready: phase == Phase::Serving,
+            seconds_left: self.phases.time_left().map(seconds),
+            drain_clients: self.phases.drain_clients(),
+        }
+    }
+
+    fn handovers(&self) -> Handovers {
+        *self.handovers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

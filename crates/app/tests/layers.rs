@@ -20,7 +20,7 @@ struct Layer {
 
 const HTTP: [&str; 6] = ["axum", "hyper", "hyper-util", "tower", "http", "minijinja"];
 
-const LAYERS: [Layer; 6] = [
+const LAYERS: [Layer; 7] = [
     Layer {
         package: "lastcall-core",
         folder: "crates/core",
@@ -64,9 +64,22 @@ const LAYERS: [Layer; 6] = [
         no_mention: &["axum::", "hyper::", "Router", "lastcall_endpoints"],
     },
     Layer {
+        package: "lastcall-handover",
+        folder: "crates/handover",
+        may_use: &[],
+        no_dependency: &["tokio", "mio", "tungstenite", "axum", "hyper", "tower"],
+        no_mention: &["WebSocket", "TcpListener", "TcpStream", "tokio::", "lastcall_"],
+    },
+    Layer {
         package: "lastcall",
         folder: "crates/app",
-        may_use: &["lastcall-core", "lastcall-websockets", "lastcall-endpoints", "lastcall-lifecycle"],
+        may_use: &[
+            "lastcall-core",
+            "lastcall-websockets",
+            "lastcall-endpoints",
+            "lastcall-handover",
+            "lastcall-lifecycle",
+        ],
         no_dependency: &[],
         no_mention: &[],
     },

@@ -4,6 +4,7 @@ mod error;
 mod limits;
 mod load;
 mod origin;
+mod runtime_dir;
 mod spec;
 mod value;
 
@@ -11,8 +12,9 @@ use std::{path::PathBuf, time::Duration};
 
 pub use error::{Problem, SettingError, SettingsErrors};
 pub use limits::raise_fd_limit;
-pub use load::{Effective, Loaded, Sources};
+pub use load::{Effective, Loaded, Sources, TAKE_OVER};
 pub use origin::Origin;
+pub use runtime_dir::RuntimeDir;
 pub use spec::{GROUPS, Group, SPECS, Spec};
 
 /// What a client's text does.
@@ -59,6 +61,14 @@ pub struct Settings {
     pub notification_interval: Option<Duration>,
     /// How long a drain waits for clients before it closes them.
     pub shutdown_timeout: Duration,
+    /// How long newcomers are still served once the process was asked to end.
+    pub shutdown_delay: Duration,
+    /// Time before the deadline over which the closes are spread; 0: all at the deadline.
+    pub shutdown_pace: Duration,
+    /// How long a new process has to get ready to take over.
+    pub upgrade_timeout: Duration,
+    /// Folder of the socket for upgrades.
+    pub runtime_dir: RuntimeDir,
     /// How long a closed client has to answer before its TCP socket goes.
     pub close_timeout: Duration,
     /// What a client's text does.

@@ -10,12 +10,15 @@ use axum::{
 };
 use serde::Serialize;
 
-use crate::routes::Context;
+use crate::{metrics::Handovers, routes::Context};
 
 /// What the process says of itself. Whoever owns its phases implements this.
 pub trait Health: Send + Sync + 'static {
     /// The state of things now.
     fn report(&self) -> HealthReport;
+
+    /// The upgrades so far.
+    fn handovers(&self) -> Handovers;
 }
 
 /// The state of the process.
@@ -27,6 +30,8 @@ pub struct HealthReport {
     pub ready: bool,
     /// While draining: seconds until those who stay are closed.
     pub seconds_left: Option<f64>,
+    /// Once draining: how many clients there were when that started.
+    pub drain_clients: Option<usize>,
 }
 
 #[derive(Serialize)]
@@ -34,6 +39,7 @@ struct Body {
     phase: &'static str,
     clients: usize,
     seconds_left: Option<f64>,
+    drain_clients: Option<usize>,
 }
 
 pub(crate) async fn live() -> &'static str {
@@ -41,7 +47,8 @@ pub(crate) async fn live() -> &'static str {
 }
 
 pub(crate) async fn ready(State(context): State<Arc<Context>>) -> Response {
-    let HealthReport { phase, ready, seconds_left } = context.health.report();
+    let HealthReport { phase, ready, seconds_left, drain_clients } = context.health.report();
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (status, Json(Body { phase, clients: context.manager.count(), seconds_left })).into_response()
+    let clients = context.manager.count();
+    (status, Json(Body { phase, clients, seconds_left, drain_clients })).into_response()
 }

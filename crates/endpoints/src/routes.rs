@@ -14,6 +14,7 @@ use lastcall_websockets::ConnectionManager;
 use crate::{
     error::{ApiError, ErrorCode},
     health::{self, Health},
+    metrics,
     page::Page,
     publish, websocket,
 };
@@ -51,6 +52,7 @@ pub fn router(context: Context) -> Router {
         .route("/ws", get(websocket::upgrade))
         .route("/health/live", get(health::live))
         .route("/health/ready", get(health::ready))
+        .route("/metrics", get(metrics::metrics))
         .route("/api/publish", post(publish::publish))
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)

@@ -24,7 +24,7 @@ use lastcall_core::memory;
 use lastcall_websockets::{ConnectionManager, Place};
 use tokio::{
     net::{TcpListener, TcpStream},
-    task::{JoinHandle, JoinSet, spawn_blocking, unconstrained, yield_now},
+    task::{JoinError, JoinHandle, JoinSet, spawn_blocking, unconstrained, yield_now},
     time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
@@ -44,73 +44,121 @@ const MOST_IN_A_ROW: usize = 4096;
 /// So many connections at once leave enough free memory behind to be worth giving back.
 const CROWD: usize = 500;
 
-/// How long those have who are turned away for want of file descriptors, or who have only half asked when
-/// the server stops.
+/// How long those have who are turned away for want of file descriptors.
 const FAREWELL: Duration = Duration::from_millis(50);
 
 /// Who is calling.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Peer(pub(crate) SocketAddr);
 
+/// What an HTTP server has while it does not run: another one can go on with it, in another process too.
+#[derive(Debug)]
+pub struct Entrance {
+    /// Where clients connect.
+    pub listener: TcpListener,
+    /// Those who have connected but said nothing yet.
+    pub silent: Vec<TcpStream>,
+}
+
+impl From<TcpListener> for Entrance {
+    fn from(listener: TcpListener) -> Self {
+        Self { listener, silent: Vec::new() }
+    }
+}
+
+/// How long a server that stops waits, and for whom.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    /// For those who have only half asked.
+    pub half_asked: Duration,
+    /// For those who have not had their whole answer, after that.
+    pub in_flight: Duration,
+}
+
+/// How urgently a server is to stop.
+#[derive(Debug, Default)]
+struct Stopping {
+    /// Nobody new; idle connections are closed.
+    asked: CancellationToken,
+    /// Those who have only half asked are not waited for.
+    soon: CancellationToken,
+    /// Nobody is waited for.
+    now: CancellationToken,
+}
+
 /// A running HTTP server.
 #[derive(Debug)]
 pub struct HttpServer {
-    stop: CancellationToken,
-    accepting: JoinHandle<()>,
+    stopping: Arc<Stopping>,
+    accepting: JoinHandle<Entrance>,
 }
 
 impl HttpServer {
-    /// Starts to answer those who connect to `listener`. Those who become WebSockets go to `manager`.
-    pub fn start(listener: TcpListener, router: Router, manager: ConnectionManager) -> Self {
-        let stop = CancellationToken::new();
+    /// Starts to answer those who come. Those who become WebSockets go to `manager`.
+    pub fn start(entrance: Entrance, router: Router, manager: ConnectionManager) -> Self {
+        let stopping = Arc::new(Stopping::default());
         // Unconstrained: it takes all who wait before it lets others have their turn. Shaking hands takes
         // longer than dialling, and the backlog would overflow meanwhile.
-        let accepting = accept(listener, Reserve::new(), router, manager, stop.clone());
+        let accepting = accept(entrance, Reserve::new(), router, manager, Arc::clone(&stopping));
         let accepting = tokio::spawn(unconstrained(accepting));
-        Self { stop, accepting }
+        Self { stopping, accepting }
     }
 
-    /// Closes the port and the idle connections, and waits for the requests in flight: at most `patience`.
-    pub async fn stop(mut self, patience: Duration) {
-        self.stop.cancel();
-        match timeout(patience, &mut self.accepting).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::error!(%error, "the HTTP server had failed"),
-            Err(_) => {
-                warn!("some HTTP requests took too long and are cut off");
-                self.accepting.abort();
-            }
+    /// Accepts nobody any more, closes the idle connections and waits for the requests in flight. Returns
+    /// what another server can go on with; dropping that closes the port.
+    ///
+    /// # Errors
+    /// When the server had failed.
+    pub async fn stop(mut self, patience: Patience) -> Result<Entrance, JoinError> {
+        self.stopping.asked.cancel();
+        if let Ok(ended) = timeout(patience.half_asked, &mut self.accepting).await {
+            return ended;
         }
+        self.stopping.soon.cancel();
+        if let Ok(ended) = timeout(patience.in_flight, &mut self.accepting).await {
+            return ended;
+        }
+        warn!("some HTTP requests took too long and are cut off");
+        self.stopping.now.cancel();
+        self.accepting.await
     }
 }
 
 async fn accept(
-    listener: TcpListener,
+    entrance: Entrance,
     mut reserve: Reserve,
     router: Router,
     manager: ConnectionManager,
-    stop: CancellationToken,
-) {
+    stopping: Arc<Stopping>,
+) -> Entrance {
+    let Entrance { listener, silent } = entrance;
     let mut connections = JoinSet::new();
+    let connection =
+        |stream, peer| serve(stream, peer, router.clone(), manager.clone(), Arc::clone(&stopping));
+    for stream in silent {
+        match stream.peer_addr() {
+            Ok(peer) => drop(connections.spawn(connection(stream, peer))),
+            Err(error) => debug!(%error, "a client went before it said anything"),
+        }
+    }
     let mut accepted_so_far = 0_usize;
     let mut most_at_once = 0;
     loop {
         tokio::select! {
-            () = stop.cancelled() => break,
+            () = stopping.asked.cancelled() => break,
             accepted = listener.accept() => match accepted {
                 Ok((stream, peer)) => {
                     accepted_so_far = accepted_so_far.wrapping_add(1);
                     if accepted_so_far.is_multiple_of(MOST_IN_A_ROW) {
                         yield_now().await;
                     }
-                    connections.spawn(serve(stream, peer, router.clone(), manager.clone(), stop.clone()));
+                    connections.spawn(connection(stream, peer));
                 }
                 Err(error) => reserve.turn_away(&listener, &error).await,
             },
             Some(ended) = connections.join_next() => {
-                if let Err(error) = ended {
-                    tracing::error!(%error, "an HTTP connection failed");
-                }
+                // Nobody is silent for longer than it may be before the server stops.
+                let _ = joined(ended);
                 most_at_once = most_at_once.max(connections.len());
                 if connections.is_empty() && std::mem::take(&mut most_at_once) >= CROWD {
                     // On a thread of its own: nobody waits for it, and it cannot fail.
@@ -119,32 +167,50 @@ async fn accept(
             }
         }
     }
-    drop(listener);
-    while let Some(ended) = connections.join_next().await {
-        if let Err(error) = ended {
-            tracing::error!(%error, "an HTTP connection failed");
+    let mut silent = Vec::new();
+    loop {
+        tokio::select! {
+            ended = connections.join_next() => match ended {
+                Some(ended) => silent.extend(joined(ended)),
+                None => break,
+            },
+            () = stopping.now.cancelled() => {
+                connections.shutdown().await;
+                break;
+            }
         }
     }
+    Entrance { listener, silent }
 }
 
-/// Waits for a client to say something, and answers it.
+/// The socket of a client that had said nothing when the server was to stop.
+fn joined(ended: Result<Option<TcpStream>, JoinError>) -> Option<TcpStream> {
+    ended.unwrap_or_else(|error| {
+        tracing::error!(%error, "an HTTP connection failed");
+        None
+    })
+}
+
+/// Waits for a client to say something, and answers it. If the server is to stop before it has said anything,
+/// its socket is left over.
 async fn serve(
     stream: TcpStream,
     peer: SocketAddr,
     router: Router,
     manager: ConnectionManager,
-    stop: CancellationToken,
-) {
+    stopping: Arc<Stopping>,
+) -> Option<TcpStream> {
     let mut first_byte = [0];
     // hyper takes its buffers at once. When thousands dial, only those that have said something get any.
     tokio::select! {
         said = timeout(HEAD_TIMEOUT, stream.peek(&mut first_byte)) => match said {
-            Ok(Ok(_)) => Box::pin(speak_http(stream, peer, router, manager, stop)).await,
+            Ok(Ok(_)) => Box::pin(speak_http(stream, peer, router, manager, stopping)).await,
             Ok(Err(error)) => debug!(%peer, %error, "a client went before it said anything"),
             Err(_) => debug!(%peer, "a client said nothing"),
         },
-        () = stop.cancelled() => {}
+        () = stopping.asked.cancelled() => return Some(stream),
     }
+    None
 }
 
 async fn speak_http(
@@ -152,7 +218,7 @@ async fn speak_http(
     peer: SocketAddr,
     router: Router,
     manager: ConnectionManager,
-    stop: CancellationToken,
+    stopping: Arc<Stopping>,
 ) {
     let in_flight = AtomicBool::new(false);
     let upgrade = Upgrade::default();
@@ -178,14 +244,15 @@ async fn speak_http(
     // Ends when there is nothing more to say in HTTP; the socket is still open then.
     let ended = tokio::select! {
         ended = poll_fn(|context| connection.poll_without_shutdown(context)) => ended,
-        () = stop.cancelled() => {
+        () = stopping.asked.cancelled() => {
             Pin::new(&mut connection).graceful_shutdown();
-            let finishing = poll_fn(|context| connection.poll_without_shutdown(context));
-            if in_flight.load(Ordering::Relaxed) {
-                finishing.await
-            } else {
-                // Half a request, or an answer that is on its way out: it has a moment, no more.
-                timeout(FAREWELL, finishing).await.unwrap_or(Ok(()))
+            let mut finishing = poll_fn(|context| connection.poll_without_shutdown(context));
+            tokio::select! {
+                ended = &mut finishing => ended,
+                () = stopping.soon.cancelled() => {
+                    // Half a request, or an answer that is on its way out, has had its time.
+                    if in_flight.load(Ordering::Relaxed) { finishing.await } else { Ok(()) }
+                }
             }
         }
     };

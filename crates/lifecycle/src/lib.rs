@@ -4,8 +4,11 @@ mod hooks;
 mod phase;
 mod run;
 mod signals;
+mod supervisor;
+mod upgrade;
 
 pub use hooks::{BoxError, HookError, Hooks};
 pub use phase::{Phase, Phases};
 pub use run::{Ending, Lifecycle};
-pub use signals::{Signal, Signals};
+pub use signals::{Signal, Signals, upgrade_signal};
+pub use upgrade::Upgrade;

@@ -1,4 +1,4 @@
-//! The life of the process: `Starting → Serving → Draining → Closing → Stopped`.
+//! The life of the process: `Starting → Serving → Withdrawing → Draining → Closing → Stopped`.
 
 use std::time::{Duration, Instant};
 
@@ -12,6 +12,8 @@ pub enum Phase {
     Starting,
     /// All are welcome.
     Serving,
+    /// All are still served, but load balancers are asked to send nobody new.
+    Withdrawing,
     /// Nobody new; those inside have notice and are served until they leave.
     Draining,
     /// Those inside are being closed.
@@ -26,6 +28,7 @@ impl Phase {
         match self {
             Self::Starting => "starting",
             Self::Serving => "serving",
+            Self::Withdrawing => "withdrawing",
             Self::Draining => "draining",
             Self::Closing => "closing",
             Self::Stopped => "stopped",
@@ -38,6 +41,8 @@ impl Phase {
 struct Status {
     phase: Phase,
     deadline: Option<Instant>,
+    /// Clients there were when the drain started.
+    clients: Option<usize>,
 }
 
 /// Publishes the phase. Clones publish the same one.
@@ -46,7 +51,7 @@ pub struct Phases(watch::Sender<Status>);
 
 impl Default for Phases {
     fn default() -> Self {
-        Self(watch::Sender::new(Status { phase: Phase::Starting, deadline: None }))
+        Self(watch::Sender::new(Status { phase: Phase::Starting, deadline: None, clients: None }))
     }
 }
 
@@ -60,6 +65,11 @@ impl Phases {
     pub fn time_left(&self) -> Option<Duration> {
         let deadline = self.0.borrow().deadline?;
         Some(deadline.saturating_duration_since(Instant::now()))
+    }
+
+    /// Once it drains: how many clients there were when that started.
+    pub fn drain_clients(&self) -> Option<usize> {
+        self.0.borrow().clients
     }
 
     /// Waits until the process is in `phase` or beyond it.
@@ -85,8 +95,11 @@ impl Phases {
     }
 
     /// Goes on to draining, until `deadline`.
-    pub(crate) fn enter_draining(&self, deadline: Instant) {
-        self.0.send_modify(|status| status.deadline = Some(deadline));
+    pub(crate) fn enter_draining(&self, deadline: Instant, clients: usize) {
+        self.0.send_modify(|status| {
+            status.deadline = Some(deadline);
+            status.clients = Some(clients);
+        });
         self.enter(Phase::Draining);
     }
 }
@@ -112,8 +125,9 @@ mod tests {
             async move { phases.reached(Phase::Draining).await }
         });
         phases.enter(Phase::Serving);
-        phases.enter_draining(Instant::now() + Duration::from_secs(60));
+        phases.enter_draining(Instant::now() + Duration::from_secs(60), 7);
         waiting.await.unwrap();
         assert!(phases.time_left().unwrap() > Duration::from_secs(50));
+        assert_eq!(phases.drain_clients(), Some(7));
     }
 }

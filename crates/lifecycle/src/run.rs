@@ -1,14 +1,22 @@
 //! From the first startup hook to the last shutdown hook.
 
+use std::{
+    convert::Infallible,
+    time::{Duration, Instant},
+};
+
 use humantime::format_duration;
 use lastcall_core::settings::Settings;
 use lastcall_websockets::{ConnectionManager, DrainEnd, GracefulShutdown};
+use tokio::time::sleep;
 use tracing::{info, warn};
 
 use crate::{
     hooks::{HookError, Hooks, Started},
     phase::{Phase, Phases},
     signals::{Signal, Signals},
+    supervisor,
+    upgrade::Upgrade,
 };
 
 /// How a life ended.
@@ -20,6 +28,8 @@ pub enum Ending {
     HookFailed,
     /// The third signal: nothing was waited for.
     AtOnce(Signal),
+    /// Another process serves the clients now.
+    HandedOver,
 }
 
 /// A server's life, started by [`Lifecycle::start`].
@@ -37,11 +47,13 @@ impl Lifecycle {
     pub async fn start(hooks: Hooks, phases: Phases, signals: Signals) -> Result<Self, HookError> {
         let started = hooks.start().await?;
         phases.enter(Phase::Serving);
+        supervisor::ready();
         Ok(Self { started, phases, signals })
     }
 
-    /// Serves until a signal comes, then drains, closes and stops. The third signal ends it at once.
-    pub async fn run(self, manager: ConnectionManager, settings: &Settings) -> Ending {
+    /// Serves until a signal comes, then drains, closes and stops; or until another process has taken over.
+    /// The third signal ends it at once.
+    pub async fn run(self, manager: ConnectionManager, settings: &Settings, upgrade: impl Upgrade) -> Ending {
         let signals = self.signals.clone();
         tokio::select! {
             biased;
@@ -49,14 +61,59 @@ impl Lifecycle {
                 warn!(signal = signal.name(), "third signal: exiting at once");
                 Ending::AtOnce(signal)
             }
-            ending = self.until_stopped(manager, settings) => ending,
+            ending = self.until_stopped(manager, settings, upgrade) => ending,
         }
     }
 
-    async fn until_stopped(self, manager: ConnectionManager, settings: &Settings) -> Ending {
-        let first = self.signals.nth(1).await;
+    async fn until_stopped(
+        self,
+        manager: ConnectionManager,
+        settings: &Settings,
+        mut upgrade: impl Upgrade,
+    ) -> Ending {
+        let first = loop {
+            let request = tokio::select! {
+                biased;
+                signal = self.signals.nth(1) => break signal,
+                request = upgrade.requested() => request,
+            };
+            supervisor::reloading();
+            match upgrade.carry_out(request, self.signals.nth(1)).await {
+                Some(pid) => {
+                    supervisor::handed_over_to(pid);
+                    self.phases.enter(Phase::Stopped);
+                    return if self.started.stop().await { Ending::HandedOver } else { Ending::HookFailed };
+                }
+                None => supervisor::ready(),
+            }
+        };
+        let at_most = settings.shutdown_delay + settings.shutdown_timeout + settings.close_timeout;
+        supervisor::stopping(manager.count(), at_most);
+        tokio::select! {
+            () = self.drain(first, manager, settings) => {}
+            never = keep_extending(at_most) => match never {},
+        }
+        let well = self.started.stop().await;
+        self.phases.enter(Phase::Stopped);
+        if well { Ending::Graceful } else { Ending::HookFailed }
+    }
+
+    /// Waits for the clients to leave, and closes those who do not.
+    async fn drain(&self, first: Signal, manager: ConnectionManager, settings: &Settings) {
+        if !settings.shutdown_delay.is_zero() {
+            self.phases.enter(Phase::Withdrawing);
+            info!(
+                signal = first.name(),
+                "no longer ready; serving newcomers for {} more, while load balancers notice",
+                format_duration(settings.shutdown_delay)
+            );
+            tokio::select! {
+                () = sleep(settings.shutdown_delay) => {}
+                _ = self.signals.nth(2) => {}
+            }
+        }
         let shutdown = GracefulShutdown::begin(manager, settings);
-        self.phases.enter_draining(shutdown.deadline());
+        self.phases.enter_draining(shutdown.deadline(), shutdown.clients());
         match shutdown.clients() {
             0 => info!(signal = first.name(), "nobody is connected: stopping"),
             clients => info!(
@@ -84,10 +141,15 @@ impl Lifecycle {
             shutdown.close().await;
         }
         shutdown.finish();
+    }
+}
 
-        let well = self.started.stop().await;
-        self.phases.enter(Phase::Stopped);
-        if well { Ending::Graceful } else { Ending::HookFailed }
+/// Asks the service manager for more time, as long as there is any.
+async fn keep_extending(at_most: Duration) -> Infallible {
+    let until = Instant::now() + at_most;
+    loop {
+        sleep(supervisor::EXTEND_EVERY).await;
+        supervisor::extend(until.saturating_duration_since(Instant::now()));
     }
 }
 

@@ -38,6 +38,14 @@ impl Signal {
 #[derive(Debug, Clone)]
 pub struct Signals(watch::Receiver<Vec<Signal>>);
 
+/// SIGUSR2: asks for an upgrade. Without this, the signal ends the process.
+///
+/// # Errors
+/// When the system refuses to hand the signal over.
+pub fn upgrade_signal() -> io::Result<tokio::signal::unix::Signal> {
+    signal(SignalKind::user_defined2())
+}
+
 impl Signals {
     /// From now on these signals no longer end the process by themselves.
     ///
@@ -68,7 +76,7 @@ impl Signals {
     }
 
     /// Waits until `count` signals have come; the last of these.
-    pub(crate) async fn nth(&self, count: usize) -> Signal {
+    pub async fn nth(&self, count: usize) -> Signal {
         let mut signals = self.0.clone();
         let last = match signals.wait_for(|signals| signals.len() >= count).await {
             Ok(signals) => signals.get(count - 1).copied(),

@@ -9,13 +9,17 @@ use std::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
+    time::Instant,
 };
 
 use bytes::Bytes;
 use mio::Waker;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 
-use crate::{client_id::ClientId, close::CloseReason, frame::Frame, notice::Notice, occupancy::Place};
+use crate::{
+    client_id::ClientId, close::CloseReason, figures::Figures, frame::Frame, freeze::FrozenLoop,
+    notice::Notice, occupancy::Place, state::ConnectionState,
+};
 
 /// When this much waits for the slowest loop, publishers have to wait: it is a few turns' worth, so
 /// loops never run dry, and memory is bounded.
@@ -25,14 +29,21 @@ const FULL: usize = 1 << 20;
 /// `max_queue`: a client must not count as slow because the server was.
 const BATCH: usize = 128 << 10;
 
-/// A client whose handshake is done.
+/// A client that comes to a loop.
 #[derive(Debug)]
 pub(crate) struct Newcomer {
     pub(crate) stream: TcpStream,
-    /// What it sent right behind its handshake.
-    pub(crate) already_read: Bytes,
-    pub(crate) id: ClientId,
     pub(crate) place: Place,
+    pub(crate) from: Origin,
+}
+
+/// Where a client comes from.
+#[derive(Debug)]
+pub(crate) enum Origin {
+    /// Its handshake is done; with what it sent right behind it.
+    Handshake { id: ClientId, already_read: Bytes },
+    /// Another process served it until now.
+    Handover(Box<ConnectionState>),
 }
 
 /// What a loop does for all of its clients, in order.
@@ -43,7 +54,17 @@ pub(crate) enum Command {
     Notice(Notice),
     /// Start closing everyone, and whoever still comes in.
     CloseAll(CloseReason),
+    /// Close those inside one by one until this moment, each reminded of the notice before.
+    CloseUntil(CloseReason, Instant),
     Disconnect(ClientId, CloseReason),
+    /// Tell what was counted.
+    Measure(mpsc::Sender<Figures>),
+    /// Do not read any more, and say so: nothing more is published because a client said it.
+    Hush(mpsc::Sender<()>),
+    /// Read again.
+    Listen,
+    /// Let go of the clients until they come back.
+    Freeze(mpsc::Sender<FrozenLoop>),
     /// Drop everyone and end.
     Stop,
 }
@@ -54,6 +75,8 @@ pub(crate) struct Taken {
     pub(crate) newcomers: Vec<Newcomer>,
     /// Publications one after the other, as one run of bytes.
     pub(crate) frames: Bytes,
+    /// How many these are.
+    pub(crate) messages: usize,
     /// To be done after `frames`.
     pub(crate) command: Option<Command>,
 }
@@ -90,6 +113,11 @@ impl Bus {
             newcomers: AtomicUsize::new(0),
             wake_is_due: AtomicBool::new(false),
         }
+    }
+
+    /// How many loops there are.
+    pub(crate) fn loops(&self) -> usize {
+        self.wakers.len()
     }
 
     /// Sends a command to every loop.
@@ -180,6 +208,7 @@ impl Bus {
             }
         }
         drop(inboxes);
+        taken.messages = frames.len();
         taken.frames = join(frames, bytes);
         (taken, more)
     }
@@ -230,7 +259,8 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let place = Door::new(1).admit().unwrap();
-        Newcomer { stream, already_read: Bytes::new(), id: ClientId::generate(), place }
+        let from = Origin::Handshake { id: ClientId::generate(), already_read: Bytes::new() };
+        Newcomer { stream, place, from }
     }
 
     fn bus(loops: usize) -> (Bus, Vec<Poll>) {

@@ -1,12 +1,15 @@
 //! Why a connection ends: the close codes of RFC 6455 §7.4 and the IANA registry that this server sends.
 
+use serde::{Deserialize, Serialize};
+
 /// A close code and its reason, in plain words, as they go to the client.
 ///
 /// What a client should make of each stands in `docs/protocol.md`, "Close codes".
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum CloseReason {
-    /// 1002: the client broke the protocol.
-    ProtocolError(&'static str),
+    /// 1002: the client broke the protocol. How, another process does not learn: the client has been told.
+    ProtocolError(#[serde(skip)] &'static str),
     /// 1003: binary where text is expected.
     UnsupportedData,
     /// 1007: a text that is not UTF-8.
@@ -31,6 +34,19 @@ impl CloseReason {
             Self::SlowConsumer | Self::Idle => 1008,
             Self::MessageTooBig => 1009,
             Self::ServiceRestart => 1012,
+        }
+    }
+
+    /// A name for programs, such as a label of a metric.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::ProtocolError(_) => "protocol_error",
+            Self::UnsupportedData => "unsupported_data",
+            Self::InvalidUtf8 => "invalid_utf8",
+            Self::SlowConsumer => "slow_consumer",
+            Self::Idle => "idle",
+            Self::MessageTooBig => "message_too_big",
+            Self::ServiceRestart => "service_restart",
         }
     }
 

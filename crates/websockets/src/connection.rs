@@ -4,20 +4,24 @@ use std::{
     io::{ErrorKind, Read, Write},
     net::Shutdown,
     ops::ControlFlow,
+    time::Duration,
 };
 
 use bytes::Bytes;
 use lastcall_core::settings::ClientMessages;
 use mio::net::TcpStream;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     client_id::ClientId,
     close::CloseReason,
     decoder::{Accept, Decoder, Event},
+    figures::Figures,
     frame::Frame,
     message::ServerMessage,
     occupancy::{Departure, Place},
     outbox::Outbox,
+    state::ConnectionState,
 };
 
 /// What all clients must keep to.
@@ -29,18 +33,22 @@ pub(crate) struct Rules {
 }
 
 impl Rules {
+    /// Whether nothing is sent but echoes.
+    pub(crate) fn is_echo(&self) -> bool {
+        self.client_messages == ClientMessages::Echo
+    }
+
     fn accept(&self) -> Accept {
-        Accept {
-            max_message_size: self.max_message_size,
-            binary: self.client_messages == ClientMessages::Echo,
-        }
+        Accept { max_message_size: self.max_message_size, binary: self.is_echo() }
     }
 }
 
 /// Where a connection is in its life.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Life {
     /// Messages go both ways.
+    #[default]
     Open,
     /// The server sent a close frame and waits for the client's.
     CloseSent,
@@ -83,7 +91,7 @@ pub(crate) struct Connection {
     pub(crate) output_is_watched: bool,
     /// Whether the kernel said that the client sends no more: the end is to be read, too.
     pub(crate) half_closed: bool,
-    state: State,
+    life: Life,
     /// Why it was closed, once it was.
     close_reason: Option<CloseReason>,
     decoder: Decoder,
@@ -100,7 +108,7 @@ impl Connection {
             waits_to_be_read: false,
             output_is_watched: false,
             half_closed: false,
-            state: State::Open,
+            life: Life::Open,
             close_reason: None,
             decoder: Decoder::default(),
             outbox: Outbox::default(),
@@ -108,8 +116,39 @@ impl Connection {
         }
     }
 
+    /// Goes on with a client of another process.
+    pub(crate) fn restore(stream: TcpStream, state: ConnectionState, place: Place) -> Self {
+        Self {
+            life: state.life,
+            heard: state.heard,
+            close_reason: state.close_reason,
+            decoder: state.decoder,
+            outbox: state.outbox,
+            ..Self::new(stream, state.id, place)
+        }
+    }
+
+    /// What another process needs to go on with this client; `cut_off_in`: how long it still has, if it is
+    /// being closed.
+    pub(crate) fn state(&self, cut_off_in: Option<Duration>) -> ConnectionState {
+        ConnectionState {
+            id: self.id,
+            life: self.life,
+            close_reason: self.close_reason,
+            cut_off_in_ms: cut_off_in.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
+            heard: self.heard,
+            decoder: self.decoder.clone(),
+            outbox: self.outbox.clone(),
+        }
+    }
+
     pub(crate) fn is_open(&self) -> bool {
-        self.state == State::Open
+        self.life == Life::Open
+    }
+
+    /// Bytes that wait for it.
+    pub(crate) fn queued(&self) -> usize {
+        self.outbox.len()
     }
 
     pub(crate) fn has_output(&self) -> bool {
@@ -129,7 +168,7 @@ impl Connection {
     /// Sends whole frames: at once if the socket takes them, else they wait in the outbox. A client for
     /// which too much would wait is closed as a slow consumer.
     pub(crate) fn send(&mut self, frames: &Bytes, rules: &Rules) -> Outcome {
-        if self.state != State::Open {
+        if self.life != Life::Open {
             return Outcome::Unchanged;
         }
         if self.has_output() {
@@ -154,14 +193,14 @@ impl Connection {
     /// Starts the closing handshake, if it has not started. What waits is flushed before, except for a
     /// slow consumer.
     pub(crate) fn close(&mut self, reason: CloseReason) -> Outcome {
-        if self.state != State::Open {
+        if self.life != Life::Open {
             return Outcome::Unchanged;
         }
         self.close_reason = Some(reason);
         if reason == CloseReason::SlowConsumer {
             self.outbox.keep_started_frame();
         }
-        self.state = if reason.breaks_the_stream() { State::Deaf } else { State::CloseSent };
+        self.life = if reason.breaks_the_stream() { Life::Deaf } else { Life::CloseSent };
         self.last_frame(&Frame::close(Some((reason.code(), reason.reason()))))
     }
 
@@ -179,13 +218,13 @@ impl Connection {
         if self.has_output() {
             return Outcome::Unchanged;
         }
-        match self.state {
-            State::Answering => Outcome::Over(Departure::Left),
-            State::Deaf => match self.stream.shutdown(Shutdown::Write) {
+        match self.life {
+            Life::Answering => Outcome::Over(Departure::Left),
+            Life::Deaf => match self.stream.shutdown(Shutdown::Write) {
                 Ok(()) => Outcome::Unchanged,
                 Err(_) => self.hung_up(),
             },
-            State::Open | State::CloseSent => Outcome::Unchanged,
+            Life::Open | Life::CloseSent => Outcome::Unchanged,
         }
     }
 
@@ -194,6 +233,7 @@ impl Connection {
         &mut self,
         buffer: &mut [u8],
         rules: &Rules,
+        figures: &mut Figures,
         on_text: impl FnMut(ClientId, &str),
     ) -> (Outcome, Readable) {
         if self.is_held_back(rules) {
@@ -205,7 +245,7 @@ impl Connection {
                 // A short read has emptied the socket (epoll(7), question 9), unless the end follows.
                 let readable =
                     if n < buffer.len() && !self.half_closed { Readable::No } else { Readable::Maybe };
-                (self.receive(&mut buffer[..n], rules, on_text), readable)
+                (self.receive(&mut buffer[..n], rules, figures, on_text), readable)
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => (Outcome::Unchanged, Readable::No),
             Err(error) if error.kind() == ErrorKind::Interrupted => (Outcome::Unchanged, Readable::Maybe),
@@ -215,7 +255,7 @@ impl Connection {
 
     /// Who does not read its echoes is not read from: TCP then holds it back.
     fn is_held_back(&self, rules: &Rules) -> bool {
-        rules.client_messages == ClientMessages::Echo && self.state == State::Open && self.has_output()
+        rules.is_echo() && self.life == Life::Open && self.has_output()
     }
 
     /// Handles bytes that the client sent.
@@ -223,18 +263,21 @@ impl Connection {
         &mut self,
         input: &mut [u8],
         rules: &Rules,
+        figures: &mut Figures,
         mut on_text: impl FnMut(ClientId, &str),
     ) -> Outcome {
         self.heard = true;
-        if matches!(self.state, State::Answering | State::Deaf) {
+        figures.bytes_received += input.len() as u64;
+        if matches!(self.life, Life::Answering | Life::Deaf) {
             return Outcome::Unchanged;
         }
         let mut decoder = std::mem::take(&mut self.decoder);
         let mut outcome = Outcome::Unchanged;
         let result = decoder.decode(input, rules.accept(), |event| {
+            figures.messages_received += u64::from(matches!(event, Event::Text(_) | Event::Binary(_)));
             outcome = outcome.max(self.handle(event, rules, &mut on_text));
-            match (outcome, self.state) {
-                (Outcome::Over(_), _) | (_, State::Answering) => ControlFlow::Break(()),
+            match (outcome, self.life) {
+                (Outcome::Over(_), _) | (_, Life::Answering) => ControlFlow::Break(()),
                 _ => ControlFlow::Continue(()),
             }
         });
@@ -251,8 +294,8 @@ impl Connection {
         rules: &Rules,
         on_text: &mut impl FnMut(ClientId, &str),
     ) -> Outcome {
-        match (self.state, event) {
-            (State::Open, Event::Text(text)) => match rules.client_messages {
+        match (self.life, event) {
+            (Life::Open, Event::Text(text)) => match rules.client_messages {
                 ClientMessages::Broadcast => {
                     on_text(self.id, text);
                     Outcome::Unchanged
@@ -260,13 +303,13 @@ impl Connection {
                 ClientMessages::Ignore => Outcome::Unchanged,
                 ClientMessages::Echo => self.send(Frame::text(text).bytes(), rules),
             },
-            (State::Open, Event::Binary(payload)) => self.send(Frame::binary(payload).bytes(), rules),
-            (State::Open, Event::Ping(payload)) => self.send(Frame::pong(payload).bytes(), rules),
-            (State::Open, Event::Close(status)) => {
-                self.state = State::Answering;
+            (Life::Open, Event::Binary(payload)) => self.send(Frame::binary(payload).bytes(), rules),
+            (Life::Open, Event::Ping(payload)) => self.send(Frame::pong(payload).bytes(), rules),
+            (Life::Open, Event::Close(status)) => {
+                self.life = Life::Answering;
                 self.last_frame(&Frame::close(status.map(|(code, _)| (code, ""))))
             }
-            (State::CloseSent, Event::Close(_)) => Outcome::Over(Departure::Closed),
+            (Life::CloseSent, Event::Close(_)) => Outcome::Over(Departure::Closed),
             // After a close frame, nothing counts but the other side's (RFC 6455 §5.5.1).
             _ => Outcome::Unchanged,
         }
@@ -274,7 +317,7 @@ impl Connection {
 
     /// What came cannot be accepted.
     fn refuse(&mut self, reason: CloseReason, rules: &Rules) -> Outcome {
-        if self.state == State::CloseSent {
+        if self.life == Life::CloseSent {
             return self.hung_up();
         }
         let told = if reason == CloseReason::UnsupportedData {
@@ -291,9 +334,9 @@ impl Connection {
 
     /// The TCP connection is gone, or as good as gone.
     fn hung_up(&self) -> Outcome {
-        Outcome::Over(match self.state {
-            State::Open | State::Answering => Departure::Left,
-            State::CloseSent | State::Deaf => Departure::Closed,
+        Outcome::Over(match self.life {
+            Life::Open | Life::Answering => Departure::Left,
+            Life::CloseSent | Life::Deaf => Departure::Closed,
         })
     }
 }

@@ -5,6 +5,8 @@
 
 use std::ops::ControlFlow;
 
+use serde::{Deserialize, Serialize};
+
 use crate::{
     close::{CloseReason, is_valid_code},
     frame::{Header, MAX_HEADER, Opcode, parse_header, unmask},
@@ -32,32 +34,49 @@ pub(crate) struct Accept {
 
 /// What of a client's bytes could not be handled yet. Between messages it holds nothing and costs one
 /// pointer.
-#[derive(Debug, Default)]
+///
+/// Plain data: it can be written down and read by another process, of another version too.
+#[derive(Debug, Default, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub(crate) struct Decoder {
+    #[serde(skip_serializing_if = "Option::is_none")]
     pending: Option<Box<Pending>>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 struct Pending {
     /// A header that has not all arrived.
+    #[serde(with = "serde_bytes")]
     header: Vec<u8>,
     /// The frame whose payload is arriving, and how much of it has.
     frame: Option<(Header, u64)>,
     /// Payload of the control frame that is arriving: these may come between the fragments of a message.
+    #[serde(with = "serde_bytes")]
     control: Vec<u8>,
     /// The message that is arriving.
     message: Option<Message>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 struct Message {
     text: bool,
+    #[serde(with = "serde_bytes")]
     payload: Vec<u8>,
     /// How many bytes of a text are known to be whole UTF-8 characters.
     checked: usize,
 }
 
 impl Decoder {
+    /// Bytes that it holds.
+    pub(crate) fn len(&self) -> usize {
+        self.pending.as_ref().map_or(0, |pending| {
+            let message = pending.message.as_ref().map_or(0, |message| message.payload.len());
+            pending.header.len() + pending.control.len() + message
+        })
+    }
+
     /// Takes all of `input` (and unmasks it in place), and tells `on_event` each thing that is whole.
     ///
     /// Stops early when `on_event` breaks. After an error the decoder must not be used again: what

@@ -7,6 +7,7 @@
 use std::{
     collections::VecDeque,
     io,
+    net::TcpStream,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -14,19 +15,24 @@ use std::{
 use bytes::Bytes;
 use mio::{Events, Interest, Poll, Token, Waker};
 use slab::Slab;
+use tokio::sync::mpsc;
 use tracing::{debug, trace};
 
 use crate::{
-    bus::{Bus, Command, Newcomer},
+    bus::{Bus, Command, Newcomer, Origin},
     client_id::ClientId,
     close::CloseReason,
     connection::{Connection, Outcome, Readable, Rules},
+    figures::Figures,
     frame::Frame,
+    freeze::FrozenLoop,
     heartbeat::{BUCKETS, Beat, Heartbeat},
     manager::publish_text,
     message::{Server, ServerMessage},
     notice::Notice,
-    occupancy::Departure,
+    occupancy::{Departure, Place},
+    pace::Pace,
+    state::ConnectionState,
 };
 use lastcall_core::settings::ClientMessages;
 
@@ -52,7 +58,8 @@ struct Fanout {
 }
 
 enum FanoutKind {
-    Frames(Bytes),
+    /// Publications as one run of bytes, and how many these are.
+    Frames(Bytes, usize),
     Notice(Notice),
     Close(CloseReason),
 }
@@ -77,6 +84,8 @@ pub(crate) struct EventLoop {
     /// Clients that are closing, and when they are cut off. All have the same time, so this is in order.
     closing: VecDeque<(Instant, usize, ClientId)>,
     heartbeat: Option<Heartbeat>,
+    /// Who is closed when, and why, once those inside are being closed one by one.
+    pace: Option<(Pace, CloseReason)>,
     fanout: Option<Fanout>,
     /// The command that comes after the fan-out.
     then: Option<Command>,
@@ -86,7 +95,10 @@ pub(crate) struct EventLoop {
     notice: Option<Notice>,
     /// Why newcomers are closed, once all are being closed.
     close_reason: Option<CloseReason>,
+    /// Whether nothing is to be read.
+    hushed: bool,
     stopped: bool,
+    figures: Figures,
     buffer: Vec<u8>,
 }
 
@@ -101,7 +113,7 @@ impl EventLoop {
     pub(crate) fn new(setup: Setup, bus: Arc<Bus>) -> Self {
         let heartbeat = setup
             .heartbeat
-            .filter(|_| setup.rules.client_messages != ClientMessages::Echo)
+            .filter(|_| !setup.rules.is_echo())
             .map(|(interval, timeout)| Heartbeat::new(interval, timeout, Instant::now()));
         Self {
             setup,
@@ -110,12 +122,15 @@ impl EventLoop {
             readers: VecDeque::new(),
             closing: VecDeque::new(),
             heartbeat,
+            pace: None,
             fanout: None,
             then: None,
             more: false,
             notice: None,
             close_reason: None,
+            hushed: false,
             stopped: false,
+            figures: Figures::default(),
             buffer: vec![0; READ_BUFFER],
         }
     }
@@ -132,6 +147,7 @@ impl EventLoop {
                     break;
                 }
             }
+            let woken = Instant::now();
             for event in &events {
                 if event.token() == WAKE {
                     self.more = true;
@@ -153,7 +169,9 @@ impl EventLoop {
             self.read();
             self.work();
             self.beat(events.iter().count() < EVENTS);
+            self.close_those_due();
             self.cut_off_late_ones();
+            self.figures.turns.count(woken.elapsed());
         }
         for connection in self.clients.drain() {
             connection.depart(Departure::Cut);
@@ -168,14 +186,15 @@ impl EventLoop {
         }
         let beat = self.heartbeat.as_ref().filter(|_| !self.clients.is_empty()).map(Heartbeat::next);
         let cut = self.closing.front().map(|(deadline, ..)| *deadline);
-        let next = [beat, cut].into_iter().flatten().min()?;
+        let close = self.pace.as_ref().and_then(|(pace, _)| pace.next());
+        let next = [beat, cut, close].into_iter().flatten().min()?;
         // Rounded up, as epoll counts in milliseconds: waking early would mean spinning.
         Some(next.saturating_duration_since(Instant::now()))
     }
 
     /// Whether what clients send can be passed on now.
     fn may_read(&self) -> bool {
-        self.setup.rules.client_messages != ClientMessages::Broadcast || self.bus.has_room()
+        !self.hushed && (self.setup.rules.client_messages != ClientMessages::Broadcast || self.bus.has_room())
     }
 
     fn wants_to_be_read(&mut self, slot: usize) {
@@ -195,7 +214,9 @@ impl EventLoop {
             let Some(connection) = self.clients.get_mut(slot) else { continue };
             let bus = &self.bus;
             let (outcome, readable) =
-                connection.read(&mut self.buffer, &self.setup.rules, |id, text| publish_text(bus, id, text));
+                connection.read(&mut self.buffer, &self.setup.rules, &mut self.figures, |id, text| {
+                    publish_text(bus, id, text);
+                });
             match readable {
                 Readable::Maybe => self.readers.push_back(slot),
                 Readable::No => connection.waits_to_be_read = false,
@@ -263,6 +284,7 @@ impl EventLoop {
                 reason = connection.close_reason().map(CloseReason::reason),
                 "connection ended"
             );
+            self.figures.count_end(departure, connection.close_reason());
             connection.depart(departure);
         }
     }
@@ -284,8 +306,9 @@ impl EventLoop {
                     self.welcome(newcomer);
                 }
                 self.then = taken.command;
-                if !taken.frames.is_empty() && self.setup.rules.client_messages != ClientMessages::Echo {
-                    self.fanout = Some(Fanout { kind: FanoutKind::Frames(taken.frames), next: 0 });
+                if !taken.frames.is_empty() && !self.setup.rules.is_echo() {
+                    self.fanout =
+                        Some(Fanout { kind: FanoutKind::Frames(taken.frames, taken.messages), next: 0 });
                 }
             } else {
                 return;
@@ -296,13 +319,19 @@ impl EventLoop {
     /// Starts what a command asks for.
     fn start(&mut self, command: Command) {
         let kind = match command {
-            Command::Publish(frame) => FanoutKind::Frames(frame.bytes().clone()),
+            Command::Publish(frame) => FanoutKind::Frames(frame.bytes().clone(), 1),
             Command::Notice(notice) => {
                 self.notice = Some(notice);
-                if self.setup.rules.client_messages == ClientMessages::Echo {
+                if self.setup.rules.is_echo() {
                     return;
                 }
                 FanoutKind::Notice(notice)
+            }
+            Command::CloseUntil(reason, until) => {
+                let open = self.clients.iter().filter(|(_, connection)| connection.is_open());
+                let open = open.map(|(slot, connection)| (slot, connection.id));
+                self.pace = Some((Pace::new(open, Instant::now(), until), reason));
+                return;
             }
             Command::CloseAll(reason) => {
                 self.close_reason = Some(reason);
@@ -316,12 +345,53 @@ impl EventLoop {
                 }
                 return;
             }
+            Command::Measure(reply) => {
+                // Whoever asked may have gone.
+                let _ = reply.try_send(self.measure());
+                return;
+            }
+            Command::Hush(reply) => {
+                self.hushed = true;
+                let _ = reply.try_send(());
+                return;
+            }
+            Command::Listen => {
+                self.hushed = false;
+                return;
+            }
+            Command::Freeze(reply) => return self.freeze(&reply),
             Command::Stop => {
                 self.stopped = true;
                 return;
             }
         };
         self.fanout = Some(Fanout { kind, next: 0 });
+    }
+
+    fn measure(&self) -> Figures {
+        let mut figures = self.figures.clone();
+        for (_, connection) in self.clients.iter().filter(|(_, connection)| connection.has_output()) {
+            figures.queued_clients += 1;
+            figures.queued_bytes += connection.queued() as u64;
+        }
+        figures
+    }
+
+    /// Lets go of the clients, and stands still until they come back. If they do not, they are another
+    /// process's, and this loop has nothing more to do.
+    fn freeze(&mut self, reply: &mpsc::Sender<FrozenLoop>) {
+        let clients = std::mem::take(&mut self.clients);
+        let deadlines = self.closing.iter().filter(|(_, slot, id)| {
+            clients.get(*slot).is_some_and(|connection: &Connection| connection.id == *id)
+        });
+        let deadlines = deadlines.map(|(deadline, slot, _)| (*slot, *deadline)).collect();
+        let (frozen, returned) = FrozenLoop::new(clients, deadlines, self.figures.clone());
+        // If nobody waits for it any more, it is dropped here, and comes back at once.
+        drop(reply.try_send(frozen));
+        match returned.recv() {
+            Ok(clients) => self.clients = clients,
+            Err(_) => self.stopped = true,
+        }
     }
 
     /// Goes on from client to client until the slice is over; whether all have had it.
@@ -343,7 +413,13 @@ impl EventLoop {
     fn reach(&mut self, slot: usize, kind: &FanoutKind) {
         let Some(connection) = self.clients.get_mut(slot) else { return };
         let outcome = match kind {
-            FanoutKind::Frames(frames) => connection.send(frames, &self.setup.rules),
+            FanoutKind::Frames(frames, messages) => {
+                if connection.is_open() {
+                    self.figures.messages_sent += *messages as u64;
+                    self.figures.bytes_sent += frames.len() as u64;
+                }
+                connection.send(frames, &self.setup.rules)
+            }
             FanoutKind::Notice(notice) => {
                 connection.send(notice.frame(connection.id).bytes(), &self.setup.rules)
             }
@@ -354,7 +430,11 @@ impl EventLoop {
 
     /// Takes in a client. Between fan-outs only, so it gets all of the next one.
     fn welcome(&mut self, newcomer: Newcomer) {
-        let Newcomer { stream, already_read, id, place } = newcomer;
+        let Newcomer { stream, place, from } = newcomer;
+        let (id, already_read) = match from {
+            Origin::Handshake { id, already_read } => (id, already_read),
+            Origin::Handover(state) => return self.adopt(stream, *state, place),
+        };
         let mut stream = mio::net::TcpStream::from_std(stream);
         let entry = self.clients.vacant_entry();
         let slot = entry.key();
@@ -365,11 +445,12 @@ impl EventLoop {
             return place.leave(Departure::Cut);
         }
         let connection = entry.insert(Connection::new(stream, id, place));
+        self.figures.opened += 1;
         trace!(client = %id, peer = ?connection.stream.peer_addr().ok(), "connected");
 
         let rules = &self.setup.rules;
         let mut outcome = Outcome::Unchanged;
-        if rules.client_messages != ClientMessages::Echo {
+        if !rules.is_echo() {
             let welcome = ServerMessage::Welcome { client: id, server: Server };
             outcome = connection.send(welcome.frame().bytes(), rules);
             if let Some(notice) = &self.notice {
@@ -382,10 +463,37 @@ impl EventLoop {
         if !already_read.is_empty() && !matches!(outcome, Outcome::Over(_)) {
             let bus = &self.bus;
             let mut input = Vec::from(already_read);
-            outcome =
-                outcome.max(connection.receive(&mut input, rules, |id, text| publish_text(bus, id, text)));
+            let figures = &mut self.figures;
+            let received =
+                connection.receive(&mut input, rules, figures, |id, text| publish_text(bus, id, text));
+            outcome = outcome.max(received);
         }
         self.settle(slot, outcome);
+    }
+
+    /// Goes on with a client that another process served until now.
+    fn adopt(&mut self, stream: TcpStream, state: ConnectionState, place: Place) {
+        let (id, cut_off_in_ms) = (state.id, state.cut_off_in_ms);
+        let mut stream = mio::net::TcpStream::from_std(stream);
+        let interest = if state.outbox.is_empty() {
+            Interest::READABLE
+        } else {
+            Interest::READABLE | Interest::WRITABLE
+        };
+        let entry = self.clients.vacant_entry();
+        let slot = entry.key();
+        // The kernel tells at once what there is to be read, and whether the socket takes output.
+        if let Err(error) = self.setup.poll.registry().register(&mut stream, Token(slot), interest) {
+            debug!(client = %id, %error, "a socket that was handed over could not be registered");
+            return place.leave(Departure::Cut);
+        }
+        let mut connection = Connection::restore(stream, state, place);
+        connection.output_is_watched = connection.has_output();
+        entry.insert(connection);
+        if let Some(left) = cut_off_in_ms {
+            self.closing.push_back((Instant::now() + Duration::from_millis(left), slot, id));
+            self.closing.make_contiguous().sort_unstable();
+        }
     }
 
     /// Pings and checks what is due: one bucket a turn, the next turn follows at once. `all_heard`: whether
@@ -415,6 +523,27 @@ impl EventLoop {
             };
             self.settle(slot, outcome);
         }
+    }
+
+    /// Closes those whose moment has come; each hears once more when to come back.
+    fn close_those_due(&mut self) {
+        let Some((mut pace, reason)) = self.pace.take() else { return };
+        let started = Instant::now();
+        while started.elapsed() < SLICE
+            && let Some((slot, id)) = pace.due(started)
+        {
+            // The slot may have been given to somebody else since.
+            let Some(connection) = self.clients.get_mut(slot).filter(|connection| connection.id == id) else {
+                continue;
+            };
+            let mut outcome = Outcome::Unchanged;
+            if let Some(notice) = self.notice.filter(|_| !self.setup.rules.is_echo()) {
+                outcome = connection.send(notice.frame(id).bytes(), &self.setup.rules);
+            }
+            outcome = outcome.max(connection.close(reason));
+            self.settle(slot, outcome);
+        }
+        self.pace = Some((pace, reason));
     }
 
     fn cut_off_late_ones(&mut self) {

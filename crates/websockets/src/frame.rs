@@ -1,6 +1,7 @@
 //! WebSocket frames (RFC 6455 §5.2): the header as it arrives, and whole frames as they leave.
 
 use bytes::{BufMut, Bytes, BytesMut};
+use serde::{Deserialize, Serialize};
 
 use crate::close::CloseReason;
 
@@ -11,7 +12,8 @@ pub(crate) const MAX_CONTROL_PAYLOAD: usize = 125;
 pub(crate) const MAX_HEADER: usize = 14;
 
 /// What a frame is (RFC 6455 §11.8).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum Opcode {
     Continuation,
     Text,
@@ -51,7 +53,7 @@ impl Opcode {
 }
 
 /// The header of a frame that a client sent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Header {
     pub(crate) fin: bool,
     pub(crate) opcode: Opcode,

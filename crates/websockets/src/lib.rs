@@ -9,7 +9,9 @@ mod close;
 mod connection;
 mod decoder;
 mod event_loop;
+mod figures;
 mod frame;
+mod freeze;
 mod heartbeat;
 mod manager;
 mod message;
@@ -17,17 +19,22 @@ mod notice;
 mod notifier;
 mod occupancy;
 mod outbox;
+mod pace;
 mod shutdown;
+mod state;
 
 pub use client_id::ClientId;
 pub use close::CloseReason;
+pub use figures::{Durations, Figures};
 pub use frame::Frame;
+pub use freeze::Frozen;
 pub use manager::{ConnectionManager, ManagerConfig};
 pub use message::{BROADCAST, Reconnect, Server, ServerMessage};
 pub use notice::Notice;
-pub use notifier::notify_periodically;
+pub use notifier::{Notifier, NotifierState};
 pub use occupancy::{Gate, Occupancy, Place, Refusal};
 pub use shutdown::{DrainEnd, GracefulShutdown, Summary};
+pub use state::{ConnectionState, ManagerState};
 
 /// The decoder, for the fuzzer only: it is no part of the interface.
 #[cfg(fuzzing)]

@@ -3,26 +3,30 @@
 use std::{
     io,
     net::TcpStream,
-    sync::{Arc, Mutex, PoisonError},
+    os::fd::OwnedFd,
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     thread::{self, JoinHandle},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use jiff::Timestamp;
 use lastcall_core::settings::Settings;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use crate::{
-    bus::{Bus, Command, Newcomer},
+    bus::{Bus, Command, Newcomer, Origin},
     client_id::ClientId,
     close::CloseReason,
     connection::Rules,
     event_loop::{EventLoop, Setup},
+    figures::Figures,
     frame::Frame,
+    freeze::{Frozen, Quiet},
     message::{BROADCAST, ServerMessage},
     notice::Notice,
     occupancy::{Door, Gate, Occupancy, Place, Refusal},
+    state::{ConnectionState, ManagerState},
 };
 
 /// What the manager needs to know. Its meaning and units are those of the settings of the same names.
@@ -65,6 +69,8 @@ pub struct ConnectionManager {
 struct Inner {
     door: Arc<Door>,
     bus: Arc<Bus>,
+    /// What the processes before this one counted.
+    inherited: OnceLock<Figures>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -86,6 +92,7 @@ impl ConnectionManager {
             inner: Arc::new(Inner {
                 door: Door::new(config.max_connections),
                 bus: Arc::clone(&bus),
+                inherited: OnceLock::new(),
                 threads: Mutex::default(),
             }),
         };
@@ -129,7 +136,8 @@ impl ConnectionManager {
     pub fn connect(&self, place: Place, stream: TcpStream, already_read: Bytes) -> io::Result<ClientId> {
         stream.set_nonblocking(true)?;
         let id = ClientId::generate();
-        if self.inner.bus.hand_over(Newcomer { stream, already_read, id, place }) {
+        let from = Origin::Handshake { id, already_read };
+        if self.inner.bus.hand_over(Newcomer { stream, place, from }) {
             let bus = Arc::clone(&self.inner.bus);
             tokio::spawn(async move {
                 tokio::task::yield_now().await;
@@ -137,6 +145,61 @@ impl ConnectionManager {
             });
         }
         Ok(id)
+    }
+
+    /// Goes on with clients of another process, whose sockets this one has from now on.
+    pub fn adopt(&self, state: ManagerState, clients: Vec<(OwnedFd, ConnectionState)>) {
+        let ManagerState { figures, left, closed, cut } = state;
+        // Set once: a process takes over once, at its start.
+        let _ = self.inner.inherited.set(figures);
+        let places =
+            self.inner.door.reopen(Occupancy { left, closed, cut, ..Occupancy::default() }, clients.len());
+        for ((socket, state), place) in clients.into_iter().zip(places) {
+            let from = Origin::Handover(Box::new(state));
+            // All are woken for together, below.
+            let _ = self.inner.bus.hand_over(Newcomer { stream: socket.into(), place, from });
+        }
+        self.inner.bus.wake();
+    }
+
+    /// Has all event loops stand still, once they have written, or queued, all that was published. Whoever
+    /// publishes must have stopped before. Dropping this future, or what it gives, lets them go on.
+    ///
+    /// Ends only when every loop answers: bound it.
+    pub async fn freeze(&self) -> Option<Frozen> {
+        let loops = self.inner.bus.loops();
+        // First nobody reads: what one loop reads, another one still has to write.
+        let (hushed, mut replies) = mpsc::channel(loops);
+        let quiet = Quiet(Arc::clone(&self.inner.bus));
+        self.inner.bus.send(&Command::Hush(hushed));
+        for _ in 0..loops {
+            replies.recv().await?;
+        }
+        let (frozen, mut replies) = mpsc::channel(loops);
+        self.inner.bus.send(&Command::Freeze(frozen));
+        let mut frozen = Vec::new();
+        for _ in 0..loops {
+            frozen.push(replies.recv().await?);
+        }
+        Some(Frozen {
+            loops: frozen,
+            inherited: self.inner.inherited.get().cloned().unwrap_or_default(),
+            occupancy: self.occupancy(),
+            _quiet: quiet,
+        })
+    }
+
+    /// What the loops, and those of the processes before this one, counted. Ends only when every loop
+    /// answers: bound it.
+    pub async fn figures(&self) -> Option<Figures> {
+        let loops = self.inner.bus.loops();
+        let (measured, mut replies) = mpsc::channel(loops);
+        self.inner.bus.send(&Command::Measure(measured));
+        let mut figures = self.inner.inherited.get().cloned().unwrap_or_default();
+        for _ in 0..loops {
+            figures.add(&replies.recv().await?);
+        }
+        Some(figures)
     }
 
     /// Closes one client, if it is there.
@@ -159,6 +222,12 @@ impl ConnectionManager {
         let inside = self.inner.door.shut(Gate::Draining);
         self.inner.bus.send(&Command::Notice(notice));
         inside
+    }
+
+    /// Starts closing those inside one by one, in random order, spread evenly from now until `until`.
+    pub fn close_until(&self, reason: CloseReason, until: Instant) {
+        self.inner.door.shut(Gate::Draining);
+        self.inner.bus.send(&Command::CloseUntil(reason, until));
     }
 
     /// Starts closing everyone: what is queued for a client is flushed first; a client that does not
@@ -261,7 +330,7 @@ mod tests {
     async fn who_comes_after_the_notice_hears_it_and_who_comes_after_the_close_is_closed() {
         let (manager, mut client, server) = manager();
         let place = manager.admit().unwrap();
-        manager.give_notice(Notice::new("service restart", Duration::from_secs(60)));
+        manager.give_notice(Notice::new("service restart", Duration::from_secs(60), Duration::ZERO));
         assert_eq!(manager.admit().unwrap_err(), Refusal::Draining);
         manager.close_all(CloseReason::ServiceRestart);
         manager.connect(place, server, Bytes::new()).unwrap();

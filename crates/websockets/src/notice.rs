@@ -10,10 +10,9 @@ use crate::{
     message::{Reconnect, ServerMessage},
 };
 
-/// Soonest and latest that clients are asked to come back. Spread over a window, they do not all knock
-/// in the same second.
+/// Soonest that clients are asked to come back, and the shortest window over which they are: they must not
+/// all knock in the same moment.
 const SOONEST: Duration = Duration::from_secs(1);
-const LATEST: Duration = Duration::from_secs(60);
 
 /// That the server is going to close, and when.
 #[derive(Debug, Clone, Copy)]
@@ -27,10 +26,10 @@ pub struct Notice {
 }
 
 impl Notice {
-    /// A notice of a drain that takes `shutdown_timeout` from now on.
-    pub fn new(reason: &'static str, shutdown_timeout: Duration) -> Self {
-        let window = (shutdown_timeout / 3).clamp(SOONEST, LATEST);
-        Self { reason, deadline: Instant::now() + shutdown_timeout, window }
+    /// A notice of a drain that takes `shutdown_timeout` from now on, the last `pace` of which is for closing
+    /// those who stay. Clients are to come back spread over as long.
+    pub fn new(reason: &'static str, shutdown_timeout: Duration, pace: Duration) -> Self {
+        Self { reason, deadline: Instant::now() + shutdown_timeout, window: pace.max(SOONEST) }
     }
 
     /// When this client should come back, counted from its close. It is told the same each time.
@@ -60,7 +59,7 @@ mod tests {
 
     #[test]
     fn each_client_has_its_own_moment_within_the_window() {
-        let notice = Notice::new("service restart", Duration::from_secs(30));
+        let notice = Notice::new("service restart", Duration::from_secs(30), Duration::from_secs(10));
         let clients: Vec<_> = (0..1000).map(|_| ClientId::generate()).collect();
         let mut moments: Vec<_> = clients.iter().map(|id| notice.reconnect_after(*id)).collect();
         assert_eq!(moments[0], notice.reconnect_after(clients[0]), "the same each time");

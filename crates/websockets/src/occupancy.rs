@@ -86,6 +86,17 @@ impl Door {
         }
     }
 
+    /// Goes on from where another process was: its totals, and a place for each of its clients.
+    pub(crate) fn reopen(self: &Arc<Self>, totals: Occupancy, clients: usize) -> Vec<Place> {
+        self.occupancy.send_modify(|now| {
+            now.left += totals.left;
+            now.closed += totals.closed;
+            now.cut += totals.cut;
+            now.clients += clients;
+        });
+        (0..clients).map(|_| Place { door: Arc::clone(self), departure: None }).collect()
+    }
+
     /// Shuts the gate further; it never opens again. Who is inside at that moment.
     pub(crate) fn shut(&self, gate: Gate) -> Occupancy {
         let mut at_that_moment = Occupancy::default();

@@ -7,6 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 use crate::frame::next_boundary;
 
@@ -14,12 +15,17 @@ use crate::frame::next_boundary;
 const MOST_SLICES: usize = 16;
 
 /// What waits for one client, in order. Its chunks are shared with other clients, not copied.
-#[derive(Debug, Default)]
+///
+/// Plain data: it can be written down and read by another process, of another version too.
+#[derive(Debug, Default, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub(crate) struct Outbox {
+    #[serde(skip_serializing_if = "Option::is_none")]
     queue: Option<Box<Queue>>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 struct Queue {
     /// Each holds whole frames; the first may have been written in part.
     chunks: VecDeque<Bytes>,

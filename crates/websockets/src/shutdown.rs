@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use humantime::format_duration;
 use lastcall_core::settings::Settings;
 use tokio::time::{Instant as TokioInstant, MissedTickBehavior, interval_at, sleep_until, timeout};
 use tracing::{info, warn};
@@ -44,6 +45,8 @@ pub struct Summary {
 pub struct GracefulShutdown {
     manager: ConnectionManager,
     notice: Notice,
+    /// Time before the deadline over which the closes are spread.
+    pace: Duration,
     close_timeout: Duration,
     remind_every: Option<Duration>,
     before: Occupancy,
@@ -52,7 +55,8 @@ pub struct GracefulShutdown {
 impl GracefulShutdown {
     /// Shuts the gate and gives everyone notice.
     pub fn begin(manager: ConnectionManager, settings: &Settings) -> Self {
-        let notice = Notice::new(CloseReason::ServiceRestart.reason(), settings.shutdown_timeout);
+        let reason = CloseReason::ServiceRestart.reason();
+        let notice = Notice::new(reason, settings.shutdown_timeout, settings.shutdown_pace);
         // Nobody comes after this count, and nobody has left because of the notice.
         let before = manager.give_notice(notice);
         info!(
@@ -63,6 +67,7 @@ impl GracefulShutdown {
         Self {
             manager,
             notice,
+            pace: settings.shutdown_pace,
             close_timeout: settings.close_timeout,
             remind_every: settings.notification_interval,
             before,
@@ -80,7 +85,7 @@ impl GracefulShutdown {
     }
 
     /// Waits until everyone left, the deadline passed, or `cut_short` is ready; reminds the clients, and
-    /// logs how it goes, meanwhile.
+    /// logs how it goes, meanwhile. Towards the deadline, it closes those who stay one by one.
     pub async fn drain(&self, cut_short: impl Future) -> DrainEnd {
         let mut occupancy = self.manager.watch();
         let mut progress = Progress::new(self.before.clients);
@@ -91,7 +96,10 @@ impl GracefulShutdown {
         let mut reminders = interval_at(now + every, every);
         reminders.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let deadline = sleep_until(self.notice.deadline.into());
-        tokio::pin!(cut_short, deadline);
+        let closing = sleep_until((self.notice.deadline - self.pace).into());
+        // At the deadline all are closed at once, if there was no time to spread it over.
+        let mut paced = self.pace.is_zero();
+        tokio::pin!(cut_short, deadline, closing);
         loop {
             let clients = occupancy.borrow_and_update().clients;
             progress.tenths(clients);
@@ -102,6 +110,12 @@ impl GracefulShutdown {
                 biased;
                 _ = &mut cut_short => return DrainEnd::CutShort,
                 () = &mut deadline => return DrainEnd::Deadline,
+                () = &mut closing, if !paced => {
+                    paced = true;
+                    let over = format_duration(self.pace);
+                    info!(clients, "closing those who stay, {clients} of them, spread over {over}");
+                    self.manager.close_until(CloseReason::ServiceRestart, self.notice.deadline);
+                }
                 // Fails only when the manager is gone, and this holds it.
                 _ = occupancy.changed() => {}
                 _ = minutes.tick() => progress.log(clients),

@@ -3,11 +3,15 @@
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod browser;
+mod deploy;
+mod drain;
 mod leaks;
 mod limits;
 mod messages;
+mod operate;
 mod protocol;
 mod publish;
 mod shutdown;
 mod startup;
 mod support;
+mod upgrade;

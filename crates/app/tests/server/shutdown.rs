@@ -72,7 +72,8 @@ fn phases(server: &Server) -> Vec<String> {
 #[tokio::test]
 async fn who_stays_is_closed_at_the_deadline_with_a_reason() {
     for signal in [Signal::TERM, Signal::INT] {
-        let mut server = Start::default().env("SHUTDOWN_TIMEOUT", "1").serve().await;
+        let mut server =
+            Start::default().env("SHUTDOWN_TIMEOUT", "1").env("SHUTDOWN_PACE", "0").serve().await;
         let clients = server.clients(50).await;
         let signalled = Instant::now();
         server.signal(signal);
@@ -101,6 +102,7 @@ async fn one_that_never_reads_and_never_answers_is_cut_after_the_close_timeout()
     takes_at_most(both + Duration::from_secs(1), async || {
         let mut server = Start::default()
             .env("SHUTDOWN_TIMEOUT", "0.2")
+            .env("SHUTDOWN_PACE", "0")
             .env("CLOSE_TIMEOUT", "0.5")
             .env("MAX_QUEUE", "64MiB")
             .serve()
@@ -182,7 +184,7 @@ async fn newcomers_are_refused_while_it_drains_and_http_goes_on() {
     let ready = server.get("/health/ready").await;
     assert_eq!(
         (ready.status, ready.body.as_str()),
-        (200, r#"{"phase":"serving","clients":0,"seconds_left":null}"#)
+        (200, r#"{"phase":"serving","clients":0,"seconds_left":null,"drain_clients":null}"#)
     );
     let client = server.client().await;
     server.signal(Signal::TERM);

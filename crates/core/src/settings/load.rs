@@ -1,10 +1,11 @@
 //! Where settings are looked for, which of them wins, and what is wrong with them.
 
 use std::{
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     fmt, fs,
     io::ErrorKind,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use figment::{
@@ -14,7 +15,7 @@ use figment::{
 };
 
 use super::{
-    ApiKey, Origin, Problem, SPECS, SettingError, Settings, SettingsErrors, Spec, limits,
+    ApiKey, Origin, Problem, RuntimeDir, SPECS, SettingError, Settings, SettingsErrors, Spec, limits,
     value::{self, Expected},
 };
 
@@ -26,6 +27,16 @@ const DOT_ENV: &str = ".env";
 
 /// The usual variable for the level of a log in Rust.
 const RUST_LOG: &str = "RUST_LOG";
+
+/// Where systemd says which folder it made (systemd.exec(5), `RuntimeDirectory=`).
+const RUNTIME_DIRECTORY: &str = "RUNTIME_DIRECTORY";
+
+/// What a new process finds in its environment when it is to take over from the one that runs: the path of
+/// that one's socket. No setting.
+pub const TAKE_OVER: &str = "LASTCALL_TAKE_OVER";
+
+/// The longest that `shutdown_pace = "auto"` makes the closing take.
+const MOST_PACE: Duration = Duration::from_secs(60);
 
 /// What a variable may start with; it then wins over the one without.
 const PREFIX: &str = "LASTCALL_";
@@ -85,6 +96,7 @@ impl Settings {
     /// All that is wrong, not only the first.
     pub fn load(sources: &Sources) -> Result<Loaded, SettingsErrors> {
         let mut reader = Reader::default();
+        reader.runtime_directory(&sources.environment);
         reader.file(sources);
         reader.dot_env(&sources.working_dir);
         reader.environment(&sources.environment);
@@ -93,7 +105,7 @@ impl Settings {
             reader.set(Origin::Flag(flag), key, Value::from(text.as_str()));
         }
         reader.rust_log(&sources.environment);
-        reader.finish()
+        reader.finish(variable(&sources.environment, "XDG_RUNTIME_DIR"))
     }
 }
 
@@ -228,8 +240,17 @@ impl Reader {
         }
     }
 
+    /// The folder that systemd made, below every other choice.
+    fn runtime_directory(&mut self, environment: &[(OsString, OsString)]) {
+        let folders = variable(environment, RUNTIME_DIRECTORY).and_then(OsStr::to_str).unwrap_or("");
+        // Of several, the first one is ours.
+        if let Some(folder) = folders.split(':').next().filter(|folder| !folder.is_empty()) {
+            self.set(Origin::Variable(RUNTIME_DIRECTORY.into()), "runtime_dir", Value::from(folder));
+        }
+    }
+
     fn rust_log(&mut self, environment: &[(OsString, OsString)]) {
-        let Some((_, text)) = environment.iter().find(|(name, _)| name == RUST_LOG) else { return };
+        let Some(text) = variable(environment, RUST_LOG) else { return };
         let origin = Origin::Variable(RUST_LOG.into());
         match text.to_str() {
             Some("") => {}
@@ -280,12 +301,13 @@ impl Reader {
         });
     }
 
-    fn finish(mut self) -> Result<Loaded, SettingsErrors> {
+    fn finish(mut self, xdg_runtime_dir: Option<&OsStr>) -> Result<Loaded, SettingsErrors> {
         use value::{
             client_messages, connections, duration, folder, host, interval, keys, log_format, log_level,
-            origins, port, size, some_time,
+            origins, pace, port, size, some_time,
         };
         let most = limits::most_connections();
+        let shutdown_timeout = self.read("shutdown_timeout", Duration::ZERO, duration);
         // The values after the keys only matter while errors are gathered, or where there is no default.
         let settings = Settings {
             host: self.read("host", String::new(), host),
@@ -293,13 +315,21 @@ impl Reader {
             templates_dir: self.read("templates_dir", None, folder),
             notification_interval: self.read("notification_interval", None, interval),
             client_messages: self.read("client_messages", super::ClientMessages::Broadcast, client_messages),
-            shutdown_timeout: self.read("shutdown_timeout", std::time::Duration::ZERO, duration),
-            close_timeout: self.read("close_timeout", std::time::Duration::ZERO, some_time),
+            shutdown_timeout,
+            shutdown_delay: self.read("shutdown_delay", Duration::ZERO, duration),
+            shutdown_pace: self
+                .read("shutdown_pace", None, pace)
+                .unwrap_or_else(|| (shutdown_timeout / 3).min(MOST_PACE)),
+            close_timeout: self.read("close_timeout", Duration::ZERO, some_time),
+            upgrade_timeout: self.read("upgrade_timeout", Duration::ZERO, some_time),
+            runtime_dir: self
+                .read("runtime_dir", None, folder)
+                .map_or_else(|| RuntimeDir::default(xdg_runtime_dir), RuntimeDir::Chosen),
             max_connections: self.read("max_connections", most.0, |value| connections(value, most)),
             max_message_size: self.read("max_message_size", 1, size),
             max_queue: self.read("max_queue", usize::MAX, size),
             ping_interval: self.read("ping_interval", None, interval),
-            pong_timeout: self.read("pong_timeout", std::time::Duration::ZERO, some_time),
+            pong_timeout: self.read("pong_timeout", Duration::ZERO, some_time),
             allowed_origins: self.read("allowed_origins", super::AllowedOrigins::SameHost, origins),
             api_keys: self.read("api_keys", Vec::<ApiKey>::new(), keys),
             log_level: self.read("log_level", String::new(), log_level),
@@ -323,6 +353,13 @@ impl Reader {
                 "at most ping_interval, which is {interval:?}: a pong must come before the next ping"
             );
             self.contradicts("pong_timeout", expected);
+        }
+        if settings.shutdown_pace > settings.shutdown_timeout {
+            let expected = format!(
+                "at most shutdown_timeout, which is {:?}: the closes are spread over the end of the drain",
+                settings.shutdown_timeout
+            );
+            self.contradicts("shutdown_pace", expected);
         }
         if settings.max_queue < settings.max_message_size {
             let expected = format!(
@@ -351,6 +388,7 @@ impl Reader {
                 (None, "max_connections") => {
                     (settings.max_connections.to_string(), Origin::OpenFiles(limits::most_connections().1))
                 }
+                (None, "runtime_dir") => (settings.runtime_dir.path().display().to_string(), Origin::Default),
                 (None, "allowed_origins") => ("(same host)".to_owned(), Origin::Default),
                 (None, _) => ("(none)".to_owned(), Origin::Default),
             },
@@ -371,6 +409,9 @@ fn is_service_link(variable: &str, text: &str) -> bool {
 
 /// The setting that a variable is about, known or not; `None`: it is not about us.
 fn key_of(variable: &str) -> Option<String> {
+    if variable == TAKE_OVER {
+        return None;
+    }
     match variable.strip_prefix(PREFIX) {
         Some(rest) => Some(rest.to_ascii_lowercase()),
         None => SPECS.iter().find(|spec| spec.variable() == variable).map(|spec| spec.key.to_owned()),
@@ -385,6 +426,10 @@ fn default(key: &str) -> Option<Value> {
         Some(word) => Value::from(word),
         None => default.parse().map_or_else(|_| Value::from(default), |number: i64| Value::from(number)),
     })
+}
+
+fn variable<'a>(environment: &'a [(OsString, OsString)], name: &str) -> Option<&'a OsStr> {
+    environment.iter().find(|(other, _)| other == name).map(|(_, text)| text.as_os_str())
 }
 
 fn nearest(key: &str) -> Option<&'static str> {

@@ -8,12 +8,13 @@ pub struct Group(pub &'static str);
 const NETWORK: Group = Group("Network");
 const MESSAGES: Group = Group("Messages");
 const SHUTDOWN: Group = Group("Shutdown");
+const UPGRADE: Group = Group("Upgrade");
 const LIMITS: Group = Group("Limits");
 const ACCESS: Group = Group("Access");
 const LOGGING: Group = Group("Logging");
 
 /// All groups, in the order in which they are shown.
-pub const GROUPS: [Group; 6] = [NETWORK, MESSAGES, SHUTDOWN, LIMITS, ACCESS, LOGGING];
+pub const GROUPS: [Group; 7] = [NETWORK, MESSAGES, SHUTDOWN, UPGRADE, LIMITS, ACCESS, LOGGING];
 
 /// One setting.
 #[derive(Debug, Clone, Copy)]
@@ -55,7 +56,7 @@ const fn spec(
 }
 
 /// Every setting.
-pub const SPECS: [Spec; 17] = [
+pub const SPECS: [Spec; 21] = [
     spec(
         "host",
         NETWORK,
@@ -87,11 +88,39 @@ pub const SPECS: [Spec; 17] = [
         "How long a drain waits for clients to leave before it closes them",
     ),
     spec(
+        "shutdown_delay",
+        SHUTDOWN,
+        "DURATION",
+        Some("0"),
+        "How long newcomers are still served after SIGTERM, until load balancers have noticed",
+    ),
+    spec(
+        "shutdown_pace",
+        SHUTDOWN,
+        "DURATION",
+        Some("\"auto\""),
+        "Time before the deadline over which closes are spread; auto: a third of the drain, at most 60s",
+    ),
+    spec(
         "close_timeout",
         SHUTDOWN,
         "DURATION",
         Some("5"),
         "How long a closed client has to answer before its TCP socket goes",
+    ),
+    spec(
+        "upgrade_timeout",
+        UPGRADE,
+        "DURATION",
+        Some("30"),
+        "How long a new process has to get ready before an upgrade is given up",
+    ),
+    spec(
+        "runtime_dir",
+        UPGRADE,
+        "FOLDER",
+        None,
+        "Folder, this user's alone, of the socket for upgrades; default: a folder of lastcall's own",
     ),
     spec(
         "max_connections",

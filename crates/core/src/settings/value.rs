@@ -81,6 +81,14 @@ pub(super) fn duration(value: &Value) -> Result<Duration, Expected> {
     Ok(duration)
 }
 
+/// A duration, or `auto`.
+pub(super) fn pace(value: &Value) -> Result<Option<Duration>, Expected> {
+    match text(value).as_deref() {
+        Some("auto") => Ok(None),
+        _ => duration(value).map(Some).map_err(|expected| format!("auto, or {expected}")),
+    }
+}
+
 /// A duration that must not be 0.
 pub(super) fn some_time(value: &Value) -> Result<Duration, Expected> {
     duration(value).and_then(|duration| {

@@ -1,14 +1,20 @@
 //! The real binary, as its users run it.
 
-use std::{net::SocketAddr, process::Stdio};
+use std::{
+    net::{SocketAddr, TcpListener},
+    os::fd::OwnedFd,
+    path::Path,
+    process::Stdio,
+};
 
-use rustix::process::{Pid, kill_process};
+use rustix::process::{Pid, WaitOptions, kill_process, waitpid};
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpSocket, TcpStream},
     process::{Child, Command},
+    task::spawn_blocking,
 };
 use tokio_tungstenite::{
     connect_async,
@@ -30,6 +36,8 @@ pub(crate) struct Start {
 /// A server that runs: a process of its own, in a folder of its own.
 pub(crate) struct Server {
     child: Child,
+    /// The process that serves, once another one has taken over.
+    heir: Option<Pid>,
     pub(crate) address: SocketAddr,
     pub(crate) dir: TempDir,
     log: Log,
@@ -48,12 +56,19 @@ impl Default for Start {
         let mut command = Command::new(env!("CARGO_BIN_EXE_lastcall"));
         // Nothing of the tester's own environment or folder reaches the server.
         command.env_clear().env("PORT", "0").env("LOG_FORMAT", "json").current_dir(dir.path());
+        command.env("RUNTIME_DIR", dir.path().join("run"));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
         Self { command, dir }
     }
 }
 
 impl Start {
+    /// Runs this program instead.
+    pub(crate) fn program(mut self, program: &Path) -> Self {
+        self.command = copy_of(&self.command, program, &[]);
+        self
+    }
+
     pub(crate) fn env(mut self, name: &str, value: impl ToString) -> Self {
         self.command.env(name, value.to_string());
         self
@@ -67,19 +82,19 @@ impl Start {
     /// Lets it have no more than this many open files.
     pub(crate) fn open_files(mut self, most: u32) -> Self {
         // By a shell, which becomes the server: a limit cannot be set between fork and exec without unsafe code.
-        let mut command = Command::new("sh");
-        command.args([
-            "-c",
-            &format!("ulimit -n {most} && exec \"$0\" \"$@\""),
-            env!("CARGO_BIN_EXE_lastcall"),
-        ]);
-        command.args(self.command.as_std().get_args());
-        for (name, value) in self.command.as_std().get_envs() {
-            command.env(name, value.unwrap_or_default());
-        }
-        command.current_dir(self.dir.path());
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        let limit = format!("ulimit -n {most} && exec \"$0\" \"$@\"");
+        let command =
+            copy_of(&self.command, Path::new("sh"), &["-c", &limit, env!("CARGO_BIN_EXE_lastcall")]);
         self.command = command;
+        self
+    }
+
+    /// Has it find this socket where systemd passes one: descriptor 3, and a variable with its own number.
+    pub(crate) fn listen_on(mut self, listener: TcpListener) -> Self {
+        let activate = "exec 3<&0 </dev/null; LISTEN_FDS=1 LISTEN_PID=$$ exec \"$0\" \"$@\"";
+        let program = env!("CARGO_BIN_EXE_lastcall");
+        self.command = copy_of(&self.command, Path::new("sh"), &["-c", activate, program]);
+        self.command.stdin(OwnedFd::from(listener));
         self
     }
 
@@ -98,7 +113,7 @@ impl Start {
         let log = Log::read(child.stdout.take().unwrap());
         let listening = log.line(|line| message(line).starts_with("listening on http://")).await;
         let address = message(&listening).trim_start_matches("listening on http://").parse().unwrap();
-        Server { child, address, dir: self.dir, log }
+        Server { child, heir: None, address, dir: self.dir, log }
     }
 
     /// Runs it to its end, which has to come by itself.
@@ -112,7 +127,83 @@ impl Start {
     }
 }
 
+/// The same command, but of another program, with other arguments first.
+fn copy_of(command: &Command, program: &Path, first: &[&str]) -> Command {
+    let original = command.as_std();
+    let mut copy = Command::new(program);
+    copy.args(first).args(original.get_args()).env_clear();
+    for (name, value) in original.get_envs() {
+        copy.env(name, value.unwrap_or_default());
+    }
+    copy.current_dir(original.get_current_dir().unwrap());
+    copy.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    copy
+}
+
+/// Processes that outlive the one that started them become children of this one, which can wait for them.
+fn adopt_orphans() {
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid())).unwrap();
+}
+
+/// Waits for a process that is no child of tokio's; its exit code.
+async fn wait_for(pid: Pid) -> i32 {
+    let ended = spawn_blocking(move || waitpid(Some(pid), WaitOptions::empty()).unwrap());
+    let (_, status) = soon("the end of a process", ended).await.unwrap().unwrap();
+    status.exit_status().expect("it was not killed")
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Some(heir) = self.heir.take() {
+            // It may have ended by itself.
+            let _ = kill_process(heir, Signal::KILL);
+        }
+    }
+}
+
 impl Server {
+    /// The process that serves.
+    pub(crate) fn pid(&self) -> Pid {
+        self.heir.unwrap_or_else(|| Pid::from_raw(self.child.id().expect("it runs").cast_signed()).unwrap())
+    }
+
+    /// Runs a subcommand against this server.
+    pub(crate) async fn run(&self, subcommand: &str) -> Ended {
+        Start::default()
+            .args(&[subcommand, "--port", &self.address.port().to_string()])
+            .env("RUNTIME_DIR", self.dir.path().join("run").display())
+            .end()
+            .await
+    }
+
+    /// `lastcall upgrade`: a new process takes over, and the old one ends with code 0.
+    pub(crate) async fn upgrade(&mut self) {
+        adopt_orphans();
+        let ended = self.run("upgrade").await;
+        assert_eq!(ended.code, Some(0), "{}{}", ended.stdout, ended.stderr);
+        let line = ended.stdout.lines().last().unwrap();
+        let pid = line.split(' ').nth(1).and_then(|pid| pid.parse().ok()).unwrap_or_else(|| panic!("{line}"));
+        self.replaced_by(pid).await;
+    }
+
+    /// Another process has taken over; the old one ends with code 0.
+    pub(crate) async fn replaced_by(&mut self, pid: i32) {
+        let code = match self.heir {
+            None => soon("the end of the old process", self.child.wait()).await.unwrap().code(),
+            Some(old) => Some(wait_for(old).await),
+        };
+        self.heir = Pid::from_raw(pid);
+        assert_eq!(code, Some(0));
+    }
+
+    /// `lastcall upgrade`, which must fail: what it says.
+    pub(crate) async fn failed_upgrade(&self) -> String {
+        adopt_orphans();
+        let ended = self.run("upgrade").await;
+        assert_eq!(ended.code, Some(1), "{}{}", ended.stdout, ended.stderr);
+        ended.stderr
+    }
+
     pub(crate) async fn start() -> Self {
         Start::default().serve().await
     }
@@ -126,18 +217,17 @@ impl Server {
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
-        let pid = Pid::from_raw(self.child.id().expect("it runs").cast_signed()).unwrap();
-        kill_process(pid, signal).unwrap();
+        kill_process(self.pid(), signal).unwrap();
     }
 
     /// Files that the process has open.
     pub(crate) fn open_files(&self) -> usize {
-        std::fs::read_dir(format!("/proc/{}/fd", self.child.id().expect("it runs"))).unwrap().count()
+        std::fs::read_dir(format!("/proc/{}/fd", self.pid().as_raw_nonzero())).unwrap().count()
     }
 
     /// Memory that the process has, in bytes.
     pub(crate) fn memory(&self) -> usize {
-        let status = format!("/proc/{}/status", self.child.id().expect("it runs"));
+        let status = format!("/proc/{}/status", self.pid().as_raw_nonzero());
         let status = std::fs::read_to_string(status).unwrap();
         let resident =
             status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));
@@ -156,9 +246,15 @@ impl Server {
 
     /// Waits until the process ends and its log is complete; its exit code.
     pub(crate) async fn exit_code(&mut self) -> i32 {
-        let status = soon("the end of the server", self.child.wait()).await.unwrap();
+        let code = match self.heir.take() {
+            Some(heir) => wait_for(heir).await,
+            None => {
+                let status = soon("the end of the server", self.child.wait()).await.unwrap();
+                status.code().expect("it was not killed")
+            }
+        };
         self.log.ended().await;
-        status.code().expect("it was not killed")
+        code
     }
 
     pub(crate) async fn client(&self) -> Client {

@@ -1,0 +1,52 @@
+//! The listening socket: bound here, or by systemd.
+
+use std::net::SocketAddr;
+
+use anyhow::{Context, bail};
+use lastcall_core::settings::Settings;
+use lastcall_endpoints::{Entrance, bind};
+use listenfd::ListenFd;
+use rustix::net::sockopt::set_tcp_nodelay;
+use tokio::net::{TcpListener, lookup_host};
+use tracing::{info, warn};
+
+/// Takes the socket that systemd passed (systemd.socket(5)), or binds one as the settings say.
+pub(crate) async fn open(settings: &Settings) -> anyhow::Result<Entrance> {
+    let mut passed = ListenFd::from_env();
+    if passed.len() == 0 {
+        return Ok(bind(&settings.host, settings.port).await?.into());
+    }
+    if passed.len() > 1 {
+        bail!(
+            "systemd passed {} sockets, and only one can be listened on; leave one ListenStream=",
+            passed.len()
+        );
+    }
+    let listener = passed
+        .take_tcp_listener(0)
+        .context("what systemd passed is no TCP socket; see ListenStream= in the socket unit")?
+        .context("systemd passed a socket that is gone")?;
+    listener.set_nonblocking(true).context("the socket that systemd passed cannot be used")?;
+    // Small messages must not wait for each other (RFC 896). On Linux, accepted sockets inherit this.
+    set_tcp_nodelay(&listener, true).context("the socket that systemd passed cannot be used")?;
+    let listener =
+        TcpListener::from_std(listener).context("the socket that systemd passed cannot be used")?;
+    info!("listening on the socket that systemd passed; `host` and `port` do not matter");
+    Ok(listener.into())
+}
+
+/// Says so if the socket that was taken over is not where the settings say.
+pub(crate) async fn compare(address: SocketAddr, settings: &Settings) {
+    let wanted = lookup_host((settings.host.as_str(), settings.port)).await;
+    let as_wanted = wanted.is_ok_and(|mut wanted| {
+        wanted.any(|wanted| {
+            wanted.ip() == address.ip() && (wanted.port() == 0 || wanted.port() == address.port())
+        })
+    });
+    if !as_wanted {
+        warn!(
+            "still listening on {address}, not on {}:{} as set: an upgrade keeps the socket, a restart changes it",
+            settings.host, settings.port
+        );
+    }
+}

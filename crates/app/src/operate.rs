@@ -1,0 +1,136 @@
+//! What an operator does with a server that runs: `lastcall upgrade` and `lastcall status`.
+
+use std::{
+    io::{self, IsTerminal, Write},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail};
+use http_body_util::{BodyExt, Empty};
+use hyper::{Request, body::Bytes, client::conn::http1, header::HOST};
+use hyper_util::rt::TokioIo;
+use indicatif::{ProgressBar, ProgressStyle};
+use lastcall_core::settings::Settings;
+use lastcall_handover::{Command, Opening, Progress, Socket};
+use serde::Deserialize;
+use tokio::{
+    net::TcpStream,
+    time::{sleep, timeout},
+};
+
+/// How long a running server has to answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What an upgrade may take on top of `upgrade_timeout`: requests that are finished, and the handover itself.
+const UPGRADE: Duration = Duration::from_secs(20);
+
+/// How often the progress of a drain is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// Has the server that runs replace itself, and waits until it has.
+pub(crate) fn upgrade(settings: &Settings) -> anyhow::Result<ExitCode> {
+    if settings.port == 0 {
+        bail!("which server? Give the `port` that it listens on: it has the log line \"listening on\"");
+    }
+    let path = lastcall_handover::path(settings.runtime_dir.path(), settings.port);
+    let channel = Socket::connect(&path)?;
+    channel.send(&Opening::Command(Command::Upgrade), Instant::now() + PATIENCE)?;
+    let deadline = Instant::now() + settings.upgrade_timeout + UPGRADE;
+    loop {
+        match channel.receive(deadline).context("the server did not say how the upgrade went")? {
+            Progress::Started { pid } => say(&format!("process {pid} gets ready to take over"))?,
+            Progress::Done { pid, clients, paused_ms } => {
+                say(&format!(
+                    "process {pid} has taken over {clients} clients; they waited {paused_ms:.0} ms"
+                ))?;
+                return Ok(ExitCode::SUCCESS);
+            }
+            Progress::Failed { reason } => {
+                bail!("the upgrade failed, and the server goes on as before: {reason}")
+            }
+        }
+    }
+}
+
+/// What `/health/ready` says.
+#[derive(Debug, Deserialize)]
+struct Status {
+    phase: String,
+    clients: u64,
+    seconds_left: Option<f64>,
+    #[serde(default)]
+    drain_clients: Option<u64>,
+}
+
+impl Status {
+    fn line(&self) -> String {
+        let Self { phase, clients, .. } = self;
+        let drain = match (self.drain_clients, self.seconds_left) {
+            (Some(total), Some(left)) => {
+                format!("; {} of {total} have left, {left:.0} s left", total.saturating_sub(*clients))
+            }
+            _ => String::new(),
+        };
+        format!("{phase}: {clients} clients{drain}")
+    }
+}
+
+/// Says how the server that runs is doing; on a terminal, it follows a drain to its end.
+pub(crate) async fn status(settings: &Settings) -> anyhow::Result<ExitCode> {
+    let status = ask(settings).await?;
+    let Some(total) = status.drain_clients.filter(|_| io::stdout().is_terminal()) else {
+        say(&status.line())?;
+        return Ok(ExitCode::SUCCESS);
+    };
+    let bar = ProgressBar::new(total);
+    bar.set_style(ProgressStyle::with_template("{msg} {wide_bar} {pos} of {len} have left")?);
+    let mut now = status;
+    loop {
+        bar.set_position(total.saturating_sub(now.clients));
+        bar.set_message(format!("{}, {:.0} s left", now.phase, now.seconds_left.unwrap_or(0.0)));
+        sleep(LOOK_EVERY).await;
+        match ask(settings).await {
+            Ok(next) if next.drain_clients.is_some() => now = next,
+            // It has ended, or another one has started in its place.
+            _ => break,
+        }
+    }
+    bar.finish_and_clear();
+    say("the server has ended")?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn ask(settings: &Settings) -> anyhow::Result<Status> {
+    let (host, port) = (reachable(&settings.host), settings.port);
+    let asked = timeout(PATIENCE, async {
+        let stream = TcpStream::connect((host.as_str(), port)).await.context("nothing listens there")?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        let connection = tokio::spawn(connection);
+        let request = Request::get("/health/ready")
+            .header(HOST, format!("{host}:{port}"))
+            .body(Empty::<Bytes>::new())?;
+        let body = sender.send_request(request).await?.into_body().collect().await?.to_bytes();
+        connection.abort();
+        serde_json::from_slice(&body).context("what answers is not lastcall")
+    });
+    let answer = match asked.await {
+        Ok(answer) => answer,
+        Err(_) => Err(anyhow::anyhow!("no answer within {PATIENCE:?}")),
+    };
+    answer.with_context(|| format!("cannot ask the server at {host}:{port}"))
+}
+
+/// A server that listens on all addresses is reached on this machine's own.
+fn reachable(host: &str) -> String {
+    match host.parse::<IpAddr>() {
+        Ok(IpAddr::V4(ip)) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.to_string(),
+        Ok(IpAddr::V6(ip)) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.to_string(),
+        _ => host.to_owned(),
+    }
+}
+
+fn say(line: &str) -> anyhow::Result<()> {
+    writeln!(io::stdout(), "{line}").context("cannot write to stdout")
+}

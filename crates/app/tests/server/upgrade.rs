@@ -1,0 +1,383 @@
+//! A new process takes over, and nobody notices; or it does not, and nobody notices either.
+
+use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf, time::Duration};
+
+use futures_util::{SinkExt, StreamExt};
+use lastcall_handover::fault::{self, Step};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpStream, UnixDatagram},
+    sync::watch,
+    task::JoinSet,
+};
+use tokio_tungstenite::tungstenite::{
+    Message,
+    protocol::frame::{
+        Frame,
+        coding::{Data, OpCode},
+    },
+};
+
+use crate::support::{Server, Signal, Start, raise_fd_limit, soon};
+
+/// Publishes numbers, 20 a second, until told to stop; the last one.
+fn publish_steadily(address: std::net::SocketAddr) -> (watch::Sender<bool>, tokio::task::JoinHandle<u64>) {
+    let (stop, mut stopped) = watch::channel(false);
+    let publishing = tokio::spawn(async move {
+        let mut ticks = tokio::time::interval(Duration::from_millis(50));
+        for number in 1.. {
+            tokio::select! {
+                _ = ticks.tick() => {}
+                _ = stopped.wait_for(|stopped| *stopped) => return number - 1,
+            }
+            publish(address, number).await;
+        }
+        unreachable!("numbers do not end");
+    });
+    (stop, publishing)
+}
+
+/// Publishes a number, over a connection of its own.
+async fn publish(address: std::net::SocketAddr, number: u64) {
+    let body = format!(r#"{{"data":{number}}}"#);
+    let request = format!(
+        "POST /api/publish HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\
+         Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    soon("an answer to a publication", stream.read_to_string(&mut answer)).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn three_upgrades_under_load_lose_nothing_and_nobody() {
+    raise_fd_limit();
+    let mut server = Start::default().env("NOTIFICATION_INTERVAL", "0").serve().await;
+    let clients = server.clients(500).await;
+    let (stop, publishing) = publish_steadily(server.address);
+    let (last, _) = watch::channel(u64::MAX);
+    let mut reading = JoinSet::new();
+    for mut client in clients {
+        let mut last = last.subscribe();
+        reading.spawn(async move {
+            let mut next = 1;
+            while next <= *last.borrow_and_update() {
+                let message = tokio::select! {
+                    message = client.next_of("notification") => message,
+                    _ = last.changed() => continue,
+                };
+                assert_eq!(message["data"], next, "nothing lost, doubled or out of order");
+                next += 1;
+            }
+            client
+        });
+    }
+    let mut files = Vec::new();
+    for _ in 0..3 {
+        server.upgrade().await;
+        files.push(server.open_files());
+    }
+    stop.send_replace(true);
+    last.send_replace(publishing.await.unwrap());
+    let clients = soon("all messages", reading.join_all()).await;
+    assert_eq!(server.get("/health/ready").await.json()["clients"], 500);
+    // Connections of publishers may be open at the moment of counting.
+    assert!(files[2] <= files[0] + 3, "{files:?}");
+    let mut clients = clients.into_iter();
+    let (mut one, mut other) = (clients.next().unwrap(), clients.next().unwrap());
+    one.say("still me").await;
+    let message = other.next_of("message").await;
+    assert_eq!((&message["data"], &message["from"]), (&"still me".into(), &one.id.as_str().into()));
+    let metrics = server.get("/metrics").await.body;
+    assert!(metrics.contains("lastcall_handovers_total{result=\"done\"} 3\n"), "{metrics}");
+    assert!(metrics.contains("lastcall_connections_opened_total 500\n"), "{metrics}");
+    drop((one, other, clients));
+    server.signal(Signal::TERM);
+    assert_eq!(server.exit_code().await, 0);
+}
+
+fn fragment(data: &str, opcode: Data, last: bool) -> Message {
+    Message::Frame(Frame::message(data.to_owned(), OpCode::Data(opcode), last))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_under_way_goes_on_to_the_byte() {
+    let mut server = Start::default().env("NOTIFICATION_INTERVAL", "0").serve().await;
+    // A message of which a fragment and a half have come.
+    let mut talker = server.client().await;
+    talker.send(fragment("one, ", Data::Text, false)).await;
+    let mut half = server.raw_client().await;
+    let text = b"\x81\x8A\0\0\0\0Hello";
+    half.write_all(text).await.unwrap();
+    // More than its socket takes waits for one who does not read.
+    let mut slow = server.raw_client().await;
+    let large = "x".repeat(60_000);
+    for _ in 0..60 {
+        assert_eq!(server.publish(&format!(r#"{{"data":"{large}"}}"#)).await.status, 200);
+    }
+    let queued = |metrics: &str| {
+        metrics.contains("lastcall_queue_bytes ") && !metrics.contains("lastcall_queue_bytes 0")
+    };
+    assert!(queued(&server.get("/metrics").await.body));
+    // Somebody has only connected, and somebody else has asked half.
+    let mut silent = TcpStream::connect(server.address).await.unwrap();
+    let mut asking = TcpStream::connect(server.address).await.unwrap();
+    asking.write_all(b"GET /health/live HT").await.unwrap();
+    let asking = tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        asking.write_all(b"TP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        asking.read_to_string(&mut answer).await.unwrap();
+        answer
+    });
+
+    server.upgrade().await;
+
+    talker.send(fragment("two", Data::Continue, true)).await;
+    assert_eq!(talker.next_of("message").await["data"], "one, two");
+    half.write_all(b"World").await.unwrap();
+    assert_eq!(talker.next_of("message").await["data"], "HelloWorld");
+    silent.write_all(b"GET /health/live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    soon("an answer to one who was silent", silent.read_to_string(&mut answer)).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert!(soon("an answer to half a request", asking).await.unwrap().starts_with("HTTP/1.1 200"));
+
+    server.signal(Signal::TERM);
+    let seen = soon("everything that was queued", async {
+        let mut seen = Vec::new();
+        let mut part = vec![0; 1 << 16];
+        while !seen.windows(17).rev().take(400).any(|end| end == b"\"type\":\"shutdown\"") {
+            let read = slow.read(&mut part).await.unwrap();
+            seen.extend_from_slice(&part[..read]);
+        }
+        seen
+    })
+    .await;
+    assert_eq!(
+        seen.windows(60_000).filter(|part| *part == large.as_bytes()).count(),
+        60,
+        "each of them whole"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_goes_wrong_before_the_commit_leaves_the_old_process_serving() {
+    let faults = tempfile::NamedTempFile::new().unwrap();
+    let server = Start::default()
+        .env("NOTIFICATION_INTERVAL", "0")
+        .env("UPGRADE_TIMEOUT", "1")
+        .env(fault::FILE, faults.path().display())
+        .serve()
+        .await;
+    let mut clients = server.clients(20).await;
+    // With this one's queue, the state does not fit into the Unix socket: a new process that does not read
+    // stalls the old one.
+    let _slow = server.raw_client().await;
+    let large = "x".repeat(60_000);
+    for _ in 0..16 {
+        server.publish(&format!(r#"{{"data":"{large}"}}"#)).await;
+    }
+    for client in &mut clients {
+        for _ in 0..16 {
+            client.next_of("notification").await;
+        }
+    }
+    let pid = server.pid();
+    let files = server.open_files();
+    let mut number = 0;
+    for step in Step::NEW {
+        for fault in ["kill", "hang"] {
+            fs::write(faults.path(), format!("{step:?}:{fault}")).unwrap();
+            let told = server.failed_upgrade().await;
+            assert!(told.contains("the server goes on as before"), "{step:?}:{fault}: {told}");
+            number += 1;
+            clients[0].say(&number.to_string()).await;
+            for client in &mut clients {
+                let message = client.next_of("message").await;
+                assert_eq!(message["data"], number.to_string(), "{step:?}:{fault}");
+            }
+            assert_eq!(server.get("/health/ready").await.json()["clients"], 21, "{step:?}:{fault}");
+        }
+    }
+    fs::write(faults.path(), "OtherProtocol:do").unwrap();
+    let told = server.failed_upgrade().await;
+    assert!(told.contains("speaks version 2 of the handover, this one 1"), "{told}");
+    assert_eq!(server.pid(), pid);
+    let metrics = server.get("/metrics").await.body;
+    assert!(metrics.contains("lastcall_handovers_total{result=\"failed\"} 19\n"), "{metrics}");
+    soon("the files to be closed", async { while server.open_files() > files {} }).await;
+    // And after all that, one that works.
+    fs::write(faults.path(), "").unwrap();
+    let mut server = server;
+    server.upgrade().await;
+    clients[0].say("done").await;
+    assert_eq!(clients[19].next_of("message").await["data"], "done");
+}
+
+/// A copy of the program, to be replaced.
+fn program(folder: &tempfile::TempDir) -> PathBuf {
+    let path = folder.path().join("lastcall");
+    fs::copy(env!("CARGO_BIN_EXE_lastcall"), &path).unwrap();
+    path
+}
+
+/// Puts this script in its place.
+fn replace(program: &PathBuf, script: &str) {
+    fs::remove_file(program).unwrap();
+    fs::write(program, format!("#!/bin/sh\n{script}\n")).unwrap();
+    fs::set_permissions(program, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_that_cannot_take_over_is_told_of_and_the_old_one_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let program = program(&folder);
+    let server = Start::default()
+        .program(&program)
+        .env("UPGRADE_TIMEOUT", "1")
+        .file("config/lastcall.toml", "")
+        .serve()
+        .await;
+    let mut client = server.client().await;
+    let config = server.dir.path().join("config/lastcall.toml");
+
+    fs::write(&config, "close_timeout = 0").unwrap();
+    let told = server.failed_upgrade().await;
+    assert!(told.contains("it ended by itself (exit status: 2)"), "{told}");
+    fs::write(&config, "max_connections = 1").unwrap();
+    let _second = server.client().await;
+    let told = server.failed_upgrade().await;
+    assert!(told.contains("the new process has room for 1 clients, but 2 are here"), "{told}");
+    fs::write(&config, "").unwrap();
+
+    // The real one, with too few files for everybody.
+    replace(&program, &format!("ulimit -n 66; exec {} \"$@\"", env!("CARGO_BIN_EXE_lastcall")));
+    let _third = server.client().await;
+    let told = server.failed_upgrade().await;
+    assert!(told.contains("room for 2 clients, but 3 are here"), "{told}");
+    replace(&program, "exit 3");
+    let told = server.failed_upgrade().await;
+    assert!(told.contains("it ended by itself (exit status: 3)"), "{told}");
+    replace(&program, "exec sleep 60");
+    let told = server.failed_upgrade().await;
+    assert!(told.contains("it was not ready within 1s"), "{told}");
+    fs::remove_file(&program).unwrap();
+    let told = server.failed_upgrade().await;
+    assert!(told.contains("cannot start") && told.contains("No such file"), "{told}");
+
+    client.say("still here").await;
+    assert_eq!(client.next_of("message").await["data"], "still here");
+    assert_eq!(server.get("/health/ready").await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn notifications_go_on_where_they_were() {
+    let mut server = Start::default().env("NOTIFICATION_INTERVAL", "0.2").serve().await;
+    let mut client = server.client().await;
+    let first = client.next_of("notification").await["data"]["sequence"].as_u64().unwrap();
+    server.upgrade().await;
+    for expected in first + 1..first + 4 {
+        assert_eq!(client.next_of("notification").await["data"]["sequence"], expected);
+    }
+}
+
+/// Waits until the service manager was told this.
+async fn told(manager: &UnixDatagram, wanted: &str) -> String {
+    let mut all = String::new();
+    let mut buffer = [0; 1024];
+    soon(&format!("the service manager to be told {wanted}"), async {
+        while !all.contains(wanted) {
+            let read = manager.recv(&mut buffer).await.unwrap();
+            all += &String::from_utf8_lossy(&buffer[..read]);
+        }
+    })
+    .await;
+    all
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn usr2_upgrades_and_the_service_manager_hears_of_everything() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("notify");
+    let manager = UnixDatagram::bind(&path).unwrap();
+    let mut server = Start::default().env("NOTIFY_SOCKET", path.display()).serve().await;
+    told(&manager, "READY=1").await;
+    let _client = server.client().await;
+    server.signal(Signal::USR2);
+    let all = told(&manager, "MAINPID=").await;
+    assert!(all.contains("RELOADING=1\n") && all.contains("MONOTONIC_USEC="), "{all}");
+    let pid = all.split("MAINPID=").nth(1).unwrap().lines().next().unwrap().parse().unwrap();
+    server.replaced_by(pid).await;
+    server.signal(Signal::TERM);
+    let all = told(&manager, "EXTEND_TIMEOUT_USEC=").await;
+    assert!(all.contains("STOPPING=1"), "{all}");
+    server.signal(Signal::TERM);
+    assert_eq!(server.exit_code().await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_who_is_asked_to_end_during_an_upgrade_ends_it_or_passes_it_on() {
+    let faults = tempfile::NamedTempFile::new().unwrap();
+    fs::write(faults.path(), "SaidHello:hang").unwrap();
+    let mut server = Start::default().env(fault::FILE, faults.path().display()).serve().await;
+    let client = server.client().await;
+    let upgrade = async {
+        let told = server.failed_upgrade().await;
+        assert!(told.contains("asked to end meanwhile"), "{told}");
+    };
+    let signal = async {
+        server.logged("upgrade: process").await;
+        server.signal(Signal::TERM);
+    };
+    tokio::join!(upgrade, signal);
+    server.logged("drain started").await;
+    client.leave().await;
+    assert_eq!(server.exit_code().await, 0);
+}
+
+#[tokio::test]
+async fn the_socket_is_for_this_user_alone_and_nobody_there_is_told() {
+    let mut server = Server::start().await;
+    let folder = server.dir.path().join("run");
+    let socket = folder.join(format!("lastcall-{}.sock", server.address.port()));
+    let mode = |path: &PathBuf| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode(&folder), mode(&socket)), (0o700, 0o600));
+    server.signal(Signal::TERM);
+    assert_eq!(server.exit_code().await, 0);
+    assert!(!socket.exists());
+    let told = server.failed_upgrade().await;
+    assert!(told.contains("no server listens on") && told.contains("lastcall-"), "{told}");
+
+    fs::set_permissions(&folder, fs::Permissions::from_mode(0o777)).unwrap();
+    let ended = Start::default().env("RUNTIME_DIR", folder.display()).end().await;
+    assert_eq!(ended.code, Some(1));
+    assert!(ended.stderr.contains("writable by nobody else"), "{}", ended.stderr);
+}
+
+/// A client of tungstenite's answers pings only while it is read.
+#[tokio::test(flavor = "multi_thread")]
+async fn heartbeats_go_on_across_an_upgrade() {
+    let mut server = Start::default().env("PING_INTERVAL", "0.4").env("PONG_TIMEOUT", "0.3").serve().await;
+    let mut alive = server.client().await;
+    let mut dead = server.raw_client().await;
+    server.upgrade().await;
+    let mut rest = Vec::new();
+    let pings = async {
+        let mut pings = 0;
+        while pings < 5 {
+            match soon("a ping", alive.socket.next()).await.unwrap().unwrap() {
+                Message::Ping(_) => pings += 1,
+                Message::Close(frame) => panic!("{frame:?}"),
+                _ => {}
+            }
+        }
+        alive.socket.flush().await.unwrap();
+    };
+    let (_, closed) = tokio::join!(pings, soon("a close for who is not there", dead.read_to_end(&mut rest)));
+    closed.unwrap();
+    assert!(rest.windows(4).any(|end| end == b"idle"), "{}", String::from_utf8_lossy(&rest));
+}

@@ -1,0 +1,274 @@
+//! One connection between two processes: messages with descriptors, every step with a deadline.
+
+use std::{
+    io::{self, ErrorKind, IoSlice, IoSliceMut, Read, Write},
+    mem::MaybeUninit,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::net::UnixStream,
+    },
+    time::{Duration, Instant},
+};
+
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
+use serde::{Serialize, de::DeserializeOwned};
+
+/// Most descriptors in one message: SCM_MAX_FD of the kernel is 253.
+pub(crate) const MOST_DESCRIPTORS: usize = 250;
+
+/// Largest message: far more than a batch of clients is allowed to take up, and a bound on what is believed.
+const LARGEST: usize = 2 << 30;
+
+/// The length of a message and the number of its descriptors, before its bytes.
+const HEADER: usize = 8;
+
+/// What went wrong between two processes.
+#[derive(Debug, thiserror::Error)]
+pub enum ChannelError {
+    /// The other side is gone.
+    #[error("the other process is gone")]
+    Gone,
+    /// It did not read or write in time.
+    #[error("the other process did nothing in time")]
+    TimedOut,
+    /// There was no room for the descriptors.
+    #[error("no file descriptors are left to receive sockets with")]
+    NoDescriptors,
+    /// What came is no message of this protocol.
+    #[error("a message was not understood")]
+    NotUnderstood(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// Something else.
+    #[error("the connection to the other process failed")]
+    Io(#[source] io::Error),
+}
+
+impl From<io::Error> for ChannelError {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            ErrorKind::WouldBlock | ErrorKind::TimedOut => Self::TimedOut,
+            ErrorKind::BrokenPipe | ErrorKind::ConnectionReset | ErrorKind::UnexpectedEof => Self::Gone,
+            _ => Self::Io(error),
+        }
+    }
+}
+
+/// A connection to another process. Blocks, but never past a deadline.
+#[derive(Debug)]
+pub struct Channel {
+    stream: UnixStream,
+}
+
+impl Channel {
+    /// Uses this connection.
+    ///
+    /// # Errors
+    /// When it cannot be made to block.
+    pub fn new(stream: UnixStream) -> io::Result<Self> {
+        stream.set_nonblocking(false)?;
+        Ok(Self { stream })
+    }
+
+    /// Sends a message.
+    ///
+    /// # Errors
+    /// When the other side is gone, or does not read until `deadline`.
+    pub fn send(&self, message: &impl Serialize, deadline: Instant) -> Result<(), ChannelError> {
+        self.send_with(message, &[], deadline)
+    }
+
+    /// Sends a message with descriptors: at most [`MOST_DESCRIPTORS`].
+    pub(crate) fn send_with(
+        &self,
+        message: &impl Serialize,
+        descriptors: &[BorrowedFd<'_>],
+        deadline: Instant,
+    ) -> Result<(), ChannelError> {
+        let body =
+            rmp_serde::to_vec_named(message).map_err(|error| ChannelError::NotUnderstood(error.into()))?;
+        let header = header(body.len(), descriptors.len());
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        if !descriptors.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(descriptors)) {
+            return Err(ChannelError::Io(io::Error::other("too many descriptors in one message")));
+        }
+        self.stream.set_write_timeout(Some(left(deadline)?))?;
+        // The descriptors travel with the header, which is sent whole or not at all.
+        let sent =
+            retry(|| sendmsg(&self.stream, &[IoSlice::new(&header)], &mut ancillary, SendFlags::NOSIGNAL))?;
+        if sent != HEADER {
+            return Err(ChannelError::Io(io::Error::other("half a header was sent")));
+        }
+        let mut rest = body.as_slice();
+        while !rest.is_empty() {
+            self.stream.set_write_timeout(Some(left(deadline)?))?;
+            match (&self.stream).write(rest) {
+                Ok(0) => return Err(ChannelError::Gone),
+                Ok(written) => rest = &rest[written..],
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for a message.
+    ///
+    /// # Errors
+    /// When the other side is gone, says nothing until `deadline`, or nothing that is understood.
+    pub fn receive<T: DeserializeOwned>(&self, deadline: Instant) -> Result<T, ChannelError> {
+        self.receive_with(deadline).map(|(message, _)| message)
+    }
+
+    /// Waits for a message and its descriptors.
+    pub(crate) fn receive_with<T: DeserializeOwned>(
+        &self,
+        deadline: Instant,
+    ) -> Result<(T, Vec<OwnedFd>), ChannelError> {
+        let mut header = [0; HEADER];
+        let mut descriptors = Vec::new();
+        let mut got = 0;
+        while got < HEADER {
+            self.stream.set_read_timeout(Some(left(deadline)?))?;
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS))];
+            let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+            let message = retry(|| {
+                let mut parts = [IoSliceMut::new(&mut header[got..])];
+                // Close-on-exec from the start: another thread may start a process meanwhile.
+                recvmsg(&self.stream, &mut parts, &mut ancillary, RecvFlags::CMSG_CLOEXEC)
+            })?;
+            for part in ancillary.drain() {
+                if let RecvAncillaryMessage::ScmRights(received) = part {
+                    descriptors.extend(received);
+                }
+            }
+            if message.bytes == 0 {
+                return Err(ChannelError::Gone);
+            }
+            if message.flags.contains(ReturnFlags::CTRUNC) {
+                // recvmsg(2): the kernel drops the descriptors for which there was no room.
+                return Err(ChannelError::NoDescriptors);
+            }
+            got += message.bytes;
+        }
+        let (length, count) = read_header(header);
+        if length > LARGEST || count != descriptors.len() {
+            let what =
+                format!("{length} bytes with {count} descriptors, of which {} came", descriptors.len());
+            return Err(ChannelError::NotUnderstood(what.into()));
+        }
+        let mut body = Vec::new();
+        let mut piece = vec![0; length.min(256 << 10)];
+        while body.len() < length {
+            self.stream.set_read_timeout(Some(left(deadline)?))?;
+            let wanted = piece.len().min(length - body.len());
+            match (&self.stream).read(&mut piece[..wanted]) {
+                Ok(0) => return Err(ChannelError::Gone),
+                Ok(read) => body.extend_from_slice(&piece[..read]),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let message =
+            rmp_serde::from_slice(&body).map_err(|error| ChannelError::NotUnderstood(error.into()))?;
+        Ok((message, descriptors))
+    }
+}
+
+impl AsFd for Channel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+}
+
+fn header(length: usize, descriptors: usize) -> [u8; HEADER] {
+    // Both fit: a message is bounded by LARGEST when it is read, and descriptors by MOST_DESCRIPTORS.
+    let mut header = [0; HEADER];
+    header[..4].copy_from_slice(&u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes());
+    header[4..].copy_from_slice(&u32::try_from(descriptors).unwrap_or(u32::MAX).to_be_bytes());
+    header
+}
+
+fn read_header([a, b, c, d, e, f, g, h]: [u8; HEADER]) -> (usize, usize) {
+    (u32::from_be_bytes([a, b, c, d]) as usize, u32::from_be_bytes([e, f, g, h]) as usize)
+}
+
+/// Time until `deadline`.
+fn left(deadline: Instant) -> Result<Duration, ChannelError> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    if left.is_zero() { Err(ChannelError::TimedOut) } else { Ok(left) }
+}
+
+fn retry<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> Result<T, ChannelError> {
+    loop {
+        match call() {
+            Err(rustix::io::Errno::INTR) => {}
+            other => return other.map_err(|error| io::Error::from(error).into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs::File, thread};
+
+    use super::*;
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(10)
+    }
+
+    fn pair() -> (Channel, Channel) {
+        let (a, b) = UnixStream::pair().unwrap();
+        (Channel::new(a).unwrap(), Channel::new(b).unwrap())
+    }
+
+    #[test]
+    fn messages_arrive_whole_in_order_with_their_descriptors() {
+        let (a, b) = pair();
+        let large = "x".repeat(3 << 20);
+        let sender = thread::spawn({
+            let large = large.clone();
+            move || {
+                let files: Vec<_> = (0..MOST_DESCRIPTORS).map(|_| File::open("/dev/null").unwrap()).collect();
+                let descriptors: Vec<_> = files.iter().map(AsFd::as_fd).collect();
+                a.send_with(&1, &descriptors, soon()).unwrap();
+                a.send(&large, soon()).unwrap();
+                a.send_with(&2, &descriptors[..1], soon()).unwrap();
+            }
+        });
+        let (number, descriptors): (i32, _) = b.receive_with(soon()).unwrap();
+        assert_eq!((number, descriptors.len()), (1, MOST_DESCRIPTORS));
+        assert!(rustix::io::fcntl_getfd(&descriptors[0]).unwrap().contains(rustix::io::FdFlags::CLOEXEC));
+        assert_eq!(b.receive::<String>(soon()).unwrap(), large);
+        let (number, descriptors): (i32, _) = b.receive_with(soon()).unwrap();
+        assert_eq!((number, descriptors.len()), (2, 1));
+        sender.join().unwrap();
+        assert!(matches!(b.receive::<i32>(soon()), Err(ChannelError::Gone)));
+    }
+
+    #[test]
+    fn nobody_is_waited_for_past_the_deadline() {
+        let (a, b) = pair();
+        let near = || Instant::now() + Duration::from_millis(20);
+        assert!(matches!(b.receive::<i32>(near()), Err(ChannelError::TimedOut)));
+        // More than any socket buffer takes.
+        assert!(matches!(a.send(&"x".repeat(64 << 20), near()), Err(ChannelError::TimedOut)));
+        assert!(matches!(a.send(&1, Instant::now()), Err(ChannelError::TimedOut)));
+    }
+
+    #[test]
+    fn what_is_no_message_is_not_believed() {
+        let (a, b) = pair();
+        (&a.stream).write_all(&[0xFF; HEADER]).unwrap();
+        assert!(matches!(b.receive::<i32>(soon()), Err(ChannelError::NotUnderstood(_))));
+        let (a, b) = pair();
+        a.send(&"a text", soon()).unwrap();
+        assert!(matches!(b.receive::<i32>(soon()), Err(ChannelError::NotUnderstood(_))));
+        let (a, b) = pair();
+        drop(a);
+        assert!(matches!(b.send(&1, soon()), Err(ChannelError::Gone)));
+    }
+}

@@ -1,0 +1,66 @@
+//! Points at which a test can have a process fail, to see that nothing is lost. Builds without debug
+//! assertions have none.
+
+/// A point in a handover.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names say where in the code they stand")]
+pub enum Step {
+    Started,
+    Connected,
+    OtherProtocol,
+    SaidHello,
+    Welcomed,
+    SaidReady,
+    GotServer,
+    GotBatch,
+    GotAll,
+    BeforeCommit,
+    OldSentBatch,
+    OldSentClients,
+}
+
+impl Step {
+    /// Every point in the new process that it can be killed or be stuck at.
+    pub const NEW: [Self; 9] = [
+        Self::Started,
+        Self::Connected,
+        Self::SaidHello,
+        Self::Welcomed,
+        Self::SaidReady,
+        Self::GotServer,
+        Self::GotBatch,
+        Self::GotAll,
+        Self::BeforeCommit,
+    ];
+}
+
+/// The variable with the path of a file that says what is to happen: a step's name, a colon, and `kill`,
+/// `hang` or `do` (what the step's name says).
+pub const FILE: &str = "HANDOVER_FAULT_FILE";
+
+/// Does what the file says for this step; whether it says `do`.
+#[cfg(debug_assertions)]
+pub fn point(step: Step) -> bool {
+    let Some(path) = std::env::var_os(FILE) else { return false };
+    let fault = std::fs::read_to_string(path).unwrap_or_default();
+    match fault.trim().strip_prefix(&format!("{step:?}:")) {
+        Some("kill") => {
+            // As `kill -9` does: nothing is said, nothing is flushed.
+            let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+            loop {
+                std::thread::park();
+            }
+        }
+        Some("hang") => loop {
+            std::thread::park();
+        },
+        Some("do") => true,
+        _ => false,
+    }
+}
+
+/// Nothing: this build has no such points.
+#[cfg(not(debug_assertions))]
+pub fn point(_: Step) -> bool {
+    false
+}

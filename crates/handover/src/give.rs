@@ -1,0 +1,145 @@
+//! The old process's side.
+
+use std::{
+    os::fd::BorrowedFd,
+    time::{Duration, Instant},
+};
+
+use serde::{Serialize, de::IgnoredAny};
+
+use crate::{
+    channel::{Channel, ChannelError, MOST_DESCRIPTORS},
+    fault::{Step, point},
+    message::{FromNew, FromOld, Hello, PROTOCOL},
+};
+
+/// Why nothing was handed over.
+#[derive(Debug, thiserror::Error)]
+pub enum GiveError {
+    /// The new process does it differently.
+    #[error(
+        "the new process (version {version}) speaks version {theirs} of the handover, this one {PROTOCOL}"
+    )]
+    Protocol {
+        /// Its version.
+        version: String,
+        /// Its protocol.
+        theirs: u32,
+    },
+    /// It cannot take all clients.
+    #[error("the new process has room for {room} clients, but {clients} are here")]
+    NoRoom {
+        /// Most that it can take.
+        room: usize,
+        /// Those who are here.
+        clients: usize,
+    },
+    /// It said something else than it should have.
+    #[error("the new process said something unexpected")]
+    Unexpected,
+    /// The connection to it failed.
+    #[error(transparent)]
+    Channel(#[from] ChannelError),
+}
+
+/// A handover that this process makes.
+#[derive(Debug)]
+pub struct Give {
+    channel: Channel,
+    room: usize,
+}
+
+/// No state of this side's own is in its messages.
+type Said = FromOld<(), ()>;
+
+impl Give {
+    /// Answers the new process's `hello` and waits until it is ready.
+    ///
+    /// # Errors
+    /// When it speaks another protocol, goes, or is not ready until `deadline`.
+    pub fn begin(
+        channel: Channel,
+        hello: &Hello,
+        version: &str,
+        deadline: Instant,
+    ) -> Result<Self, GiveError> {
+        if hello.protocol != PROTOCOL {
+            let error = GiveError::Protocol { version: hello.version.clone(), theirs: hello.protocol };
+            // It is told why, if it still listens; it makes no difference here.
+            let _ = channel.send(&Said::Refused { reason: error.to_string() }, deadline);
+            return Err(error);
+        }
+        let welcome = Hello { protocol: PROTOCOL, version: version.to_owned(), pid: std::process::id() };
+        channel.send(&Said::Welcome(welcome), deadline)?;
+        match channel.receive(deadline)? {
+            FromNew::Ready { room } => Ok(Self { channel, room }),
+            FromNew::Commit { .. } => Err(GiveError::Unexpected),
+        }
+    }
+
+    /// Checks whether the new process can take so many clients.
+    ///
+    /// # Errors
+    /// When it cannot.
+    pub fn check_room(&self, clients: usize) -> Result<(), GiveError> {
+        if clients > self.room {
+            return Err(GiveError::NoRoom { room: self.room, clients });
+        }
+        Ok(())
+    }
+
+    /// Sends everything, and waits for the new process to take it: when this returns, the sockets are its.
+    /// Each client comes with about how many bytes its state takes up.
+    ///
+    /// # Errors
+    /// When it goes, or is not done within `timeout`. Then nothing has been handed over, provided that the
+    /// new process does not live on: see to that.
+    pub fn hand_over<'a, S: Serialize, C: Serialize>(
+        &self,
+        server: (&S, &[BorrowedFd<'a>]),
+        clients: impl Iterator<Item = (BorrowedFd<'a>, C, usize)>,
+        timeout: Duration,
+    ) -> Result<usize, GiveError> {
+        /// Large enough to make few messages, small enough to keep both sides busy.
+        const BATCH: usize = 1 << 20;
+        let deadline = Instant::now() + timeout;
+        let (state, descriptors) = server;
+        let (first, more) = descriptors.split_at(descriptors.len().min(MOST_DESCRIPTORS));
+        self.channel.send_with(&FromOld::<&S, ()>::Server(state), first, deadline)?;
+        for more in more.chunks(MOST_DESCRIPTORS) {
+            self.channel.send_with(&Said::Descriptors, more, deadline)?;
+        }
+        let (mut states, mut descriptors, mut bytes, mut sent) = (Vec::new(), Vec::new(), 0, 0);
+        let send = |states: &mut Vec<C>, descriptors: &mut Vec<BorrowedFd<'a>>| {
+            let batch = FromOld::<(), C>::Clients(std::mem::take(states));
+            self.channel.send_with(&batch, &std::mem::take(descriptors), deadline)
+        };
+        for (descriptor, state, size) in clients {
+            states.push(state);
+            descriptors.push(descriptor);
+            bytes += size;
+            sent += 1;
+            if states.len() == MOST_DESCRIPTORS || bytes >= BATCH {
+                send(&mut states, &mut descriptors)?;
+                bytes = 0;
+                point(Step::OldSentBatch);
+            }
+        }
+        if !states.is_empty() {
+            send(&mut states, &mut descriptors)?;
+        }
+        point(Step::OldSentClients);
+        self.channel.send(&Said::End { clients: sent }, deadline)?;
+        match self.channel.receive(deadline)? {
+            FromNew::Commit { clients } if clients == sent => Ok(sent),
+            _ => Err(GiveError::Unexpected),
+        }
+    }
+
+    /// Waits until the new process has closed its end, which it does once it serves; at most until
+    /// `deadline`.
+    pub fn finish(self, deadline: Instant) {
+        // Nothing more is said: this ends with `Gone`, or at the deadline, and both are fine.
+        let _ = self.channel.receive::<IgnoredAny>(deadline);
+    }
+}

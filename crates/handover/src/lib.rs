@@ -1,0 +1,30 @@
+//! How one process hands its sockets, and what it knows about them, to another: a transaction over a Unix
+//! socket. Knows neither WebSockets nor HTTP: what is handed over is data and descriptors.
+//!
+//! ```text
+//! new process                         old process
+//!     Hello ───────────────────────────▶
+//!        ◀─────────────────────────── Welcome, or Refused
+//!     Ready ───────────────────────────▶    it has loaded and built everything
+//!                                           … the old one stops touching its sockets
+//!        ◀─────────────────────────── Server    what there is once, with its descriptors; Descriptors: more of them
+//!        ◀─────────────────────────── Clients   batch by batch, with theirs
+//!        ◀─────────────────────────── End
+//!     Commit ──────────────────────────▶    from here on the sockets are the new one's
+//! ```
+//!
+//! Until the new process has sent `Commit` it touches no socket, and the old one keeps every descriptor and
+//! all of its state: if anything goes wrong before, the old one goes on as if nothing had happened.
+
+mod channel;
+pub mod fault;
+mod give;
+mod message;
+mod socket;
+mod take;
+
+pub use channel::{Channel, ChannelError};
+pub use give::{Give, GiveError};
+pub use message::{Command, Opening, PROTOCOL, Progress};
+pub use socket::{Socket, SocketError, path};
+pub use take::{Take, TakeError, Taken};

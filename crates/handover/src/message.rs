@@ -1,0 +1,103 @@
+//! What the two processes say to each other. Unknown fields are ignored and missing ones have defaults, so
+//! that a newer and an older build understand each other; what cannot be understood at all raises
+//! [`PROTOCOL`].
+
+use serde::{Deserialize, Serialize};
+
+/// The version of the transaction. Both sides must have the same.
+pub const PROTOCOL: u32 = 1;
+
+/// The first thing said on a connection to the socket.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Opening {
+    /// A new process that is to take over.
+    Hello(Hello),
+    /// An operator's wish.
+    Command(Command),
+}
+
+/// Who somebody is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Hello {
+    /// [`PROTOCOL`].
+    pub protocol: u32,
+    /// The version of the program.
+    pub version: String,
+    /// The number of its process.
+    pub pid: u32,
+}
+
+/// What an operator can ask of a running process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Command {
+    /// Start a new process and hand everything to it. Answered with [`Progress`].
+    Upgrade,
+}
+
+/// How an upgrade goes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Progress {
+    /// A new process was started; it has this number.
+    Started {
+        /// Its number.
+        pid: u32,
+    },
+    /// It has taken over.
+    Done {
+        /// The number of the new process.
+        pid: u32,
+        /// Clients that were handed over.
+        clients: usize,
+        /// How long nobody served them, in milliseconds.
+        paused_ms: f64,
+    },
+    /// It did not; the old process goes on.
+    Failed {
+        /// Why, for people.
+        reason: String,
+    },
+}
+
+/// What the new process says.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum FromNew {
+    /// It could take over now.
+    Ready {
+        /// Most clients that it can take.
+        room: usize,
+    },
+    /// It has taken over.
+    Commit {
+        /// Clients that it has taken.
+        clients: usize,
+    },
+}
+
+/// What the old process says; `S` is its own state, `C` that of a client.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum FromOld<S, C> {
+    /// Who it is; the new process may get ready.
+    Welcome(Hello),
+    /// There will be no upgrade.
+    Refused {
+        /// Why, for people.
+        reason: String,
+    },
+    /// What there is once. Carries its descriptors, as far as they fit.
+    Server(S),
+    /// Carries more of its descriptors.
+    Descriptors,
+    /// Some clients. Carries a descriptor for each.
+    Clients(Vec<C>),
+    /// That was all.
+    End {
+        /// How many clients there were.
+        clients: usize,
+    },
+}

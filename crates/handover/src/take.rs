@@ -1,0 +1,143 @@
+//! The new process's side.
+
+use std::{
+    os::fd::OwnedFd,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use serde::de::DeserializeOwned;
+
+use crate::{
+    channel::{Channel, ChannelError},
+    fault::{Step, point},
+    message::{FromNew, FromOld, Hello, Opening, PROTOCOL},
+    socket::{Socket, SocketError},
+};
+
+/// Why nothing was taken over.
+#[derive(Debug, thiserror::Error)]
+pub enum TakeError {
+    /// The old process cannot be reached.
+    #[error("cannot reach the process to take over from")]
+    Socket(#[from] SocketError),
+    /// It does not want to.
+    #[error("the old process refused: {0}")]
+    Refused(String),
+    /// It does it differently.
+    #[error(
+        "the old process (version {version}) speaks version {theirs} of the handover, this one {PROTOCOL}"
+    )]
+    Protocol {
+        /// Its version.
+        version: String,
+        /// Its protocol.
+        theirs: u32,
+    },
+    /// It said something else than it should have.
+    #[error("the old process said something unexpected")]
+    Unexpected,
+    /// The connection to it failed.
+    #[error(transparent)]
+    Channel(#[from] ChannelError),
+}
+
+/// A handover that this process receives.
+#[derive(Debug)]
+pub struct Take {
+    channel: Channel,
+    old: Hello,
+}
+
+/// What was received. Nothing of it may be touched before [`Taken::commit`].
+#[derive(Debug)]
+pub struct Taken<S, C> {
+    /// What there is once, with its descriptors.
+    pub server: (S, Vec<OwnedFd>),
+    /// The clients, each with its socket.
+    pub clients: Vec<(OwnedFd, C)>,
+    channel: Channel,
+}
+
+impl Take {
+    /// Says hello to the process that listens at `path`.
+    ///
+    /// # Errors
+    /// When there is none, or it refuses.
+    pub fn begin(path: &Path, version: &str, timeout: Duration) -> Result<Self, TakeError> {
+        let deadline = Instant::now() + timeout;
+        point(Step::Started);
+        let channel = Socket::connect(path)?;
+        point(Step::Connected);
+        let protocol = if point(Step::OtherProtocol) { PROTOCOL + 1 } else { PROTOCOL };
+        let hello = Hello { protocol, version: version.to_owned(), pid: std::process::id() };
+        channel.send(&Opening::Hello(hello), deadline)?;
+        point(Step::SaidHello);
+        match channel.receive::<FromOld<(), ()>>(deadline)? {
+            FromOld::Welcome(old) if old.protocol == PROTOCOL => {
+                point(Step::Welcomed);
+                Ok(Self { channel, old })
+            }
+            FromOld::Welcome(old) => Err(TakeError::Protocol { version: old.version, theirs: old.protocol }),
+            FromOld::Refused { reason } => Err(TakeError::Refused(reason)),
+            _ => Err(TakeError::Unexpected),
+        }
+    }
+
+    /// Who hands over.
+    pub fn old(&self) -> &Hello {
+        &self.old
+    }
+
+    /// Says that this process is ready to take at most `room` clients, and takes in what comes. The old
+    /// process may finish requests first: `timeout` is for all of it.
+    ///
+    /// # Errors
+    /// When the old process goes, or changes its mind.
+    pub fn receive<S: DeserializeOwned, C: DeserializeOwned>(
+        self,
+        room: usize,
+        timeout: Duration,
+    ) -> Result<Taken<S, C>, TakeError> {
+        let deadline = Instant::now() + timeout;
+        let channel = self.channel;
+        channel.send(&FromNew::Ready { room }, deadline)?;
+        point(Step::SaidReady);
+        let (message, descriptors) = channel.receive_with::<FromOld<S, ()>>(deadline)?;
+        let FromOld::Server(state) = message else { return Err(TakeError::Unexpected) };
+        let mut server = (state, descriptors);
+        point(Step::GotServer);
+        let mut clients = Vec::new();
+        loop {
+            match channel.receive_with::<FromOld<(), C>>(deadline)? {
+                (FromOld::Descriptors, more) => server.1.extend(more),
+                (FromOld::Clients(states), descriptors) if states.len() == descriptors.len() => {
+                    clients.extend(descriptors.into_iter().zip(states));
+                    point(Step::GotBatch);
+                }
+                (FromOld::End { clients: sent }, _) if sent == clients.len() => break,
+                _ => return Err(TakeError::Unexpected),
+            }
+        }
+        point(Step::GotAll);
+        Ok(Taken { server, clients, channel })
+    }
+}
+
+impl<S, C> Taken<S, C> {
+    /// Takes it all: from here on, this process serves. What it took, and the connection to the old
+    /// process, which learns that this one serves when it is dropped.
+    ///
+    /// # Errors
+    /// When the old process is gone, or went on by itself: then it serves, and this one must not.
+    #[expect(clippy::type_complexity, reason = "its parts are those of the struct")]
+    pub fn commit(
+        self,
+        timeout: Duration,
+    ) -> Result<((S, Vec<OwnedFd>), Vec<(OwnedFd, C)>, Channel), TakeError> {
+        point(Step::BeforeCommit);
+        let commit = FromNew::Commit { clients: self.clients.len() };
+        self.channel.send(&commit, Instant::now() + timeout)?;
+        Ok((self.server, self.clients, self.channel))
+    }
+}

@@ -1,0 +1,116 @@
+//! What an event loop counts of its work. A loop counts for itself alone and is asked now and then: counting
+//! costs no atomic operation and shares no cache line.
+
+use std::{borrow::Cow, collections::BTreeMap, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{close::CloseReason, occupancy::Departure};
+
+/// Counts since the start, of this process and of those it took over from.
+///
+/// Plain data: it can be written down and read by another process, of another version too.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Figures {
+    /// Clients that came.
+    pub opened: u64,
+    /// Clients that went, by reason: `left`, or why the server closed them.
+    pub closed: BTreeMap<Cow<'static, str>, u64>,
+    /// Of those, the ones whose TCP socket had to be cut.
+    pub cut: u64,
+    /// Whole messages that clients sent.
+    pub messages_received: u64,
+    /// Bytes that clients sent, with all framing.
+    pub bytes_received: u64,
+    /// Messages that went to clients, once for each: written, or queued to be.
+    pub messages_sent: u64,
+    /// Their bytes, with all framing.
+    pub bytes_sent: u64,
+    /// Turns of the loops, by how long they took.
+    pub turns: Durations,
+    /// Bytes that wait for slow clients now.
+    #[serde(skip)]
+    pub queued_bytes: u64,
+    /// Clients that have something waiting now.
+    #[serde(skip)]
+    pub queued_clients: u64,
+}
+
+impl Figures {
+    /// Adds what another one counted.
+    pub fn add(&mut self, other: &Self) {
+        self.opened += other.opened;
+        for (reason, count) in &other.closed {
+            *self.closed.entry(reason.clone()).or_default() += count;
+        }
+        self.cut += other.cut;
+        self.messages_received += other.messages_received;
+        self.bytes_received += other.bytes_received;
+        self.messages_sent += other.messages_sent;
+        self.bytes_sent += other.bytes_sent;
+        self.turns.add(&other.turns);
+        self.queued_bytes += other.queued_bytes;
+        self.queued_clients += other.queued_clients;
+    }
+
+    /// Counts a client that went.
+    pub(crate) fn count_end(&mut self, departure: Departure, reason: Option<CloseReason>) {
+        let reason = match (departure, reason) {
+            (Departure::Left, _) => "left",
+            (_, Some(reason)) => reason.name(),
+            // Cut without having been closed: its socket could not be served.
+            (_, None) => "failed",
+        };
+        *self.closed.entry(Cow::Borrowed(reason)).or_default() += 1;
+        self.cut += u64::from(departure == Departure::Cut);
+    }
+}
+
+/// How long something took, each time: a histogram.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Durations {
+    /// How many took at most as long as each of [`Durations::LIMITS`], and more than the one before; the last
+    /// is for those that took longer than all.
+    pub counts: [u64; Durations::LIMITS.len() + 1],
+    /// All of them together, in microseconds.
+    pub sum_us: u64,
+}
+
+impl Durations {
+    /// The limits, in microseconds. A slice of a turn is 4 ms, and 50 ms is what nobody should wait.
+    pub const LIMITS: [u64; 11] = [50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000];
+
+    pub(crate) fn count(&mut self, duration: Duration) {
+        let us = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+        self.counts[Self::LIMITS.iter().position(|limit| us <= *limit).unwrap_or(Self::LIMITS.len())] += 1;
+        self.sum_us = self.sum_us.saturating_add(us);
+    }
+
+    fn add(&mut self, other: &Self) {
+        for (count, more) in self.counts.iter_mut().zip(other.counts) {
+            *count += more;
+        }
+        self.sum_us += other.sum_us;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_add_up() {
+        let mut one = Figures { opened: 2, ..Figures::default() };
+        one.count_end(Departure::Left, None);
+        one.count_end(Departure::Cut, Some(CloseReason::SlowConsumer));
+        one.turns.count(Duration::from_micros(50));
+        one.turns.count(Duration::from_secs(1));
+        let mut both = one.clone();
+        both.add(&one);
+        assert_eq!((both.opened, both.cut), (4, 2));
+        assert_eq!(both.closed, BTreeMap::from([("left".into(), 2), ("slow_consumer".into(), 2)]));
+        assert_eq!((both.turns.counts[0], both.turns.counts[11], both.turns.sum_us), (2, 2, 2_000_100));
+    }
+}

@@ -1,0 +1,113 @@
+//! All event loops standing still: their clients can be written down, given away, or taken back.
+
+use std::{
+    os::fd::{AsFd, BorrowedFd},
+    sync::{
+        Arc,
+        mpsc::{Receiver, SyncSender, sync_channel},
+    },
+    time::Instant,
+};
+
+use slab::Slab;
+
+use crate::{
+    bus::{Bus, Command},
+    connection::Connection,
+    figures::Figures,
+    occupancy::Occupancy,
+    state::{ConnectionState, ManagerState},
+};
+
+/// One loop's clients while it stands still. They go back to it when this is dropped.
+#[derive(Debug)]
+pub(crate) struct FrozenLoop {
+    clients: Slab<Connection>,
+    /// When those who are being closed are cut off: their slots, ordered.
+    deadlines: Vec<(usize, Instant)>,
+    figures: Figures,
+    back: Option<SyncSender<Slab<Connection>>>,
+}
+
+impl FrozenLoop {
+    /// A loop's clients, and where it gets them back from. If it gets nothing back, they are another
+    /// process's.
+    pub(crate) fn new(
+        clients: Slab<Connection>,
+        mut deadlines: Vec<(usize, Instant)>,
+        figures: Figures,
+    ) -> (Self, Receiver<Slab<Connection>>) {
+        deadlines.sort_unstable();
+        let (back, returned) = sync_channel(1);
+        (Self { clients, deadlines, figures, back: Some(back) }, returned)
+    }
+
+    fn states(&self, now: Instant) -> impl Iterator<Item = (BorrowedFd<'_>, ConnectionState)> {
+        self.clients.iter().map(move |(slot, connection)| {
+            let deadline = self.deadlines.binary_search_by_key(&slot, |(slot, _)| *slot);
+            let left = deadline.ok().map(|at| self.deadlines[at].1.saturating_duration_since(now));
+            (connection.stream.as_fd(), connection.state(left))
+        })
+    }
+}
+
+impl Drop for FrozenLoop {
+    fn drop(&mut self) {
+        if let Some(back) = self.back.take() {
+            // Fails only if the loop is gone, which then cuts nobody off that it still had.
+            let _ = back.send(std::mem::take(&mut self.clients));
+        }
+    }
+}
+
+/// Has the loops read again when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Quiet(pub(crate) Arc<Bus>);
+
+impl Drop for Quiet {
+    fn drop(&mut self) {
+        self.0.send(&Command::Listen);
+    }
+}
+
+/// Everything the event loops have, while they stand still. Dropping it lets them go on as if nothing had
+/// happened.
+#[derive(Debug)]
+pub struct Frozen {
+    // Dropped in this order: first the loops have their clients back, then they read again.
+    pub(crate) loops: Vec<FrozenLoop>,
+    pub(crate) inherited: Figures,
+    pub(crate) occupancy: Occupancy,
+    pub(crate) _quiet: Quiet,
+}
+
+impl Frozen {
+    /// How many clients there are.
+    pub fn clients(&self) -> usize {
+        self.loops.iter().map(|one| one.clients.len()).sum()
+    }
+
+    /// Each client's socket and state.
+    pub fn states(&self) -> impl Iterator<Item = (BorrowedFd<'_>, ConnectionState)> {
+        let now = Instant::now();
+        self.loops.iter().flat_map(move |one| one.states(now))
+    }
+
+    /// What there is beside the clients.
+    pub fn manager_state(&self) -> ManagerState {
+        let mut figures = self.inherited.clone();
+        for one in &self.loops {
+            figures.add(&one.figures);
+        }
+        let Occupancy { left, closed, cut, .. } = self.occupancy;
+        ManagerState { figures, left, closed, cut }
+    }
+
+    /// Leaves the clients to another process, which has their sockets: this one's descriptors are closed, and
+    /// its loops end.
+    pub fn give_away(mut self) {
+        for one in &mut self.loops {
+            one.back = None;
+        }
+    }
+}
