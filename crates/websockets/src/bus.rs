@@ -29,6 +29,10 @@ const FULL: usize = 1 << 20;
 /// `max_queue`: a client must not count as slow because the server was.
 const BATCH: usize = 128 << 10;
 
+/// So many clients are served by one loop: waking another one for each message costs more than it saves, as
+/// writing to all of these takes about a millisecond.
+const FEW: usize = 256;
+
 /// A client that comes to a loop.
 #[derive(Debug)]
 pub(crate) struct Newcomer {
@@ -97,7 +101,8 @@ pub(crate) struct Bus {
     wakers: Vec<Waker>,
     full: AtomicBool,
     room: Notify,
-    newcomers: AtomicUsize,
+    /// Clients of each loop, as it last said.
+    crowds: Vec<AtomicUsize>,
     /// Whether somebody is going to call [`Bus::wake`]; changed under the lock only.
     wake_is_due: AtomicBool,
 }
@@ -105,12 +110,13 @@ pub(crate) struct Bus {
 impl Bus {
     pub(crate) fn new(wakers: Vec<Waker>) -> Self {
         let inboxes = wakers.iter().map(|_| Inbox::default()).collect();
+        let crowds = wakers.iter().map(|_| AtomicUsize::new(0)).collect();
         Self {
             inboxes: Mutex::new(inboxes),
             wakers,
             full: AtomicBool::new(false),
             room: Notify::new(),
-            newcomers: AtomicUsize::new(0),
+            crowds,
             wake_is_due: AtomicBool::new(false),
         }
     }
@@ -135,14 +141,42 @@ impl Bus {
         }
     }
 
-    /// Gives a client to one of the loops, in turns, without waking it: [`Bus::wake`] does that for many at
-    /// once. Whether that is to be called: nobody has said so yet.
+    /// Sends publications to every loop, which takes them together: none is woken for the first one only.
+    pub(crate) fn publish(&self, frames: &mut Vec<Frame>) {
+        let bytes: usize = frames.iter().map(|frame| frame.bytes().len()).sum();
+        let mut inboxes = self.lock();
+        for (inbox, waker) in inboxes.iter_mut().zip(&self.wakers) {
+            inbox.bytes += bytes;
+            if inbox.bytes >= FULL {
+                self.full.store(true, Ordering::Relaxed);
+            }
+            inbox.commands.extend(frames.iter().cloned().map(Command::Publish));
+            wake(inbox, waker);
+        }
+        frames.clear();
+    }
+
+    /// Gives a client to one of the loops without waking it: [`Bus::wake`] does that for many at once. Whether
+    /// that is to be called: nobody has said so yet.
+    ///
+    /// The first loop that has only a [`FEW`] gets it, or else the one that has the fewest.
     #[must_use]
     pub(crate) fn hand_over(&self, newcomer: Newcomer) -> bool {
         let mut inboxes = self.lock();
-        let index = self.newcomers.fetch_add(1, Ordering::Relaxed) % inboxes.len();
+        let crowd =
+            |(inbox, crowd): (&Inbox, &AtomicUsize)| inbox.newcomers.len() + crowd.load(Ordering::Relaxed);
+        let crowds = inboxes.iter().zip(&self.crowds).map(crowd).enumerate();
+        let index = match crowds.clone().find(|(_, crowd)| *crowd < FEW) {
+            Some((index, _)) => index,
+            None => crowds.min_by_key(|(_, crowd)| *crowd).map_or(0, |(index, _)| index),
+        };
         inboxes[index].newcomers.push(newcomer);
         !self.wake_is_due.swap(true, Ordering::Relaxed)
+    }
+
+    /// Notes how many clients a loop has.
+    pub(crate) fn crowd(&self, index: usize, clients: usize) {
+        self.crowds[index].store(clients, Ordering::Relaxed);
     }
 
     /// Wakes the loops that have newcomers.
@@ -277,6 +311,31 @@ mod tests {
         bus.wake();
         // Nothing has been taken yet: what comes now has not been woken for.
         assert!(bus.hand_over(newcomer()));
+    }
+
+    #[test]
+    fn a_few_stay_together_and_many_are_spread() {
+        let (bus, _polls) = bus(2);
+        let taken = |index: usize| bus.take(index).0.newcomers.len();
+        for _ in 0..FEW {
+            let _ = bus.hand_over(newcomer());
+        }
+        assert_eq!((taken(0), taken(1)), (FEW, 0));
+        bus.crowd(0, FEW);
+        for _ in 0..FEW {
+            let _ = bus.hand_over(newcomer());
+        }
+        assert_eq!((taken(0), taken(1)), (0, FEW));
+        bus.crowd(1, FEW);
+        for _ in 0..100 {
+            let _ = bus.hand_over(newcomer());
+        }
+        assert_eq!((taken(0), taken(1)), (50, 50));
+        // Those who leave make room.
+        bus.crowd(0, 10);
+        bus.crowd(1, FEW + 50);
+        let _ = bus.hand_over(newcomer());
+        assert_eq!((taken(0), taken(1)), (1, 0));
     }
 
     #[test]

@@ -13,6 +13,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use jiff::Timestamp;
 use mio::{Events, Interest, Poll, Token, Waker};
 use slab::Slab;
 use tokio::sync::mpsc;
@@ -27,8 +28,7 @@ use crate::{
     frame::Frame,
     freeze::FrozenLoop,
     heartbeat::{BUCKETS, Beat, Heartbeat},
-    manager::publish_text,
-    message::{Server, ServerMessage},
+    message::{BROADCAST, Server, ServerMessage},
     notice::Notice,
     occupancy::{Departure, Place},
     pace::Pace,
@@ -43,6 +43,9 @@ const SLICE: Duration = Duration::from_millis(4);
 
 /// Clients between two looks at the clock, which costs about as much as a hundredth of a write.
 const CLOCK_EVERY: usize = 32;
+
+/// Reads between two looks at the clock. A read that fills the buffer takes much longer than one of a message.
+const READS_PER_LOOK: usize = 8;
 
 /// One read: enough for many messages, and small enough that one client does not fill a slice.
 const READ_BUFFER: usize = 64 << 10;
@@ -99,6 +102,8 @@ pub(crate) struct EventLoop {
     hushed: bool,
     stopped: bool,
     figures: Figures,
+    /// What one client said at once; empty between reads.
+    said: Vec<Frame>,
     buffer: Vec<u8>,
 }
 
@@ -131,6 +136,7 @@ impl EventLoop {
             hushed: false,
             stopped: false,
             figures: Figures::default(),
+            said: Vec::new(),
             buffer: vec![0; READ_BUFFER],
         }
     }
@@ -171,6 +177,7 @@ impl EventLoop {
             self.beat(events.iter().count() < EVENTS);
             self.close_those_due();
             self.cut_off_late_ones();
+            self.bus.crowd(self.setup.index, self.clients.len());
             self.figures.turns.count(woken.elapsed());
         }
         for connection in self.clients.drain() {
@@ -208,21 +215,26 @@ impl EventLoop {
 
     fn read(&mut self) {
         let started = Instant::now();
+        let mut reads = 0_usize;
         while self.may_read()
             && let Some(slot) = self.readers.pop_front()
         {
             let Some(connection) = self.clients.get_mut(slot) else { continue };
-            let bus = &self.bus;
+            let said = &mut self.said;
             let (outcome, readable) =
                 connection.read(&mut self.buffer, &self.setup.rules, &mut self.figures, |id, text| {
-                    publish_text(bus, id, text);
+                    said.push(message(id, text));
                 });
+            if !self.said.is_empty() {
+                self.bus.publish(&mut self.said);
+            }
             match readable {
                 Readable::Maybe => self.readers.push_back(slot),
                 Readable::No => connection.waits_to_be_read = false,
             }
             self.settle(slot, outcome);
-            if started.elapsed() > SLICE {
+            reads += 1;
+            if reads.is_multiple_of(READS_PER_LOOK) && started.elapsed() > SLICE {
                 break;
             }
         }
@@ -461,12 +473,13 @@ impl EventLoop {
             outcome = outcome.max(connection.close(reason));
         }
         if !already_read.is_empty() && !matches!(outcome, Outcome::Over(_)) {
-            let bus = &self.bus;
+            let said = &mut self.said;
             let mut input = Vec::from(already_read);
             let figures = &mut self.figures;
             let received =
-                connection.receive(&mut input, rules, figures, |id, text| publish_text(bus, id, text));
+                connection.receive(&mut input, rules, figures, |id, text| said.push(message(id, text)));
             outcome = outcome.max(received);
+            self.bus.publish(said);
         }
         self.settle(slot, outcome);
     }
@@ -558,4 +571,9 @@ impl EventLoop {
             }
         }
     }
+}
+
+/// What a client said, as everyone hears it.
+fn message(from: ClientId, text: &str) -> Frame {
+    ServerMessage::Message { channel: BROADCAST, time: Timestamp::now(), from, data: text }.frame()
 }

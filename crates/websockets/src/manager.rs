@@ -10,7 +10,6 @@ use std::{
 };
 
 use bytes::Bytes;
-use jiff::Timestamp;
 use lastcall_core::settings::Settings;
 use tokio::sync::{mpsc, watch};
 
@@ -21,9 +20,8 @@ use crate::{
     connection::Rules,
     event_loop::{EventLoop, Setup},
     figures::Figures,
-    frame::Frame,
     freeze::{Frozen, Quiet},
-    message::{BROADCAST, ServerMessage},
+    message::ServerMessage,
     notice::Notice,
     occupancy::{Door, Gate, Occupancy, Place, Refusal},
     state::{ConnectionState, ManagerState},
@@ -274,13 +272,6 @@ impl ConnectionManager {
     }
 }
 
-/// Passes on what a client said.
-pub(crate) fn publish_text(bus: &Bus, from: ClientId, text: &str) {
-    let message = ServerMessage::Message { channel: BROADCAST, time: Timestamp::now(), from, data: text };
-    let frame: Frame = message.frame();
-    bus.send(&Command::Publish(frame));
-}
-
 #[cfg(test)]
 mod tests {
     use std::{
@@ -291,6 +282,7 @@ mod tests {
     use lastcall_core::settings::Sources;
 
     use super::*;
+    use crate::frame::Frame;
 
     /// A manager, and the two ends of a connection to be.
     fn manager() -> (ConnectionManager, TcpStream, TcpStream) {
