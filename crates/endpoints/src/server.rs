@@ -263,9 +263,7 @@ async fn speak_http(
     let Parts { io, read_buf, .. } = connection.into_parts();
     // An empty rest would keep hyper's whole buffer alive.
     let already_read = if read_buf.is_empty() { Bytes::new() } else { read_buf };
-    let connected =
-        io.into_inner().into_std().and_then(|stream| manager.connect(place, stream, already_read));
-    if let Err(error) = connected {
+    if let Err(error) = manager.connect(place, io.into_inner(), already_read) {
         warn!(%peer, %error, "a socket could not be handed to its event loop");
     }
 }

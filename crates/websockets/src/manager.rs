@@ -2,7 +2,6 @@
 
 use std::{
     io,
-    net::TcpStream,
     os::fd::OwnedFd,
     sync::{Arc, Mutex, OnceLock, PoisonError},
     thread::{self, JoinHandle},
@@ -11,7 +10,10 @@ use std::{
 
 use bytes::Bytes;
 use lastcall_core::settings::Settings;
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    net::TcpStream,
+    sync::{mpsc, watch},
+};
 
 use crate::{
     bus::{Bus, Command, Newcomer, Origin},
@@ -130,9 +132,9 @@ impl ConnectionManager {
     /// the runtime's other tasks have had their turn; waking a loop costs more than taking a client in.
     ///
     /// # Errors
-    /// When the socket cannot be made non-blocking.
+    /// When the socket cannot be taken off the runtime.
     pub fn connect(&self, place: Place, stream: TcpStream, already_read: Bytes) -> io::Result<ClientId> {
-        stream.set_nonblocking(true)?;
+        let stream = stream.into_std()?;
         let id = ClientId::generate();
         let from = Origin::Handshake { id, already_read };
         if self.inner.bus.hand_over(Newcomer { stream, place, from }) {
@@ -274,32 +276,30 @@ impl ConnectionManager {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        io::Read,
-        net::{TcpListener, TcpStream},
-    };
+    use std::{io::Read, net};
 
     use lastcall_core::settings::Sources;
+    use tokio::net::TcpListener;
 
     use super::*;
     use crate::frame::Frame;
 
     /// A manager, and the two ends of a connection to be.
-    fn manager() -> (ConnectionManager, TcpStream, TcpStream) {
+    async fn manager() -> (ConnectionManager, net::TcpStream, TcpStream) {
         // A folder without settings files: only the defaults are left.
         let sources = Sources { working_dir: env!("CARGO_MANIFEST_DIR").into(), ..Sources::default() };
         let settings = Settings::load(&sources).unwrap().settings;
         let manager = ConnectionManager::start(ManagerConfig::from(&settings)).unwrap();
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         client.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
-        let (server, _) = listener.accept().unwrap();
+        let (server, _) = listener.accept().await.unwrap();
         (manager, client, server)
     }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_client_can_be_disconnected_by_its_id() {
-        let (manager, mut client, server) = manager();
+        let (manager, mut client, server) = manager().await;
         let id = manager.connect(manager.admit().unwrap(), server, Bytes::new()).unwrap();
         manager.disconnect(ClientId::generate(), CloseReason::Idle);
         manager.disconnect(id, CloseReason::ServiceRestart);
@@ -320,7 +320,7 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread")]
     async fn who_comes_after_the_notice_hears_it_and_who_comes_after_the_close_is_closed() {
-        let (manager, mut client, server) = manager();
+        let (manager, mut client, server) = manager().await;
         let place = manager.admit().unwrap();
         manager.give_notice(Notice::new("service restart", Duration::from_secs(60), Duration::ZERO));
         assert_eq!(manager.admit().unwrap_err(), Refusal::Draining);
