@@ -1,10 +1,9 @@
 //! What clients are told.
 
-use futures_util::StreamExt;
 use serde_json::json;
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::support::{Server, Signal, Start, soon};
+use crate::support::{Server, Signal, Start};
 
 /// Whether this is a time as the contract has it: RFC 3339, UTC, milliseconds.
 fn is_time(value: &serde_json::Value) -> bool {
@@ -118,7 +117,7 @@ async fn texts_can_be_ignored() {
     client.say("Hello").await;
     client.send(Message::Ping("sync".into())).await;
     // The pong says that the text before it was handled.
-    assert_eq!(soon("a pong", client.socket.next()).await.unwrap().unwrap(), Message::Pong("sync".into()));
+    assert_eq!(client.next_frame().await, Message::Pong("sync".into()));
     server.publish(r#"{"data": "published"}"#).await;
     assert_eq!(client.next().await["data"], "published", "the text before it went nowhere");
 }
@@ -139,7 +138,7 @@ async fn echo_gives_back_text_and_binary_unchanged_and_nothing_else() {
         Message::text("x".repeat(60_000)),
     ] {
         client.send(message.clone()).await;
-        assert_eq!(client.socket.next().await.unwrap().unwrap(), message);
+        assert_eq!(client.next_frame().await, message);
     }
     server.signal(Signal::TERM);
     let (close, before) = client.closed().await;

@@ -2,12 +2,12 @@
 
 use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf, time::Duration};
 
-use futures_util::{SinkExt, StreamExt};
+use futures_util::StreamExt;
 use lastcall_handover::fault::{self, Step};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpStream, UnixDatagram},
-    sync::watch,
+    sync::{mpsc, watch},
     task::JoinSet,
 };
 use tokio_tungstenite::tungstenite::{
@@ -361,23 +361,27 @@ async fn the_socket_is_for_this_user_alone_and_nobody_there_is_told() {
 /// A client of tungstenite's answers pings only while it is read.
 #[tokio::test(flavor = "multi_thread")]
 async fn heartbeats_go_on_across_an_upgrade() {
-    let mut server = Start::default().env("PING_INTERVAL", "0.4").env("PONG_TIMEOUT", "0.3").serve().await;
+    let mut server = Start::default().env("PING_INTERVAL", "0.8").env("PONG_TIMEOUT", "0.7").serve().await;
     let mut alive = server.client().await;
     let mut dead = server.raw_client().await;
-    server.upgrade().await;
-    let mut rest = Vec::new();
-    let pings = async {
-        let mut pings = 0;
-        while pings < 5 {
+    let (pinged, mut pings) = mpsc::unbounded_channel();
+    let answering = tokio::spawn(async move {
+        loop {
             match soon("a ping", alive.socket.next()).await.unwrap().unwrap() {
-                Message::Ping(_) => pings += 1,
+                Message::Ping(_) if pinged.send(()).is_err() => return,
                 Message::Close(frame) => panic!("{frame:?}"),
                 _ => {}
             }
         }
-        alive.socket.flush().await.unwrap();
-    };
-    let (_, closed) = tokio::join!(pings, soon("a close for who is not there", dead.read_to_end(&mut rest)));
-    closed.unwrap();
+    });
+    server.upgrade().await;
+    while pings.try_recv().is_ok() {}
+    for _ in 0..3 {
+        soon("a ping after the upgrade", pings.recv()).await.expect("one who answers is not closed");
+    }
+    let mut rest = Vec::new();
+    soon("a close for who is not there", dead.read_to_end(&mut rest)).await.unwrap();
     assert!(rest.windows(4).any(|end| end == b"idle"), "{}", String::from_utf8_lossy(&rest));
+    drop(pings);
+    answering.await.unwrap();
 }

@@ -36,12 +36,22 @@ pub(crate) struct Client {
 }
 
 impl Client {
+    /// The next frame that is not a ping, which may come at any time.
+    pub(crate) async fn next_frame(&mut self) -> Message {
+        loop {
+            match soon("a frame", self.socket.next()).await.expect("a frame, not the end").unwrap() {
+                Message::Ping(_) => {}
+                frame => return frame,
+            }
+        }
+    }
+
     /// The next frame that is not a control frame.
     pub(crate) async fn next(&mut self) -> Value {
         loop {
-            match soon("a message", self.socket.next()).await.expect("a message, not the end").unwrap() {
+            match self.next_frame().await {
                 Message::Text(text) => return serde_json::from_str(&text).unwrap(),
-                Message::Ping(_) | Message::Pong(_) => {}
+                Message::Pong(_) => {}
                 other => panic!("a message, not {other:?}"),
             }
         }
