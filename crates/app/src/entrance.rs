@@ -1,6 +1,6 @@
 //! The listening socket: bound here, or by systemd.
 
-use std::net::SocketAddr;
+use std::{env, net::SocketAddr};
 
 use anyhow::{Context, bail};
 use lastcall_core::settings::Settings;
@@ -37,6 +37,10 @@ pub(crate) async fn open(settings: &Settings) -> anyhow::Result<Entrance> {
 
 /// Says so if the socket that was taken over is not where the settings say.
 pub(crate) async fn compare(address: SocketAddr, settings: &Settings) {
+    if env::var_os("LISTEN_FDS").is_some() {
+        // systemd chose it for the first of these processes.
+        return;
+    }
     let wanted = lookup_host((settings.host.as_str(), settings.port)).await;
     let as_wanted = wanted.is_ok_and(|mut wanted| {
         wanted.any(|wanted| {

@@ -92,13 +92,12 @@ pub(crate) struct Operator(Arc<Channel>);
 
 impl Operator {
     /// Tells it how it goes; it may have gone.
-    fn tell(&self, progress: Progress) {
+    async fn tell(&self, progress: Progress) {
         let channel = Arc::clone(&self.0);
-        drop(spawn_blocking(move || {
-            if let Err(error) = channel.send(&progress, Instant::now() + OPERATOR) {
-                debug!(%error, "whoever asked for the upgrade could not be told how it went");
-            }
-        }));
+        let told = spawn_blocking(move || channel.send(&progress, Instant::now() + OPERATOR)).await;
+        if !matches!(told, Ok(Ok(()))) {
+            debug!("whoever asked for the upgrade could not be told how it went: {told:?}");
+        }
     }
 }
 
@@ -145,7 +144,7 @@ impl Upgrade for Upgrader {
                 let ms = paused.as_secs_f64() * 1e3;
                 info!(pid, clients, paused_ms = ms, "handed over {clients} clients to process {pid}: ending");
                 if let Some(operator) = operator {
-                    operator.tell(Progress::Done { pid, clients, paused_ms: ms });
+                    operator.tell(Progress::Done { pid, clients, paused_ms: ms }).await;
                 }
                 Some(pid)
             }
@@ -154,7 +153,7 @@ impl Upgrade for Upgrader {
                 warn!("the upgrade failed, this process goes on: {reason}");
                 self.handovers.lock().unwrap_or_else(PoisonError::into_inner).failed += 1;
                 if let Some(operator) = operator {
-                    operator.tell(Progress::Failed { reason });
+                    operator.tell(Progress::Failed { reason }).await;
                 }
                 None
             }
@@ -177,7 +176,7 @@ impl Upgrader {
         let pid = child.id().context("the new process ended at once")?;
         info!(pid, program = %self.program.path.display(), "upgrade: process {pid} gets ready to take over");
         if let Some(operator) = operator {
-            operator.tell(Progress::Started { pid });
+            operator.tell(Progress::Started { pid }).await;
         }
         let prepared = tokio::select! {
             prepared = timeout(self.timeout, prepare(desk, pid, self.timeout)) => match prepared {
@@ -239,11 +238,13 @@ impl Upgrader {
         let (sent, give, paused, frozen) = sent.await.context("handing over failed")?;
         match sent {
             Ok(clients) => {
+                let serves = spawn_blocking(move || give.finish(Instant::now() + FAREWELL));
+                serves.await.context("waiting for the new process failed")?;
+                let nobody_served = frozen_at.elapsed();
+                // Closing thousands of descriptors takes a while, which the new process can use better.
                 frozen.give_away();
                 drop(paused);
-                let ended = spawn_blocking(move || give.finish(Instant::now() + FAREWELL));
-                ended.await.context("waiting for the new process failed")?;
-                Ok(Done { pid, clients, paused: frozen_at.elapsed() })
+                Ok(Done { pid, clients, paused: nobody_served })
             }
             Err(error) => {
                 // It must be gone before anybody is served here again.
@@ -280,7 +281,7 @@ async fn prepare(desk: &mut Desk, pid: u32, most: Duration) -> anyhow::Result<Gi
             }
             (channel, Opening::Command(Command::Upgrade)) => {
                 let reason = "an upgrade is under way".to_owned();
-                Operator(Arc::new(channel)).tell(Progress::Failed { reason });
+                Operator(Arc::new(channel)).tell(Progress::Failed { reason }).await;
             }
         }
     };
