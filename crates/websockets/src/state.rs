@@ -42,3 +42,108 @@ pub struct ManagerState {
     pub(crate) closed: u64,
     pub(crate) cut: u64,
 }
+
+#[cfg(test)]
+mod tests {
+    use std::ops::ControlFlow;
+
+    use serde::de::DeserializeOwned;
+
+    use super::*;
+    use crate::{
+        decoder::{Accept, Event},
+        frame::Frame,
+    };
+
+    /// A client in the middle of everything: fragments, half a frame, output that was written in part, a close.
+    fn busy() -> ConnectionState {
+        let mut decoder = Decoder::default();
+        let accept = Accept { max_message_size: 1000, binary: true };
+        // The fragment "Hello, " (masked with zeros), and then 2 of 6 bytes of the next one.
+        let mut input = b"\x01\x87\0\0\0\0Hello, \x80\x86\x01\x02\x03\x04v\x6d".to_vec();
+        decoder.decode(&mut input, accept, |_| ControlFlow::Continue(())).unwrap();
+        let mut outbox = Outbox::default();
+        outbox.push(Frame::text("half written").bytes().clone(), 5);
+        outbox.push(Frame::close(Some((1012, "service restart"))).bytes().clone(), 0);
+        ConnectionState {
+            id: serde_json::from_str("\"01a20897-adf5-76ce-9f22-e02aacce5ddd\"").unwrap(),
+            life: Life::CloseSent,
+            close_reason: Some(CloseReason::ServiceRestart),
+            cut_off_in_ms: Some(1234),
+            heard: true,
+            decoder,
+            outbox,
+        }
+    }
+
+    const STATES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/states");
+
+    fn read<T: DeserializeOwned>(bytes: &[u8]) -> T {
+        rmp_serde::from_slice(bytes).unwrap()
+    }
+
+    #[test]
+    fn a_state_that_was_written_down_goes_on_where_it_was() {
+        let mut state: ConnectionState = read(&rmp_serde::to_vec_named(&busy()).unwrap());
+        assert_eq!(state, busy());
+        assert!(state.size() > state.outbox.len() + 9);
+        let mut heard = Vec::new();
+        let accept = Accept { max_message_size: 1000, binary: true };
+        let mut rest = b"qhe#".to_vec();
+        state
+            .decoder
+            .decode(&mut rest, accept, |event| {
+                heard.push(format!("{event:?}"));
+                ControlFlow::Continue(())
+            })
+            .unwrap();
+        assert_eq!(heard, [format!("{:?}", Event::Text("Hello, world!"))]);
+        let mut written = Vec::new();
+        state.outbox.flush(&mut written).unwrap();
+        assert_eq!(written, b"f written\x88\x11\x03\xF4service restart");
+    }
+
+    #[test]
+    fn a_state_that_was_recorded_by_version_0_1_0_is_still_understood() {
+        let recorded = |name: &str| std::fs::read(format!("{STATES}/{name}-0.1.0.msgpack")).unwrap();
+        assert_eq!(read::<ConnectionState>(&recorded("connection")), busy());
+        assert_eq!(read::<ManagerState>(&recorded("manager")), manager());
+    }
+
+    fn manager() -> ManagerState {
+        let mut figures = Figures { opened: 7, messages_sent: 1 << 40, ..Figures::default() };
+        figures.closed.insert("slow_consumer".into(), 3);
+        figures.turns.counts[2] = 5;
+        ManagerState { figures, left: 1, closed: 2, cut: 3 }
+    }
+
+    /// Run by hand, once for each version that changes the format: `cargo test -p lastcall-websockets record
+    /// -- --ignored`.
+    #[test]
+    #[ignore = "writes the records that the test above reads"]
+    fn record() {
+        std::fs::create_dir_all(STATES).unwrap();
+        let version = env!("CARGO_PKG_VERSION");
+        let write = |name: &str, bytes: Vec<u8>| {
+            std::fs::write(format!("{STATES}/{name}-{version}.msgpack"), bytes).unwrap();
+        };
+        write("connection", rmp_serde::to_vec_named(&busy()).unwrap());
+        write("manager", rmp_serde::to_vec_named(&manager()).unwrap());
+    }
+
+    #[test]
+    fn what_another_version_adds_is_ignored_and_what_it_leaves_out_has_its_default() {
+        #[derive(Serialize)]
+        struct Newer {
+            id: ClientId,
+            heard: bool,
+            compression: Option<Vec<u8>>,
+        }
+        let id = ClientId::generate();
+        let newer = rmp_serde::to_vec_named(&Newer { id, heard: true, compression: Some(vec![1]) }).unwrap();
+        let state: ConnectionState = read(&newer);
+        assert_eq!(state, ConnectionState { id, heard: true, ..ConnectionState::default() });
+        let empty: ManagerState = read(&[0x80]);
+        assert_eq!(empty, ManagerState::default());
+    }
+}
