@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::compare::{Contestant, Measured};
+use crate::{compare::Measured, contestant::Contestant};
 
 const FIGURE: &str = "CPU per delivery, µs";
 

@@ -7,6 +7,9 @@ use std::{
 
 use mio::net::TcpStream;
 
+/// Payloads up to this size are handed on whole, of larger ones the beginning.
+const WHOLE: usize = 4096;
+
 /// The key of RFC 6455 §1.3; servers need not be surprised by it.
 const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 
@@ -67,7 +70,8 @@ impl Client {
         Ok(())
     }
 
-    /// Reads once; `on_frame` gets the opcode and as much of the payload of each frame as this read has.
+    /// Reads once; `on_frame` gets the opcode and the payload of each frame: the whole of a
+    /// small one, of a large one as much as this read has.
     pub(crate) fn read(&mut self, buffer: &mut [u8], on_frame: &mut impl FnMut(u8, &[u8])) -> Progress {
         let n = match self.stream.read(buffer) {
             Ok(0) => return self.gone(),
@@ -117,6 +121,9 @@ impl Client {
             bytes = &joined;
         }
         while let Some((opcode, start, len)) = header(bytes) {
+            if len <= WHOLE && start + len > bytes.len() {
+                break;
+            }
             let end = start.saturating_add(len).min(bytes.len());
             on_frame(opcode, &bytes[start..end]);
             self.skip = (start + len - end) as u64;
@@ -183,9 +190,14 @@ mod tests {
             let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
             let mut client = Client::dial(listener.local_addr().unwrap()).unwrap();
             let mut count = 0;
-            client.frames(&stream[..cut], &mut |_, _| count += 1);
-            client.frames(&stream[cut..], &mut |_, _| count += 1);
-            assert_eq!(count, 3, "cut at {cut}");
+            let mut bytes = 0;
+            client.frames(&stream[..cut], &mut |_, payload| {
+                (count, bytes) = (count + 1, bytes + payload.len())
+            });
+            client.frames(&stream[cut..], &mut |_, payload| {
+                (count, bytes) = (count + 1, bytes + payload.len())
+            });
+            assert_eq!((count, bytes), (3, 305), "cut at {cut}");
         }
     }
 }

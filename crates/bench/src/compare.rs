@@ -7,61 +7,33 @@ use std::{
     collections::BTreeMap,
     fmt::Write as _,
     fs,
-    net::TcpStream,
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    path::Path,
     thread::sleep,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use url::Url;
 
 use crate::{
-    chart, echo, fair,
+    chart,
+    contestant::{
+        Contestant::{self, Bun, Fastapi, Floor, Lastcall, Socketify, Ws},
+        Mode, Servers,
+    },
+    echo, fair,
     load::{self, Load},
     process::{Process, listen_overflows},
     stuck,
 };
 
-/// How long a server may take to start.
-const PATIENCE: Duration = Duration::from_secs(20);
-
 /// A comparison to be made.
 pub(crate) struct Suite {
-    pub(crate) peers: PathBuf,
-    pub(crate) binaries: PathBuf,
+    pub(crate) servers: Servers,
     pub(crate) pairs: usize,
     pub(crate) only: String,
-}
-
-/// A server that is measured.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Contestant {
-    Floor,
-    Lastcall,
-    Bun,
-    Socketify,
-    Ws,
-    Fastapi,
-}
-
-use Contestant::{Bun, Fastapi, Floor, Lastcall, Socketify, Ws};
-
-impl Contestant {
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Floor => "floor",
-            Lastcall => "lastcall",
-            Bun => "uWebSockets (Bun)",
-            Socketify => "uWebSockets (socketify)",
-            Ws => "Node ws",
-            Fastapi => "FastAPI + uvicorn",
-        }
-    }
 }
 
 /// What is done with a server.
@@ -144,20 +116,6 @@ pub(crate) struct Measured {
     pub(crate) rows: Vec<Row>,
 }
 
-/// A server that runs; it ends when this is dropped.
-struct Running {
-    child: Child,
-    url: Url,
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // It may have ended by itself; either way it is gone then.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 impl Suite {
     #[allow(clippy::print_stdout, reason = "the result of a command")]
     pub(crate) fn run(&self, out: &Path) -> anyhow::Result<()> {
@@ -221,8 +179,9 @@ impl Suite {
 
     /// Starts a server, loads it once, and ends it.
     fn once(&self, work: Work, contestant: Contestant) -> anyhow::Result<Figures> {
-        let running = self.start(contestant, matches!(work, Work::Echo { .. }))?;
-        let process = Process(running.child.id());
+        let mode = if matches!(work, Work::Echo { .. }) { Mode::Echo } else { Mode::Broadcast };
+        let running = self.servers.start(contestant, mode, 0)?;
+        let process = running.process();
         let measured = match work {
             Work::Load { clients, rate, payload, burst, seconds } => {
                 let pid = Some(process.0);
@@ -277,53 +236,6 @@ impl Suite {
             }
         };
         measured.with_context(|| format!("while {} was measured", contestant.name()))
-    }
-
-    fn start(&self, contestant: Contestant, echo: bool) -> anyhow::Result<Running> {
-        // A port that is free now; the server binds it right after.
-        let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-        let peer = |program: &str, script: &str| {
-            let mut command = Command::new(self.peers.join(program));
-            command.arg(self.peers.join(script));
-            command
-        };
-        let mut command = match contestant {
-            Floor => Command::new(self.binaries.join("floor")),
-            Lastcall => Command::new(self.binaries.join("lastcall")),
-            Bun => peer("node_modules/.bin/bun", "bun.js"),
-            Socketify => peer("venv/bin/python", "socketify_server.py"),
-            Fastapi => peer("venv/bin/python", "fastapi_server.py"),
-            Ws => {
-                let mut command = Command::new("node");
-                command.arg(self.peers.join("ws.js"));
-                command
-            }
-        };
-        if contestant == Lastcall {
-            command.env("PORT", port.to_string()).env("NOTIFICATION_INTERVAL", "0").env("PING_INTERVAL", "0");
-            command.env("CLIENT_MESSAGES", if echo { "echo" } else { "broadcast" });
-        } else {
-            command.arg(port.to_string());
-            if echo {
-                command.arg("echo");
-            }
-        }
-        command.stdin(Stdio::null()).stdout(Stdio::null());
-        let child = command.spawn().with_context(|| format!("cannot start {}", contestant.name()))?;
-        let mut running = Running { child, url: format!("ws://127.0.0.1:{port}/ws").parse()? };
-        let started = Instant::now();
-        while TcpStream::connect(("127.0.0.1", port)).is_err() {
-            if let Some(status) = running.child.try_wait()? {
-                bail!("{} ended at once: {status}", contestant.name());
-            }
-            if started.elapsed() > PATIENCE {
-                bail!("{} does not listen after {PATIENCE:?}", contestant.name());
-            }
-            sleep(Duration::from_millis(20));
-        }
-        // It settles: what it allocates at its first connection is not its clients'.
-        sleep(Duration::from_millis(150));
-        Ok(running)
     }
 }
 

@@ -20,6 +20,16 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Files that are not clients.
 const RESERVE: u64 = 32;
 
+/// What happens to a client.
+pub(crate) enum Seen<'a> {
+    /// A text came; of a large one, its beginning.
+    Text(&'a [u8]),
+    /// It is connected, again.
+    Open,
+    /// It was cut off, or could not connect.
+    Gone,
+}
+
 pub(crate) struct Fleet {
     poll: Poll,
     events: Events,
@@ -69,7 +79,7 @@ impl Fleet {
 
     /// One turn of the handshakes; how many became open.
     fn shake(&mut self, host: &str, path: &str) -> anyhow::Result<usize> {
-        let mut open = 0;
+        let (mut open, mut again) = (0, Vec::new());
         self.wait(Some(Duration::from_millis(100)))?;
         for event in &self.events {
             let index = event.token().0;
@@ -89,13 +99,72 @@ impl Fleet {
             if refused {
                 self.refused += 1;
                 ensure!(self.refused < self.clients.len(), "the server refuses its clients");
-                let mut again = Client::dial(self.address).context("cannot dial")?;
-                let interest = Interest::READABLE | Interest::WRITABLE;
-                self.poll.registry().register(&mut again.stream, Token(index), interest)?;
-                self.clients[index] = again;
+                again.push(index);
             }
         }
+        for index in again {
+            self.redial(index)?;
+        }
         Ok(open)
+    }
+
+    /// Dials again for a client that is gone.
+    pub(crate) fn redial(&mut self, index: usize) -> anyhow::Result<()> {
+        let mut again = Client::dial(self.address).context("cannot dial")?;
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        self.poll.registry().register(&mut again.stream, Token(index), interest)?;
+        self.clients[index] = again;
+        Ok(())
+    }
+
+    /// Attends to all clients until `until`, those who are connected and those who dial; `on` gets what happens
+    /// to each. Pings are answered.
+    pub(crate) fn attend(
+        &mut self,
+        (host, path): (&str, &str),
+        until: Instant,
+        mut on: impl FnMut(usize, Seen<'_>),
+    ) -> anyhow::Result<()> {
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(());
+            }
+            self.wait(Some(left))?;
+            for event in &self.events {
+                let index = event.token().0;
+                let client = &mut self.clients[index];
+                if client.state == State::Dialling && event.is_writable() && client.shake(host, path).is_err()
+                {
+                    client.state = State::Gone;
+                    on(index, Seen::Gone);
+                }
+                if !event.is_readable() || matches!(client.state, State::Dialling | State::Gone) {
+                    continue;
+                }
+                let mut pings = Vec::new();
+                loop {
+                    let progress = client.read(&mut self.buffer, &mut |opcode, payload| match opcode {
+                        0x1 => on(index, Seen::Text(payload)),
+                        0x9 => pings.push(pong_frame(payload)),
+                        _ => {}
+                    });
+                    match progress {
+                        Progress::Blocked => break,
+                        Progress::More => {}
+                        Progress::Opened => on(index, Seen::Open),
+                        Progress::Gone => {
+                            on(index, Seen::Gone);
+                            break;
+                        }
+                    }
+                }
+                for pong in pings {
+                    // A pong that does not fit is not worth waiting for.
+                    let _ = client.stream.write(&pong);
+                }
+            }
+        }
     }
 
     fn wait(&mut self, timeout: Option<Duration>) -> anyhow::Result<()> {

@@ -6,12 +6,15 @@
 mod chart;
 mod client;
 mod compare;
+mod contestant;
 mod echo;
 mod fair;
 mod fleet;
 mod load;
 mod process;
 mod report;
+mod restart;
+mod restart_chart;
 mod stuck;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -19,7 +22,7 @@ use std::{path::PathBuf, process::ExitCode};
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 
-use crate::load::Load;
+use crate::{contestant::Servers, load::Load, restart::Plan};
 
 /// Load for a WebSocket server that sends each client's text to everyone.
 ///
@@ -63,6 +66,30 @@ enum Command {
         #[arg(long, default_value = "")]
         only: String,
     },
+    /// Restart servers under load: who is cut off, what is lost, how long clients wait; write tables and a chart
+    Restart {
+        /// The folder with the peers, made by `just bench-upgrade`
+        #[arg(long)]
+        peers: PathBuf,
+        /// The folder with the built binaries
+        #[arg(long)]
+        binaries: PathBuf,
+        /// Where to write restarts.json and the chart
+        #[arg(long)]
+        out: PathBuf,
+        /// Clients of lastcall's upgrades in a row
+        #[arg(long, default_value_t = 10_000)]
+        clients: usize,
+        /// Clients of the restart beside others
+        #[arg(long, default_value_t = 1000)]
+        fewer: usize,
+        /// Texts a second
+        #[arg(long, default_value_t = 20.0)]
+        rate: f64,
+        /// Upgrades in a row
+        #[arg(long, default_value_t = 10)]
+        upgrades: usize,
+    },
 }
 
 #[allow(clippy::print_stdout, reason = "the result of a command")]
@@ -70,7 +97,12 @@ fn run() -> anyhow::Result<()> {
     let cli = Cli::parse();
     match (cli.command, cli.url) {
         (Some(Command::Compare { peers, binaries, out, pairs, only }), _) => {
-            compare::Suite { peers, binaries, pairs, only }.run(&out)
+            let servers = Servers { peers, binaries, runtime_dir: out.join("run") };
+            compare::Suite { servers, pairs, only }.run(&out)
+        }
+        (Some(Command::Restart { peers, binaries, out, clients, fewer, rate, upgrades }), _) => {
+            let servers = Servers { peers, binaries, runtime_dir: out.join("run") };
+            Plan { servers, clients, rate, upgrades }.run(fewer, &out)
         }
         (None, Some(url)) => {
             let outcome = load::run(&url, &cli.load, true)?;
