@@ -16,17 +16,29 @@ default:
 run *arguments:
     cargo run --release --locked --package lastcall -- "$@"
 
-# Run the server, anew after each change of code, template or config
+# Run the server; after each change of code, template or config a new one takes over, and every tab stays connected
 [continue]
 [group('run')]
 [positional-arguments]
 dev *arguments: (tool "watchexec" "watchexec-cli" "2.5.1")
-    # A restart must not wait long for the tab that is open; templates are read from their folder. These are
+    #!/usr/bin/env bash
+    set -euo pipefail
+    # Ctrl+C must not wait long for the tab that is open; templates are read from their folder. These are
     # environment variables: they win over config/lastcall.toml.
-    SHUTDOWN_TIMEOUT="${SHUTDOWN_TIMEOUT:-0}" CLOSE_TIMEOUT="${CLOSE_TIMEOUT:-1}" TEMPLATES_DIR="${TEMPLATES_DIR:-templates}" \
-        "{{ tools }}/watchexec-cli-2.5.1/bin/watchexec" --restart --stop-signal SIGTERM --stop-timeout 10s \
+    export SHUTDOWN_TIMEOUT="${SHUTDOWN_TIMEOUT:-0}" CLOSE_TIMEOUT="${CLOSE_TIMEOUT:-1}" TEMPLATES_DIR="${TEMPLATES_DIR:-templates}"
+    cargo build --package lastcall
+    export PID_FILE=$(mktemp)
+    trap 'kill "$(cat "$PID_FILE")" 2>/dev/null || true; rm -f "$PID_FILE"' EXIT
+    target/debug/lastcall "$@" &
+    echo $! >"$PID_FILE"
+    upgrade='
+        cargo build --package lastcall
+        said=$(target/debug/lastcall upgrade "$@")
+        echo "$said"
+        echo "$said" | sed -n "s/^process \([0-9]*\) has taken over.*/\1/p" >"$PID_FILE"'
+    "{{ tools }}/watchexec-cli-2.5.1/bin/watchexec" --postpone --on-busy-update=queue --shell=none \
         --watch crates --watch templates --watch config --watch Cargo.toml --watch Cargo.lock \
-        -- cargo run --package lastcall -- "$@"
+        -- bash -euo pipefail -c "$upgrade" upgrade "$@"
 
 # Run all tests; arguments go to cargo: `just test -p lastcall-websockets`
 [group('check')]
@@ -77,6 +89,14 @@ bench *arguments:
     crates/bench/peers/setup target/bench/peers
     cargo build --release --locked --package lastcall --package lastcall-bench
     target/release/lastcall-bench compare --peers target/bench/peers --binaries target/release --out target/bench "$@"
+
+# Restart servers under load, lastcall by upgrades: tables on stdout, a chart under target/bench; takes five minutes
+[group('check')]
+[positional-arguments]
+bench-upgrade *arguments:
+    crates/bench/peers/setup target/bench/peers
+    cargo build --release --locked --package lastcall --package lastcall-bench
+    target/release/lastcall-bench restart --peers target/bench/peers --binaries target/release --out target/bench "$@"
 
 # Install what the browser test needs, where that is possible
 [private]
