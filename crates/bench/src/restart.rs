@@ -50,7 +50,7 @@ pub(crate) struct Plan {
 }
 
 /// One text and what became of it.
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Default, Clone, Copy, Serialize)]
 pub(crate) struct Message {
     /// When it was sent, in seconds from the start.
     pub(crate) sent: f64,
@@ -59,6 +59,8 @@ pub(crate) struct Message {
     /// The longest and the mean time from sending to receiving it, in milliseconds.
     pub(crate) longest_ms: f64,
     pub(crate) mean_ms: f64,
+    /// The longest silence of a client that ended with it, in milliseconds.
+    pub(crate) silence_ms: f64,
 }
 
 /// One restart.
@@ -88,10 +90,6 @@ pub(crate) struct Outcome {
     /// Deliveries that never came, and those that came twice or out of order.
     pub(crate) lost: u64,
     pub(crate) disordered: u64,
-    /// The longest time from sending to receiving, in milliseconds, and the longest time in which a client
-    /// heard nothing.
-    pub(crate) longest_wait_ms: f64,
-    pub(crate) longest_silence_ms: f64,
     /// From the first cut until everybody was back, in seconds.
     pub(crate) all_back_s: Option<f64>,
 }
@@ -176,7 +174,6 @@ struct Record {
     all_back: Option<f64>,
     lost: u64,
     disordered: u64,
-    longest_silence: f64,
 }
 
 /// What one client has seen.
@@ -205,7 +202,6 @@ impl Watch {
             all_back: None,
             lost: 0,
             disordered: 0,
-            longest_silence: 0.0,
         };
         let host = format!("127.0.0.1:{}", running.port);
         let mut watch = Self { fleet, host, path: running.url.path().to_owned(), epoch, seen };
@@ -221,7 +217,7 @@ impl Watch {
         let mut text = [MARK, format!("{number:016x}").as_bytes()].concat();
         text.resize(PAYLOAD, b'.');
         let sent = self.epoch.elapsed().as_secs_f64();
-        self.seen.messages.push(Message { sent, got: 0, longest_ms: 0.0, mean_ms: 0.0 });
+        self.seen.messages.push(Message { sent, ..Message::default() });
         // While the one who sends is cut off, what it would say is lost to everybody.
         if self.fleet.clients[0].state == State::Open {
             self.fleet.send(0, &text_frame(&text))?;
@@ -272,11 +268,33 @@ impl Watch {
             cut: seen.cut,
             lost: seen.lost + unheard,
             disordered: seen.disordered,
-            longest_wait_ms: seen.messages.iter().map(|message| message.longest_ms).fold(0.0, f64::max),
-            longest_silence_ms: seen.longest_silence * 1e3,
             all_back_s: seen.first_cut.zip(seen.all_back).map(|(cut, back)| back - cut),
             messages: seen.messages,
         }
+    }
+}
+
+impl Outcome {
+    /// The longest silence of any client over this restart, and what it left to do.
+    fn silence(&self, restart: &Restart) -> f64 {
+        self.longest(|message| restart.touches(message), |message| message.silence_ms)
+    }
+
+    /// The largest of a figure among some messages.
+    pub(crate) fn longest(&self, which: impl Fn(&Message) -> bool, what: impl Fn(&Message) -> f64) -> f64 {
+        self.messages.iter().filter(|message| which(message)).map(what).fold(0.0, f64::max)
+    }
+
+    /// Whether no restart touches this message.
+    fn is_calm(&self, message: &Message) -> bool {
+        !self.restarts.iter().any(|restart| restart.touches(message))
+    }
+}
+
+impl Restart {
+    /// Whether a message was on its way at some time in this restart, or in the second after it.
+    fn touches(&self, message: &Message) -> bool {
+        message.sent + message.longest_ms / 1e3 >= self.from && message.sent <= self.to + 1.0
     }
 }
 
@@ -295,11 +313,11 @@ impl Record {
                     return;
                 }
                 self.lost += (number - client.next) as u64;
+                let message = &mut self.messages[number];
                 if number > 0 {
-                    self.longest_silence = self.longest_silence.max(now - client.heard);
+                    message.silence_ms = message.silence_ms.max((now - client.heard) * 1e3);
                 }
                 (client.next, client.heard) = (number + 1, now);
-                let message = &mut self.messages[number];
                 let ms = (now - message.sent) * 1e3;
                 message.got += 1;
                 message.longest_ms = message.longest_ms.max(ms);
@@ -388,30 +406,34 @@ fn replace(
 fn upgrades_table(full: &Outcome) -> String {
     let mut text = format!(
         "**{} clients, {} upgrades in a row**\n\n\
-         | upgrade | nobody served, ms | old process gone after, ms | open files | memory, MiB |\n|---|---|---|---|---|\n",
+         | upgrade | longest silence of a client, ms | the server's pause, ms | old process gone after, ms | open \
+         files | memory, MiB |\n|---|---|---|---|---|---|\n",
         full.clients,
         full.restarts.len()
     );
     for (n, restart) in full.restarts.iter().enumerate() {
         let number = |value: Option<f64>| value.map_or("?".into(), |value| format!("{value:.1}"));
         text += &format!(
-            "| {} | {} | {} | {} | {} |\n",
+            "| {} | {:.0} | {} | {} | {} | {} |\n",
             n + 1,
+            full.silence(restart),
             number(restart.paused_ms),
             number(restart.old_gone_ms),
             restart.files.unwrap_or_default(),
             number(restart.memory_mib)
         );
     }
+    let calm = |message: &Message| full.is_calm(message);
     text += &format!(
-        "\n{} disconnects, {} deliveries lost, {} doubled or out of order, of {}; longest wait for a message \
-         {:.0} ms, longest silence {:.0} ms\n",
+        "| none | {:.0} | | | | |\n\n{} disconnects, {} deliveries lost, {} doubled or out of order, of {}. Longest \
+         from sending to receipt: {:.0} ms, without an upgrade {:.0} ms.\n",
+        full.longest(calm, |message| message.silence_ms),
         full.cut,
         full.lost,
         full.disordered,
         full.messages.len() * full.clients,
-        full.longest_wait_ms,
-        full.longest_silence_ms
+        full.longest(|_| true, |message| message.longest_ms),
+        full.longest(calm, |message| message.longest_ms),
     );
     text
 }
@@ -429,7 +451,7 @@ fn beside_table(beside: &[Outcome]) -> String {
             one.cut,
             one.lost as f64 / one.clients as f64,
             one.disordered,
-            one.longest_silence_ms,
+            one.longest(|_| true, |message| message.silence_ms),
             one.all_back_s.map_or("–".into(), |seconds| format!("{seconds:.2}"))
         );
     }
@@ -445,7 +467,7 @@ mod tests {
         let text = |number: usize| [MARK, format!("{number:016x}..").as_bytes()].concat();
         let mut record = Record {
             epoch: Instant::now(),
-            messages: vec![Message { sent: 0.0, got: 0, longest_ms: 0.0, mean_ms: 0.0 }; 5],
+            messages: vec![Message::default(); 5],
             clients: vec![Listener { connected: true, next: 0, heard: 0.0 }; 2],
             redial: VecDeque::new(),
             down: 0,
@@ -454,7 +476,6 @@ mod tests {
             all_back: None,
             lost: 0,
             disordered: 0,
-            longest_silence: 0.0,
         };
         for number in [0, 1, 4, 4] {
             record.note(0, Seen::Text(&text(number)));

@@ -95,7 +95,7 @@ impl Panel {
 pub(crate) fn draw(full: &Outcome, beside: &[Outcome]) -> Result<String, Error> {
     let mut svg = String::new();
     let to = full.messages.last().map_or(1.0, |message| message.sent);
-    let most = full.longest_wait_ms.max(100.0) * 1.1;
+    let most = full.longest(|_| true, |message| message.longest_ms).max(100.0) * 1.1;
     let panel = Panel { top: 100.0, height: 150.0, from: 0.0, to, most };
     let title = format!(
         "{} upgrades of lastcall, {} clients, 20 messages a second: the longest and the mean time to a client",
