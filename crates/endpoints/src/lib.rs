@@ -10,6 +10,7 @@ mod page;
 mod publish;
 mod routes;
 mod server;
+mod socket;
 mod websocket;
 
 pub use axum::Router;

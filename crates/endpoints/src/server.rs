@@ -21,7 +21,7 @@ use hyper::{
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use lastcall_core::memory;
-use lastcall_websockets::{ConnectionManager, Place};
+use lastcall_websockets::{ConnectionManager, Handshake, Place};
 use tokio::{
     net::{TcpListener, TcpStream},
     task::{JoinError, JoinHandle, JoinSet, spawn_blocking, unconstrained, yield_now},
@@ -30,6 +30,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 use tracing::{debug, warn};
+
+use crate::socket::Socket;
 
 /// How long the head of a request may take to arrive, and a kept-alive connection may be idle: a client
 /// that dribbles costs one file descriptor for so long.
@@ -240,7 +242,7 @@ async fn speak_http(
         .header_read_timeout(HEAD_TIMEOUT)
         .max_header_size(MAX_HEAD)
         .max_buf_size(MAX_HEAD)
-        .serve_connection(TokioIo::new(stream), service);
+        .serve_connection(TokioIo::new(Socket::new(stream, upgrade.clone())), service);
     // Ends when there is nothing more to say in HTTP; the socket is still open then.
     let ended = tokio::select! {
         ended = poll_fn(|context| connection.poll_without_shutdown(context)) => ended,
@@ -261,21 +263,26 @@ async fn speak_http(
     }
     let Some(place) = upgrade.take() else { return };
     let Parts { io, read_buf, .. } = connection.into_parts();
+    let (stream, answer) = io.into_inner().into_parts();
     // An empty rest would keep hyper's whole buffer alive.
     let already_read = if read_buf.is_empty() { Bytes::new() } else { read_buf };
-    if let Err(error) = manager.connect(place, io.into_inner(), already_read) {
+    if let Err(error) = manager.connect(place, stream, Handshake { answer, already_read }) {
         warn!(%peer, %error, "a socket could not be handed to its event loop");
     }
 }
 
-/// Where a handler leaves the [`Place`] of a WebSocket whose handshake it answers. When the answer is out,
-/// the socket goes to the connection manager; if it never gets out, the place is free again.
+/// Where a handler leaves the [`Place`] of a WebSocket whose handshake it answers. When the answer is written,
+/// the socket goes to the connection manager with it; if that never happens, the place is free again.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Upgrade(Arc<Mutex<Option<Place>>>);
 
 impl Upgrade {
     pub(crate) fn confirm(&self, place: Place) {
         *self.lock() = Some(place);
+    }
+
+    pub(crate) fn is_confirmed(&self) -> bool {
+        self.lock().is_some()
     }
 
     fn take(&self) -> Option<Place> {

@@ -18,7 +18,7 @@ use tokio::sync::{Notify, mpsc};
 
 use crate::{
     client_id::ClientId, close::CloseReason, figures::Figures, frame::Frame, freeze::FrozenLoop,
-    notice::Notice, occupancy::Place, state::ConnectionState,
+    handshake::Handshake, notice::Notice, occupancy::Place, state::ConnectionState,
 };
 
 /// When this much waits for the slowest loop, publishers have to wait: it is a few turns' worth, so
@@ -44,8 +44,8 @@ pub(crate) struct Newcomer {
 /// Where a client comes from.
 #[derive(Debug)]
 pub(crate) enum Origin {
-    /// Its handshake is done; with what it sent right behind it.
-    Handshake { id: ClientId, already_read: Bytes },
+    /// It made its handshake here.
+    Handshake(ClientId, Handshake),
     /// Another process served it until now.
     Handover(Box<ConnectionState>),
 }
@@ -293,7 +293,7 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let place = Door::new(1).admit().unwrap();
-        let from = Origin::Handshake { id: ClientId::generate(), already_read: Bytes::new() };
+        let from = Origin::Handshake(ClientId::generate(), Handshake::default());
         Newcomer { stream, place, from }
     }
 

@@ -165,6 +165,25 @@ impl Connection {
         self.place.leave(departure);
     }
 
+    /// Sends the answer to the handshake, and the first frames behind it.
+    pub(crate) fn greet(&mut self, answer: Vec<u8>, frames: &Bytes) -> Outcome {
+        let (answer, mut all) = (answer.len(), answer);
+        all.extend_from_slice(frames);
+        loop {
+            match self.stream.write(&all) {
+                Ok(written) if written >= answer => {
+                    if written < all.len() {
+                        self.outbox.push(frames.clone(), written - answer);
+                    }
+                    return Outcome::Unchanged;
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                // A new socket takes some kilobytes: this one is gone, or its client did not read an answer before.
+                _ => return self.hung_up(),
+            }
+        }
+    }
+
     /// Sends whole frames: at once if the socket takes them, else they wait in the outbox. A client for
     /// which too much would wait is closed as a slow consumer.
     pub(crate) fn send(&mut self, frames: &Bytes, rules: &Rules) -> Outcome {

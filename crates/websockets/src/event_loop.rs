@@ -17,7 +17,7 @@ use jiff::Timestamp;
 use mio::{Events, Interest, Poll, Token, Waker};
 use slab::Slab;
 use tokio::sync::mpsc;
-use tracing::{debug, trace};
+use tracing::{debug, field::display, trace};
 
 use crate::{
     bus::{Bus, Command, Newcomer, Origin},
@@ -27,6 +27,7 @@ use crate::{
     figures::Figures,
     frame::Frame,
     freeze::FrozenLoop,
+    handshake::Handshake,
     heartbeat::{BUCKETS, Beat, Heartbeat},
     message::{BROADCAST, Server, ServerMessage},
     notice::Notice,
@@ -290,7 +291,7 @@ impl EventLoop {
             // Closing the socket takes it off the poll.
             debug!(
                 client = %connection.id,
-                peer = ?connection.stream.peer_addr().ok(),
+                peer = connection.stream.peer_addr().ok().map(display),
                 seconds = connection.id.age().as_secs_f64(),
                 how = ?departure,
                 reason = connection.close_reason().map(CloseReason::reason),
@@ -443,8 +444,8 @@ impl EventLoop {
     /// Takes in a client. Between fan-outs only, so it gets all of the next one.
     fn welcome(&mut self, newcomer: Newcomer) {
         let Newcomer { stream, place, from } = newcomer;
-        let (id, already_read) = match from {
-            Origin::Handshake { id, already_read } => (id, already_read),
+        let (id, Handshake { answer, already_read }) = match from {
+            Origin::Handshake(id, handshake) => (id, handshake),
             Origin::Handover(state) => return self.adopt(stream, *state, place),
         };
         let mut stream = mio::net::TcpStream::from_std(stream);
@@ -458,13 +459,15 @@ impl EventLoop {
         }
         let connection = entry.insert(Connection::new(stream, id, place));
         self.figures.opened += 1;
-        trace!(client = %id, peer = ?connection.stream.peer_addr().ok(), "connected");
+        trace!(client = %id, peer = connection.stream.peer_addr().ok().map(display), "connected");
 
         let rules = &self.setup.rules;
-        let mut outcome = Outcome::Unchanged;
-        if !rules.is_echo() {
+        let mut outcome;
+        if rules.is_echo() {
+            outcome = connection.greet(answer, &Bytes::new());
+        } else {
             let welcome = ServerMessage::Welcome { client: id, server: Server };
-            outcome = connection.send(welcome.frame().bytes(), rules);
+            outcome = connection.greet(answer, welcome.frame().bytes());
             if let Some(notice) = &self.notice {
                 outcome = outcome.max(connection.send(notice.frame(id).bytes(), rules));
             }

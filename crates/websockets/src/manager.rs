@@ -8,7 +8,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
 use lastcall_core::settings::Settings;
 use tokio::{
     net::TcpStream,
@@ -23,6 +22,7 @@ use crate::{
     event_loop::{EventLoop, Setup},
     figures::Figures,
     freeze::{Frozen, Quiet},
+    handshake::Handshake,
     message::ServerMessage,
     notice::Notice,
     occupancy::{Door, Gate, Occupancy, Place, Refusal},
@@ -127,16 +127,16 @@ impl ConnectionManager {
         self.inner.door.admit()
     }
 
-    /// Takes over the socket of a client whose handshake was answered, with what it sent behind it. To be
+    /// Takes over the socket of a client that made its handshake. To be
     /// called on a tokio runtime: clients that come together are handed to the event loops together, once
     /// the runtime's other tasks have had their turn; waking a loop costs more than taking a client in.
     ///
     /// # Errors
     /// When the socket cannot be taken off the runtime.
-    pub fn connect(&self, place: Place, stream: TcpStream, already_read: Bytes) -> io::Result<ClientId> {
+    pub fn connect(&self, place: Place, stream: TcpStream, handshake: Handshake) -> io::Result<ClientId> {
         let stream = stream.into_std()?;
         let id = ClientId::generate();
-        let from = Origin::Handshake { id, already_read };
+        let from = Origin::Handshake(id, handshake);
         if self.inner.bus.hand_over(Newcomer { stream, place, from }) {
             let bus = Arc::clone(&self.inner.bus);
             tokio::spawn(async move {
@@ -300,7 +300,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn a_client_can_be_disconnected_by_its_id() {
         let (manager, mut client, server) = manager().await;
-        let id = manager.connect(manager.admit().unwrap(), server, Bytes::new()).unwrap();
+        let id = manager.connect(manager.admit().unwrap(), server, Handshake::default()).unwrap();
         manager.disconnect(ClientId::generate(), CloseReason::Idle);
         manager.disconnect(id, CloseReason::ServiceRestart);
         let expected = [
@@ -325,7 +325,7 @@ mod tests {
         manager.give_notice(Notice::new("service restart", Duration::from_secs(60), Duration::ZERO));
         assert_eq!(manager.admit().unwrap_err(), Refusal::Draining);
         manager.close_all(CloseReason::ServiceRestart);
-        manager.connect(place, server, Bytes::new()).unwrap();
+        manager.connect(place, server, Handshake::default()).unwrap();
         let mut got = Vec::new();
         while !got.ends_with(b"\x03\xF4service restart") {
             let mut byte = [0];

@@ -109,6 +109,30 @@ async fn a_ping_between_fragments_is_answered_before_the_message_is_whole() {
 }
 
 #[tokio::test]
+async fn a_handshake_right_behind_another_request_is_answered_after_it() {
+    let server = Server::start().await;
+    let mut client = TcpStream::connect(server.address).await.unwrap();
+    let host = server.address;
+    let requests = format!(
+        "GET / HTTP/1.1\r\nHost: {host}\r\n\r\nGET /health/live HTTP/1.1\r\nHost: {host}\r\n\r\n\
+         GET /ws HTTP/1.1\r\nHost: {host}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    );
+    client.write_all(requests.as_bytes()).await.unwrap();
+    let mut seen = Vec::new();
+    while !seen.windows(17).any(|part| part == b"\"type\":\"welcome\",") {
+        seen.push(soon("the greeting", client.read_u8()).await.unwrap());
+    }
+    let seen = String::from_utf8_lossy(&seen);
+    let at = |part: &str| seen.find(part).unwrap_or_else(|| panic!("{part} is missing in {seen}"));
+    assert!(at("HTTP/1.1 200 OK") < at("</html>") && at("</html>") < at("HTTP/1.1 101 Switching Protocols"));
+    assert_eq!(seen.matches("HTTP/1.1 200 OK").count(), 2);
+    assert_eq!(seen.matches("HTTP/1.1 101").count(), 1);
+    let accepted = at("sec-websocket-accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n");
+    assert!(at("\"type\":\"welcome\"") > accepted);
+}
+
+#[tokio::test]
 async fn what_is_sent_right_behind_the_handshake_is_not_lost() {
     let server = Server::start().await;
     let mut listener = server.client().await;
