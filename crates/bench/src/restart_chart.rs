@@ -95,10 +95,11 @@ impl Panel {
 pub(crate) fn draw(full: &Outcome, beside: &[Outcome]) -> Result<String, Error> {
     let mut svg = String::new();
     let to = full.messages.last().map_or(1.0, |message| message.sent);
-    let most = full.longest(|_| true, |message| message.longest_ms).max(100.0) * 1.1;
+    let longest = full.longest(|_| true, |message| message.longest_ms);
+    let most = (longest / 50.0).ceil().max(2.0) * 50.0;
     let panel = Panel { top: 100.0, height: 150.0, from: 0.0, to, most };
     let title = format!(
-        "{} upgrades of lastcall, {} clients, 20 messages a second: the longest and the mean time to a client",
+        "{} upgrades of lastcall, {} clients, 20 messages a second: the longest (dark) and the mean (light) time to a client",
         full.restarts.len(),
         full.clients
     );

@@ -17,7 +17,7 @@ use jiff::Timestamp;
 use mio::{Events, Interest, Poll, Token, Waker};
 use slab::Slab;
 use tokio::sync::mpsc;
-use tracing::{debug, field::display, trace};
+use tracing::{debug, trace};
 
 use crate::{
     bus::{Bus, Command, Newcomer, Origin},
