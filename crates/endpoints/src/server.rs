@@ -46,6 +46,9 @@ const MOST_IN_A_ROW: usize = 4096;
 /// So many connections at once leave enough free memory behind to be worth giving back.
 const CROWD: usize = 500;
 
+/// How long the event loops may take to take a crowd in.
+const SETTLING: Duration = Duration::from_secs(10);
+
 /// How long those have who are turned away for want of file descriptors.
 const FAREWELL: Duration = Duration::from_millis(50);
 
@@ -163,8 +166,7 @@ async fn accept(
                 let _ = joined(ended);
                 most_at_once = most_at_once.max(connections.len());
                 if connections.is_empty() && std::mem::take(&mut most_at_once) >= CROWD {
-                    // On a thread of its own: nobody waits for it, and it cannot fail.
-                    drop(spawn_blocking(memory::give_back));
+                    tokio::spawn(give_memory_back(manager.clone()));
                 }
             }
         }
@@ -183,6 +185,15 @@ async fn accept(
         }
     }
     Entrance { listener, silent }
+}
+
+/// Gives back the memory that a crowd needed while it came in.
+async fn give_memory_back(manager: ConnectionManager) {
+    // When the event loops answer, they have taken in all of it, and freed what it brought along. Otherwise a
+    // little more is kept.
+    let _ = timeout(SETTLING, manager.figures()).await;
+    // Nobody waits for it, and it cannot fail.
+    drop(spawn_blocking(memory::give_back));
 }
 
 /// The socket of a client that had said nothing when the server was to stop.

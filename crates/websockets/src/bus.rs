@@ -247,6 +247,11 @@ impl Bus {
         (taken, more)
     }
 
+    /// The newcomers that wait for loop `index`. It is to call [`Bus::take`] soon, for the rest.
+    pub(crate) fn take_newcomers(&self, index: usize) -> Vec<Newcomer> {
+        std::mem::take(&mut self.lock()[index].newcomers)
+    }
+
     fn lock(&self) -> MutexGuard<'_, Vec<Inbox>> {
         // Nothing in here can panic half-way; and a server must not die of a lock.
         self.inboxes.lock().unwrap_or_else(PoisonError::into_inner)

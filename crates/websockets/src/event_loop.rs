@@ -305,6 +305,13 @@ impl EventLoop {
     /// Goes on with the fan-out, then takes what gathered in the inbox meanwhile.
     fn work(&mut self) {
         let started = Instant::now();
+        // A newcomer does not wait for the end of a fan-out. It comes into it if there is a slot for it further on;
+        // its greeting goes first either way. Only the notice it has with the greeting, and must not have twice.
+        if self.more && !matches!(self.fanout, None | Some(Fanout { kind: FanoutKind::Notice(_), .. })) {
+            for newcomer in self.bus.take_newcomers(self.setup.index) {
+                self.welcome(newcomer);
+            }
+        }
         loop {
             if self.fanout.is_some() {
                 if !self.fan_out(started) {
@@ -441,7 +448,7 @@ impl EventLoop {
         self.settle(slot, outcome);
     }
 
-    /// Takes in a client. Between fan-outs only, so it gets all of the next one.
+    /// Takes in a client.
     fn welcome(&mut self, newcomer: Newcomer) {
         let Newcomer { stream, place, from } = newcomer;
         let (id, Handshake { answer, already_read }) = match from {
