@@ -90,7 +90,7 @@ bench *arguments:
     cargo build --release --locked --package lastcall --package lastcall-bench
     target/release/lastcall-bench compare --peers target/bench/peers --binaries target/release --out target/bench "$@"
 
-# Restart servers under load, lastcall by upgrades: tables on stdout, a chart under target/bench; takes five minutes
+# Restart servers under load, lastcall by upgrades: tables on stdout, a chart under target/bench; takes two minutes
 [group('check')]
 [positional-arguments]
 bench-upgrade *arguments:
