@@ -26,19 +26,22 @@ dev *arguments: (tool "watchexec" "watchexec-cli" "2.5.1")
     # Ctrl+C must not wait long for the tab that is open; templates are read from their folder. These are
     # environment variables: they win over config/lastcall.toml.
     export SHUTDOWN_TIMEOUT="${SHUTDOWN_TIMEOUT:-0}" CLOSE_TIMEOUT="${CLOSE_TIMEOUT:-1}" TEMPLATES_DIR="${TEMPLATES_DIR:-templates}"
-    cargo build --package lastcall
     export PID_FILE=$(mktemp)
     trap 'kill "$(cat "$PID_FILE")" 2>/dev/null || true; rm -f "$PID_FILE"' EXIT
-    target/debug/lastcall "$@" &
-    echo $! >"$PID_FILE"
-    upgrade='
+    # A server that runs hands over to a new one; if there is none (yet, or because it could not start), one is started.
+    change='
         cargo build --package lastcall
-        said=$(target/debug/lastcall upgrade "$@")
-        echo "$said"
-        echo "$said" | sed -n "s/^process \([0-9]*\) has taken over.*/\1/p" >"$PID_FILE"'
-    "{{ tools }}/watchexec-cli-2.5.1/bin/watchexec" --postpone --on-busy-update=queue --shell=none \
+        if kill -0 "$(cat "$PID_FILE")" 2>/dev/null; then
+            said=$(target/debug/lastcall upgrade "$@")
+            echo "$said"
+            echo "$said" | sed -n "s/^process \([0-9]*\) has taken over.*/\1/p" >"$PID_FILE"
+        else
+            target/debug/lastcall "$@" &
+            echo $! >"$PID_FILE"
+        fi'
+    "{{ tools }}/watchexec-cli-2.5.1/bin/watchexec" --quiet --on-busy-update=queue --shell=none --wrap-process=none \
         --watch crates --watch templates --watch config --watch Cargo.toml --watch Cargo.lock \
-        -- bash -euo pipefail -c "$upgrade" upgrade "$@"
+        -- bash -euo pipefail -c "$change" change "$@"
 
 # Run all tests; arguments go to cargo: `just test -p lastcall-websockets`
 [group('check')]
