@@ -99,7 +99,7 @@ pub(crate) fn draw(full: &Outcome, beside: &[Outcome]) -> Result<String, Error> 
     let most = (longest / 50.0).ceil().max(2.0) * 50.0;
     let panel = Panel { top: 100.0, height: 150.0, from: 0.0, to, most };
     let title = format!(
-        "{} upgrades of lastcall, {} clients, 20 messages a second: the longest (dark) and the mean (light) time to a client",
+        "{} upgrades of lastcall, {} clients, 20 messages a second: longest (dark) and mean (light) latency",
         full.restarts.len(),
         full.clients
     );
