@@ -19,9 +19,10 @@ use std::{
 use anyhow::Context;
 use lastcall_core::{
     logging,
-    settings::{Loaded, Settings, TAKE_OVER, raise_fd_limit},
+    settings::{Loaded, Settings, TAKE_OVER, make_room_for_descriptors, raise_fd_limit},
 };
 use tokio::runtime::{self, Runtime};
+use tracing::warn;
 
 use crate::cli::Action;
 
@@ -51,8 +52,13 @@ fn main() -> ExitCode {
 }
 
 fn serve(settings: &Settings) -> anyhow::Result<ExitCode> {
+    // Before the log: that may have a thread.
+    let room = make_room_for_descriptors(settings.max_connections);
     // Dropped last: what is logged on the way down is written, too.
     let _log = logging::init(settings)?;
+    if let Err(error) = room {
+        warn!(%error, "cannot make room for descriptors: newcomers may have to wait for it");
+    }
     let runtime = runtime()?;
     // Set by the process that runs, if there is one to take over from.
     let take_over = env::var_os(TAKE_OVER).map(PathBuf::from);

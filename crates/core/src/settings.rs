@@ -11,7 +11,7 @@ mod value;
 use std::{path::PathBuf, time::Duration};
 
 pub use error::{Problem, SettingError, SettingsErrors};
-pub use limits::raise_fd_limit;
+pub use limits::{make_room_for_descriptors, raise_fd_limit};
 pub use load::{Effective, Loaded, Sources, TAKE_OVER};
 pub use origin::Origin;
 pub use runtime_dir::RuntimeDir;
