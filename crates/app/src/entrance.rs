@@ -36,12 +36,12 @@ pub(crate) async fn open(settings: &Settings) -> anyhow::Result<Entrance> {
 }
 
 /// Says so if the socket that was taken over is not where the settings say.
-pub(crate) async fn compare(address: SocketAddr, settings: &Settings) {
+pub(crate) async fn compare(address: SocketAddr, host: String, port: u16) {
     if env::var_os("LISTEN_FDS").is_some() {
         // systemd chose it for the first of these processes.
         return;
     }
-    let wanted = lookup_host((settings.host.as_str(), settings.port)).await;
+    let wanted = lookup_host((host.as_str(), port)).await;
     let as_wanted = wanted.is_ok_and(|mut wanted| {
         wanted.any(|wanted| {
             wanted.ip() == address.ip() && (wanted.port() == 0 || wanted.port() == address.port())
@@ -49,8 +49,7 @@ pub(crate) async fn compare(address: SocketAddr, settings: &Settings) {
     });
     if !as_wanted {
         warn!(
-            "still listening on {address}, not on {}:{} as set: an upgrade keeps the socket, a restart changes it",
-            settings.host, settings.port
+            "still listening on {address}, not on {host}:{port} as set: an upgrade keeps the socket, a restart changes it"
         );
     }
 }

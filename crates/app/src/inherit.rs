@@ -21,7 +21,8 @@ use tracing::info;
 
 use crate::front::Paused;
 
-/// How long the old process has to answer a hello.
+/// How long the old process has to answer. Longer than it gives the whole transfer: it decides, so this one
+/// must not be the first to give up.
 const HELLO: Duration = Duration::from_secs(10);
 
 /// What is handed over once. Other builds read it too: fields that they do not know are ignored, those that
@@ -82,7 +83,7 @@ impl Heir {
         .await??;
         let count = clients.len();
         manager.adopt(state.manager, clients);
-        info!(clients = count, "took over {count} clients from process {}, version {}", old.pid, old.version);
+        info!(clients = count, "took over from process {}, version {}", old.pid, old.version);
         Ok(Inherited {
             front: Paused { entrance, notifier: state.notifier },
             handovers: Handovers {

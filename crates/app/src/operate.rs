@@ -42,9 +42,8 @@ pub(crate) fn upgrade(settings: &Settings) -> anyhow::Result<ExitCode> {
         match channel.receive(deadline).context("the server did not say how the upgrade went")? {
             Progress::Started { pid } => say(&format!("process {pid} gets ready to take over"))?,
             Progress::Done { pid, clients, paused_ms } => {
-                say(&format!(
-                    "process {pid} has taken over {clients} clients; they waited {paused_ms:.0} ms"
-                ))?;
+                let clients = counted(clients as u64);
+                say(&format!("process {pid} has taken over {clients}, who waited {paused_ms:.0} ms"))?;
                 return Ok(ExitCode::SUCCESS);
             }
             Progress::Failed { reason } => {
@@ -66,14 +65,14 @@ struct Status {
 
 impl Status {
     fn line(&self) -> String {
-        let Self { phase, clients, .. } = self;
+        let (phase, clients) = (&self.phase, counted(self.clients));
         let drain = match (self.drain_clients, self.seconds_left) {
             (Some(total), Some(left)) => {
-                format!("; {} of {total} have left, {left:.0} s left", total.saturating_sub(*clients))
+                format!("; {} of {total} have left, {left:.0} s left", total.saturating_sub(self.clients))
             }
             _ => String::new(),
         };
-        format!("{phase}: {clients} clients{drain}")
+        format!("{phase}: {clients}{drain}")
     }
 }
 
@@ -129,6 +128,10 @@ fn reachable(host: &str) -> String {
         Ok(IpAddr::V6(ip)) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.to_string(),
         _ => host.to_owned(),
     }
+}
+
+fn counted(clients: u64) -> String {
+    format!("{clients} client{}", if clients == 1 { "" } else { "s" })
 }
 
 fn say(line: &str) -> anyhow::Result<()> {

@@ -32,6 +32,11 @@ const FAREWELL: Duration = Duration::from_millis(50);
 
 /// Serves until the process is to end. With the socket of a process that runs, it takes over from that one.
 pub(crate) async fn run(settings: &Settings, take_over: Option<PathBuf>) -> anyhow::Result<ExitCode> {
+    if let RuntimeDir::Chosen(folder) = &settings.runtime_dir {
+        // Now, as nothing may fail any more once this process has taken over.
+        lastcall_handover::check(folder)
+            .context("there could be no socket for upgrades; change `runtime_dir`")?;
+    }
     let program = Program::this().context("cannot tell which program this is")?;
     let signals = Signals::listen().context("cannot handle signals")?;
     let upgrade_signal = upgrade_signal().context("cannot handle signals")?;
@@ -83,7 +88,7 @@ pub(crate) async fn run(settings: &Settings, take_over: Option<PathBuf>) -> anyh
         // 0 if the clock was set back meanwhile.
         let paused = frozen_at.elapsed().unwrap_or_default();
         handovers.lock().unwrap_or_else(PoisonError::into_inner).paused = paused.as_secs_f64();
-        entrance::compare(address, settings).await;
+        tokio::spawn(entrance::compare(address, settings.host.clone(), settings.port));
     }
     if settings.api_keys.is_empty() {
         warn!("no api_keys are set: only this machine may call /api/");
@@ -91,7 +96,7 @@ pub(crate) async fn run(settings: &Settings, take_over: Option<PathBuf>) -> anyh
     let upgrader = Upgrader {
         program,
         signal: upgrade_signal,
-        desk: desk(settings, address.port())?,
+        desk: desk(settings, address.port()),
         front,
         manager: manager.clone(),
         timeout: settings.upgrade_timeout,
@@ -111,22 +116,17 @@ pub(crate) async fn run(settings: &Settings, take_over: Option<PathBuf>) -> anyh
     })
 }
 
-/// The socket for upgrades. That a folder nobody chose cannot be used only means that there are none.
-fn desk(settings: &Settings, port: u16) -> anyhow::Result<Option<Desk>> {
+/// The socket for upgrades. That it cannot be made only means that there are none: it would be worse not to
+/// serve.
+fn desk(settings: &Settings, port: u16) -> Option<Desk> {
     let path = lastcall_handover::path(settings.runtime_dir.path(), port);
     let desk = Socket::listen(&path)
         .map_err(anyhow::Error::from)
         .and_then(|socket| Desk::open(socket).context("cannot wait for connections"));
-    match (desk, &settings.runtime_dir) {
-        (Ok(desk), _) => Ok(Some(desk)),
-        (Err(error), RuntimeDir::Chosen(_)) => {
-            Err(error.context("cannot make the socket for upgrades; change `runtime_dir`"))
-        }
-        (Err(error), RuntimeDir::Default(_)) => {
-            warn!("there will be no upgrades without a socket for them; set `runtime_dir`: {error:#}");
-            Ok(None)
-        }
-    }
+    desk.inspect_err(|error| {
+        warn!("there will be no upgrades without a socket for them; set `runtime_dir`: {error:#}");
+    })
+    .ok()
 }
 
 /// Tells the health routes the state of the process.

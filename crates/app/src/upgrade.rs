@@ -10,7 +10,7 @@ use std::{
     future::Future,
     io,
     os::fd::AsFd,
-    path::PathBuf,
+    path::{self, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -63,7 +63,12 @@ pub(crate) struct Program {
 impl Program {
     /// To be asked early: once the file is replaced, the system knows its path no more.
     pub(crate) fn this() -> io::Result<Self> {
-        Ok(Self { path: env::current_exe()?, arguments: env::args_os().skip(1).collect() })
+        let (program, mut arguments) = (env::current_exe()?, env::args_os());
+        // The name that it was started by may have symbolic links in it, which lead to another version next time.
+        let called = arguments.next().map(path::absolute).transpose()?;
+        let same = |path: &PathBuf| path.canonicalize().is_ok_and(|path| path == program);
+        let path = called.filter(same).unwrap_or(program);
+        Ok(Self { path, arguments: arguments.collect() })
     }
 }
 
@@ -142,7 +147,7 @@ impl Upgrade for Upgrader {
         match self.hand_over(operator, interrupted).await {
             Ok(Done { pid, clients, paused }) => {
                 let ms = paused.as_secs_f64() * 1e3;
-                info!(pid, clients, paused_ms = ms, "handed over {clients} clients to process {pid}: ending");
+                info!(pid, clients, paused_ms = ms, "handed over to process {pid}: ending");
                 if let Some(operator) = operator {
                     operator.tell(Progress::Done { pid, clients, paused_ms: ms }).await;
                 }
@@ -234,7 +239,7 @@ impl Upgrader {
             let sent = send(&give, &state, &paused, &frozen, most);
             (sent, give, paused, frozen)
         });
-        // Only a panic would end it without a result; the clients come back then, too.
+        // Only a panic would end it without a result, and that ends a release build.
         let (sent, give, paused, frozen) = sent.await.context("handing over failed")?;
         match sent {
             Ok(clients) => {

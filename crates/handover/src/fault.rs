@@ -14,9 +14,8 @@ pub enum Step {
     GotServer,
     GotBatch,
     GotAll,
-    BeforeCommit,
-    OldSentBatch,
-    OldSentClients,
+    BeforeComplete,
+    CommitTooLate,
 }
 
 impl Step {
@@ -30,7 +29,7 @@ impl Step {
         Self::GotServer,
         Self::GotBatch,
         Self::GotAll,
-        Self::BeforeCommit,
+        Self::BeforeComplete,
     ];
 }
 

@@ -73,7 +73,7 @@ impl Give {
         channel.send(&Said::Welcome(welcome), deadline)?;
         match channel.receive(deadline)? {
             FromNew::Ready { room } => Ok(Self { channel, room }),
-            FromNew::Commit { .. } => Err(GiveError::Unexpected),
+            FromNew::Complete { .. } => Err(GiveError::Unexpected),
         }
     }
 
@@ -88,12 +88,11 @@ impl Give {
         Ok(())
     }
 
-    /// Sends everything, and waits for the new process to take it: when this returns, the sockets are its.
-    /// Each client comes with about how many bytes its state takes up.
+    /// Sends everything, waits until the new process has it, and commits: when this returns, the sockets are
+    /// the new process's. Each client comes with about how many bytes its state takes up.
     ///
     /// # Errors
-    /// When it goes, or is not done within `timeout`. Then nothing has been handed over, provided that the
-    /// new process does not live on: see to that.
+    /// When it goes, or is not done within `timeout`. Then nothing has been handed over.
     pub fn hand_over<'a, S: Serialize, C: Serialize>(
         &self,
         server: (&S, &[BorrowedFd<'a>]),
@@ -122,23 +121,27 @@ impl Give {
             if states.len() == MOST_DESCRIPTORS || bytes >= BATCH {
                 send(&mut states, &mut descriptors)?;
                 bytes = 0;
-                point(Step::OldSentBatch);
             }
         }
         if !states.is_empty() {
             send(&mut states, &mut descriptors)?;
         }
-        point(Step::OldSentClients);
         self.channel.send(&Said::End { clients: sent }, deadline)?;
         match self.channel.receive(deadline)? {
-            FromNew::Commit { clients } if clients == sent => Ok(sent),
-            _ => Err(GiveError::Unexpected),
+            FromNew::Complete { clients } if clients == sent => {}
+            _ => return Err(GiveError::Unexpected),
         }
+        if point(Step::CommitTooLate) {
+            self.finish(deadline);
+        }
+        // It fits into the socket's buffer, as nothing else is in there: it is sent, or the other side is gone.
+        self.channel.send(&Said::Commit, deadline)?;
+        Ok(sent)
     }
 
     /// Waits until the new process has closed its end, which it does once it serves; at most until
     /// `deadline`.
-    pub fn finish(self, deadline: Instant) {
+    pub fn finish(&self, deadline: Instant) {
         // Nothing more is said: this ends with `Gone`, or at the deadline, and both are fine.
         let _ = self.channel.receive::<IgnoredAny>(deadline);
     }

@@ -10,11 +10,12 @@
 //!        ◀─────────────────────────── Server    what there is once, with its descriptors; Descriptors: more of them
 //!        ◀─────────────────────────── Clients   batch by batch, with theirs
 //!        ◀─────────────────────────── End
-//!     Commit ──────────────────────────▶    from here on the sockets are the new one's
+//!     Complete ────────────────────────▶    it has everything
+//!        ◀─────────────────────────── Commit    from here on the sockets are the new one's
 //! ```
 //!
-//! Until the new process has sent `Commit` it touches no socket, and the old one keeps every descriptor and
-//! all of its state: if anything goes wrong before, the old one goes on as if nothing had happened.
+//! Until the new process has read `Commit` it touches no socket, and until the old one has sent it, that keeps
+//! every descriptor and all of its state: if anything goes wrong before, it goes on as if nothing had happened.
 
 mod channel;
 pub mod fault;
@@ -26,5 +27,5 @@ mod take;
 pub use channel::{Channel, ChannelError};
 pub use give::{Give, GiveError};
 pub use message::{Command, Opening, PROTOCOL, Progress};
-pub use socket::{Socket, SocketError, path};
+pub use socket::{Socket, SocketError, check, path};
 pub use take::{Take, TakeError, Taken};

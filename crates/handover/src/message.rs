@@ -71,9 +71,9 @@ pub(crate) enum FromNew {
         /// Most clients that it can take.
         room: usize,
     },
-    /// It has taken over.
-    Commit {
-        /// Clients that it has taken.
+    /// It has everything, and touches nothing of it yet.
+    Complete {
+        /// Clients that it has.
         clients: usize,
     },
 }
@@ -100,4 +100,6 @@ pub(crate) enum FromOld<S, C> {
         /// How many clients there were.
         clients: usize,
     },
+    /// From here on the sockets are the new process's.
+    Commit,
 }

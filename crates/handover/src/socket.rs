@@ -5,12 +5,16 @@ use std::{
     io,
     os::unix::{
         fs::{DirBuilderExt, MetadataExt, PermissionsExt},
-        net::{UnixListener, UnixStream},
+        net::{SocketAddr, UnixListener, UnixStream},
     },
     path::{Path, PathBuf},
 };
 
-use rustix::{net::sockopt::socket_peercred, process::geteuid};
+use rustix::{
+    fs::{Access, access},
+    net::sockopt::socket_peercred,
+    process::geteuid,
+};
 
 use crate::channel::Channel;
 
@@ -73,6 +77,25 @@ pub fn path(folder: &Path, port: u16) -> PathBuf {
     folder.join(format!("lastcall-{port}.sock"))
 }
 
+/// Where a socket is made before it takes the place of the one that was there.
+fn fresh(path: &Path) -> PathBuf {
+    path.with_extension(format!("{}.new", std::process::id()))
+}
+
+/// Checks that a socket could be made in this folder; makes the folder if it is not there.
+///
+/// # Errors
+/// When it could not, as for [`Socket::listen`].
+pub fn check(folder: &Path) -> Result<(), SocketError> {
+    let path = fresh(&path(folder, u16::MAX));
+    make_folder(folder)?;
+    access(folder, Access::WRITE_OK | Access::EXEC_OK)
+        .map_err(io::Error::from)
+        // Its name may be too long: sun_path of unix(7) has room for 107 bytes.
+        .and_then(|()| SocketAddr::from_pathname(&path).map(drop))
+        .map_err(|source| SocketError::Listen { path, source })
+}
+
 /// A socket that listens. Its file goes when this is dropped, unless another process has put its own there.
 #[derive(Debug)]
 pub struct Socket {
@@ -89,14 +112,9 @@ impl Socket {
     /// When the folder cannot be made or trusted, or the socket not be made.
     pub fn listen(path: &Path) -> Result<Self, SocketError> {
         let folder = path.parent().unwrap_or(Path::new("."));
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(folder)
-            .map_err(|source| SocketError::Folder { folder: folder.into(), source })?;
-        check_folder(folder)?;
+        make_folder(folder)?;
         let error = |source| SocketError::Listen { path: path.into(), source };
-        let fresh = path.with_extension(format!("{}.new", std::process::id()));
+        let fresh = fresh(path);
         let bound = || {
             match fs::remove_file(&fresh) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -168,6 +186,15 @@ fn trust(stream: UnixStream, path: &Path) -> Result<Channel, SocketError> {
     Channel::new(stream).map_err(error)
 }
 
+fn make_folder(folder: &Path) -> Result<(), SocketError> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(folder)
+        .map_err(|source| SocketError::Folder { folder: folder.into(), source })?;
+    check_folder(folder)
+}
+
 fn check_folder(folder: &Path) -> Result<(), SocketError> {
     let file =
         fs::metadata(folder).map_err(|source| SocketError::Folder { folder: folder.into(), source })?;
@@ -216,8 +243,13 @@ mod tests {
         let error = Socket::listen(&path).unwrap_err().to_string();
         assert!(error.contains("writable by nobody else") && error.contains("mode 777"), "{error}");
         assert!(matches!(Socket::connect(&path), Err(SocketError::NotOurs { .. })));
+        assert!(matches!(check(folder.path()), Err(SocketError::NotOurs { .. })));
         fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
+        check(folder.path()).unwrap();
         Socket::listen(&path).unwrap();
         assert!(matches!(Socket::listen(Path::new("/dev/null/x")), Err(SocketError::Folder { .. })));
+        assert!(matches!(check(Path::new("/dev/null/x")), Err(SocketError::Folder { .. })));
+        let long = folder.path().join("x".repeat(100));
+        assert!(matches!(check(&long), Err(SocketError::Listen { .. })));
     }
 }

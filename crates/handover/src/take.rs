@@ -125,7 +125,7 @@ impl Take {
 }
 
 impl<S, C> Taken<S, C> {
-    /// Takes it all: from here on, this process serves. What it took, and the connection to the old
+    /// Has the old process commit: from here on, this one serves. What it took, and the connection to the old
     /// process, which learns that this one serves when it is dropped.
     ///
     /// # Errors
@@ -135,9 +135,12 @@ impl<S, C> Taken<S, C> {
         self,
         timeout: Duration,
     ) -> Result<((S, Vec<OwnedFd>), Vec<(OwnedFd, C)>, Channel), TakeError> {
-        point(Step::BeforeCommit);
-        let commit = FromNew::Commit { clients: self.clients.len() };
-        self.channel.send(&commit, Instant::now() + timeout)?;
-        Ok((self.server, self.clients, self.channel))
+        point(Step::BeforeComplete);
+        let deadline = Instant::now() + timeout;
+        self.channel.send(&FromNew::Complete { clients: self.clients.len() }, deadline)?;
+        match self.channel.receive(deadline)? {
+            FromOld::<(), ()>::Commit => Ok((self.server, self.clients, self.channel)),
+            _ => Err(TakeError::Unexpected),
+        }
     }
 }

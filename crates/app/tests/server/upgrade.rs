@@ -1,6 +1,11 @@
 //! A new process takes over, and nobody notices; or it does not, and nobody notices either.
 
-use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf, time::Duration};
+use std::{
+    fs,
+    os::unix::fs::{PermissionsExt, symlink},
+    path::PathBuf,
+    time::Duration,
+};
 
 use futures_util::StreamExt;
 use lastcall_handover::fault::{self, Step};
@@ -189,26 +194,25 @@ async fn whatever_goes_wrong_before_the_commit_leaves_the_old_process_serving() 
     let pid = server.pid();
     let files = server.open_files();
     let mut number = 0;
-    for step in Step::NEW {
-        for fault in ["kill", "hang"] {
-            fs::write(faults.path(), format!("{step:?}:{fault}")).unwrap();
-            let told = server.failed_upgrade().await;
-            assert!(told.contains("the server goes on as before"), "{step:?}:{fault}: {told}");
-            number += 1;
-            clients[0].say(&number.to_string()).await;
-            for client in &mut clients {
-                let message = client.next_of("message").await;
-                assert_eq!(message["data"], number.to_string(), "{step:?}:{fault}");
-            }
-            assert_eq!(server.get("/health/ready").await.json()["clients"], 21, "{step:?}:{fault}");
+    let in_the_new_one = Step::NEW.iter().flat_map(|step| ["kill", "hang"].map(|fault| (*step, fault)));
+    for (step, fault) in in_the_new_one.chain([(Step::CommitTooLate, "do")]) {
+        fs::write(faults.path(), format!("{step:?}:{fault}")).unwrap();
+        let told = server.failed_upgrade().await;
+        assert!(told.contains("the server goes on as before"), "{step:?}:{fault}: {told}");
+        number += 1;
+        clients[0].say(&number.to_string()).await;
+        for client in &mut clients {
+            let message = client.next_of("message").await;
+            assert_eq!(message["data"], number.to_string(), "{step:?}:{fault}");
         }
+        assert_eq!(server.get("/health/ready").await.json()["clients"], 21, "{step:?}:{fault}");
     }
     fs::write(faults.path(), "OtherProtocol:do").unwrap();
     let told = server.failed_upgrade().await;
     assert!(told.contains("speaks version 2 of the handover, this one 1"), "{told}");
     assert_eq!(server.pid(), pid);
     let metrics = server.get("/metrics").await.body;
-    assert!(metrics.contains("lastcall_handovers_total{result=\"failed\"} 19\n"), "{metrics}");
+    assert!(metrics.contains("lastcall_handovers_total{result=\"failed\"} 20\n"), "{metrics}");
     soon("the files to be closed", async { while server.open_files() > files {} }).await;
     // And after all that, one that works.
     fs::write(faults.path(), "").unwrap();
@@ -259,6 +263,10 @@ async fn a_program_that_cannot_take_over_is_told_of_and_the_old_one_goes_on() {
     let _third = server.client().await;
     let told = server.failed_upgrade().await;
     assert!(told.contains("room for 2 clients, but 3 are here"), "{told}");
+    // The real one, with a folder for its socket that cannot be one.
+    replace(&program, &format!("RUNTIME_DIR=/dev/null/x exec {} \"$@\"", env!("CARGO_BIN_EXE_lastcall")));
+    let told = server.failed_upgrade().await;
+    assert!(told.contains("it ended by itself (exit status: 1)"), "{told}");
     replace(&program, "exit 3");
     let told = server.failed_upgrade().await;
     assert!(told.contains("it ended by itself (exit status: 3)"), "{told}");
@@ -272,6 +280,27 @@ async fn a_program_that_cannot_take_over_is_told_of_and_the_old_one_goes_on() {
     client.say("still here").await;
     assert_eq!(client.next_of("message").await["data"], "still here");
     assert_eq!(server.get("/health/ready").await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_release_that_a_link_leads_to_is_the_one_that_takes_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let current = folder.path().join("current");
+    let releases = ["one", "two"].map(|name| {
+        let release = folder.path().join(name);
+        fs::create_dir(&release).unwrap();
+        fs::copy(env!("CARGO_BIN_EXE_lastcall"), release.join("lastcall")).unwrap();
+        release
+    });
+    symlink(&releases[0], &current).unwrap();
+    let mut server = Start::default().program(&current.join("lastcall")).serve().await;
+    for release in [&releases[1], &releases[0]] {
+        fs::remove_file(&current).unwrap();
+        symlink(release, &current).unwrap();
+        server.upgrade().await;
+        let program = fs::read_link(format!("/proc/{}/exe", server.pid().as_raw_nonzero())).unwrap();
+        assert_eq!(program, release.canonicalize().unwrap().join("lastcall"));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
