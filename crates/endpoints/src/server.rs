@@ -1,9 +1,9 @@
 //! The HTTP server: accepts, and speaks HTTP/1.1 until a connection ends or becomes a WebSocket.
 
+mod no_descriptors;
+
 use std::{
-    fs::File,
     future::poll_fn,
-    io,
     net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -25,12 +25,13 @@ use lastcall_websockets::{ConnectionManager, Handshake, Place};
 use tokio::{
     net::{TcpListener, TcpStream},
     task::{JoinError, JoinHandle, JoinSet, spawn_blocking, unconstrained, yield_now},
-    time::{sleep, timeout},
+    time::timeout,
 };
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 use tracing::{debug, warn};
 
+use self::no_descriptors::NoDescriptors;
 use crate::socket::Socket;
 
 /// How long the head of a request may take to arrive, and a kept-alive connection may be idle: a client
@@ -48,9 +49,6 @@ const CROWD: usize = 500;
 
 /// How long the event loops may take to take a crowd in.
 const SETTLING: Duration = Duration::from_secs(10);
-
-/// How long those have who are turned away for want of file descriptors.
-const FAREWELL: Duration = Duration::from_millis(50);
 
 /// Who is calling.
 #[derive(Debug, Clone, Copy)]
@@ -104,7 +102,7 @@ impl HttpServer {
         let stopping = Arc::new(Stopping::default());
         // Unconstrained: it takes all who wait before it lets others have their turn. Shaking hands takes
         // longer than dialling, and the backlog would overflow meanwhile.
-        let accepting = accept(entrance, Reserve::new(), router, manager, Arc::clone(&stopping));
+        let accepting = accept(entrance, NoDescriptors::new(), router, manager, Arc::clone(&stopping));
         let accepting = tokio::spawn(unconstrained(accepting));
         Self { stopping, accepting }
     }
@@ -131,7 +129,7 @@ impl HttpServer {
 
 async fn accept(
     entrance: Entrance,
-    mut reserve: Reserve,
+    mut no_descriptors: NoDescriptors,
     router: Router,
     manager: ConnectionManager,
     stopping: Arc<Stopping>,
@@ -153,13 +151,14 @@ async fn accept(
             () = stopping.asked.cancelled() => break,
             accepted = listener.accept() => match accepted {
                 Ok((stream, peer)) => {
+                    no_descriptors.accepted();
                     accepted_so_far = accepted_so_far.wrapping_add(1);
                     if accepted_so_far.is_multiple_of(MOST_IN_A_ROW) {
                         yield_now().await;
                     }
                     connections.spawn(connection(stream, peer));
                 }
-                Err(error) => reserve.turn_away(&listener, &error).await,
+                Err(error) => no_descriptors.handle(&listener, &error).await,
             },
             Some(ended) = connections.join_next() => {
                 // Nobody is silent for longer than it may be before the server stops.
@@ -304,60 +303,4 @@ impl Upgrade {
         // Nothing that holds it can panic.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// One file descriptor kept for the time when there is no other: with it, newcomers can be told, instead
-/// of being left in the backlog while the server spins.
-struct Reserve {
-    file: Option<File>,
-    told: bool,
-}
-
-impl Reserve {
-    fn new() -> Self {
-        Self { file: File::open("/dev/null").ok(), told: false }
-    }
-
-    /// Handles an error of accept(2).
-    async fn turn_away(&mut self, listener: &TcpListener, error: &io::Error) {
-        if !is_out_of_descriptors(error) {
-            // The client went while it waited: the next one is next.
-            return debug!(%error, "a connection could not be accepted");
-        }
-        if !std::mem::replace(&mut self.told, true) {
-            warn!(%error, "no file descriptors left: newcomers get 503 until some are free (said once)");
-        }
-        drop(self.file.take());
-        match timeout(FAREWELL, listener.accept()).await {
-            Ok(Ok((stream, _))) => say_full(stream).await,
-            // Somebody else took the descriptor. There is no event for one becoming free.
-            Ok(Err(_)) => sleep(FAREWELL).await,
-            Err(_) => {}
-        }
-        self.file = File::open("/dev/null").ok();
-    }
-}
-
-fn is_out_of_descriptors(error: &io::Error) -> bool {
-    // EMFILE 24, ENFILE 23, ENOBUFS 105 and ENOMEM 12 on Linux: errno(3), accept(2).
-    matches!(error.raw_os_error(), Some(24 | 23 | 105 | 12))
-}
-
-async fn say_full(stream: TcpStream) {
-    const BODY: &str =
-        r#"{"error":{"code":"full","message":"The server has no file descriptors left; try again later."}}"#;
-    let answer = format!(
-        "HTTP/1.1 503 Service Unavailable\r\nretry-after: {}\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{BODY}",
-        crate::error::RETRY_AFTER_SECONDS,
-        BODY.len(),
-    );
-    // The request is read first, or the kernel answers the close with a reset that takes the answer with it.
-    let mut request = [0; 4096];
-    let _ = timeout(FAREWELL, async {
-        if stream.readable().await.is_ok() {
-            let _ = stream.try_read(&mut request);
-            let _ = stream.try_write(answer.as_bytes());
-        }
-    })
-    .await;
 }

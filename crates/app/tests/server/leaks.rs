@@ -96,17 +96,34 @@ async fn twenty_thousand_clients_leave_nothing_behind() {
 }
 
 #[tokio::test]
-async fn without_file_descriptors_newcomers_are_told_and_it_recovers() {
+async fn without_file_descriptors_new_connections_get_503_and_each_shortage_is_logged_once() {
     let server = Start::default().open_files(80).serve().await;
-    let mut idle = Vec::new();
-    for _ in 0..90 {
-        idle.push(TcpStream::connect(server.address).await.unwrap());
+    for shortage in 1..=2 {
+        let mut idle = Vec::new();
+        for _ in 0..90 {
+            idle.push(TcpStream::connect(server.address).await.unwrap());
+        }
+        for _ in 0..10 {
+            // They come after these: connections are accepted in order.
+            assert_eq!(server.get("/health/live").await.error(), (503, "full".into()));
+        }
+        assert_eq!(server.refusal(&[]).await.error(), (503, "full".into()));
+        // One client leaves and another comes: it is the same shortage.
+        drop(idle.pop());
+        soon("a full server", async {
+            while server.get("/health/live").await.status != 503 {
+                idle.push(TcpStream::connect(server.address).await.unwrap());
+            }
+        })
+        .await;
+        drop(idle);
+        soon("the end of the shortage", async {
+            while server.log_lines("there are file descriptors again").len() < shortage {
+                server.get("/health/live").await;
+            }
+        })
+        .await;
+        assert_eq!(server.log_lines("no file descriptors left").len(), shortage);
     }
-    // They come before these: connections are accepted in order.
-    assert_eq!(server.get("/health/live").await.error(), (503, "full".into()));
-    assert_eq!(server.refusal(&[]).await.error(), (503, "full".into()));
-    server.logged("no file descriptors left").await;
-    drop(idle);
-    soon("a free file", async { while server.get("/health/live").await.status != 200 {} }).await;
     server.client().await.leave().await;
 }

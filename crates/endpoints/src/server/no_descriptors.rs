@@ -1,0 +1,90 @@
+//! What newcomers get while the process has no file descriptors left: 503, with one that is kept for this.
+
+use std::{io, os::fd::OwnedFd, time::Duration};
+
+use lastcall_core::SpareDescriptor;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    time::{sleep, timeout},
+};
+use tracing::{debug, info, warn};
+
+use crate::error::RETRY_AFTER_SECONDS;
+
+/// How long one newcomer may take to send its request, and the time until the next attempt when there is not
+/// even the spare descriptor.
+const AT_MOST: Duration = Duration::from_millis(50);
+
+/// Answers newcomers 503 while there are no file descriptors.
+pub(super) struct NoDescriptors {
+    /// `None`: there were none left when the server started.
+    spare: Option<SpareDescriptor>,
+    refused: u64,
+}
+
+impl NoDescriptors {
+    pub(super) fn new() -> Self {
+        let spare = SpareDescriptor::reserve()
+            .inspect_err(
+                |error| warn!(%error, "no file descriptor can be kept for the time when there are no others"),
+            )
+            .ok();
+        Self { spare, refused: 0 }
+    }
+
+    /// Notes that a connection could be accepted.
+    pub(super) fn accepted(&mut self) {
+        if self.spare.as_mut().is_some_and(SpareDescriptor::succeeded) {
+            let refused = std::mem::take(&mut self.refused);
+            info!(refused, "there are file descriptors again; {refused} connections got 503 meanwhile");
+        }
+    }
+
+    /// Handles an error of accept(2).
+    pub(super) async fn handle(&mut self, listener: &TcpListener, error: &io::Error) {
+        if !SpareDescriptor::is_shortage(error) {
+            // The client went while it waited: the next one is next.
+            return debug!(%error, "a connection could not be accepted");
+        }
+        let Some(spare) = &mut self.spare else { return sleep(AT_MOST).await };
+        if spare.begins() {
+            warn!(
+                %error,
+                "no file descriptors left: new connections get 503 until there are some (logged once)"
+            );
+        }
+        spare.release();
+        match timeout(AT_MOST, listener.accept()).await {
+            Ok(Ok((stream, _))) => {
+                self.refused += 1;
+                refuse(&stream).await;
+                match stream.into_std() {
+                    Ok(stream) => spare.keep(OwnedFd::from(stream)),
+                    Err(error) => debug!(%error, "a refused connection could not be closed in place"),
+                }
+            }
+            // Another thread took the descriptor. There is no event for one becoming free.
+            Ok(Err(_)) => sleep(AT_MOST).await,
+            Err(_) => {}
+        }
+        spare.restore();
+    }
+}
+
+async fn refuse(stream: &TcpStream) {
+    const BODY: &str =
+        r#"{"error":{"code":"full","message":"The server has no file descriptors left; try again later."}}"#;
+    let answer = format!(
+        "HTTP/1.1 503 Service Unavailable\r\nretry-after: {RETRY_AFTER_SECONDS}\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{BODY}",
+        BODY.len(),
+    );
+    // The request is read first, or the kernel answers the close with a reset that takes the answer with it.
+    let mut request = [0; 4096];
+    let _ = timeout(AT_MOST, async {
+        if stream.readable().await.is_ok() {
+            let _ = stream.try_read(&mut request);
+            let _ = stream.try_write(answer.as_bytes());
+        }
+    })
+    .await;
+}
