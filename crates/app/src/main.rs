@@ -7,6 +7,7 @@ mod front;
 mod inherit;
 mod operate;
 mod server;
+mod threads;
 mod upgrade;
 
 use std::{
@@ -21,7 +22,7 @@ use lastcall_core::{
     logging,
     settings::{Loaded, Settings, TAKE_OVER, make_room_for_descriptors, raise_fd_limit},
 };
-use tokio::runtime::{self, Runtime};
+use tokio::runtime::Builder;
 use tracing::warn;
 
 use crate::cli::Action;
@@ -43,7 +44,7 @@ fn main() -> ExitCode {
         Action::ShowConfig => show_config(&loaded),
         Action::Serve => serve(&loaded.settings),
         Action::Upgrade => operate::upgrade(&loaded.settings),
-        Action::Status => runtime().and_then(|runtime| runtime.block_on(operate::status(&loaded.settings))),
+        Action::Status => status(&loaded.settings),
     };
     result.unwrap_or_else(|error| {
         complain(&format_args!("{error:#}"));
@@ -59,7 +60,7 @@ fn serve(settings: &Settings) -> anyhow::Result<ExitCode> {
     if let Err(error) = room {
         warn!(%error, "cannot make room for descriptors: newcomers may have to wait for it");
     }
-    let runtime = runtime()?;
+    let runtime = threads::runtime()?;
     // Set by the process that runs, if there is one to take over from.
     let take_over = env::var_os(TAKE_OVER).map(PathBuf::from);
     let ending = runtime.block_on(server::run(settings, take_over));
@@ -68,10 +69,9 @@ fn serve(settings: &Settings) -> anyhow::Result<ExitCode> {
     ending
 }
 
-/// One thread: HTTP is little work beside that of the event loops, and a handshake that never changes threads
-/// costs less.
-fn runtime() -> anyhow::Result<Runtime> {
-    runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")
+fn status(settings: &Settings) -> anyhow::Result<ExitCode> {
+    let runtime = Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
+    runtime.block_on(operate::status(settings))
 }
 
 fn show_config(loaded: &Loaded) -> anyhow::Result<ExitCode> {

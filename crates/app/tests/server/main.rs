@@ -14,4 +14,5 @@ mod publish;
 mod shutdown;
 mod startup;
 mod support;
+mod task_limit;
 mod upgrade;

@@ -89,6 +89,22 @@ impl Start {
         self
     }
 
+    /// Runs it as this user, where the test is root, who may start more processes than any limit says.
+    pub(crate) fn user(mut self, id: u32) -> Self {
+        if rustix::process::getuid().is_root() {
+            // The folder of the build may be closed to others. By `cp`: a file that this process has open for
+            // writing cannot be executed, and a process that another test starts meanwhile has it open, too.
+            let program = self.dir.path().join("lastcall");
+            let copied =
+                std::process::Command::new("cp").arg(env!("CARGO_BIN_EXE_lastcall")).arg(&program).status();
+            assert!(copied.unwrap().success());
+            std::os::unix::fs::chown(self.dir.path(), Some(id), Some(id)).unwrap();
+            self.command = copy_of(&self.command, &program, &[]);
+            self.command.uid(id).gid(id);
+        }
+        self
+    }
+
     /// Has it find this socket where systemd passes one: descriptor 3, and a variable with its own number.
     pub(crate) fn listen_on(mut self, listener: TcpListener) -> Self {
         let activate = "exec 3<&0 </dev/null; LISTEN_FDS=1 LISTEN_PID=$$ exec \"$0\" \"$@\"";

@@ -1,0 +1,80 @@
+//! The runtime, and the threads for work that blocks.
+
+use std::{
+    io,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread,
+    time::Duration,
+};
+
+use anyhow::Context;
+use tokio::runtime::{self, Runtime};
+
+/// Threads for work that blocks: one for each connection to the socket for upgrades (at most eight), and two
+/// for the steps of an upgrade.
+const BLOCKING_THREADS: usize = 10;
+
+/// A runtime that can always carry out `spawn_blocking`.
+///
+/// tokio panics in `spawn_blocking` when it has no thread for it and the system gives none, as at the limit of
+/// tasks (`pids.max`, `RLIMIT_NPROC`). So all of its threads are started now, and kept; more work than there are
+/// threads waits for one of them.
+///
+/// HTTP has one thread: it is little work beside that of the event loops, and a handshake that never changes
+/// threads costs less.
+///
+/// # Errors
+/// When the system does not give the threads.
+pub(crate) fn runtime() -> anyhow::Result<Runtime> {
+    // tokio does not return this error, it panics: so it is looked for beforehand.
+    try_threads().with_context(|| {
+        format!("cannot start {BLOCKING_THREADS} threads; raise the limit of processes (ulimit -u, pids.max)")
+    })?;
+    let runtime = runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(BLOCKING_THREADS)
+        .thread_keep_alive(Duration::MAX)
+        .build()
+        .context("cannot start the runtime")?;
+    let gate = Gate::default();
+    let closed = gate.close();
+    for _ in 0..BLOCKING_THREADS {
+        let gate = gate.clone();
+        // None is idle while the gate is closed, so each of these gets a thread of its own.
+        drop(runtime.spawn_blocking(move || gate.pass()));
+    }
+    drop(closed);
+    Ok(runtime)
+}
+
+/// Starts as many threads as are needed, and ends them.
+fn try_threads() -> io::Result<()> {
+    let gate = Gate::default();
+    let closed = gate.close();
+    let start = |_| {
+        let gate = gate.clone();
+        thread::Builder::new().spawn(move || gate.pass())
+    };
+    let threads: io::Result<Vec<_>> = (0..BLOCKING_THREADS).map(start).collect();
+    drop(closed);
+    for thread in threads? {
+        // It does nothing that could panic.
+        let _ = thread.join();
+    }
+    Ok(())
+}
+
+/// Holds threads up until it is opened.
+#[derive(Clone, Default)]
+struct Gate(Arc<Mutex<()>>);
+
+impl Gate {
+    /// Closed until this is dropped.
+    fn close(&self) -> MutexGuard<'_, ()> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn pass(&self) {
+        drop(self.close());
+    }
+}
