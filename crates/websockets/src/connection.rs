@@ -1,7 +1,7 @@
 //! One client: plain data, and what happens to it. Which loop serves it, and when, is not its concern.
 
 use std::{
-    io::{ErrorKind, Read, Write},
+    io::{self, ErrorKind, Read, Write},
     net::Shutdown,
     ops::ControlFlow,
     time::Duration,
@@ -21,6 +21,7 @@ use crate::{
     message::ServerMessage,
     occupancy::{Departure, Place},
     outbox::Outbox,
+    ping::Ping,
     state::ConnectionState,
 };
 
@@ -83,8 +84,8 @@ pub(crate) enum Readable {
 pub(crate) struct Connection {
     pub(crate) stream: TcpStream,
     pub(crate) id: ClientId,
-    /// Whether anything came since the last ping.
-    pub(crate) heard: bool,
+    /// What came of the last ping.
+    pub(crate) ping: Ping,
     /// Whether it stands in the loop's list of those to read from.
     pub(crate) waits_to_be_read: bool,
     /// Whether the kernel tells when the socket takes output again.
@@ -104,7 +105,7 @@ impl Connection {
         Self {
             stream,
             id,
-            heard: true,
+            ping: Ping::default(),
             waits_to_be_read: false,
             output_is_watched: false,
             half_closed: false,
@@ -120,7 +121,7 @@ impl Connection {
     pub(crate) fn restore(stream: TcpStream, state: ConnectionState, place: Place) -> Self {
         Self {
             life: state.life,
-            heard: state.heard,
+            ping: Ping::restore(state.heard, !state.outbox.is_empty()),
             close_reason: state.close_reason,
             decoder: state.decoder,
             outbox: state.outbox,
@@ -136,7 +137,7 @@ impl Connection {
             life: self.life,
             close_reason: self.close_reason,
             cut_off_in_ms: cut_off_in.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
-            heard: self.heard,
+            heard: self.ping == Ping::Answered,
             decoder: self.decoder.clone(),
             outbox: self.outbox.clone(),
         }
@@ -231,8 +232,12 @@ impl Connection {
 
     /// Writes what waits, as far as the socket takes it.
     pub(crate) fn flush(&mut self) -> Outcome {
+        let before = self.outbox.len();
         if self.outbox.flush(&self.stream).is_err() {
             return self.hung_up();
+        }
+        if self.outbox.len() < before {
+            self.ping.wrote(self.outbox.is_empty());
         }
         if self.has_output() {
             return Outcome::Unchanged;
@@ -245,6 +250,12 @@ impl Connection {
             },
             Life::Open | Life::CloseSent => Outcome::Unchanged,
         }
+    }
+
+    /// Whether something of the client, its end included, is there to be read.
+    pub(crate) fn has_input(&self) -> bool {
+        let nothing = |error: &io::Error| error.kind() == ErrorKind::WouldBlock;
+        !self.stream.peek(&mut [0]).is_err_and(|error| nothing(&error))
     }
 
     /// Reads once, up to the size of `buffer`. Texts to be passed on go to `on_text`.
@@ -285,7 +296,7 @@ impl Connection {
         figures: &mut Figures,
         mut on_text: impl FnMut(ClientId, &str),
     ) -> Outcome {
-        self.heard = true;
+        self.ping.answered();
         figures.bytes_received += input.len() as u64;
         if matches!(self.life, Life::Answering | Life::Deaf) {
             return Outcome::Unchanged;

@@ -22,6 +22,7 @@ use tracing::{debug, trace};
 use crate::{
     bus::{Bus, Command, Newcomer, Origin},
     client_id::ClientId,
+    clock::Clock,
     close::CloseReason,
     connection::{Connection, Outcome, Readable, Rules},
     figures::Figures,
@@ -82,10 +83,11 @@ pub(crate) struct Setup {
 pub(crate) struct EventLoop {
     setup: Setup,
     bus: Arc<Bus>,
+    clock: Clock,
     clients: Slab<Connection>,
     /// Clients to read from, each once. They take turns, one read each.
     readers: VecDeque<usize>,
-    /// Clients that are closing, and when they are cut off. All have the same time, so this is in order.
+    /// Clients that are closing, and when by the loop's clock they are cut off. All have the same time, so this is in order.
     closing: VecDeque<(Instant, usize, ClientId)>,
     heartbeat: Option<Heartbeat>,
     /// Who is closed when, and why, once those inside are being closed one by one.
@@ -117,13 +119,15 @@ impl EventLoop {
     }
 
     pub(crate) fn new(setup: Setup, bus: Arc<Bus>) -> Self {
+        let clock = Clock::start(Instant::now());
         let heartbeat = setup
             .heartbeat
             .filter(|_| !setup.rules.is_echo())
-            .map(|(interval, timeout)| Heartbeat::new(interval, timeout, Instant::now()));
+            .map(|(interval, timeout)| Heartbeat::new(interval, timeout, clock.now()));
         Self {
             setup,
             bus,
+            clock,
             clients: Slab::new(),
             readers: VecDeque::new(),
             closing: VecDeque::new(),
@@ -146,7 +150,11 @@ impl EventLoop {
     pub(crate) fn run(mut self) {
         let mut events = Events::with_capacity(EVENTS);
         while !self.stopped {
-            match self.setup.poll.poll(&mut events, self.patience()) {
+            let patience = self.patience();
+            let polled = self.setup.poll.poll(&mut events, patience);
+            let woken = Instant::now();
+            self.clock.after_wait(woken, patience);
+            match polled {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => {
@@ -154,7 +162,6 @@ impl EventLoop {
                     break;
                 }
             }
-            let woken = Instant::now();
             for event in &events {
                 if event.token() == WAKE {
                     self.more = true;
@@ -175,11 +182,13 @@ impl EventLoop {
             }
             self.read();
             self.work();
-            self.beat(events.iter().count() < EVENTS);
+            self.beat();
             self.close_those_due();
             self.cut_off_late_ones();
             self.bus.crowd(self.setup.index, self.clients.len());
-            self.figures.turns.count(woken.elapsed());
+            let end = Instant::now();
+            self.clock.read(end);
+            self.figures.turns.count(end.saturating_duration_since(woken));
         }
         for connection in self.clients.drain() {
             connection.depart(Departure::Cut);
@@ -195,9 +204,12 @@ impl EventLoop {
         let beat = self.heartbeat.as_ref().filter(|_| !self.clients.is_empty()).map(Heartbeat::next);
         let cut = self.closing.front().map(|(deadline, ..)| *deadline);
         let close = self.pace.as_ref().and_then(|(pace, _)| pace.next());
-        let next = [beat, cut, close].into_iter().flatten().min()?;
-        // Rounded up, as epoll counts in milliseconds: waking early would mean spinning.
-        Some(next.saturating_duration_since(Instant::now()))
+        let running = [beat, cut].into_iter().flatten().min();
+        let running = running.map(|next| next.saturating_duration_since(self.clock.now()));
+        // Clients know when the drain ends: that is a moment of the system's clock.
+        let close = close.map(|next| next.saturating_duration_since(self.clock.system()));
+        // mio rounds it up to milliseconds, as epoll counts in these: waking early would mean spinning.
+        [running, close].into_iter().flatten().min()
     }
 
     /// Whether what clients send can be passed on now.
@@ -262,7 +274,8 @@ impl EventLoop {
             Outcome::Unchanged => {}
             Outcome::CloseStarted => {
                 if let Some(connection) = self.clients.get(slot) {
-                    self.closing.push_back((Instant::now() + self.setup.close_timeout, slot, connection.id));
+                    let deadline = self.clock.read(Instant::now()) + self.setup.close_timeout;
+                    self.closing.push_back((deadline, slot, connection.id));
                 }
             }
             Outcome::Over(departure) => self.end(slot, departure),
@@ -401,17 +414,20 @@ impl EventLoop {
     /// process's, and this loop has nothing more to do.
     fn freeze(&mut self, reply: &mpsc::Sender<FrozenLoop>) {
         let clients = std::mem::take(&mut self.clients);
-        let deadlines = self.closing.iter().filter(|(_, slot, id)| {
+        let now = self.clock.read(Instant::now());
+        let closing = self.closing.iter().filter(|(_, slot, id)| {
             clients.get(*slot).is_some_and(|connection: &Connection| connection.id == *id)
         });
-        let deadlines = deadlines.map(|(deadline, slot, _)| (*slot, *deadline)).collect();
-        let (frozen, returned) = FrozenLoop::new(clients, deadlines, self.figures.clone());
+        let left =
+            closing.map(|(deadline, slot, _)| (*slot, deadline.saturating_duration_since(now))).collect();
+        let (frozen, returned) = FrozenLoop::new(clients, left, self.figures.clone());
         // If nobody waits for it any more, it is dropped here, and comes back at once.
         drop(reply.try_send(frozen));
         match returned.recv() {
             Ok(clients) => self.clients = clients,
             Err(_) => self.stopped = true,
         }
+        self.clock.skip(Instant::now());
     }
 
     /// Goes on from client to client until the slice is over; whether all have had it.
@@ -514,35 +530,39 @@ impl EventLoop {
         connection.output_is_watched = connection.has_output();
         entry.insert(connection);
         if let Some(left) = cut_off_in_ms {
-            self.closing.push_back((Instant::now() + Duration::from_millis(left), slot, id));
+            // Another process may have had a longer timeout, or have written down nonsense.
+            let left = Duration::from_millis(left).min(self.setup.close_timeout);
+            self.closing.push_back((self.clock.read(Instant::now()) + left, slot, id));
             self.closing.make_contiguous().sort_unstable();
         }
     }
 
-    /// Pings and checks what is due: one bucket a turn, the next turn follows at once. `all_heard`: whether
-    /// the kernel had no more to tell, so that who was not heard did not say anything.
-    fn beat(&mut self, all_heard: bool) {
-        let Some(heartbeat) = &mut self.heartbeat else { return };
-        if !all_heard {
-            return;
-        }
-        let (bucket, ping) = match heartbeat.due(Instant::now()) {
-            Some(Beat::Ping(bucket)) => (bucket, Some(Frame::ping())),
-            Some(Beat::Check(bucket)) => (bucket, None),
-            None => return,
-        };
+    /// Pings and checks what is due: one bucket a turn, the next turn follows at once.
+    fn beat(&mut self) {
+        let now = self.clock.read(Instant::now());
+        let Some(beat) = self.heartbeat.as_mut().and_then(|heartbeat| heartbeat.due(now)) else { return };
+        let (Beat::Ping(bucket) | Beat::Check(bucket)) = beat;
+        let frame = Frame::ping();
         for slot in (bucket..self.clients.capacity()).step_by(BUCKETS) {
             let Some(connection) = self.clients.get_mut(slot).filter(|connection| connection.is_open())
             else {
                 continue;
             };
-            let outcome = match &ping {
-                Some(ping) => {
-                    connection.heard = false;
-                    connection.send(ping.bytes(), &self.setup.rules)
+            let outcome = match beat {
+                Beat::Ping(_) if connection.ping.is_needed() => {
+                    let outcome = connection.send(frame.bytes(), &self.setup.rules);
+                    connection.ping.sent(connection.has_output());
+                    outcome
                 }
-                None if connection.heard || connection.waits_to_be_read => Outcome::Unchanged,
-                None => connection.close(CloseReason::Idle),
+                Beat::Check(_) if connection.ping.is_overdue() => {
+                    // An answer may have come that is not read yet: after a pause there is much to read.
+                    if connection.has_input() {
+                        self.wants_to_be_read(slot);
+                        continue;
+                    }
+                    connection.close(CloseReason::Idle)
+                }
+                Beat::Ping(_) | Beat::Check(_) => continue,
             };
             self.settle(slot, outcome);
         }
@@ -570,7 +590,7 @@ impl EventLoop {
     }
 
     fn cut_off_late_ones(&mut self) {
-        let now = Instant::now();
+        let now = self.clock.now();
         while let Some(&(deadline, slot, id)) = self.closing.front()
             && deadline <= now
         {

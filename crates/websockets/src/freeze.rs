@@ -6,7 +6,7 @@ use std::{
         Arc,
         mpsc::{Receiver, SyncSender, sync_channel},
     },
-    time::Instant,
+    time::Duration,
 };
 
 use slab::Slab;
@@ -23,8 +23,9 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct FrozenLoop {
     clients: Slab<Connection>,
-    /// When those who are being closed are cut off: their slots, ordered.
-    deadlines: Vec<(usize, Instant)>,
+    /// How long those who are being closed still have: by their slots, ordered. The time of the handover does
+    /// not count.
+    left: Vec<(usize, Duration)>,
     figures: Figures,
     back: Option<SyncSender<Slab<Connection>>>,
 }
@@ -34,18 +35,18 @@ impl FrozenLoop {
     /// process's.
     pub(crate) fn new(
         clients: Slab<Connection>,
-        mut deadlines: Vec<(usize, Instant)>,
+        mut left: Vec<(usize, Duration)>,
         figures: Figures,
     ) -> (Self, Receiver<Slab<Connection>>) {
-        deadlines.sort_unstable();
+        left.sort_unstable();
         let (back, returned) = sync_channel(1);
-        (Self { clients, deadlines, figures, back: Some(back) }, returned)
+        (Self { clients, left, figures, back: Some(back) }, returned)
     }
 
-    fn states(&self, now: Instant) -> impl Iterator<Item = (BorrowedFd<'_>, ConnectionState)> {
-        self.clients.iter().map(move |(slot, connection)| {
-            let deadline = self.deadlines.binary_search_by_key(&slot, |(slot, _)| *slot);
-            let left = deadline.ok().map(|at| self.deadlines[at].1.saturating_duration_since(now));
+    fn states(&self) -> impl Iterator<Item = (BorrowedFd<'_>, ConnectionState)> {
+        self.clients.iter().map(|(slot, connection)| {
+            let found = self.left.binary_search_by_key(&slot, |(slot, _)| *slot);
+            let left = found.ok().and_then(|index| self.left.get(index)).map(|(_, left)| *left);
             (connection.stream.as_fd(), connection.state(left))
         })
     }
@@ -89,8 +90,7 @@ impl Frozen {
 
     /// Each client's socket and state.
     pub fn states(&self) -> impl Iterator<Item = (BorrowedFd<'_>, ConnectionState)> {
-        let now = Instant::now();
-        self.loops.iter().flat_map(move |one| one.states(now))
+        self.loops.iter().flat_map(FrozenLoop::states)
     }
 
     /// What there is beside the clients.

@@ -1,7 +1,9 @@
 //! Pings, spread evenly over the interval, from one timer for all clients of a loop.
 //!
 //! Clients are dealt into buckets by their slot. Every `interval / BUCKETS` one bucket is pinged; after
-//! `timeout` it is looked through for those that were not heard since.
+//! `timeout` it is checked for clients that sent nothing since. A bucket is never pinged between its ping and its
+//! check, so a check only looks at answers to the ping that it belongs to. All moments are those of the loop's
+//! [`Clock`](crate::clock::Clock).
 
 use std::{
     collections::VecDeque,
@@ -16,7 +18,7 @@ pub(crate) const BUCKETS: usize = 256;
 pub(crate) enum Beat {
     /// Ping its clients.
     Ping(usize),
-    /// Close those of its clients that were not heard since their ping.
+    /// Close those of its clients that sent nothing since their ping.
     Check(usize),
 }
 
@@ -26,11 +28,13 @@ pub(crate) struct Heartbeat {
     timeout: Duration,
     next_ping: Instant,
     bucket: usize,
-    /// Buckets that were pinged, and when they are checked; ordered, at most all of them.
+    /// Buckets that were pinged, and when they are checked; ordered, each at most once.
     checks: VecDeque<(Instant, usize)>,
 }
 
 impl Heartbeat {
+    /// Pings each bucket once in `interval` and checks it `timeout` later. When `timeout` is the longer one, it is
+    /// the interval, too.
     pub(crate) fn new(interval: Duration, timeout: Duration, now: Instant) -> Self {
         let step = interval / BUCKETS as u32;
         Self { step, timeout, next_ping: now + step, bucket: 0, checks: VecDeque::new() }
@@ -38,11 +42,19 @@ impl Heartbeat {
 
     /// When [`Heartbeat::due`] has something next.
     pub(crate) fn next(&self) -> Instant {
-        self.checks.front().map_or(self.next_ping, |(check, _)| self.next_ping.min(*check))
+        match self.checks.front() {
+            Some((check, _)) if self.must_check_first() => *check,
+            Some((check, _)) => self.next_ping.min(*check),
+            None => self.next_ping,
+        }
     }
 
-    /// One thing that is due, if any. A check never comes sooner than `timeout` after the ping was really
-    /// made, so a process that was suspended does not take its own absence for its clients'.
+    /// Whether the bucket that is to be pinged next still waits for its check: all do, and it is the first one.
+    fn must_check_first(&self) -> bool {
+        self.checks.len() == BUCKETS
+    }
+
+    /// One thing that is due, if any. A check never comes sooner than `timeout` after the ping was really made.
     pub(crate) fn due(&mut self, now: Instant) -> Option<Beat> {
         if let Some(&(check, bucket)) = self.checks.front()
             && check <= now
@@ -50,7 +62,7 @@ impl Heartbeat {
             self.checks.pop_front();
             return Some(Beat::Check(bucket));
         }
-        if self.next_ping > now {
+        if self.must_check_first() || self.next_ping > now {
             return None;
         }
         let bucket = self.bucket;
@@ -89,13 +101,34 @@ mod tests {
     }
 
     #[test]
-    fn after_a_suspension_clients_get_their_whole_timeout() {
+    fn a_missed_round_is_not_made_up_for() {
         let start = Instant::now();
         let timeout = Duration::from_secs(10);
         let mut heartbeat = Heartbeat::new(Duration::from_secs(25), timeout, start);
         let late = start + Duration::from_secs(3600);
         assert_eq!(heartbeat.due(late), Some(Beat::Ping(0)));
-        assert_eq!(heartbeat.due(late), None, "the missed hour is not made up for");
+        assert_eq!(heartbeat.due(late), None);
         assert_eq!(heartbeat.checks.front(), Some(&(late + timeout, 0)));
     }
+
+    #[test]
+    fn a_bucket_is_checked_between_its_pings_whatever_the_settings() {
+        let start = Instant::now();
+        let interval = Duration::from_secs(10);
+        for (timeout, lateness) in [(10_000, 0), (10_000, 1), (9_999, 7), (25_000, 3), (10, 0)] {
+            let mut heartbeat = Heartbeat::new(interval, Duration::from_millis(timeout), start);
+            let mut waits = [false; BUCKETS];
+            for _ in 0..BUCKETS * 10 {
+                let now = heartbeat.next() + Duration::from_millis(lateness);
+                match heartbeat.due(now).expect("something is due when it says so") {
+                    Beat::Ping(bucket) => assert!(!std::mem::replace(&mut waits[bucket], true)),
+                    Beat::Check(bucket) => assert!(std::mem::take(&mut waits[bucket])),
+                }
+            }
+        }
+    }
 }
+
+#[cfg(test)]
+#[path = "heartbeat_tests.rs"]
+mod with_clients;

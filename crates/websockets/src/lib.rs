@@ -5,6 +5,7 @@
 
 mod bus;
 mod client_id;
+mod clock;
 mod close;
 mod connection;
 mod decoder;
@@ -21,6 +22,7 @@ mod notifier;
 mod occupancy;
 mod outbox;
 mod pace;
+mod ping;
 mod shutdown;
 mod state;
 

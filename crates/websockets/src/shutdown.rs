@@ -13,7 +13,8 @@ use tracing::{info, warn};
 use crate::{close::CloseReason, manager::ConnectionManager, notice::Notice, occupancy::Occupancy};
 
 /// How much longer than `close_timeout` to wait for the event loops to have cut everyone off. They do it
-/// in their own turn; this bound only matters when one is stuck.
+/// in their own turn; this bound only matters when one is stuck, or when the process was stopped meanwhile and
+/// they still have to read the answers.
 const GRACE: Duration = Duration::from_secs(1);
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -130,7 +131,10 @@ impl GracefulShutdown {
     /// for event loops that are behind.
     pub async fn close(&self) {
         self.manager.close_all(CloseReason::ServiceRestart);
-        if timeout(self.close_timeout + GRACE, self.manager.empty()).await.is_err() {
+        // One after the other: when the process was stopped, the second one still begins after that.
+        if timeout(self.close_timeout, self.manager.empty()).await.is_err()
+            && timeout(GRACE, self.manager.empty()).await.is_err()
+        {
             warn!(
                 clients = self.manager.count(),
                 "some clients could not even be cut off; they go with the process"

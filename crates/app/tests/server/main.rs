@@ -5,6 +5,7 @@
 mod browser;
 mod deploy;
 mod drain;
+mod heartbeat;
 mod leaks;
 mod limits;
 mod messages;

@@ -1,0 +1,83 @@
+//! The time in which an event loop ran.
+//!
+//! A process may be stopped (SIGSTOP, a frozen cgroup, a paused virtual machine, swapping). While it is, its
+//! clients' answers gather in the sockets, and clients on the same machine may be stopped, too. So what a loop
+//! demands of its clients within some time is measured by this clock, which stands still meanwhile.
+
+use std::time::{Duration, Instant};
+
+/// How much longer than planned a step of a loop may take and still count in full. Far more than a part of a
+/// turn takes, and far less than any sensible timeout.
+pub(crate) const ALLOWANCE: Duration = Duration::from_millis(50);
+
+/// A clock of one loop. Its moments are only to be compared with each other.
+#[derive(Debug)]
+pub(crate) struct Clock {
+    now: Instant,
+    /// The system's time at the last reading.
+    system: Instant,
+}
+
+impl Clock {
+    /// A clock that starts at this moment of the system's.
+    pub(crate) fn start(system: Instant) -> Self {
+        Self { now: system, system }
+    }
+
+    /// The moment of the last reading.
+    pub(crate) fn now(&self) -> Instant {
+        self.now
+    }
+
+    /// The same moment as the system has it.
+    pub(crate) fn system(&self) -> Instant {
+        self.system
+    }
+
+    /// Reads the clock while the loop works, which it does in short steps.
+    pub(crate) fn read(&mut self, system: Instant) -> Instant {
+        self.after_wait(system, Some(Duration::ZERO))
+    }
+
+    /// Reads the clock when the loop has waited, `planned` at most; `None`: for as long as it takes.
+    pub(crate) fn after_wait(&mut self, system: Instant, planned: Option<Duration>) -> Instant {
+        let elapsed = system.saturating_duration_since(self.system);
+        let most = planned.map_or(elapsed, |planned| planned.saturating_add(ALLOWANCE));
+        self.now += elapsed.min(most);
+        self.system = system;
+        self.now
+    }
+
+    /// Leaves out the time since the last reading: the loop stood still on purpose.
+    pub(crate) fn skip(&mut self, system: Instant) {
+        self.system = system;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn the_clock_goes_with_the_system_as_long_as_steps_take_what_was_planned() {
+        let start = Instant::now();
+        let mut clock = Clock::start(start);
+        assert_eq!(clock.read(start + 20 * MS), start + 20 * MS);
+        assert_eq!(clock.after_wait(start + 520 * MS, Some(500 * MS)), start + 520 * MS);
+        assert_eq!(clock.after_wait(start + 1050 * MS, Some(500 * MS)), start + 1050 * MS, "a little late");
+        assert_eq!(clock.after_wait(start + 9000 * MS, None), start + 9000 * MS, "a wait without an end");
+    }
+
+    #[test]
+    fn the_clock_stands_still_while_the_process_does() {
+        let start = Instant::now();
+        let hour = Duration::from_secs(3600);
+        let mut clock = Clock::start(start);
+        assert_eq!(clock.after_wait(start + hour, Some(100 * MS)), start + 100 * MS + ALLOWANCE);
+        assert_eq!(clock.read(start + 2 * hour), start + 100 * MS + 2 * ALLOWANCE);
+        clock.skip(start + 3 * hour);
+        assert_eq!(clock.read(start + 3 * hour), start + 100 * MS + 2 * ALLOWANCE);
+    }
+}
