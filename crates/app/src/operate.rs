@@ -107,9 +107,8 @@ async fn ask(settings: &Settings) -> anyhow::Result<Status> {
         let stream = TcpStream::connect((host.as_str(), port)).await.context("nothing listens there")?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
         let connection = tokio::spawn(connection);
-        let request = Request::get("/health/ready")
-            .header(HOST, format!("{host}:{port}"))
-            .body(Empty::<Bytes>::new())?;
+        let request =
+            Request::get("/health/ready").header(HOST, authority(&host, port)).body(Empty::<Bytes>::new())?;
         let body = sender.send_request(request).await?.into_body().collect().await?.to_bytes();
         connection.abort();
         serde_json::from_slice(&body).context("what answers is not lastcall")
@@ -119,6 +118,11 @@ async fn ask(settings: &Settings) -> anyhow::Result<Status> {
         Err(_) => Err(anyhow::anyhow!("no answer within {PATIENCE:?}")),
     };
     answer.with_context(|| format!("cannot ask the server at {host}:{port}"))
+}
+
+/// A host and a port, as `Host` has them.
+fn authority(host: &str, port: u16) -> String {
+    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
 }
 
 /// A server that listens on all addresses is reached on this machine's own.
