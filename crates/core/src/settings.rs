@@ -7,6 +7,7 @@ mod origin;
 mod runtime_dir;
 mod spec;
 mod value;
+mod web_origin;
 
 use std::{path::PathBuf, time::Duration};
 

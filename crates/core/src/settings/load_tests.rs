@@ -218,7 +218,8 @@ fn every_kind_of_bad_value_is_told_with_its_place_and_what_would_be_right() {
         ("allowed_origins", "https://[zz]", "origins, such as"),
         ("allowed_origins", "https://a:b:80", "origins, such as"),
         ("allowed_origins", "null", "origins, such as"),
-        ("allowed_origins", "*,https://example.org", "or * alone"),
+        ("allowed_origins", "*,https://example.org", "* allows all and must stand alone"),
+        ("allowed_origins", "https://*.example.org", "list each origin by itself"),
     ] {
         let complaints = Operator::new().flag(key, value).complaints();
         assert_eq!(complaints.len(), 1, "{key}={value}: {complaints:?}");

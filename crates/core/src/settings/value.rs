@@ -6,7 +6,7 @@ use bytesize::ByteSize;
 use figment::value::Value;
 use tracing_subscriber::EnvFilter;
 
-use super::{AllowedOrigins, ApiKey, ClientMessages, LogFormat};
+use super::{AllowedOrigins, ApiKey, ClientMessages, LogFormat, web_origin::web_origin};
 
 /// What would be right.
 pub(super) type Expected = String;
@@ -133,36 +133,10 @@ pub(super) fn origins(value: &Value) -> Result<AllowedOrigins, Expected> {
         [] => Ok(AllowedOrigins::SameHost),
         [one] if one == "*" => Ok(AllowedOrigins::Any),
         list => {
-            let origins = list.iter().map(|one| origin(one)).collect::<Option<_>>();
-            origins.map(AllowedOrigins::List).ok_or_else(expected)
+            let read = |one: &String| web_origin(one).map_err(|why| format!("{}; {one} {why}", expected()));
+            list.iter().map(read).collect::<Result<_, _>>().map(AllowedOrigins::List)
         }
     }
-}
-
-/// An origin as a browser sends it (RFC 6454 §6.2): without the port if it is the scheme's own, which would
-/// never match otherwise.
-fn origin(text: &str) -> Option<String> {
-    let (scheme, authority) = text.split_once("://")?;
-    let (host, port) = match authority.rsplit_once(':').filter(|_| !authority.ends_with(']')) {
-        Some((host, port)) => (host, Some(port)),
-        None => (authority, None),
-    };
-    let is_scheme = scheme.starts_with(|c: char| c.is_ascii_alphabetic())
-        && scheme.chars().all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c));
-    let is_host = match host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
-        // An IPv6 address, near enough.
-        Some(address) => {
-            address.contains(':') && address.chars().all(|c| c.is_ascii_hexdigit() || ":.".contains(c))
-        }
-        None => !host.is_empty() && host.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c)),
-    };
-    if !is_scheme || !is_host || port.is_some_and(|port| port.parse::<u16>().is_err()) {
-        return None;
-    }
-    Some(match (scheme.to_ascii_lowercase().as_str(), port) {
-        ("https", Some("443")) | ("http", Some("80")) => format!("{scheme}://{host}"),
-        _ => text.to_owned(),
-    })
 }
 
 pub(super) fn keys(value: &Value) -> Result<Vec<ApiKey>, Expected> {
