@@ -4,17 +4,29 @@ use std::net::SocketAddr;
 
 use axum::http::{
     HeaderMap,
-    header::{AUTHORIZATION, FORWARDED},
+    header::{AUTHORIZATION, FORWARDED, VIA},
 };
 use lastcall_core::settings::ApiKey;
 use subtle::{Choice, ConstantTimeEq};
 
-use crate::error::{ApiError, ErrorCode};
+use crate::{
+    error::{ApiError, ErrorCode},
+    fields::Target,
+    own_hosts::OwnHosts,
+};
 
-/// Lets a caller through that has one of `keys`; without keys, one that calls from this machine.
-pub(crate) fn check(keys: &[ApiKey], peer: SocketAddr, headers: &HeaderMap) -> Result<(), ApiError> {
+/// Lets a caller through that has one of `keys`; without keys, one that calls from this machine by one of the
+/// server's own names.
+pub(crate) fn check(
+    keys: &[ApiKey],
+    own_hosts: &OwnHosts,
+    peer: SocketAddr,
+    headers: &HeaderMap,
+    target: &Target,
+) -> Result<(), ApiError> {
     if keys.is_empty() {
-        return check_loopback(peer, headers);
+        check_loopback(peer, headers)?;
+        return own_hosts.check(target);
     }
     let Some(sent) = bearer(headers) else {
         return Err(ApiError::new(
@@ -37,10 +49,7 @@ fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
 }
 
 fn check_loopback(peer: SocketAddr, headers: &HeaderMap) -> Result<(), ApiError> {
-    // A proxy on this machine calls from loopback, whoever called the proxy.
-    let forwarded = headers.contains_key(FORWARDED)
-        || headers.keys().any(|name| name.as_str().starts_with("x-forwarded-") || name == "x-real-ip");
-    if peer.ip().to_canonical().is_loopback() && !forwarded {
+    if peer.ip().to_canonical().is_loopback() && !is_forwarded(headers) {
         return Ok(());
     }
     Err(ApiError::new(
@@ -49,11 +58,20 @@ fn check_loopback(peer: SocketAddr, headers: &HeaderMap) -> Result<(), ApiError>
     ))
 }
 
+/// Whether a proxy says that it has forwarded the request: one on this machine calls from loopback, wherever the
+/// request came from.
+pub(crate) fn is_forwarded(headers: &HeaderMap) -> bool {
+    headers.contains_key(FORWARDED)
+        || headers.contains_key(VIA)
+        || headers.keys().any(|name| name.as_str().starts_with("x-forwarded-") || name == "x-real-ip")
+}
+
 #[cfg(test)]
 mod tests {
     use axum::response::IntoResponse;
 
     use super::*;
+    use crate::origin::Allowed;
 
     fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
         pairs.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect()
@@ -61,7 +79,9 @@ mod tests {
 
     fn status(keys: &[&str], peer: &str, sent: &[(&'static str, &'static str)]) -> u16 {
         let keys: Vec<_> = keys.iter().map(|key| ApiKey::new(*key)).collect();
-        match check(&keys, peer.parse().unwrap(), &headers(sent)) {
+        let own_hosts = OwnHosts::new("127.0.0.1", &Allowed::SameHost);
+        let host = sent.iter().find(|(name, _)| *name == "host").map(|(_, host)| host.parse().unwrap());
+        match check(&keys, &own_hosts, peer.parse().unwrap(), &headers(sent), &Target(host)) {
             Ok(()) => 200,
             Err(error) => error.into_response().status().as_u16(),
         }
@@ -73,9 +93,12 @@ mod tests {
         assert_eq!(status(&[], "[::1]:5", &[]), 200);
         assert_eq!(status(&[], "[::ffff:127.0.0.1]:5", &[]), 200);
         assert_eq!(status(&[], "192.0.2.7:5", &[]), 403);
-        for header in ["forwarded", "x-forwarded-for", "x-real-ip"] {
+        for header in ["forwarded", "x-forwarded-for", "x-real-ip", "via"] {
             assert_eq!(status(&[], "127.0.0.1:5", &[(header, "for=192.0.2.7")]), 403, "{header}");
         }
+        assert_eq!(status(&[], "127.0.0.1:5", &[("host", "localhost:8000")]), 200);
+        assert_eq!(status(&[], "127.0.0.1:5", &[("host", "evil.example:8000")]), 403);
+        assert_eq!(status(&["first-key"], "127.0.0.1:5", &[("host", "evil.example")]), 401, "a key is proof");
     }
 
     #[test]

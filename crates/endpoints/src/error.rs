@@ -6,7 +6,7 @@ use axum::{
     Json,
     http::{
         HeaderValue, StatusCode,
-        header::{RETRY_AFTER, WWW_AUTHENTICATE},
+        header::{ACCEPT, ACCEPT_ENCODING, RETRY_AFTER, WWW_AUTHENTICATE},
     },
     response::{IntoResponse, Response},
 };
@@ -22,10 +22,12 @@ pub(crate) const RETRY_AFTER_SECONDS: u64 = 5;
 #[allow(missing_docs, reason = "each says what it means; docs/protocol.md has the table")]
 pub enum ErrorCode {
     BadHandshake,
+    BadHeader,
     BadRequest,
     Closing,
     Draining,
     Full,
+    HostNotAllowed,
     LoopbackOnly,
     MethodNotAllowed,
     NotFound,
@@ -35,21 +37,29 @@ pub enum ErrorCode {
     RequestTimeout,
     Unauthorized,
     UnknownChannel,
+    UnsupportedContentEncoding,
     UnsupportedMediaType,
+    UnsupportedTransferEncoding,
     UpgradeRequired,
 }
 
 impl ErrorCode {
     fn status(self) -> StatusCode {
         match self {
-            Self::BadHandshake | Self::BadRequest | Self::UnknownChannel => StatusCode::BAD_REQUEST,
+            Self::BadHandshake | Self::BadHeader | Self::BadRequest | Self::UnknownChannel => {
+                StatusCode::BAD_REQUEST
+            }
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
-            Self::LoopbackOnly | Self::OriginNotAllowed => StatusCode::FORBIDDEN,
+            Self::HostNotAllowed | Self::LoopbackOnly | Self::OriginNotAllowed => StatusCode::FORBIDDEN,
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::PayloadTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::UnsupportedContentEncoding | Self::UnsupportedMediaType => {
+                StatusCode::UNSUPPORTED_MEDIA_TYPE
+            }
+            // RFC 9112 section 6.1 asks for it.
+            Self::UnsupportedTransferEncoding => StatusCode::NOT_IMPLEMENTED,
             Self::UpgradeRequired => StatusCode::UPGRADE_REQUIRED,
             Self::Closing | Self::Draining | Self::Full | Self::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
         }
@@ -79,6 +89,10 @@ impl ApiError {
     pub(crate) fn new(code: ErrorCode, message: impl Into<Cow<'static, str>>) -> Self {
         Self { code, message: message.into() }
     }
+
+    pub(crate) fn message(&self) -> &str {
+        &self.message
+    }
 }
 
 impl IntoResponse for ApiError {
@@ -86,13 +100,20 @@ impl IntoResponse for ApiError {
         let status = self.code.status();
         let body = Body { error: Inner { code: self.code, message: &self.message } };
         let mut response = (status, Json(body)).into_response();
-        match status {
-            StatusCode::SERVICE_UNAVAILABLE => {
-                response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(RETRY_AFTER_SECONDS));
+        let headers = response.headers_mut();
+        match (status, self.code) {
+            (StatusCode::SERVICE_UNAVAILABLE, _) => {
+                headers.insert(RETRY_AFTER, HeaderValue::from(RETRY_AFTER_SECONDS));
             }
-            // RFC 9110 §15.5.2 asks for it.
-            StatusCode::UNAUTHORIZED => {
-                response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            // RFC 9110 sections 15.5.2 and 15.5.16 ask for these.
+            (StatusCode::UNAUTHORIZED, _) => {
+                headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            }
+            (_, ErrorCode::UnsupportedContentEncoding) => {
+                headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+            }
+            (_, ErrorCode::UnsupportedMediaType) => {
+                headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
             }
             _ => {}
         }

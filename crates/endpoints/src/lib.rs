@@ -1,11 +1,15 @@
 //! HTTP and WebSocket routes: turns requests into calls on `lastcall-websockets`. Knows no signals.
 
 mod access;
+mod authority;
+mod cors;
 mod error;
+mod fields;
 mod health;
 mod listener;
 mod metrics;
 mod origin;
+mod own_hosts;
 mod page;
 mod publish;
 mod routes;

@@ -6,7 +6,10 @@ use axum::{
     Extension, Json,
     body::{Body, to_bytes},
     extract::State,
-    http::{HeaderMap, header::CONTENT_TYPE},
+    http::{
+        HeaderMap,
+        header::{CONTENT_ENCODING, CONTENT_TYPE},
+    },
 };
 use jiff::Timestamp;
 use lastcall_websockets::{BROADCAST, Gate, ServerMessage};
@@ -17,7 +20,7 @@ use tokio::time::timeout;
 use crate::{
     access,
     error::{ApiError, ErrorCode},
-    origin,
+    fields::{self, Target},
     routes::Context,
     server::Peer,
 };
@@ -46,12 +49,19 @@ pub(crate) struct Published {
 pub(crate) async fn publish(
     State(context): State<Arc<Context>>,
     Extension(Peer(peer)): Extension<Peer>,
+    target: Target,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Published>, ApiError> {
     // A page elsewhere must not publish through the browser of somebody who sits at this machine.
-    origin::check(&context.allowed_origins, &headers)?;
-    access::check(&context.api_keys, peer, &headers)?;
+    context.allowed_origins.check(&headers, &target)?;
+    access::check(&context.api_keys, &context.own_hosts, peer, &headers, &target)?;
+    if fields::list(&headers, &CONTENT_ENCODING).any(|coding| !coding.eq_ignore_ascii_case(b"identity")) {
+        return Err(ApiError::new(
+            ErrorCode::UnsupportedContentEncoding,
+            "The body must not be compressed: send it without `Content-Encoding`.",
+        ));
+    }
     if !is_json(&headers) {
         return Err(ApiError::new(
             ErrorCode::UnsupportedMediaType,
@@ -88,6 +98,14 @@ fn parse(body: &[u8]) -> Result<Publication<'_>, ApiError> {
         let right = format!("{{\"data\": any JSON, \"channel\": \"{BROADCAST}\"}}");
         ApiError::new(ErrorCode::BadRequest, format!("The body must be {right}: {what}."))
     };
+    if body.starts_with(&[0xFE, 0xFF])
+        || body.starts_with(&[0xFF, 0xFE])
+        || body.iter().take(2).any(|b| *b == 0)
+    {
+        return Err(wrong(&"it is not UTF-8 but another encoding, such as UTF-16"));
+    }
+    // RFC 8259 section 8.1 allows to skip the mark that some editors put before UTF-8.
+    let body = body.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(body);
     // serde would read an array as the fields in their order.
     if body.trim_ascii_start().first() != Some(&b'{') {
         return Err(wrong(&"it is not an object"));
@@ -103,6 +121,8 @@ fn is_json(headers: &HeaderMap) -> bool {
     let essence = headers
         .get(CONTENT_TYPE)
         .and_then(|value| value.to_str().ok())
+        // With a comma, it would be two values in one line.
+        .filter(|value| !value.contains(','))
         .and_then(|value| value.split(';').next())
         .map(str::trim);
     essence.is_some_and(|essence| {

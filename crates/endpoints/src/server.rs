@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use axum::{Router, body::Body};
+use axum::{Extension, Router, body::Body};
 use bytes::Bytes;
 use hyper::{
     body::Incoming,
@@ -32,7 +32,7 @@ use tower::ServiceExt;
 use tracing::{debug, warn};
 
 use self::no_descriptors::NoDescriptors;
-use crate::socket::Socket;
+use crate::{own_hosts::OnLoopback, socket::Socket};
 
 /// How long the head of a request may take to arrive, and a kept-alive connection may be idle: a client
 /// that dribbles costs one file descriptor for so long.
@@ -100,6 +100,7 @@ impl HttpServer {
     /// Starts to answer those who come. Those who become WebSockets go to `manager`.
     pub fn start(entrance: Entrance, router: Router, manager: ConnectionManager) -> Self {
         let stopping = Arc::new(Stopping::default());
+        let router = router.layer(Extension(OnLoopback::of(&entrance.listener)));
         // Unconstrained: it takes all who wait before it lets others have their turn. Shaking hands takes
         // longer than dialling, and the backlog would overflow meanwhile.
         let accepting = accept(entrance, NoDescriptors::new(), router, manager, Arc::clone(&stopping));

@@ -1,23 +1,25 @@
 //! `GET /ws`: the handshake, after which the socket belongs to the connection manager.
 
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 
 use axum::{
     Extension,
     body::Body,
     extract::{Request, State},
     http::{
-        HeaderValue,
+        HeaderMap, HeaderName, HeaderValue,
         header::{CONNECTION, SEC_WEBSOCKET_VERSION, UPGRADE},
     },
     response::{IntoResponse, Response},
 };
 use lastcall_websockets::Refusal;
+use tracing::warn;
 use tungstenite::{Error, error::ProtocolError, handshake::server::create_response_with_body};
 
 use crate::{
     error::{ApiError, ErrorCode},
-    origin,
+    fields::{self, Target},
+    own_hosts::OnLoopback,
     routes::Context,
     server::Upgrade,
 };
@@ -25,13 +27,16 @@ use crate::{
 pub(crate) async fn upgrade(
     State(context): State<Arc<Context>>,
     Extension(upgrade): Extension<Upgrade>,
-    request: Request,
+    Extension(on_loopback): Extension<OnLoopback>,
+    target: Target,
+    mut request: Request,
 ) -> Response {
+    simplify(request.headers_mut());
     let answer = match create_response_with_body(&request, Body::empty) {
         Ok(answer) => answer,
         Err(error) => return refuse_handshake(&error),
     };
-    if let Err(refused) = origin::check(&context.allowed_origins, request.headers()) {
+    if let Err(refused) = check_page(&context, on_loopback, request.headers(), &target) {
         return refused.into_response();
     }
     let place = match context.manager.admit() {
@@ -40,6 +45,34 @@ pub(crate) async fn upgrade(
     };
     upgrade.confirm(place);
     answer
+}
+
+/// Leaves of the lists in a handshake only what is asked of this server: tungstenite reads them less exactly.
+fn simplify(headers: &mut HeaderMap) {
+    const WANTED: [(HeaderName, &str); 2] = [(CONNECTION, "upgrade"), (UPGRADE, "websocket")];
+    for (name, member) in WANTED {
+        if fields::has_member(headers, &name, member) {
+            headers.insert(name, HeaderValue::from_static(member));
+        } else {
+            headers.remove(name);
+        }
+    }
+}
+
+fn check_page(
+    context: &Context,
+    on_loopback: OnLoopback,
+    headers: &HeaderMap,
+    target: &Target,
+) -> Result<(), ApiError> {
+    static TOLD: Once = Once::new();
+    context.allowed_origins.check(headers, target)?;
+    // Browsers do not show a page why its handshake was refused.
+    context.own_hosts.check_page(&context.allowed_origins, on_loopback, headers, target).inspect_err(
+        |error| {
+            TOLD.call_once(|| warn!("a web page was refused: {} (said once)", error.message()));
+        },
+    )
 }
 
 fn refuse(refusal: Refusal) -> Response {

@@ -20,6 +20,14 @@ impl Answer {
         serde_json::from_str(&self.body).unwrap_or_else(|_| panic!("not JSON: {self:?}"))
     }
 
+    /// The value of a header, of which there must be one at most. Its name in lower case, as it is sent.
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        let mut lines = self.head.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+        let value = lines.next();
+        assert_eq!(lines.next(), None, "{name} is there twice: {self:?}");
+        value
+    }
+
     /// The status and the error code; that the body has the shape of the contract.
     pub(crate) fn error(&self) -> (u16, String) {
         let body = self.json();

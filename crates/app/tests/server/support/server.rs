@@ -348,20 +348,34 @@ impl Server {
         headers: &[&str],
         body: &str,
     ) -> Answer {
-        let mut stream = TcpStream::connect(self.address).await.unwrap();
         let mut request =
             format!("{method} {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n", self.address);
         for header in headers {
             request += &format!("{header}\r\n");
         }
         request += &format!("\r\n{body}");
+        self.exchange(request).await
+    }
+
+    /// One HTTP request, byte for byte, after whose answer the server must hang up.
+    pub(crate) async fn exchange(&self, request: impl AsRef<[u8]>) -> Answer {
+        let mut stream = TcpStream::connect(self.address).await.unwrap();
         // The server may answer, and hang up, before it has read a body that it refuses.
-        let _ = stream.write_all(request.as_bytes()).await;
+        let _ = stream.write_all(request.as_ref()).await;
         let mut answer = Vec::new();
         let _ = soon("an HTTP answer", stream.read_to_end(&mut answer)).await;
         let answer = String::from_utf8(answer).unwrap();
         let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
         Answer { status: head[9..12].parse().unwrap(), head: head.to_owned(), body: body.to_owned() }
+    }
+
+    /// The status of the answer to a request, whatever happens to the connection after it.
+    pub(crate) async fn status(&self, head: &str) -> u16 {
+        let mut stream = TcpStream::connect(self.address).await.unwrap();
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut line = [0; 12];
+        soon("a status line", stream.read_exact(&mut line)).await.unwrap();
+        std::str::from_utf8(&line[9..]).unwrap().parse().unwrap()
     }
 
     pub(crate) async fn get(&self, path: &str) -> Answer {

@@ -1,0 +1,155 @@
+//! Which web pages may connect and publish, and by which names of the server.
+
+use crate::support::{Answer, Server, Start};
+
+const JSON: &str = "Content-Type: application/json";
+const TEXT: &str = r#"{"data":1}"#;
+
+/// Shakes hands: the status.
+async fn dial(server: &Server, host: &str, fields: &[&str]) -> u16 {
+    let fields: String = fields.iter().map(|field| format!("{field}\r\n")).collect();
+    let head = format!(
+        "GET /ws HTTP/1.1\r\nHost: {host}\r\n{fields}Connection: Upgrade\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    );
+    server.status(&head).await
+}
+
+async fn publish(server: &Server, host: &str, fields: &[&str]) -> Answer {
+    let head = format!(
+        "POST /api/publish HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nContent-Length: {}\r\n{}\r\n\r\n{TEXT}",
+        TEXT.len(),
+        [fields, &[JSON]].concat().join("\r\n"),
+    );
+    server.exchange(head).await
+}
+
+#[tokio::test]
+async fn a_page_whose_name_points_to_this_machine_may_neither_connect_nor_publish() {
+    let server = Server::start().await;
+    let port = server.address.port();
+    for host in ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example", "notlocalhost"] {
+        let (host, origin) = (format!("{host}:{port}"), format!("Origin: http://{host}:{port}"));
+        assert_eq!(dial(&server, &host, &[&origin]).await, 403, "{host}");
+        let answer = publish(&server, &host, &[&origin]).await;
+        assert_eq!(answer.error(), (403, "host_not_allowed".into()), "{host}");
+        assert!(answer.body.contains("allowed_origins") && answer.body.contains("api_keys"), "{answer:?}");
+        assert_eq!(publish(&server, &host, &[]).await.status, 403, "{host}, an old browser");
+    }
+    let said = server.logged("a web page was refused: ").await;
+    assert!(said.to_string().contains("allowed_origins"), "{said}");
+    assert_eq!(server.log_lines("a web page was refused: ").len(), 1);
+    for host in ["127.0.0.1", "[::1]", "192.0.2.7", "localhost", "LocalHost.", "app.localhost"] {
+        let (host, origin) = (format!("{host}:{port}"), format!("Origin: http://{host}:{port}"));
+        assert_eq!(dial(&server, &host, &[&origin]).await, 101, "{host}");
+        assert_eq!(publish(&server, &host, &[&origin]).await.status, 200, "{host}");
+    }
+}
+
+#[tokio::test]
+async fn a_proxy_on_the_same_machine_may_pass_on_any_host_to_the_websocket() {
+    let server = Server::start().await;
+    let origin = "Origin: https://example.org";
+    for forwarded in [
+        "X-Forwarded-For: 192.0.2.7",
+        "X-Forwarded-Proto: https",
+        "X-Real-IP: 192.0.2.7",
+        "Forwarded: for=192.0.2.7",
+        "Via: 1.1 proxy",
+    ] {
+        assert_eq!(dial(&server, "example.org", &[origin, forwarded]).await, 101, "{forwarded}");
+        let answer = publish(&server, "example.org", &[origin, forwarded]).await;
+        assert_eq!(answer.error(), (403, "loopback_only".into()), "{forwarded}");
+    }
+    assert_eq!(dial(&server, "example.org", &[]).await, 101, "not a page");
+    assert_eq!(dial(&server, "example.org", &[origin]).await, 403);
+}
+
+#[tokio::test]
+async fn names_of_the_server_in_the_settings_are_its_own() {
+    let origin = "Origin: http://app.example";
+    for (setting, value) in [("ALLOWED_ORIGINS", "http://app.example"), ("ALLOWED_ORIGINS", "*")] {
+        let server = Start::default().env(setting, value).serve().await;
+        assert_eq!(publish(&server, "app.example", &[origin]).await.status, 200, "{value}");
+        assert_eq!(publish(&server, "app.example:8000", &[]).await.status, 200, "{value}");
+        assert_eq!(dial(&server, "app.example", &[origin]).await, 101, "{value}");
+    }
+    let listed = Start::default().env("ALLOWED_ORIGINS", "http://app.example").serve().await;
+    assert_eq!(publish(&listed, "other.example", &[]).await.status, 403);
+    // With a key, loopback is not the only proof.
+    let keys = Start::default().env("API_KEYS", "0123456789abcdef").serve().await;
+    let key = "Authorization: Bearer 0123456789abcdef";
+    assert_eq!(publish(&keys, "app.example", &[key]).await.status, 200);
+    assert_eq!(dial(&keys, "app.example", &[origin]).await, 403);
+    // Nor is it where the network can connect.
+    let open = Start::default().env("HOST", "0.0.0.0").serve().await;
+    assert_eq!(dial(&open, "app.example", &[origin]).await, 101);
+    assert_eq!(publish(&open, "app.example", &[]).await.status, 403);
+}
+
+#[tokio::test]
+async fn pages_of_listed_origins_are_told_that_they_may_publish_and_others_are_not() {
+    let server =
+        Start::default().env("ALLOWED_ORIGINS", "https://app.example, http://[::1]:3000").serve().await;
+    let preflight = async |server: &Server, origin: &str| {
+        let fields = [
+            &format!("Origin: {origin}"),
+            "Access-Control-Request-Method: POST",
+            "Access-Control-Request-Headers: authorization,content-type",
+        ];
+        server.request("OPTIONS", "/api/publish", &fields, "").await
+    };
+    for origin in ["https://app.example", "http://[::1]:3000"] {
+        let answer = preflight(&server, origin).await;
+        assert_eq!((answer.status, answer.header("allow")), (204, Some("POST,OPTIONS")));
+        assert_eq!(answer.header("access-control-allow-origin"), Some(origin));
+        assert_eq!(answer.header("access-control-allow-methods"), Some("POST"));
+        assert_eq!(answer.header("access-control-allow-headers"), Some("authorization,content-type"));
+        assert_eq!(answer.header("access-control-max-age"), Some("3600"));
+        assert_eq!(answer.header("access-control-allow-credentials"), None);
+        assert!(answer.header("vary").is_some_and(|vary| vary.contains("origin")), "{answer:?}");
+        let origin_field = format!("Origin: {origin}");
+        let answer = server.request("POST", "/api/publish", &[&origin_field, JSON], TEXT).await;
+        assert_eq!((answer.status, answer.header("access-control-allow-origin")), (200, Some(origin)));
+        // The page can read why, too.
+        let answer = server.request("POST", "/api/publish", &[&origin_field], TEXT).await;
+        assert_eq!((answer.status, answer.header("access-control-allow-origin")), (415, Some(origin)));
+    }
+    let same_host = Server::start().await;
+    let own = format!("http://{}", same_host.address);
+    for (server, origin) in [
+        (&server, "https://evil.example"),
+        (&server, "null"),
+        (&same_host, "https://app.example"),
+        (&same_host, &own),
+    ] {
+        let answer = preflight(server, origin).await;
+        assert_eq!((answer.status, answer.header("access-control-allow-origin")), (204, None), "{origin}");
+    }
+    let any = Start::default().env("ALLOWED_ORIGINS", "*").serve().await;
+    let answer = preflight(&any, "https://anyone.example").await;
+    assert_eq!((answer.status, answer.header("access-control-allow-origin")), (204, Some("*")));
+    let answer = any.request("POST", "/api/publish", &["Origin: null", JSON], TEXT).await;
+    assert_eq!((answer.status, answer.header("access-control-allow-origin")), (200, Some("*")));
+    // Only publishing is for pages elsewhere.
+    let metrics = any.request("GET", "/metrics", &["Origin: https://anyone.example"], "").await;
+    assert_eq!((metrics.status, metrics.header("access-control-allow-origin")), (200, None));
+}
+
+#[tokio::test]
+async fn a_refused_page_is_told_why_and_what_to_do() {
+    let server = Server::start().await;
+    for origin in ["null", "file://"] {
+        let refusal = server.refusal(&[("Origin", origin)]).await;
+        assert_eq!(refusal.error(), (403, "origin_not_allowed".into()));
+        for words in ["no origin of its own", "Serve it over HTTP", "`allowed_origins`"] {
+            assert!(refusal.body.contains(words), "{refusal:?}");
+        }
+    }
+    let refusal = server.refusal(&[("Origin", "https://app.example")]).await;
+    assert_eq!(refusal.error(), (403, "origin_not_allowed".into()));
+    let target = server.address.to_string();
+    for words in ["`https://app.example`", &target, "`allowed_origins`"] {
+        assert!(refusal.body.contains(words), "{refusal:?}");
+    }
+}

@@ -1,0 +1,138 @@
+//! The names of the server where a call from this machine is trusted for that alone. Anyone can have a name point
+//! to 127.0.0.1: the browser then takes the server for the host of their page (DNS rebinding).
+
+use axum::http::{HeaderMap, header::ORIGIN};
+use tokio::net::TcpListener;
+
+use crate::{
+    access,
+    authority::Host,
+    error::{ApiError, ErrorCode},
+    fields::Target,
+    origin::Allowed,
+};
+
+/// Whether only this machine can connect to the server: it listens on loopback addresses alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct OnLoopback(pub(crate) bool);
+
+impl OnLoopback {
+    pub(crate) fn of(listener: &TcpListener) -> Self {
+        // If the system does not say, the stricter of the two.
+        Self(listener.local_addr().map_or(true, |address| address.ip().to_canonical().is_loopback()))
+    }
+}
+
+/// The names that are the server's own, besides `localhost`. An address is always right: to say it, a page must
+/// have come from it.
+#[derive(Debug)]
+pub(crate) struct OwnHosts {
+    any: bool,
+    listed: Vec<Host>,
+}
+
+impl OwnHosts {
+    /// `host` is the setting.
+    pub(crate) fn new(host: &str, allowed: &Allowed) -> Self {
+        let mut listed: Vec<Host> = match allowed {
+            Allowed::List(origins) => origins.iter().map(|origin| origin.host.clone()).collect(),
+            Allowed::SameHost | Allowed::Any => Vec::new(),
+        };
+        // What is no name here is an address, or cannot be listened on.
+        listed.extend(host.parse::<Host>());
+        Self { any: matches!(allowed, Allowed::Any), listed }
+    }
+
+    fn include(&self, host: &Host) -> bool {
+        let Host::Name(name) = host else { return true };
+        // `localhost.` is the same name, and all below it are this machine (RFC 6761 section 6.3).
+        let name = name.strip_suffix('.').unwrap_or(name);
+        self.any || name == "localhost" || name.ends_with(".localhost") || self.listed.contains(host)
+    }
+
+    /// Lets a request through that names one of the server's own hosts, or none, as no browser does.
+    pub(crate) fn check(&self, target: &Target) -> Result<(), ApiError> {
+        match &target.0 {
+            Some(target) if !self.include(&target.host) => Err(ApiError::new(
+                ErrorCode::HostNotAllowed,
+                format!(
+                    "The request is for the host `{}`, which may be any web page's name for this machine. Use an \
+                     address or `localhost`; or on the server, set `host` to the name, or list the page's origin \
+                     in `allowed_origins`, or set `api_keys` for `/api/`.",
+                    target.host
+                ),
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// The same for a web page that connects, where `allowed` leaves it to the host of the request who may: that
+    /// is no proof if only this machine can connect, unless a proxy on it has forwarded the request.
+    pub(crate) fn check_page(
+        &self,
+        allowed: &Allowed,
+        on_loopback: OnLoopback,
+        headers: &HeaderMap,
+        target: &Target,
+    ) -> Result<(), ApiError> {
+        let is_page = headers.contains_key(ORIGIN);
+        // A page cannot set the fields of its handshake.
+        if is_page && on_loopback.0 && matches!(allowed, Allowed::SameHost) && !access::is_forwarded(headers)
+        {
+            return self.check(target);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lastcall_core::settings::AllowedOrigins;
+
+    use super::*;
+
+    fn target(host: &str) -> Target {
+        Target(Some(host.parse().unwrap()))
+    }
+
+    #[test]
+    fn addresses_localhost_and_what_the_settings_name_are_the_servers_own() {
+        let list = AllowedOrigins::List(vec!["https://app.example:8443".into()]);
+        let own = OwnHosts::new("Host.Example", &Allowed::from(&list));
+        for host in [
+            "127.0.0.1:8000",
+            "192.0.2.7",
+            "[::1]:8000",
+            "localhost",
+            "LOCALHOST.:8000",
+            "app.localhost:8000",
+            "host.example:8000",
+            "app.example",
+        ] {
+            assert!(own.check(&target(host)).is_ok(), "{host}");
+        }
+        for host in ["evil.example", "localhost.evil.example", "notlocalhost", "127.0.0.1.evil.example"] {
+            assert!(own.check(&target(host)).is_err(), "{host}");
+        }
+        assert!(own.check(&Target(None)).is_ok());
+        assert!(OwnHosts::new("::1", &Allowed::Any).check(&target("any.example")).is_ok());
+        assert!(OwnHosts::new("127.0.0.1", &Allowed::SameHost).check(&target("any.example")).is_err());
+    }
+
+    #[test]
+    fn the_host_of_a_page_counts_where_loopback_is_the_only_proof() {
+        let check = |setting: &AllowedOrigins, on_loopback, fields: &[&'static str]| {
+            let allowed = Allowed::from(setting);
+            let fields = fields.iter().map(|name| (name.parse().unwrap(), "x".parse().unwrap())).collect();
+            let own = OwnHosts::new("127.0.0.1", &allowed);
+            own.check_page(&allowed, OnLoopback(on_loopback), &fields, &target("evil.example")).is_ok()
+        };
+        let list = AllowedOrigins::List(vec!["https://app.example".into()]);
+        assert!(!check(&AllowedOrigins::SameHost, true, &["origin"]));
+        assert!(check(&AllowedOrigins::SameHost, true, &[]), "not a page");
+        assert!(check(&AllowedOrigins::SameHost, false, &["origin"]), "the network can connect as well");
+        assert!(check(&AllowedOrigins::SameHost, true, &["origin", "x-forwarded-for"]), "through a proxy");
+        assert!(check(&list, true, &["origin"]), "the list is the proof");
+        assert!(check(&AllowedOrigins::Any, true, &["origin"]));
+    }
+}
