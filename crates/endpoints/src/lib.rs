@@ -1,5 +1,6 @@
 //! HTTP and WebSocket routes: turns requests into calls on `lastcall-websockets`. Knows no signals.
 
+mod accept;
 mod access;
 mod authority;
 mod cors;

@@ -1,22 +1,29 @@
-//! `GET /metrics`: figures for Prometheus, in the OpenMetrics text format.
+//! `GET /metrics`: figures for Prometheus, in its own text format or in that of OpenMetrics.
 
 use std::{fmt, sync::Arc, time::Duration};
 
 use axum::{
     extract::State,
-    http::header::CONTENT_TYPE,
+    http::{
+        HeaderMap,
+        header::{CONTENT_TYPE, VARY},
+    },
     response::{IntoResponse, Response},
 };
 use lastcall_websockets::{Durations, Figures, Occupancy};
 use prometheus_client::{
     collector::Collector,
-    encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet, text::encode},
+    encoding::{
+        DescriptorEncoder, EncodeMetric, MetricEncoder, NoLabelSet,
+        text::{encode, encode_registry},
+    },
     metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
     registry::Registry,
 };
 use tokio::time::timeout;
 
 use crate::{
+    accept::Format,
     error::{ApiError, ErrorCode},
     health::HealthReport,
     routes::Context,
@@ -31,6 +38,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// Everything there is to tell, at one moment.
 #[derive(Debug)]
 struct Snapshot {
+    format: Format,
     figures: Figures,
     occupancy: Occupancy,
     report: HealthReport,
@@ -50,7 +58,7 @@ pub struct Handovers {
     pub paused: f64,
 }
 
-pub(crate) async fn metrics(State(context): State<Arc<Context>>) -> Response {
+pub(crate) async fn metrics(State(context): State<Arc<Context>>, headers: HeaderMap) -> Response {
     let Ok(Some(figures)) = timeout(PATIENCE, context.manager.figures()).await else {
         return ApiError::new(
             ErrorCode::Overloaded,
@@ -58,19 +66,23 @@ pub(crate) async fn metrics(State(context): State<Arc<Context>>) -> Response {
         )
         .into_response();
     };
+    let format = Format::asked(&headers);
     let mut registry = Registry::with_prefix("lastcall");
     registry.register_collector(Box::new(Snapshot {
+        format,
         figures,
         occupancy: context.manager.occupancy(),
         report: context.health.report(),
         handovers: context.health.handovers(),
     }));
     let mut text = String::new();
-    match encode(&mut text, &registry) {
-        Ok(()) => {
-            let format = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-            ([(CONTENT_TYPE, format)], text).into_response()
-        }
+    let encoded = match format {
+        Format::OpenMetrics => encode(&mut text, &registry),
+        // Without the `# EOF` of OpenMetrics.
+        Format::Prometheus => encode_registry(&mut text, &registry),
+    };
+    match encoded {
+        Ok(()) => ([(CONTENT_TYPE, format.content_type()), (VARY, "accept")], text).into_response(),
         // Writing to a string does not fail.
         Err(error) => ApiError::new(ErrorCode::Overloaded, error.to_string()).into_response(),
     }
@@ -78,25 +90,57 @@ pub(crate) async fn metrics(State(context): State<Arc<Context>>) -> Response {
 
 impl Collector for Snapshot {
     fn encode(&self, mut to: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let Self { figures, occupancy, report, handovers } = self;
+        let Self { format, figures, occupancy, report, handovers } = self;
         gauge(&mut to, "clients", "Clients that are connected", occupancy.clients as f64)?;
-        counter(&mut to, "connections_opened", "Clients that came", figures.opened)?;
-        let mut family = to.encode_descriptor(
-            "connections_closed",
-            "Clients that went, by reason",
-            None,
-            MetricType::Counter,
-        )?;
-        for (reason, count) in &figures.closed {
-            ConstCounter::new(*count).encode(family.encode_family(&[("reason", reason.as_ref())])?)?;
+        counter(&mut to, *format, "connections_opened_total", "Clients that came", figures.opened)?;
+        let mut family =
+            counters(&mut to, *format, "connections_closed_total", "Clients that went, by reason")?;
+        for (reason, closed) in &figures.closed {
+            count(family.encode_family(&[("reason", reason.as_ref())])?, *format, *closed)?;
         }
-        counter(&mut to, "connections_cut", "Clients that were closed and had to be cut off", figures.cut)?;
+        counter(
+            &mut to,
+            *format,
+            "connections_cut_total",
+            "Clients that were closed and had to be cut off",
+            figures.cut,
+        )?;
         let slow = figures.closed.get("slow_consumer").copied().unwrap_or(0);
-        counter(&mut to, "slow_consumers", "Clients that were closed because they did not keep up", slow)?;
-        counter(&mut to, "messages_received", "Messages from clients", figures.messages_received)?;
-        counter(&mut to, "messages_sent", "Messages to clients, once for each", figures.messages_sent)?;
-        counter(&mut to, "received_bytes", "Bytes from clients, with framing", figures.bytes_received)?;
-        counter(&mut to, "sent_bytes", "Bytes of messages to clients, with framing", figures.bytes_sent)?;
+        counter(
+            &mut to,
+            *format,
+            "slow_consumers_total",
+            "Clients that were closed because they did not keep up",
+            slow,
+        )?;
+        counter(
+            &mut to,
+            *format,
+            "messages_received_total",
+            "Messages from clients",
+            figures.messages_received,
+        )?;
+        counter(
+            &mut to,
+            *format,
+            "messages_sent_total",
+            "Messages to clients, once for each",
+            figures.messages_sent,
+        )?;
+        counter(
+            &mut to,
+            *format,
+            "received_bytes_total",
+            "Bytes from clients, with framing",
+            figures.bytes_received,
+        )?;
+        counter(
+            &mut to,
+            *format,
+            "sent_bytes_total",
+            "Bytes of messages to clients, with framing",
+            figures.bytes_sent,
+        )?;
         gauge(&mut to, "queue_bytes", "Bytes that wait for slow clients", figures.queued_bytes as f64)?;
         gauge(&mut to, "queue_clients", "Clients that have bytes waiting", figures.queued_clients as f64)?;
         let mut family =
@@ -114,14 +158,10 @@ impl Collector for Snapshot {
         )?;
         let total = report.drain_clients.unwrap_or(0) as f64;
         gauge(&mut to, "drain_clients", "Clients there were when the drain started; 0: not draining", total)?;
-        let mut family = to.encode_descriptor(
-            "handovers",
-            "Upgrades that handed over the live sockets, by result",
-            None,
-            MetricType::Counter,
-        )?;
-        for (result, count) in [("done", handovers.done), ("failed", handovers.failed)] {
-            ConstCounter::new(count).encode(family.encode_family(&[("result", result)])?)?;
+        let help = "Upgrades that handed over the live sockets, by result";
+        let mut family = counters(&mut to, *format, "handovers_total", help)?;
+        for (result, handovers) in [("done", handovers.done), ("failed", handovers.failed)] {
+            count(family.encode_family(&[("result", result)])?, *format, handovers)?;
         }
         gauge(&mut to, "handover_clients", "Clients of the last handover", handovers.clients as f64)?;
         gauge(
@@ -133,14 +173,44 @@ impl Collector for Snapshot {
         let help = "Time that a turn of an event loop took";
         let mut histogram = to.encode_descriptor("loop_turn_seconds", help, None, MetricType::Histogram)?;
         let Durations { counts, sum_us } = &figures.turns;
-        let limits = Durations::LIMITS.iter().map(|us| *us as f64 / 1e6).chain([f64::MAX]);
+        let limits = Durations::LIMITS.iter().map(|us| *us as f64 / 1e6).chain([f64::INFINITY]);
         let buckets: Vec<_> = limits.zip(counts.iter().copied()).collect();
         histogram.encode_histogram::<NoLabelSet>(*sum_us as f64 / 1e6, counts.iter().sum(), &buckets, None)
     }
 }
 
-fn counter(to: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: u64) -> Result<(), fmt::Error> {
-    ConstCounter::new(value).encode(to.encode_descriptor(name, help, None, MetricType::Counter)?)
+fn counter(
+    to: &mut DescriptorEncoder<'_>,
+    format: Format,
+    name: &'static str,
+    help: &str,
+    value: u64,
+) -> Result<(), fmt::Error> {
+    count(counters(to, format, name, help)?, format, value)
+}
+
+/// Begins a counter, whose samples are called `name`, with its `_total`. Prometheus' format gives the help and the
+/// type to that name, OpenMetrics to the name without it.
+fn counters<'a>(
+    to: &'a mut DescriptorEncoder<'_>,
+    format: Format,
+    name: &'static str,
+    help: &str,
+) -> Result<MetricEncoder<'a>, fmt::Error> {
+    let family = match format {
+        Format::Prometheus => name,
+        Format::OpenMetrics => name.trim_end_matches("_total"),
+    };
+    to.encode_descriptor(family, help, None, MetricType::Counter)
+}
+
+/// A sample of a counter.
+fn count(mut counter: MetricEncoder<'_>, format: Format, value: u64) -> Result<(), fmt::Error> {
+    match format {
+        // A counter of the library always gets its `_total` added; a gauge is written as it is.
+        Format::Prometheus => counter.encode_gauge(&value),
+        Format::OpenMetrics => ConstCounter::new(value).encode(counter),
+    }
 }
 
 fn gauge(to: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: f64) -> Result<(), fmt::Error> {

@@ -10,6 +10,7 @@ mod http_fields;
 mod leaks;
 mod limits;
 mod messages;
+mod metrics;
 mod operate;
 mod pages;
 mod protocol;

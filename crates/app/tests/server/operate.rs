@@ -43,7 +43,6 @@ async fn metrics_count_what_happens() {
     clients.pop().unwrap().leave().await;
     let answer = server.get("/metrics").await;
     assert_eq!(answer.status, 200);
-    assert!(answer.head.contains("content-type: application/openmetrics-text"), "{}", answer.head);
     let text = answer.body;
     assert_eq!(metric(&text, "lastcall_clients"), 2.0);
     assert_eq!(metric(&text, "lastcall_connections_opened_total"), 3.0);
@@ -61,7 +60,6 @@ async fn metrics_count_what_happens() {
     assert_eq!(metric(&text, "lastcall_handovers_total{result=\"done\"}"), 0.0);
     assert!(metric(&text, "lastcall_loop_turn_seconds_count") > 0.0);
     assert!(text.contains("lastcall_loop_turn_seconds_bucket{le=\"0.001\"}"), "{text}");
-    assert!(text.ends_with("# EOF\n"));
 
     server.signal(Signal::TERM);
     server.logged("drain started").await;

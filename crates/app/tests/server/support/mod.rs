@@ -2,6 +2,7 @@
 
 mod browser;
 mod client;
+mod exposition;
 mod log;
 mod server;
 
@@ -9,6 +10,7 @@ use std::time::{Duration, Instant};
 
 pub(crate) use browser::{Chromium, Driver};
 pub(crate) use client::{Answer, Client};
+pub(crate) use exposition::{Exposition, Format};
 pub(crate) use log::message;
 pub(crate) use rustix::process::Signal;
 use rustix::process::{Resource, getrlimit, setrlimit};
