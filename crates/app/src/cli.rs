@@ -11,7 +11,8 @@ const ABOUT: &str =
 const AFTER: &str = "\
 Settings come from, lowest to highest: the defaults, config/lastcall.toml (or --config), .env,
 environment variables (PORT, or LASTCALL_PORT, which wins) and the command line.
-Durations: a number of seconds (10, 0.5) or words (30m, \"1h 30m\"). Sizes: bytes or 64KiB.
+Durations: a number of seconds (10, 0.5) or units (30m, \"1h 30m\"): d, h, m, s, ms. Sizes: bytes or
+units (64KiB): KiB, MiB and GiB are powers of 1024, kB, MB and GB of 1000.
 
 SIGTERM or Ctrl+C: gives notice, waits for the clients to leave, closes those who stay.
 A second one closes them now, a third one exits at once.

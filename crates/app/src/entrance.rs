@@ -2,9 +2,9 @@
 
 use std::{env, net::SocketAddr};
 
-use anyhow::{Context, bail};
-use lastcall_core::settings::Settings;
-use lastcall_endpoints::{Entrance, bind};
+use anyhow::{Context, anyhow, bail};
+use lastcall_core::settings::{Loaded, Settings};
+use lastcall_endpoints::{BindError, Entrance, bind};
 use listenfd::ListenFd;
 use rustix::net::sockopt::set_tcp_nodelay;
 use tokio::net::{TcpListener, lookup_host};
@@ -33,6 +33,23 @@ pub(crate) async fn open(settings: &Settings) -> anyhow::Result<Entrance> {
         TcpListener::from_std(listener).context("the socket that systemd passed cannot be used")?;
     info!("listening on the socket that systemd passed; `host` and `port` do not matter");
     Ok(listener.into())
+}
+
+/// Adds to an error of binding where the host or the port came from if that is a variable with a name that other
+/// programs use, too.
+pub(crate) fn explain(error: anyhow::Error, loaded: &Loaded) -> anyhow::Error {
+    let key = match error.downcast_ref() {
+        Some(BindError::Host { .. } | BindError::NotLocal(_) | BindError::NoIpv6(_)) => "host",
+        Some(BindError::InUse(_) | BindError::Privileged(_)) => "port",
+        _ => return error,
+    };
+    let Some(origin) = loaded.origin(key).filter(|origin| origin.shared_variable().is_some()) else {
+        return error;
+    };
+    let (own, example) = if key == "host" { ("HOST", " (conda and csh set HOST)") } else { ("PORT", "") };
+    anyhow!(
+        "{error:#}; `{key}` comes from {origin}: if that is another program's{example}, set LASTCALL_{own}, which wins"
+    )
 }
 
 /// Says so if the socket that was taken over is not where the settings say.

@@ -42,7 +42,7 @@ fn main() -> ExitCode {
     };
     let result = match invocation.action {
         Action::ShowConfig => show_config(&loaded),
-        Action::Serve => serve(&loaded.settings),
+        Action::Serve => serve(&loaded),
         Action::Upgrade => operate::upgrade(&loaded.settings),
         Action::Status => status(&loaded.settings),
     };
@@ -52,11 +52,15 @@ fn main() -> ExitCode {
     })
 }
 
-fn serve(settings: &Settings) -> anyhow::Result<ExitCode> {
+fn serve(loaded: &Loaded) -> anyhow::Result<ExitCode> {
+    let settings = &loaded.settings;
     // Before the log: that may have a thread.
     let room = make_room_for_descriptors(settings.max_connections);
     // Dropped last: what is logged on the way down is written, too.
     let _log = logging::init(settings)?;
+    for warning in &loaded.warnings {
+        warn!("settings: {warning}");
+    }
     if let Err(error) = room {
         warn!(%error, "cannot make room for descriptors: newcomers may have to wait for it");
     }
@@ -66,7 +70,7 @@ fn serve(settings: &Settings) -> anyhow::Result<ExitCode> {
     let ending = runtime.block_on(server::run(settings, take_over));
     // A task that is stuck must not keep the process: whatever had to end in order has ended.
     runtime.shutdown_background();
-    ending
+    ending.map_err(|error| entrance::explain(error, loaded))
 }
 
 fn status(settings: &Settings) -> anyhow::Result<ExitCode> {
@@ -75,6 +79,10 @@ fn status(settings: &Settings) -> anyhow::Result<ExitCode> {
 }
 
 fn show_config(loaded: &Loaded) -> anyhow::Result<ExitCode> {
+    for warning in &loaded.warnings {
+        // That stderr is closed does not matter to the reader of stdout.
+        let _ = writeln!(io::stderr(), "warning: {warning}");
+    }
     match io::stdout().write_all(cli::show_config(loaded).as_bytes()) {
         // Whoever reads, such as `head`, has seen enough.
         Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("cannot write to stdout"),

@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, IsTerminal, Write},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     process::ExitCode,
     time::{Duration, Instant},
 };
@@ -16,7 +16,7 @@ use lastcall_core::settings::Settings;
 use lastcall_handover::{Command, Opening, Progress, Socket};
 use serde::Deserialize;
 use tokio::{
-    net::TcpStream,
+    net::{TcpStream, lookup_host},
     time::{sleep, timeout},
 };
 
@@ -102,13 +102,17 @@ pub(crate) async fn status(settings: &Settings) -> anyhow::Result<ExitCode> {
 }
 
 async fn ask(settings: &Settings) -> anyhow::Result<Status> {
-    let (host, port) = (reachable(&settings.host), settings.port);
     let asked = timeout(PATIENCE, async {
-        let stream = TcpStream::connect((host.as_str(), port)).await.context("nothing listens there")?;
+        let addresses = reachable(&settings.host, settings.port).await.context("the host is not known")?;
+        // Tries one after the other.
+        let stream = TcpStream::connect(addresses.as_slice()).await.context("nothing listens there")?;
+        let peer = stream.peer_addr()?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
         let connection = tokio::spawn(connection);
-        let request =
-            Request::get("/health/ready").header(HOST, authority(&host, port)).body(Empty::<Bytes>::new())?;
+        let request = Request::get("/health/ready")
+            // The zone of an IPv6 address is for this machine alone (RFC 6874 section 1): without it.
+            .header(HOST, SocketAddr::new(peer.ip(), peer.port()).to_string())
+            .body(Empty::<Bytes>::new())?;
         let body = sender.send_request(request).await?.into_body().collect().await?.to_bytes();
         connection.abort();
         serde_json::from_slice(&body).context("what answers is not lastcall")
@@ -117,21 +121,26 @@ async fn ask(settings: &Settings) -> anyhow::Result<Status> {
         Ok(answer) => answer,
         Err(_) => Err(anyhow::anyhow!("no answer within {PATIENCE:?}")),
     };
-    answer.with_context(|| format!("cannot ask the server at {host}:{port}"))
+    let (host, port) = (&settings.host, settings.port);
+    answer.with_context(|| format!("cannot ask the server at {}", authority(host, port)))
 }
 
-/// A host and a port, as `Host` has them.
+/// A host and a port, as URLs have them.
 fn authority(host: &str, port: u16) -> String {
     if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
 }
 
-/// A server that listens on all addresses is reached on this machine's own.
-fn reachable(host: &str) -> String {
-    match host.parse::<IpAddr>() {
-        Ok(IpAddr::V4(ip)) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.to_string(),
-        Ok(IpAddr::V6(ip)) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.to_string(),
-        _ => host.to_owned(),
-    }
+/// Where a server with this setting of `host` is reached: the addresses of a name, and for all addresses this
+/// machine's own. `::` stands for IPv4, too, and where IPv6 is off, for IPv4 alone.
+async fn reachable(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+    let own: &[IpAddr] = match host.parse::<IpAddr>() {
+        Ok(IpAddr::V4(ip)) if ip.is_unspecified() => &[IpAddr::V4(Ipv4Addr::LOCALHOST)],
+        Ok(IpAddr::V6(ip)) if ip.is_unspecified() => {
+            &[IpAddr::V6(Ipv6Addr::LOCALHOST), IpAddr::V4(Ipv4Addr::LOCALHOST)]
+        }
+        _ => return Ok(lookup_host((host, port)).await?.collect()),
+    };
+    Ok(own.iter().map(|ip| SocketAddr::new(*ip, port)).collect())
 }
 
 fn counted(clients: u64) -> String {

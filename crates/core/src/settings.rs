@@ -1,22 +1,40 @@
 //! What the operator decides: every setting, its default and where it came from.
 
+mod dot_env;
 mod error;
+mod gather;
 mod limits;
 mod load;
+mod loaded;
 mod origin;
 mod runtime_dir;
+mod sources;
 mod spec;
+mod text;
+mod text_file;
 mod value;
+mod variable;
 mod web_origin;
+
+#[cfg(test)]
+mod as_written_tests;
+#[cfg(test)]
+mod foreign_tests;
+#[cfg(test)]
+mod operator;
+#[cfg(test)]
+mod value_tests;
 
 use std::{path::PathBuf, time::Duration};
 
 pub use error::{Problem, SettingError, SettingsErrors};
 pub use limits::{make_room_for_descriptors, raise_fd_limit};
-pub use load::{Effective, Loaded, Sources, TAKE_OVER};
+pub use loaded::{Effective, Loaded};
 pub use origin::Origin;
 pub use runtime_dir::RuntimeDir;
+pub use sources::Sources;
 pub use spec::{GROUPS, Group, SPECS, Spec};
+pub use variable::TAKE_OVER;
 
 /// What a client's text does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -5,7 +5,9 @@ use std::{
     net::SocketAddr,
 };
 
+use rustix::{io::Errno, net::sockopt::set_ipv6_v6only};
 use tokio::net::{TcpListener, TcpSocket, lookup_host};
+use tracing::warn;
 
 /// Connections that may wait to be accepted. tokio's default of 128 overflows when a few hundred clients
 /// come back at once after a restart, and their SYNs are then sent again a second later; the kernel cuts
@@ -32,6 +34,11 @@ pub enum BindError {
     /// The address is not one of this machine's.
     #[error("cannot listen on {0}: this machine does not have that address; change `host`")]
     NotLocal(SocketAddr),
+    /// The kernel has no IPv6.
+    #[error(
+        "cannot listen on {0}: this machine has no IPv6; set `host` to an IPv4 address, or to 0.0.0.0 for all"
+    )]
+    NoIpv6(SocketAddr),
     /// Something else.
     #[error("cannot listen on {address}")]
     Other {
@@ -42,18 +49,49 @@ pub enum BindError {
     },
 }
 
-/// Binds and listens; port 0 picks a free one.
+/// Binds and listens; port 0 picks a free one. Of a host name with several addresses, the first one that this
+/// machine has is taken, and the log says which ones are not: an upgrade hands over one listening socket.
 ///
 /// # Errors
 /// When the address cannot be had; see [`BindError`].
 pub async fn bind(host: &str, port: u16) -> Result<TcpListener, BindError> {
     let no_host = |source| BindError::Host { host: host.to_owned(), source };
-    let address = lookup_host((host, port))
-        .await
-        .map_err(no_host)?
-        .next()
-        .ok_or_else(|| no_host(io::Error::from(ErrorKind::NotFound)))?;
-    listen(address).map_err(|source| explain(address, source))
+    let mut addresses: Vec<SocketAddr> = Vec::new();
+    for address in lookup_host((host, port)).await.map_err(no_host)? {
+        if !addresses.contains(&address) {
+            addresses.push(address);
+        }
+    }
+    let (address, listener) =
+        listen_on_first(&addresses)?.ok_or_else(|| no_host(io::Error::from(ErrorKind::NotFound)))?;
+    let others: Vec<_> =
+        addresses.iter().filter(|other| **other != address).map(|other| other.ip().to_string()).collect();
+    if !others.is_empty() {
+        warn!(
+            "{host} has several addresses: listening on {} only, not on {}; set `host` to one of them, or to :: for \
+             all of this machine",
+            address.ip(),
+            others.join(", "),
+        );
+    }
+    Ok(listener)
+}
+
+/// Listens on the first of these addresses that this machine has.
+fn listen_on_first(addresses: &[SocketAddr]) -> Result<Option<(SocketAddr, TcpListener)>, BindError> {
+    let mut first_error = None;
+    for address in addresses {
+        match listen(*address).map_err(|source| explain(*address, source)) {
+            Ok(listener) => return Ok(Some((*address, listener))),
+            // `localhost` has an IPv6 address also where there is no IPv6. Any other error is one: to go on
+            // without the address would leave it to the program that has it.
+            Err(error @ (BindError::NotLocal(_) | BindError::NoIpv6(_))) => {
+                first_error.get_or_insert(error);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    first_error.map_or(Ok(None), Err)
 }
 
 fn explain(address: SocketAddr, source: io::Error) -> BindError {
@@ -61,12 +99,19 @@ fn explain(address: SocketAddr, source: io::Error) -> BindError {
         ErrorKind::AddrInUse => BindError::InUse(address),
         ErrorKind::PermissionDenied if address.port() < 1024 => BindError::Privileged(address),
         ErrorKind::AddrNotAvailable => BindError::NotLocal(address),
+        _ if address.is_ipv6() && source.raw_os_error() == Some(Errno::AFNOSUPPORT.raw_os_error()) => {
+            BindError::NoIpv6(address)
+        }
         _ => BindError::Other { address, source },
     }
 }
 
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    if address.is_ipv6() && address.ip().is_unspecified() {
+        // `::` stands for IPv4, too (ipv6(7)), whatever net.ipv6.bindv6only says.
+        set_ipv6_v6only(&socket, false)?;
+    }
     // A restart must not wait for the old connections' TIME_WAIT to pass.
     socket.set_reuseaddr(true)?;
     // Small messages must not wait for each other (RFC 896). On Linux, accepted sockets inherit this.
@@ -100,5 +145,31 @@ mod tests {
             "cannot listen on 127.0.0.1:80: this user may not use ports below 1024; choose a higher `port`";
         assert_eq!(refused.to_string(), sentence);
         assert!(matches!(bind("no such host", 0).await, Err(BindError::Host { .. })));
+    }
+
+    #[tokio::test]
+    async fn the_first_address_that_this_machine_has_is_taken() {
+        let addresses = |list: &[&str]| list.iter().map(|one| one.parse().unwrap()).collect::<Vec<_>>();
+        let absent = "203.0.113.1:0";
+        let (address, _listener) =
+            listen_on_first(&addresses(&[absent, "127.0.0.1:0", "127.0.0.2:0"])).unwrap().unwrap();
+        assert_eq!(address.to_string(), "127.0.0.1:0");
+        let error = listen_on_first(&addresses(&[absent, "203.0.113.2:0"])).unwrap_err();
+        assert!(matches!(error, BindError::NotLocal(address) if address.to_string() == absent));
+        let held = bind("127.0.0.1", 0).await.unwrap();
+        let port = held.local_addr().unwrap().port();
+        let both = [held.local_addr().unwrap(), SocketAddr::from(([127, 0, 0, 2], port))];
+        assert!(matches!(listen_on_first(&both), Err(BindError::InUse(_))), "the other is no way out");
+        assert!(listen_on_first(&[]).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_kernel_without_ipv6_is_told_in_one_sentence() {
+        let unsupported = || io::Error::from_raw_os_error(Errno::AFNOSUPPORT.raw_os_error());
+        let refused = explain("[::]:8000".parse().unwrap(), unsupported());
+        let sentence = "cannot listen on [::]:8000: this machine has no IPv6; set `host` to an IPv4 address, or to \
+                        0.0.0.0 for all";
+        assert_eq!(refused.to_string(), sentence);
+        assert!(matches!(explain("127.0.0.1:8000".parse().unwrap(), unsupported()), BindError::Other { .. }));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::Origin;
+use super::{Origin, variable::PREFIX};
 
 /// One thing that is wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,10 +38,20 @@ impl fmt::Display for SettingError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { key, origin, problem } = self;
         match problem {
-            Problem::Wrong { value: Some(value), expected } => {
-                write!(f, "{key} = {value} ({origin}): expected {expected}")
+            Problem::Wrong { value, expected } => {
+                match value {
+                    Some(value) => write!(f, "{key} = {value} ({origin}): expected {expected}")?,
+                    None => write!(f, "{key} ({origin}): expected {expected}")?,
+                }
+                // HOST, PORT, LOG_LEVEL … are the variables of many programs.
+                match origin.shared_variable() {
+                    Some(name) => {
+                        let own = format!("{PREFIX}{}", key.to_ascii_uppercase());
+                        write!(f, "; if {name} is another program's, set {own}, which wins")
+                    }
+                    None => Ok(()),
+                }
             }
-            Problem::Wrong { value: None, expected } => write!(f, "{key} ({origin}): expected {expected}"),
             Problem::Unknown { nearest: Some(nearest) } => {
                 write!(f, "{key} ({origin}): unknown setting; did you mean {nearest}?")
             }

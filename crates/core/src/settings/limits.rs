@@ -32,11 +32,24 @@ const MOST_AT_ONCE: usize = 1 << 16;
 /// # Errors
 /// When a descriptor cannot be opened. Nothing is lost then but time.
 pub fn make_room_for_descriptors(max_connections: usize) -> io::Result<()> {
-    let highest = max_connections.saturating_add(RESERVE).min(most_connections().1).min(MOST_AT_ONCE) - 1;
+    let highest =
+        max_connections.saturating_add(RESERVE).min(most_connections().1).min(MOST_AT_ONCE).saturating_sub(1);
     let lowest = File::open("/dev/null")?;
     // The table never shrinks: this one may be closed at once.
     drop(fcntl_dupfd_cloexec(&lowest, i32::try_from(highest).unwrap_or(i32::MAX))?);
     Ok(())
+}
+
+/// What to tell an operator if the soft limit leaves room for fewer clients than the server keeps for itself.
+pub(super) fn few_connections() -> Option<String> {
+    let (most, limit) = most_connections();
+    (most < RESERVE).then(|| {
+        format!(
+            "the limit of {limit} open files leaves room for {most} client{}, as {RESERVE} are kept for the server \
+             itself; raise it (ulimit -n, or LimitNOFILE= of systemd)",
+            if most == 1 { "" } else { "s" },
+        )
+    })
 }
 
 /// Most clients that the soft limit leaves room for, and the limit.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::limits::RESERVE;
+use super::{limits::RESERVE, variable::PREFIX};
 
 /// Where a value came from, in words for the operator.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +24,18 @@ pub enum Origin {
     Variable(String),
     /// The command line; the flag without its dashes.
     Flag(String),
+}
+
+impl Origin {
+    /// The variable that set the value, if its name is one that other programs may use, too: `HOST`, but not
+    /// `LASTCALL_HOST`.
+    pub fn shared_variable(&self) -> Option<&str> {
+        match self {
+            Self::Variable(name) | Self::DotEnv(name) => Some(name).filter(|name| !name.starts_with(PREFIX)),
+            _ => None,
+        }
+        .map(String::as_str)
+    }
 }
 
 impl fmt::Display for Origin {

@@ -1,12 +1,20 @@
 //! From what was written to what is meant. Each reads one kind of value, or says what would be right.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    net::{Ipv4Addr, Ipv6Addr},
+    path::PathBuf,
+    time::Duration,
+};
 
 use bytesize::ByteSize;
 use figment::value::Value;
 use tracing_subscriber::EnvFilter;
 
-use super::{AllowedOrigins, ApiKey, ClientMessages, LogFormat, web_origin::web_origin};
+use super::{
+    AllowedOrigins, ApiKey, ClientMessages, LogFormat,
+    text::{is_whole, list, whole_number, word, word_or_number},
+    web_origin::web_origin,
+};
 
 /// What would be right.
 pub(super) type Expected = String;
@@ -35,55 +43,93 @@ pub(super) fn shown(value: &Value) -> String {
     }
 }
 
-/// A string or a number, as text.
-fn text(value: &Value) -> Option<String> {
-    match value {
-        Value::String(_, text) => Some(text.trim().to_owned()),
-        Value::Num(..) => Some(shown(value)),
-        _ => None,
+pub(super) fn host(value: &Value) -> Result<String, Expected> {
+    let expected = || {
+        "a host name or an address without its port, such as 127.0.0.1 or ::1; 0.0.0.0 for all of this machine"
+            .to_owned()
+    };
+    let host = word(value).ok_or_else(expected)?;
+    // As in a URL (RFC 3986 section 3.2.2).
+    match host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+        Some(address) if is_ipv6(address) => Ok(address.to_owned()),
+        None if is_ipv6(host) || host.parse::<Ipv4Addr>().is_ok() || is_name(host) => Ok(host.to_owned()),
+        _ => Err(expected()),
     }
 }
 
-fn filled(value: &Value) -> Option<String> {
-    text(value).filter(|text| !text.is_empty())
+/// An IPv6 address, perhaps with a zone (RFC 4007 section 11): `fe80::1%eth0`.
+fn is_ipv6(text: &str) -> bool {
+    let (address, zone) = text.split_once('%').unwrap_or((text, "-"));
+    address.parse::<Ipv6Addr>().is_ok() && !zone.is_empty()
 }
 
-pub(super) fn host(value: &Value) -> Result<String, Expected> {
-    filled(value)
-        .filter(|host| !host.contains(|c: char| c.is_whitespace() || c == '/'))
-        .ok_or_else(|| "a host name or an address, such as 127.0.0.1".into())
+/// A host name. One that ends in a number is none (WHATWG URL, "ends in a number"): the resolver would take it
+/// for an address in a form that is long forgotten, 1 for 0.0.0.1 and 010.0.0.1 for 8.0.0.1 (inet_aton(3)).
+fn is_name(text: &str) -> bool {
+    let name = text.strip_suffix('.').unwrap_or(text);
+    let is_label = |label: &str| {
+        !label.is_empty() && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
+    };
+    let last = name.rsplit('.').next().unwrap_or("");
+    let is_number = last.bytes().all(|byte| byte.is_ascii_digit())
+        || last
+            .to_ascii_lowercase()
+            .strip_prefix("0x")
+            .is_some_and(|hex| hex.bytes().all(|byte| byte.is_ascii_hexdigit()));
+    name.split('.').all(is_label) && !is_number
 }
 
 pub(super) fn port(value: &Value) -> Result<u16, Expected> {
-    text(value)
-        .and_then(|text| text.parse().ok())
+    whole_number(value)
+        .and_then(|number| number.try_into().ok())
         .ok_or_else(|| "a whole number from 0 to 65535, such as 8000".into())
 }
 
 pub(super) fn connections(value: &Value, (most, limit): (usize, usize)) -> Result<usize, Expected> {
-    text(value).and_then(|text| text.parse().ok()).filter(|n| (1..=most).contains(n)).ok_or_else(|| {
+    let number = whole_number(value).and_then(|number| number.try_into().ok());
+    number.filter(|n| (1..=most).contains(n)).ok_or_else(|| {
         format!(
             "a whole number from 1 to {most}, which the limit of {limit} open files (ulimit -n) leaves for clients"
         )
     })
 }
 
+/// Units of time. What is longer or shorter is hardly meant, and humantime's `M` is a month.
+const TIME_UNITS: [&str; 5] = ["d", "h", "m", "s", "ms"];
+
 pub(super) fn duration(value: &Value) -> Result<Duration, Expected> {
-    let expected = || "a number of seconds, such as 10 or 0.5, or words, such as 30m or 1h 30m".to_owned();
-    let text = text(value).ok_or_else(expected)?;
-    let duration = match text.parse::<f64>() {
-        Ok(seconds) => Duration::try_from_secs_f64(seconds).map_err(|_| expected())?,
-        Err(_) => humantime::parse_duration(&text).map_err(|_| expected())?,
+    let expected = || {
+        "a number of seconds, such as 10 or 0.5, or whole numbers with the units d, h, m, s and ms, such as 30m \
+         or 1h 30m"
+            .to_owned()
+    };
+    let text = word_or_number(value).ok_or_else(expected)?;
+    let (whole, fraction) = text.split_once('.').unwrap_or((&text, "0"));
+    let duration = if is_whole(whole) && !fraction.is_empty() && fraction.bytes().all(|b| b.is_ascii_digit())
+    {
+        let seconds = text.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+        seconds.ok_or_else(expected)?
+    } else {
+        let mut units = text.split(|c: char| c.is_ascii_digit() || c == ' ').filter(|unit| !unit.is_empty());
+        let parsed = if units.all(|unit| TIME_UNITS.contains(&unit)) {
+            humantime::parse_duration(&text).ok()
+        } else {
+            None
+        };
+        parsed.ok_or_else(expected)?
     };
     if duration > YEAR {
         return Err(format!("at most 365 days: {}", expected()));
+    }
+    if duration.is_zero() && text.bytes().any(|byte| (b'1'..=b'9').contains(&byte)) {
+        return Err("0, or at least a nanosecond".into());
     }
     Ok(duration)
 }
 
 /// A duration, or `auto`.
 pub(super) fn pace(value: &Value) -> Result<Option<Duration>, Expected> {
-    match text(value).as_deref() {
+    match word(value) {
         Some("auto") => Ok(None),
         _ => duration(value).map(Some).map_err(|expected| format!("auto, or {expected}")),
     }
@@ -105,30 +151,30 @@ pub(super) fn interval(value: &Value) -> Result<Option<Duration>, Expected> {
     }
 }
 
-pub(super) fn size(value: &Value) -> Result<usize, Expected> {
-    filled(value)
-        .and_then(|text| text.parse::<ByteSize>().ok())
-        .and_then(|size| usize::try_from(size.as_u64()).ok())
-        .filter(|size| (1..=1 << 30).contains(size))
-        .ok_or_else(|| {
-            "from 1 byte to 1GiB: a number of bytes, such as 65536, or a size, such as 64KiB".into()
-        })
-}
+/// Units of size. `K` and the like are left out: they are 1000 to some programs and 1024 to others.
+const SIZE_UNITS: [&str; 9] = ["", "B", "kB", "KB", "MB", "GB", "KiB", "MiB", "GiB"];
 
-/// A TOML array of strings, or strings with commas between them.
-fn list(value: &Value) -> Option<Vec<String>> {
-    match value {
-        Value::Array(_, items) => items.iter().map(filled).collect(),
-        other => text(other).map(|text| {
-            text.split(',').map(str::trim).filter(|one| !one.is_empty()).map(str::to_owned).collect()
+pub(super) fn size(value: &Value) -> Result<usize, Expected> {
+    let size = match value {
+        Value::Num(..) => whole_number(value),
+        _ => word(value).and_then(|text| {
+            let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+            let unit = text[digits..].trim_ascii_start();
+            let is_clear = is_whole(&text[..digits]) && SIZE_UNITS.contains(&unit);
+            text.parse::<ByteSize>().ok().filter(|_| is_clear).map(|size| size.as_u64())
         }),
-    }
+    };
+    size.and_then(|size| usize::try_from(size).ok()).filter(|size| (1..=1 << 30).contains(size)).ok_or_else(|| {
+        "from 1 byte to 1GiB: a number of bytes, such as 65536, or a whole number with a unit, such as 64KiB: \
+             KiB, MiB and GiB are powers of 1024, kB, MB and GB of 1000"
+                .into()
+    })
 }
 
 pub(super) fn origins(value: &Value) -> Result<AllowedOrigins, Expected> {
     let expected =
         || "origins, such as https://example.org or http://localhost:3000 (no path), or * alone".to_owned();
-    let list = list(value).ok_or_else(expected)?;
+    let list = list(value).map_err(|why| format!("{}: {why}", expected()))?;
     match list.as_slice() {
         [] => Ok(AllowedOrigins::SameHost),
         [one] if one == "*" => Ok(AllowedOrigins::Any),
@@ -140,21 +186,19 @@ pub(super) fn origins(value: &Value) -> Result<AllowedOrigins, Expected> {
 }
 
 pub(super) fn keys(value: &Value) -> Result<Vec<ApiKey>, Expected> {
-    list(value)
-        .filter(|keys| {
-            keys.iter().all(|key| key.len() >= SHORTEST_KEY && key.bytes().all(|byte| byte.is_ascii_graphic()))
-        })
-        .map(|keys| keys.into_iter().map(ApiKey::new).collect())
-        .ok_or_else(|| {
-            format!(
-                "keys of {SHORTEST_KEY} or more visible ASCII characters each, without spaces or commas, such as \
-                 `openssl rand -hex 16` makes"
-            )
-        })
+    let expected = || {
+        format!(
+            "keys of {SHORTEST_KEY} or more visible ASCII characters each, without spaces or commas, such as \
+             `openssl rand -hex 16` makes"
+        )
+    };
+    let keys = list(value).map_err(|why| format!("{}: {why}", expected()))?;
+    let is_key = |key: &String| key.len() >= SHORTEST_KEY && key.bytes().all(|byte| byte.is_ascii_graphic());
+    if keys.iter().all(is_key) { Ok(keys.into_iter().map(ApiKey::new).collect()) } else { Err(expected()) }
 }
 
 pub(super) fn client_messages(value: &Value) -> Result<ClientMessages, Expected> {
-    match text(value).as_deref() {
+    match word(value) {
         Some("broadcast") => Ok(ClientMessages::Broadcast),
         Some("ignore") => Ok(ClientMessages::Ignore),
         Some("echo") => Ok(ClientMessages::Echo),
@@ -163,7 +207,7 @@ pub(super) fn client_messages(value: &Value) -> Result<ClientMessages, Expected>
 }
 
 pub(super) fn log_format(value: &Value) -> Result<LogFormat, Expected> {
-    match text(value).as_deref() {
+    match word(value) {
         Some("auto") => Ok(LogFormat::Auto),
         Some("pretty") => Ok(LogFormat::Pretty),
         Some("json") => Ok(LogFormat::Json),
@@ -174,7 +218,7 @@ pub(super) fn log_format(value: &Value) -> Result<LogFormat, Expected> {
 /// Levels, directives with a level, and our own crates without one. Any other lone word would count as a
 /// target and turn everything else off, which is hardly what a misspelt level is meant to do.
 pub(super) fn log_level(value: &Value) -> Result<String, Expected> {
-    filled(value)
+    word(value)
         .filter(|text| {
             let levels = ["off", "error", "warn", "info", "debug", "trace"];
             let is_level = |word: &str| levels.iter().any(|level| word.trim().eq_ignore_ascii_case(level));
@@ -184,6 +228,7 @@ pub(super) fn log_level(value: &Value) -> Result<String, Expected> {
             };
             text.split(',').all(is_directive) && EnvFilter::builder().parse(text).is_ok()
         })
+        .map(str::to_owned)
         .ok_or_else(|| {
             "error, warn, info, debug or trace, or directives, such as info,lastcall_websockets=debug".into()
         })
@@ -191,7 +236,13 @@ pub(super) fn log_level(value: &Value) -> Result<String, Expected> {
 
 pub(super) fn folder(value: &Value) -> Result<Option<PathBuf>, Expected> {
     match value {
-        Value::String(_, path) if path.trim().is_empty() => Ok(None),
+        Value::String(_, path) if path.trim_ascii().is_empty() => Ok(None),
+        Value::String(_, path) if path.trim_ascii() != path => {
+            Err("the path of a folder, without spaces before and after it".into())
+        }
+        Value::String(_, path) if path.starts_with('~') => {
+            Err("the whole path of a folder: `~` is for shells, or ./~ for a folder of that name".into())
+        }
         Value::String(_, path) => Ok(Some(PathBuf::from(path))),
         _ => Err("the path of a folder".into()),
     }

@@ -1,0 +1,192 @@
+//! The lines of a `.env` file.
+//!
+//! There is no standard for `.env`: shells, Docker, systemd and the libraries of each language differ in what
+//! `$`, `\` and quotes inside of a value mean. Only what all of them read alike is understood here: a bare
+//! word, or a value in quotes on one line. Whether it matters that another line is not understood is for the
+//! caller to decide, as the file may be shared with other programs.
+
+/// A line that is neither empty nor a comment.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Line {
+    /// `NAME=value`, perhaps with `export` before it.
+    Variable {
+        /// Counted from 1.
+        number: usize,
+        name: String,
+        /// The value, or why it is not understood.
+        value: Result<String, String>,
+    },
+    /// Anything else.
+    Other {
+        /// Counted from 1.
+        number: usize,
+        /// The word that it begins with; may be empty.
+        word: String,
+    },
+}
+
+/// All lines of a file.
+pub(super) fn lines(text: &str) -> Vec<Line> {
+    let text: Vec<_> = text.lines().map(str::trim).collect();
+    let mut lines = Vec::new();
+    // Line and end of the quotes that are open.
+    let mut quotes: Option<(usize, usize)> = None;
+    for (index, line) in text.iter().enumerate() {
+        let number = index + 1;
+        let (word, rest) = split_name(line.strip_prefix("export ").map_or(*line, str::trim_start));
+        let value = rest.trim_start().strip_prefix('=').map(str::trim_start).filter(|_| !word.is_empty());
+        if let Some((opened, end)) = quotes {
+            if value.is_some() {
+                let value = Err(format!("it is inside of quotes that line {opened} opens"));
+                lines.push(Line::Variable { number, name: word.to_owned(), value });
+            }
+            quotes = quotes.filter(|_| index < end);
+        } else if let Some(value) = value {
+            quotes = open_quote(value)
+                .and_then(|quote| text[number..].iter().position(|line| line.contains(quote)))
+                .map(|more| (number, number + more));
+            lines.push(Line::Variable { number, name: word.to_owned(), value: read(value) });
+        } else if !line.is_empty() && !line.starts_with('#') {
+            lines.push(Line::Other { number, word: word.to_owned() });
+        }
+    }
+    lines
+}
+
+/// The name that a line begins with, as in a shell, and what follows it.
+fn split_name(line: &str) -> (&str, &str) {
+    let end = line.find(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == '.'));
+    line.split_at(end.unwrap_or(line.len()))
+}
+
+/// The quote that a value opens and does not close.
+fn open_quote(value: &str) -> Option<char> {
+    let quote = value.chars().next().filter(|c| matches!(c, '"' | '\''))?;
+    (!value[1..].contains(quote)).then_some(quote)
+}
+
+fn read(text: &str) -> Result<String, String> {
+    const QUOTE: &str = "put the whole value in single quotes: NAME='value'";
+    let special = |text: &str, marks: &[char]| text.chars().find(|c| marks.contains(c));
+    match text.chars().next() {
+        Some(quote @ ('"' | '\'')) => {
+            let (value, rest) = text[1..].split_once(quote).ok_or_else(|| {
+                format!("its value begins with {quote} and does not end with it on that line")
+            })?;
+            if !rest.is_empty() && !rest.trim_start().starts_with('#') {
+                return Err(format!("more follows after the closing {quote}"));
+            }
+            match special(value, &['$', '\\', '`']).filter(|_| quote == '"') {
+                Some(c) => Err(format!("{c} has more than one meaning in double quotes; {QUOTE}")),
+                None => Ok(value.to_owned()),
+            }
+        }
+        _ => {
+            // A # is a comment's only after a space.
+            let value = match text.char_indices().find(|&(index, c)| {
+                c == '#' && text[..index].chars().next_back().is_none_or(char::is_whitespace)
+            }) {
+                Some((index, _)) => text[..index].trim_end(),
+                None => text,
+            };
+            match special(value, &['$', '\\', '`', '"', '\'']) {
+                Some(c) => Err(format!("{c} has more than one meaning outside of single quotes; {QUOTE}")),
+                None if value.contains(char::is_whitespace) => {
+                    Err(format!("its value has a space and no quotes; {QUOTE}"))
+                }
+                None => Ok(value.to_owned()),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The value of a file's only line.
+    fn value(line: &str) -> Result<String, String> {
+        match lines(line).pop() {
+            Some(Line::Variable { value, .. }) => value,
+            other => panic!("{line}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_value_is_taken_as_written() {
+        for (line, meant) in [
+            ("A=b", "b"),
+            ("  A = b  ", "b"),
+            ("export A=b", "b"),
+            ("export  A='b'", "b"),
+            ("A=b\r", "b"),
+            ("A=", ""),
+            ("A= # a comment", ""),
+            ("A=b # a comment", "b"),
+            ("A=b#c", "b#c"),
+            ("A='b # c' # a comment", "b # c"),
+            ("A=\"b c\"", "b c"),
+            ("A='b c'", "b c"),
+            ("A='a$b\\c`d\"e'", "a$b\\c`d\"e"),
+            ("A=\"it's\"", "it's"),
+            ("A=a=b==", "a=b=="),
+            ("export=b", "b"),
+        ] {
+            assert_eq!(value(line).as_deref(), Ok(meant), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_value_with_more_than_one_meaning_is_not_understood() {
+        for (line, why) in [
+            ("A=a$b", "$ has more than one meaning"),
+            ("A=${b}", "$ has"),
+            ("A=a$", "$ has"),
+            ("A=\"a$b\"", "$ has more than one meaning in double quotes"),
+            ("A=a\\$b", "\\ has"),
+            ("A=\"a\\nb\"", "\\ has"),
+            ("A=`b`", "` has"),
+            ("A=\"`b`\"", "` has"),
+            ("A=it's", "' has"),
+            ("A=[\"b\"]", "\" has"),
+            ("A=b c", "has a space and no quotes"),
+            ("A=\"b", "does not end with it on that line"),
+            ("A='b' 'c'", "more follows after the closing '"),
+            ("A='b'c", "more follows"),
+            ("A=\"\"b\"\"", "more follows"),
+        ] {
+            let error = value(line).unwrap_err();
+            assert!(error.contains(why), "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn quotes_over_several_lines_end_where_they_are_closed() {
+        let found = lines("A=\"one\nB=two\nthree\"\nC=4\n");
+        assert_eq!(found.len(), 3, "{found:?}");
+        assert!(matches!(&found[0], Line::Variable { number: 1, name, value: Err(_) } if name == "A"));
+        assert!(matches!(
+            &found[1],
+            Line::Variable { number: 2, name, value: Err(why) } if name == "B" && why.contains("line 1 opens")
+        ));
+        let last = Line::Variable { number: 4, name: "C".into(), value: Ok("4".into()) };
+        assert_eq!(found[2], last);
+    }
+
+    #[test]
+    fn a_quote_that_is_never_closed_hides_nothing() {
+        let found = lines("A='one\nB=2\n# comment\n\nC=it's\nD: 4\n= 5\n");
+        let names: Vec<_> = found
+            .iter()
+            .map(|line| match line {
+                Line::Variable { name, .. } => name.as_str(),
+                Line::Other { word, .. } => word.as_str(),
+            })
+            .collect();
+        // The quote of `it's` closes that of line 1.
+        assert_eq!(names, ["A", "B", "C", "D", ""]);
+        let found = lines("A='one\nB=2\n");
+        assert_eq!(found[1], Line::Variable { number: 2, name: "B".into(), value: Ok("2".into()) });
+        assert_eq!(lines("D: 4"), [Line::Other { number: 1, word: "D".into() }]);
+    }
+}

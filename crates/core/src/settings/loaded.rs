@@ -1,0 +1,33 @@
+//! The result of loading: the settings, and where each came from.
+
+use super::{Origin, Settings};
+
+/// The settings in force, and where each came from.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    /// The settings.
+    pub settings: Settings,
+    /// One entry for each of [`SPECS`](super::SPECS), in that order.
+    pub effective: Vec<Effective>,
+    /// What an operator should know although it does not stop the start, a sentence each. They are found
+    /// before there is a log: the caller logs them once there is one.
+    pub warnings: Vec<String>,
+}
+
+impl Loaded {
+    /// Where the setting with this key came from; `None` if there is no such setting.
+    pub fn origin(&self, key: &str) -> Option<&Origin> {
+        self.effective.iter().find(|one| one.key == key).map(|one| &one.origin)
+    }
+}
+
+/// One setting in force, to be shown.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Effective {
+    /// Its key.
+    pub key: &'static str,
+    /// Its value as it was written; hidden if secret.
+    pub value: String,
+    /// Where it came from.
+    pub origin: Origin,
+}

@@ -1,0 +1,94 @@
+//! The text of a value, as it was written.
+
+use figment::value::Value;
+
+use super::value::{Expected, shown};
+
+/// Refuses a text that is hardly meant as it is written: with quotes around it, which some programs remove
+/// from a variable's value and others do not, or with characters that cannot be seen.
+pub(super) fn check(value: &Value) -> Result<(), Expected> {
+    match value {
+        Value::String(_, text) => check_text(text),
+        Value::Array(_, items) => items.iter().try_for_each(check),
+        _ => Ok(()),
+    }
+}
+
+fn check_text(text: &str) -> Result<(), Expected> {
+    if let Some(c) = text.trim_ascii().chars().find(|c| is_invisible(*c)) {
+        return Err(format!("characters that can be seen; U+{:04X} is among them", u32::from(c)));
+    }
+    if text.trim_ascii().starts_with(is_quote) || text.trim_ascii().ends_with(is_quote) {
+        return Err("the value without quotes around it: they are part of it as it stands".into());
+    }
+    Ok(())
+}
+
+fn is_quote(c: char) -> bool {
+    matches!(c, '"' | '\'' | '`' | '“' | '”' | '‘' | '’' | '„' | '«' | '»')
+}
+
+/// Controls, spaces other than U+0020, characters of format such as U+200B (zero width space) and U+FEFF, and
+/// what stands for bytes that are no text.
+fn is_invisible(c: char) -> bool {
+    c.is_control()
+        || (c.is_whitespace() && c != ' ')
+        || matches!(
+            c,
+            '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}'
+                | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffd}'
+        )
+}
+
+/// A text that is not empty.
+pub(super) fn word(value: &Value) -> Option<&str> {
+    match value {
+        Value::String(_, text) => Some(text.trim_ascii()).filter(|text| !text.is_empty()),
+        _ => None,
+    }
+}
+
+/// A text, or a number as text.
+pub(super) fn word_or_number(value: &Value) -> Option<String> {
+    match value {
+        Value::Num(..) => Some(shown(value)),
+        _ => word(value).map(str::to_owned),
+    }
+}
+
+/// A whole number: digits, without a sign or zeros before it, which mean octal to some programs.
+pub(super) fn whole_number(value: &Value) -> Option<u64> {
+    match value {
+        Value::Num(_, number) => number.to_i128().and_then(|number| number.try_into().ok()),
+        _ => word(value).filter(|text| is_whole(text))?.parse().ok(),
+    }
+}
+
+pub(super) fn is_whole(text: &str) -> bool {
+    !text.is_empty()
+        && text.bytes().all(|byte| byte.is_ascii_digit())
+        && (text == "0" || !text.starts_with('0'))
+}
+
+/// Why a text is no list.
+const NO_LIST: &str = "one or more, with commas between them, and without brackets, quotes and gaps";
+
+/// A TOML array of strings, or a string with commas between its members, and perhaps one at its end.
+pub(super) fn list(value: &Value) -> Result<Vec<String>, Expected> {
+    let members: Vec<&str> = match value {
+        Value::Array(_, items) => items.iter().map(word).collect::<Option<_>>(),
+        Value::String(_, text) if text.trim_ascii().is_empty() => Some(Vec::new()),
+        Value::String(_, text) if text.trim_ascii().starts_with(['[', '{']) => None,
+        Value::String(_, text) => {
+            let text = text.trim_ascii();
+            Some(text.strip_suffix(',').unwrap_or(text).split(',').map(str::trim_ascii).collect())
+        }
+        _ => None,
+    }
+    .ok_or(NO_LIST)?;
+    if members.iter().any(|member| member.is_empty()) {
+        return Err(NO_LIST.into());
+    }
+    members.iter().try_for_each(|member| check_text(member))?;
+    Ok(members.into_iter().map(str::to_owned).collect())
+}

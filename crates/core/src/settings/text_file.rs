@@ -1,0 +1,123 @@
+//! Reading a text file, whatever kind of file has its name.
+
+use std::{
+    fs::File,
+    io::{self, ErrorKind, Read},
+    os::unix::fs::OpenOptionsExt,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    io::Errno,
+};
+
+/// Most bytes that are read: no settings are larger, but other files, and devices without an end, are.
+const MOST: usize = 1 << 20;
+
+/// Reads a whole file. If it is a FIFO or a device, what comes from it within `wait` must be complete: a FIFO
+/// that no process writes to (fifo(7)) would otherwise be waited for without end.
+///
+/// # Errors
+/// When it cannot be read, is larger than 1 MiB, or does not come to its end in time.
+pub(super) fn read(path: &Path, wait: Duration) -> io::Result<Vec<u8>> {
+    let deadline = Instant::now() + wait;
+    // Without O_NONBLOCK, opening a FIFO waits for its writer. A regular file is read as usual all the same.
+    let mut file = File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
+    let is_regular = file.metadata()?.is_file();
+    let (mut bytes, mut chunk) = (Vec::new(), [0; 8192]);
+    loop {
+        if !is_regular {
+            wait_readable(&file, deadline)?;
+        }
+        match file.read(&mut chunk) {
+            Ok(0) => return Ok(bytes),
+            Ok(count) => bytes.extend_from_slice(&chunk[..count]),
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+            Err(error) => return Err(error),
+        }
+        if bytes.len() > MOST {
+            return Err(io::Error::new(ErrorKind::FileTooLarge, "it is larger than 1 MiB"));
+        }
+    }
+}
+
+fn wait_readable(file: &File, deadline: Instant) -> io::Result<()> {
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let mut polled = [PollFd::new(file, PollFlags::IN)];
+        match poll(&mut polled, Some(&left.try_into().map_err(io::Error::other)?)) {
+            Ok(0) => {
+                let what = "it is a FIFO or a device, and what comes from it does not end";
+                return Err(io::Error::new(ErrorKind::TimedOut, what));
+            }
+            Ok(_) => return Ok(()),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// The text, without the byte order mark (U+FEFF) that some editors put first. `None` if it is not UTF-8.
+pub(super) fn decode(bytes: Vec<u8>) -> Option<String> {
+    let text = String::from_utf8(bytes).ok()?;
+    Some(text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io::Write, os::unix::net::UnixListener};
+
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+
+    use super::*;
+
+    fn fifo(dir: &tempfile::TempDir) -> std::path::PathBuf {
+        let path = dir.path().join("fifo");
+        mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        path
+    }
+
+    #[test]
+    fn a_fifo_without_a_writer_is_given_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = read(&fifo(&dir), Duration::from_millis(50)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::TimedOut);
+    }
+
+    #[test]
+    fn a_fifo_with_a_writer_is_read_to_its_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = fifo(&dir);
+        let writing = std::thread::spawn({
+            let path = path.clone();
+            move || {
+                let mut fifo = File::options().write(true).open(path).unwrap();
+                fifo.write_all(b"port = ").unwrap();
+                fifo.write_all(b"1\n").unwrap();
+            }
+        });
+        assert_eq!(read(&path, Duration::from_secs(30)).unwrap(), b"port = 1\n");
+        writing.join().unwrap();
+    }
+
+    #[test]
+    fn devices_folders_and_sockets_do_not_hold_the_reader() {
+        let wait = Duration::from_secs(30);
+        assert_eq!(read(Path::new("/dev/null"), wait).unwrap(), b"");
+        assert_eq!(read(Path::new("/dev/zero"), wait).unwrap_err().kind(), ErrorKind::FileTooLarge);
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(read(dir.path(), wait).unwrap_err().kind(), ErrorKind::IsADirectory);
+        let socket = dir.path().join("socket");
+        let _listener = UnixListener::bind(&socket).unwrap();
+        read(&socket, wait).unwrap_err();
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_not_text() {
+        assert_eq!(decode("\u{feff}port = 1".into()).as_deref(), Some("port = 1"));
+        assert_eq!(decode("port = 1".into()).as_deref(), Some("port = 1"));
+        assert_eq!(decode(b"\xff\xfep\0".into()), None, "UTF-16");
+    }
+}
