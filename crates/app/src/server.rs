@@ -137,13 +137,13 @@ struct ProcessHealth {
 
 impl Health for ProcessHealth {
     fn report(&self) -> HealthReport {
-        let phase = self.phases.now();
+        let status = self.phases.status();
         let seconds = |left: Duration| (left.as_secs_f64() * 1000.0).round() / 1000.0;
         HealthReport {
-            phase: phase.name(),
-            ready: phase == Phase::Serving,
-            seconds_left: self.phases.time_left().map(seconds),
-            drain_clients: self.phases.drain_clients(),
+            phase: status.phase.name(),
+            ready: status.phase == Phase::Serving,
+            seconds_left: status.time_left().map(seconds),
+            drain_clients: status.drain_clients,
         }
     }
 

@@ -8,7 +8,7 @@ mod supervisor;
 mod upgrade;
 
 pub use hooks::{BoxError, HookError, Hooks};
-pub use phase::{Phase, Phases};
+pub use phase::{Phase, Phases, Status};
 pub use run::{Ending, Lifecycle};
 pub use signals::{Signal, Signals, upgrade_signal};
 pub use upgrade::Upgrade;

@@ -36,13 +36,21 @@ impl Phase {
     }
 }
 
-/// What is published of the process.
+/// What is published of the process: all of it belongs to the same moment.
 #[derive(Debug, Clone, Copy)]
-struct Status {
-    phase: Phase,
+pub struct Status {
+    /// Where the process is in its life.
+    pub phase: Phase,
+    /// Once it drains: how many clients there were when that started.
+    pub drain_clients: Option<usize>,
     deadline: Option<Instant>,
-    /// Clients there were when the drain started.
-    clients: Option<usize>,
+}
+
+impl Status {
+    /// While there is a deadline for clients to leave: the time until then.
+    pub fn time_left(&self) -> Option<Duration> {
+        Some(self.deadline?.saturating_duration_since(Instant::now()))
+    }
 }
 
 /// Publishes the phase. Clones publish the same one.
@@ -51,7 +59,7 @@ pub struct Phases(watch::Sender<Status>);
 
 impl Default for Phases {
     fn default() -> Self {
-        Self(watch::Sender::new(Status { phase: Phase::Starting, deadline: None, clients: None }))
+        Self(watch::Sender::new(Status { phase: Phase::Starting, drain_clients: None, deadline: None }))
     }
 }
 
@@ -61,15 +69,9 @@ impl Phases {
         self.0.borrow().phase
     }
 
-    /// While there is a deadline for clients to leave: the time until then.
-    pub fn time_left(&self) -> Option<Duration> {
-        let deadline = self.0.borrow().deadline?;
-        Some(deadline.saturating_duration_since(Instant::now()))
-    }
-
-    /// Once it drains: how many clients there were when that started.
-    pub fn drain_clients(&self) -> Option<usize> {
-        self.0.borrow().clients
+    /// The status now.
+    pub fn status(&self) -> Status {
+        *self.0.borrow()
     }
 
     /// Waits until the process is in `phase` or beyond it.
@@ -80,12 +82,17 @@ impl Phases {
 
     /// Goes on to `phase`, and says so. Going back is not possible: it is ignored.
     pub(crate) fn enter(&self, phase: Phase) {
+        self.enter_with(phase, |_| {});
+    }
+
+    fn enter_with(&self, phase: Phase, change: impl FnOnce(&mut Status)) {
         let mut from = phase;
         let moved = self.0.send_if_modified(|status| {
             from = status.phase;
             let forward = phase > status.phase;
             if forward {
                 status.phase = phase;
+                change(status);
             }
             forward
         });
@@ -96,11 +103,18 @@ impl Phases {
 
     /// Goes on to draining, until `deadline`.
     pub(crate) fn enter_draining(&self, deadline: Instant, clients: usize) {
-        self.0.send_modify(|status| {
+        self.enter_with(Phase::Draining, |status| {
             status.deadline = Some(deadline);
-            status.clients = Some(clients);
+            status.drain_clients = Some(clients);
         });
-        self.enter(Phase::Draining);
+    }
+
+    /// Goes on to closing: the deadline is now, if it has not passed.
+    pub(crate) fn enter_closing(&self) {
+        let now = Instant::now();
+        self.enter_with(Phase::Closing, |status| {
+            status.deadline = status.deadline.map(|deadline| deadline.min(now));
+        });
     }
 }
 
@@ -127,7 +141,10 @@ mod tests {
         phases.enter(Phase::Serving);
         phases.enter_draining(Instant::now() + Duration::from_secs(60), 7);
         waiting.await.unwrap();
-        assert!(phases.time_left().unwrap() > Duration::from_secs(50));
-        assert_eq!(phases.drain_clients(), Some(7));
+        let status = phases.status();
+        assert_eq!((status.phase, status.drain_clients), (Phase::Draining, Some(7)));
+        assert!(status.time_left().unwrap() > Duration::from_secs(50));
+        phases.enter_closing();
+        assert_eq!(phases.status().time_left(), Some(Duration::ZERO));
     }
 }

@@ -88,7 +88,7 @@ impl Lifecycle {
             }
         };
         let at_most = settings.shutdown_delay + settings.shutdown_timeout + settings.close_timeout;
-        supervisor::stopping(manager.count(), at_most);
+        supervisor::stopping(at_most);
         tokio::select! {
             () = self.drain(first, manager, settings) => {}
             never = keep_extending(at_most) => match never {},
@@ -113,8 +113,12 @@ impl Lifecycle {
             }
         }
         let shutdown = GracefulShutdown::begin(manager, settings);
-        self.phases.enter_draining(shutdown.deadline(), shutdown.clients());
-        match shutdown.clients() {
+        // The same number everywhere: clients may leave at any moment.
+        let clients = shutdown.clients_at_start();
+        self.phases.enter_draining(shutdown.deadline(), clients);
+        supervisor::draining(clients);
+        shutdown.give_notice();
+        match clients {
             0 => info!(signal = first.name(), "nobody is connected: stopping"),
             clients => info!(
                 signal = first.name(),
@@ -127,7 +131,7 @@ impl Lifecycle {
 
         let end = shutdown.drain(self.signals.nth(2)).await;
         if end != DrainEnd::Empty {
-            self.phases.enter(Phase::Closing);
+            self.phases.enter_closing();
             match end {
                 DrainEnd::CutShort => info!("second signal: not waiting any longer"),
                 _ => info!("the shutdown timeout has passed"),

@@ -26,11 +26,15 @@ pub(crate) fn handed_over_to(pid: u32) {
     tell(&[NotifyState::MainPid(pid), NotifyState::Ready, NotifyState::Status("serving")]);
 }
 
-/// It is stopping, with so many clients still there, and needs this much time at most.
-pub(crate) fn stopping(clients: usize, at_most: Duration) {
-    let status = format!("waiting for {clients} clients to leave");
-    tell(&[NotifyState::Stopping, NotifyState::Status(&status)]);
+/// It is stopping, and needs this much time at most.
+pub(crate) fn stopping(at_most: Duration) {
+    tell(&[NotifyState::Stopping, NotifyState::Status("stopping")]);
     extend(at_most);
+}
+
+/// It waits for so many clients to leave.
+pub(crate) fn draining(clients: usize) {
+    tell(&[NotifyState::Status(&format!("waiting for {clients} clients to leave"))]);
 }
 
 /// It still stops, and needs this much time more at most.

@@ -66,6 +66,8 @@ pub(crate) enum Life {
 pub(crate) enum Outcome {
     /// Nothing special.
     Unchanged,
+    /// More would wait for it than may: it is to be closed as a slow consumer.
+    TooSlow,
     /// It is closing now; it has `close_timeout` to finish.
     CloseStarted,
     /// It ended.
@@ -185,16 +187,21 @@ impl Connection {
         }
     }
 
-    /// Sends whole frames: at once if the socket takes them, else they wait in the outbox. A client for
-    /// which too much would wait is closed as a slow consumer.
+    /// Sends whole frames: at once if the socket takes them, else they wait in the outbox, unless too much waits
+    /// there already.
     pub(crate) fn send(&mut self, frames: &Bytes, rules: &Rules) -> Outcome {
+        if self.is_open() && self.has_output() && self.outbox.len() + frames.len() > rules.max_queue {
+            return Outcome::TooSlow;
+        }
+        self.send_however_full(frames)
+    }
+
+    /// The same, however much waits. For the few frames that every client must get.
+    pub(crate) fn send_however_full(&mut self, frames: &Bytes) -> Outcome {
         if self.life != Life::Open {
             return Outcome::Unchanged;
         }
         if self.has_output() {
-            if self.outbox.len() + frames.len() > rules.max_queue {
-                return self.close(CloseReason::SlowConsumer);
-            }
             self.outbox.push(frames.clone(), 0);
             return Outcome::Unchanged;
         }
@@ -210,15 +217,18 @@ impl Connection {
         }
     }
 
-    /// Starts the closing handshake, if it has not started. What waits is flushed before, except for a
-    /// slow consumer.
-    pub(crate) fn close(&mut self, reason: CloseReason) -> Outcome {
+    /// Starts the closing handshake, if it has not started. What waits, and then `notice`, is flushed before; for a
+    /// slow consumer, `notice` only.
+    pub(crate) fn close(&mut self, reason: CloseReason, notice: Option<&Frame>) -> Outcome {
         if self.life != Life::Open {
             return Outcome::Unchanged;
         }
         self.close_reason = Some(reason);
         if reason == CloseReason::SlowConsumer {
             self.outbox.keep_started_frame();
+        }
+        if let Some(notice) = notice {
+            self.outbox.push(notice.bytes().clone(), 0);
         }
         self.life = if reason.breaks_the_stream() { Life::Deaf } else { Life::CloseSent };
         self.last_frame(&Frame::close(Some((reason.code(), reason.reason()))))
@@ -359,7 +369,7 @@ impl Connection {
         } else {
             Outcome::Unchanged
         };
-        told.max(self.close(reason))
+        told.max(self.close(reason, None))
     }
 
     /// The TCP connection is gone, or as good as gone.

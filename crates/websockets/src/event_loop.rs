@@ -65,7 +65,10 @@ struct Fanout {
 enum FanoutKind {
     /// Publications as one run of bytes, and how many these are.
     Frames(Bytes, usize),
+    /// The first notice, which every client gets.
     Notice(Notice),
+    /// The same again, for those that have nothing waiting.
+    Reminder(Notice),
     Close(CloseReason),
 }
 
@@ -272,6 +275,7 @@ impl EventLoop {
         self.watch_output(slot);
         match outcome {
             Outcome::Unchanged => {}
+            Outcome::TooSlow => self.close(slot, CloseReason::SlowConsumer),
             Outcome::CloseStarted => {
                 if let Some(connection) = self.clients.get(slot) {
                     let deadline = self.clock.read(Instant::now()) + self.setup.close_timeout;
@@ -280,6 +284,15 @@ impl EventLoop {
             }
             Outcome::Over(departure) => self.end(slot, departure),
         }
+    }
+
+    /// Closes a client; during a drain, it is told once more when to come back.
+    fn close(&mut self, slot: usize, reason: CloseReason) {
+        let Some(connection) = self.clients.get_mut(slot) else { return };
+        let notice = self.notice.filter(|_| connection.is_open() && !self.setup.rules.is_echo());
+        let notice = notice.map(|notice| notice.frame(connection.id));
+        let outcome = connection.close(reason, notice.as_ref());
+        self.settle(slot, outcome);
     }
 
     /// Has the kernel tell when a client takes output again.
@@ -320,7 +333,8 @@ impl EventLoop {
         let started = Instant::now();
         // A newcomer does not wait for the end of a fan-out. It comes into it if there is a slot for it further on;
         // its greeting goes first either way. Only the notice it has with the greeting, and must not have twice.
-        if self.more && !matches!(self.fanout, None | Some(Fanout { kind: FanoutKind::Notice(_), .. })) {
+        let notice = |fanout: &Fanout| matches!(fanout.kind, FanoutKind::Notice(_) | FanoutKind::Reminder(_));
+        if self.more && self.fanout.as_ref().is_some_and(|fanout| !notice(fanout)) {
             for newcomer in self.bus.take_newcomers(self.setup.index) {
                 self.welcome(newcomer);
             }
@@ -354,11 +368,11 @@ impl EventLoop {
         let kind = match command {
             Command::Publish(frame) => FanoutKind::Frames(frame.bytes().clone(), 1),
             Command::Notice(notice) => {
-                self.notice = Some(notice);
+                let first = self.notice.replace(notice).is_none();
                 if self.setup.rules.is_echo() {
                     return;
                 }
-                FanoutKind::Notice(notice)
+                if first { FanoutKind::Notice(notice) } else { FanoutKind::Reminder(notice) }
             }
             Command::CloseUntil(reason, until) => {
                 let open = self.clients.iter().filter(|(_, connection)| connection.is_open());
@@ -368,13 +382,16 @@ impl EventLoop {
             }
             Command::CloseAll(reason) => {
                 self.close_reason = Some(reason);
+                if let Some(notice) = &mut self.notice {
+                    // A drain that is cut short ends now.
+                    notice.deadline = notice.deadline.min(Instant::now());
+                }
                 FanoutKind::Close(reason)
             }
             Command::Disconnect(id, reason) => {
-                let found = self.clients.iter_mut().find(|(_, connection)| connection.id == id);
-                if let Some((slot, connection)) = found {
-                    let outcome = connection.close(reason);
-                    self.settle(slot, outcome);
+                let found = self.clients.iter().find(|(_, connection)| connection.id == id);
+                if let Some((slot, _)) = found {
+                    self.close(slot, reason);
                 }
                 return;
             }
@@ -456,10 +473,11 @@ impl EventLoop {
                 }
                 connection.send(frames, &self.setup.rules)
             }
-            FanoutKind::Notice(notice) => {
-                connection.send(notice.frame(connection.id).bytes(), &self.setup.rules)
+            FanoutKind::Reminder(_) if connection.has_output() => return,
+            FanoutKind::Notice(notice) | FanoutKind::Reminder(notice) => {
+                connection.send_however_full(notice.frame(connection.id).bytes())
             }
-            FanoutKind::Close(reason) => connection.close(*reason),
+            FanoutKind::Close(reason) => return self.close(slot, *reason),
         };
         self.settle(slot, outcome);
     }
@@ -492,11 +510,11 @@ impl EventLoop {
             let welcome = ServerMessage::Welcome { client: id, server: Server };
             outcome = connection.greet(answer, welcome.frame().bytes());
             if let Some(notice) = &self.notice {
-                outcome = outcome.max(connection.send(notice.frame(id).bytes(), rules));
+                outcome = outcome.max(connection.send_however_full(notice.frame(id).bytes()));
             }
         }
         if let Some(reason) = self.close_reason {
-            outcome = outcome.max(connection.close(reason));
+            outcome = outcome.max(connection.close(reason, None));
         }
         if !already_read.is_empty() && !matches!(outcome, Outcome::Over(_)) {
             let said = &mut self.said;
@@ -560,7 +578,8 @@ impl EventLoop {
                         self.wants_to_be_read(slot);
                         continue;
                     }
-                    connection.close(CloseReason::Idle)
+                    self.close(slot, CloseReason::Idle);
+                    continue;
                 }
                 Beat::Ping(_) | Beat::Check(_) => continue,
             };
@@ -575,16 +594,10 @@ impl EventLoop {
         while started.elapsed() < SLICE
             && let Some((slot, id)) = pace.due(started)
         {
-            // The slot may have been given to somebody else since.
-            let Some(connection) = self.clients.get_mut(slot).filter(|connection| connection.id == id) else {
-                continue;
-            };
-            let mut outcome = Outcome::Unchanged;
-            if let Some(notice) = self.notice.filter(|_| !self.setup.rules.is_echo()) {
-                outcome = connection.send(notice.frame(id).bytes(), &self.setup.rules);
+            // The slot may have been given to another client since.
+            if self.clients.get(slot).is_some_and(|connection| connection.id == id) {
+                self.close(slot, reason);
             }
-            outcome = outcome.max(connection.close(reason));
-            self.settle(slot, outcome);
         }
         self.pace = Some((pace, reason));
     }

@@ -216,12 +216,16 @@ impl ConnectionManager {
         self.count()
     }
 
-    /// Lets nobody in any more, and tells everyone inside that the server is going to close; to be
-    /// called again to remind them. Who was inside when the door was shut.
-    pub fn give_notice(&self, notice: Notice) -> Occupancy {
-        let inside = self.inner.door.shut(Gate::Draining);
+    /// Admits no newcomers any more. The occupancy at that moment: no client comes after it.
+    pub fn stop_admitting(&self) -> Occupancy {
+        self.inner.door.shut(Gate::Draining)
+    }
+
+    /// Tells all clients that the server is going to close; to be called again to remind them. Newcomers are not
+    /// admitted any more; one that was admitted before gets the notice with its greeting.
+    pub fn give_notice(&self, notice: Notice) {
+        self.inner.door.shut(Gate::Draining);
         self.inner.bus.send(&Command::Notice(notice));
-        inside
     }
 
     /// Starts closing those inside one by one, in random order, spread evenly from now until `until`.

@@ -33,7 +33,7 @@ pub enum DrainEnd {
 /// How the clients of a drain went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Summary {
-    /// Left by themselves.
+    /// Left by themselves, or did not finish their handshake.
     pub left: u64,
     /// Were closed, and answered.
     pub closed: u64,
@@ -46,6 +46,7 @@ pub struct Summary {
 pub struct GracefulShutdown {
     manager: ConnectionManager,
     notice: Notice,
+    timeout: Duration,
     /// Time before the deadline over which the closes are spread.
     pace: Duration,
     close_timeout: Duration,
@@ -54,25 +55,36 @@ pub struct GracefulShutdown {
 }
 
 impl GracefulShutdown {
-    /// Shuts the gate and gives everyone notice.
+    /// Admits no newcomers any more, and counts the clients. What follows is [`GracefulShutdown::give_notice`].
     pub fn begin(manager: ConnectionManager, settings: &Settings) -> Self {
         let reason = CloseReason::ServiceRestart.reason();
         let notice = Notice::new(reason, settings.shutdown_timeout, settings.shutdown_pace);
-        // Nobody comes after this count, and nobody has left because of the notice.
-        let before = manager.give_notice(notice);
-        info!(
-            clients = before.clients,
-            seconds = settings.shutdown_timeout.as_secs_f64(),
-            "drain started: everyone has notice"
-        );
+        // No client comes after this count, and none has left because of the notice.
+        let before = manager.stop_admitting();
         Self {
             manager,
             notice,
+            timeout: settings.shutdown_timeout,
             pace: settings.shutdown_pace,
             close_timeout: settings.close_timeout,
             remind_every: settings.notification_interval,
             before,
         }
+    }
+
+    /// Gives all clients their first notice, and logs how many there are.
+    pub fn give_notice(&self) {
+        self.manager.give_notice(self.notice);
+        info!(
+            clients = self.before.clients,
+            seconds = self.timeout.as_secs_f64(),
+            "drain started: everyone has notice"
+        );
+    }
+
+    /// Clients there were when newcomers were no longer admitted.
+    pub fn clients_at_start(&self) -> usize {
+        self.before.clients
     }
 
     /// When those who stay are closed.
@@ -145,11 +157,11 @@ impl GracefulShutdown {
     /// How they went; logs it.
     pub fn finish(&self) -> Summary {
         let now = self.manager.occupancy();
-        let summary = Summary {
-            left: now.left - self.before.left,
-            closed: now.closed - self.before.closed,
-            cut: now.cut - self.before.cut + now.clients as u64,
-        };
+        let closed = now.closed - self.before.closed;
+        let cut = now.cut - self.before.cut + now.clients as u64;
+        // Those who never finished their handshake, too: the three add up to the clients at the start.
+        let left = (self.before.clients as u64).saturating_sub(closed + cut);
+        let summary = Summary { left, closed, cut };
         info!(
             left = summary.left,
             closed = summary.closed,
@@ -244,6 +256,7 @@ mod tests {
         let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
         let _logging = tracing::subscriber::set_default(subscriber);
         let shutdown = GracefulShutdown::begin(manager.clone(), &settings);
+        shutdown.give_notice();
         assert_eq!(shutdown.drain(std::future::pending::<()>()).await, DrainEnd::Deadline);
         let log = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
         assert_eq!(log.matches("drain progress: 0 of 1 left, 1 still here").count(), 2, "{log}");

@@ -11,6 +11,7 @@ mod leaks;
 mod limits;
 mod messages;
 mod metrics;
+mod notices;
 mod operate;
 mod pages;
 mod protocol;

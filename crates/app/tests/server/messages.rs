@@ -107,7 +107,7 @@ async fn notifications_can_be_turned_off() {
     server.signal(Signal::TERM);
     let (_, before) = client.closed().await;
     let types: Vec<_> = before.iter().map(|message| message["type"].as_str().unwrap()).collect();
-    assert_eq!(types, ["shutdown"], "no notification, and no reminder");
+    assert_eq!(types, ["shutdown", "shutdown"], "the first notice and the last one, and nothing else");
 }
 
 #[tokio::test]
