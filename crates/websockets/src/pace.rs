@@ -38,12 +38,6 @@ impl Pace {
         }
         self.queue.pop_front().map(|(_, slot, id)| (slot, id))
     }
-
-    /// How long it takes from one to the next.
-    #[cfg(test)]
-    fn longest_gap(&self) -> std::time::Duration {
-        self.queue.iter().zip(self.queue.iter().skip(1)).map(|(a, b)| b.0 - a.0).max().unwrap_or_default()
-    }
 }
 
 #[cfg(test)]
@@ -53,16 +47,36 @@ mod tests {
     use super::*;
 
     #[test]
-    fn everyone_has_a_moment_of_their_own_in_random_order() {
+    fn ten_thousand_are_due_one_by_one_in_even_steps() {
         let from = Instant::now();
         let until = from + Duration::from_secs(10);
-        let mut pace = Pace::new((0..1000).map(|slot| (slot, ClientId::generate())), from, until);
-        assert!(pace.longest_gap() <= Duration::from_millis(11));
-        assert_eq!(pace.due(from), None);
-        assert!(pace.next().unwrap() < from + Duration::from_millis(11));
-        let order: Vec<_> = std::iter::from_fn(|| pace.due(until)).map(|(slot, _)| slot).collect();
+        let mut pace = Pace::new((0..10_000).map(|slot| (slot, ClientId::generate())), from, until);
+        for n in 0..10_000 {
+            // Each in the middle of a millisecond of its own: 1 % of them in any tenth of a second.
+            let moment = from + Duration::from_micros(1000 * n + 500);
+            assert_eq!(pace.next(), Some(moment));
+            assert_eq!(pace.due(moment - Duration::from_nanos(1)), None);
+            assert!(pace.due(moment).is_some());
+        }
+        assert_eq!((pace.next(), pace.due(until)), (None, None));
+    }
+
+    #[test]
+    fn those_who_are_late_are_due_at_once_and_the_others_keep_their_moments() {
+        let from = Instant::now();
+        let until = from + Duration::from_secs(10);
+        let mut pace = Pace::new((0..10).map(|slot| (slot, ClientId::generate())), from, until);
+        let now = from + Duration::from_millis(3700);
+        assert_eq!(std::iter::from_fn(|| pace.due(now)).count(), 4);
+        assert_eq!(pace.next(), Some(from + Duration::from_millis(4500)));
+    }
+
+    #[test]
+    fn the_order_is_neither_that_of_the_slots_nor_that_of_coming() {
+        let now = Instant::now();
+        let mut pace = Pace::new((0..1000).map(|slot| (slot, ClientId::generate())), now, now);
+        let order: Vec<_> = std::iter::from_fn(|| pace.due(now)).map(|(slot, _)| slot).collect();
         assert_eq!(order.len(), 1000);
-        assert_eq!(pace.next(), None);
         let in_sequence = order.windows(2).filter(|two| two[0] < two[1]).count();
         // 500 are expected; the standard deviation is 9.
         assert!((400..600).contains(&in_sequence), "{in_sequence}");

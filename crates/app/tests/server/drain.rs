@@ -1,15 +1,18 @@
 //! A drain in style: readiness first, closes spread out.
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use futures_util::StreamExt;
-use tokio::{sync::mpsc, task::JoinSet};
-use tokio_tungstenite::{connect_async, tungstenite::Message};
+use tokio::{
+    sync::{Semaphore, mpsc},
+    task::JoinSet,
+};
+use tokio_tungstenite::{client_async, tungstenite::Message};
 
-use crate::support::{Server, Signal, Start, raise_fd_limit, soon, takes_at_most, timed};
+use crate::support::{Room, Server, Signal, Start, connect_one_of_many, soon, takes_at_most, timed};
 
 /// What a client saw at its end: whether it had notice, when its close came, and its code.
 struct Seen {
@@ -21,12 +24,14 @@ struct Seen {
 async fn crowd(server: &Server, count: usize) -> JoinSet<Seen> {
     let mut clients = JoinSet::new();
     let (ready, mut readies) = mpsc::channel(count);
-    let slots = Arc::new(tokio::sync::Semaphore::new(200));
-    for _ in 0..count {
+    let slots = Arc::new(Semaphore::new(200));
+    let address = server.address;
+    for number in 0..count {
         let (url, ready, slots) = (server.ws_url(), ready.clone(), Arc::clone(&slots));
         clients.spawn(async move {
             let slot = slots.acquire().await.unwrap();
-            let (mut socket, _) = connect_async(url).await.unwrap();
+            let stream = connect_one_of_many(address, number).await;
+            let (mut socket, _) = client_async(url, stream).await.unwrap();
             drop(slot);
             let mut seen = Seen { noticed: false, closed: None };
             while let Some(Ok(message)) = socket.next().await {
@@ -44,69 +49,61 @@ async fn crowd(server: &Server, count: usize) -> JoinSet<Seen> {
             seen
         });
     }
-    soon("everybody's welcome", async {
-        for _ in 0..count {
-            readies.recv().await.unwrap();
-        }
-    })
-    .await;
+    drop(ready);
+    for _ in 0..count {
+        soon("a welcome", readies.recv()).await.unwrap();
+    }
     clients
 }
 
-/// The largest share of the closes that fell into a tenth of a second.
-fn largest_slot(mut closes: Vec<Instant>) -> f64 {
+/// Asserts that everyone had notice and a close, and none of them before its time: closes are spread evenly over
+/// the time from `from` on, and a client cannot see one before it is sent, however busy the machine is. Each
+/// event loop has its own schedule, which may be ahead of the whole by one client. How even the schedule is,
+/// its own test says (pace.rs).
+fn none_too_early(seen: &[Seen], from: Instant, over: Duration) {
+    assert!(seen.iter().all(|one| one.noticed), "everybody had notice");
+    let codes_are_right = seen.iter().all(|one| one.closed.is_some_and(|(_, code)| code == 1012));
+    assert!(codes_are_right, "nobody saw a bare end");
+    let mut closes: Vec<_> = seen.iter().map(|one| one.closed.unwrap().0).collect();
     closes.sort();
-    let window = Duration::from_millis(100);
-    let in_window = |(first, start): (usize, &Instant)| {
-        closes[first..].iter().take_while(|at| **at - *start < window).count()
-    };
-    let most = closes.iter().enumerate().map(in_window).max().unwrap();
-    most as f64 / closes.len() as f64
+    let loops = std::thread::available_parallelism().map_or(1, usize::from);
+    let step = over.div_f64(closes.len() as f64);
+    for (number, at) in closes.iter().enumerate() {
+        let earliest = from + step.mul_f64(number.saturating_sub(loops) as f64);
+        assert!(*at >= earliest, "close {number} came {:?} too early", earliest - *at);
+    }
+    assert!(closes[0] < from + over, "it begins before the deadline");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ten_thousand_closes_are_spread_evenly_over_the_pace() {
-    raise_fd_limit();
-    let slots = Mutex::new(Vec::new());
-    // A machine may stand still for a tenth of a second; a server that closes in lumps does so each time.
-    for _ in 0..3 {
-        let mut server = Start::default()
-            .env("NOTIFICATION_INTERVAL", "0")
-            .env("SHUTDOWN_TIMEOUT", "11")
-            .env("SHUTDOWN_PACE", "10")
-            .serve()
-            .await;
-        let clients = crowd(&server, 10_000).await;
-        server.signal(Signal::TERM);
-        let seen = soon("everybody's close", clients.join_all()).await;
-        assert!(seen.iter().all(|one| one.noticed), "everybody had notice");
-        let codes_are_right = seen.iter().all(|one| one.closed.is_some_and(|(_, code)| code == 1012));
-        assert!(codes_are_right, "nobody saw a bare end");
-        assert_eq!(server.exit_code().await, 0);
-        let ended = server.logged("drain ended").await;
-        assert_eq!(ended["fields"]["closed"], 10_000, "{ended}");
-        let closes: Vec<_> = seen.iter().map(|one| one.closed.unwrap().0).collect();
-        let taken = *closes.iter().max().unwrap() - *closes.iter().min().unwrap();
-        assert!(taken > Duration::from_secs(9), "{taken:?}");
-        slots.lock().unwrap().push(largest_slot(closes));
-        if slots.lock().unwrap().last().is_some_and(|share| *share <= 0.02) {
-            return;
-        }
-    }
-    panic!("largest shares of a tenth of a second: {slots:?}");
+async fn ten_thousand_closes_are_spread_over_the_pace() {
+    let room = Room::with(10_000, 1000).await;
+    // A client on a busy machine may take a while to answer.
+    let mut server = Start::default()
+        .env("SHUTDOWN_TIMEOUT", "11")
+        .env("SHUTDOWN_PACE", "10")
+        .env("CLOSE_TIMEOUT", "100")
+        .serve()
+        .await;
+    let clients = crowd(&server, room.connections).await;
+    let signalled = Instant::now();
+    server.signal(Signal::TERM);
+    let seen = soon("everybody's close", clients.join_all()).await;
+    none_too_early(&seen, signalled + Duration::from_secs(1), Duration::from_secs(10));
+    assert_eq!(server.exit_code().await, 0);
+    let ended = server.logged("drain ended").await;
+    assert_eq!(ended["fields"]["closed"], room.connections, "{ended}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn by_default_the_last_third_is_for_closing() {
-    let mut server = Start::default().env("SHUTDOWN_TIMEOUT", "1.5").serve().await;
+    let mut server =
+        Start::default().env("SHUTDOWN_TIMEOUT", "1.5").env("CLOSE_TIMEOUT", "100").serve().await;
     let clients = crowd(&server, 100).await;
     let signalled = Instant::now();
     server.signal(Signal::TERM);
     let seen = soon("everybody's close", clients.join_all()).await;
-    let closes: Vec<_> = seen.iter().map(|one| one.closed.unwrap().0 - signalled).collect();
-    let (first, last) = (closes.iter().min().unwrap(), closes.iter().max().unwrap());
-    assert!(*first >= Duration::from_secs(1), "{first:?}");
-    assert!(*last - *first >= Duration::from_millis(400), "{first:?} to {last:?}");
+    none_too_early(&seen, signalled + Duration::from_secs(1), Duration::from_millis(500));
     server.logged("closing those who stay, 100 of them, spread over 500ms").await;
     assert_eq!(server.exit_code().await, 0);
 }

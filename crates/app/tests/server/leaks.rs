@@ -8,7 +8,7 @@ use tokio::{
     task::JoinSet,
 };
 
-use crate::support::{Server, Start, raise_fd_limit, soon};
+use crate::support::{Room, Server, Start, connect_one_of_many, soon};
 
 /// Masked, with a mask of zeros: a close frame, the beginning of a text, and something that is no frame.
 const CLOSE: &[u8] = b"\x88\x82\0\0\0\0\x03\xE8";
@@ -18,8 +18,9 @@ const GARBAGE: &[u8] = b"\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF";
 const WAYS: usize = 9;
 
 /// One client comes, and goes in one of [`WAYS`].
-async fn come_and_go(server: std::net::SocketAddr, way: usize) {
-    let mut stream = TcpStream::connect(server).await.unwrap();
+async fn come_and_go(server: std::net::SocketAddr, number: usize) {
+    let way = number % WAYS;
+    let mut stream = connect_one_of_many(server, number).await;
     let handshake = format!(
         "GET /ws HTTP/1.1\r\nHost: {server}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
          Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
@@ -52,13 +53,13 @@ async fn come_and_go(server: std::net::SocketAddr, way: usize) {
     }
 }
 
-async fn crowd(server: &Server, count: usize) {
+async fn crowd(server: &Server, count: usize, at_once: usize) {
     let mut clients = JoinSet::new();
-    for n in 0..count {
-        if clients.len() >= 400 {
+    for number in 0..count {
+        if clients.len() >= at_once {
             clients.join_next().await.unwrap().unwrap();
         }
-        clients.spawn(come_and_go(server.address, n % WAYS));
+        clients.spawn(come_and_go(server.address, number));
     }
     clients.join_all().await;
     // Who has been forgotten shows in the count.
@@ -82,25 +83,34 @@ async fn files_at_most(server: &Server, most: usize) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn twenty_thousand_clients_leave_nothing_behind() {
-    raise_fd_limit();
+    let room = Room::with(400, 400).await;
     let server = Start::default().env("CLOSE_TIMEOUT", "1").serve().await;
     let files = server.open_files();
-    crowd(&server, 4000).await;
+    crowd(&server, 4000, room.connections).await;
     files_at_most(&server, files).await;
-    let memory = server.memory();
-    crowd(&server, 20_000).await;
-    files_at_most(&server, files).await;
-    let more = server.memory().saturating_sub(memory);
-    // 100 bytes for each of them would be 2 MB.
-    assert!(more < 2_000_000, "{more} bytes more than after the first 4,000");
+    let mut more = Vec::new();
+    // What the allocator keeps comes to rest, the later the more cores there are; a leak goes on.
+    for _ in 0..3 {
+        let memory = server.memory();
+        crowd(&server, 20_000, room.connections).await;
+        files_at_most(&server, files).await;
+        more.push(server.memory().saturating_sub(memory));
+        // 100 bytes for each of them would be 2 MB.
+        if more.iter().any(|more| *more < 2_000_000) {
+            return;
+        }
+    }
+    panic!("each 20,000 clients more took {more:?} bytes more");
 }
 
 #[tokio::test]
 async fn without_file_descriptors_new_connections_get_503_and_each_shortage_is_logged_once() {
-    let server = Start::default().open_files(80).serve().await;
+    // How many it has without clients depends on the number of cores.
+    let own = Server::start().await.open_files();
+    let server = Start::default().open_files(own + 60).serve().await;
     for shortage in 1..=2 {
         let mut idle = Vec::new();
-        for _ in 0..90 {
+        for _ in 0..own + 70 {
             idle.push(TcpStream::connect(server.address).await.unwrap());
         }
         for _ in 0..10 {

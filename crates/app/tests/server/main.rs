@@ -14,6 +14,7 @@ mod metrics;
 mod notices;
 mod operate;
 mod pages;
+mod processes;
 mod protocol;
 mod publish;
 mod shutdown;

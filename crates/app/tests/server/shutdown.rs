@@ -14,9 +14,7 @@ use tokio::{
 };
 use tokio_tungstenite::tungstenite::{Error, Message, error::ProtocolError};
 
-use crate::support::{
-    Server, Signal, Start, message, raise_fd_limit, read_to_close, soon, takes_at_most, timed,
-};
+use crate::support::{Room, Server, Signal, Start, message, read_to_close, soon, takes_at_most, timed};
 
 const RESTART: &str = "service restart";
 
@@ -72,8 +70,12 @@ fn phases(server: &Server) -> Vec<String> {
 #[tokio::test]
 async fn who_stays_is_closed_at_the_deadline_with_a_reason() {
     for signal in [Signal::TERM, Signal::INT] {
-        let mut server =
-            Start::default().env("SHUTDOWN_TIMEOUT", "1").env("SHUTDOWN_PACE", "0").serve().await;
+        let mut server = Start::default()
+            .env("SHUTDOWN_TIMEOUT", "1")
+            .env("SHUTDOWN_PACE", "0")
+            .env("CLOSE_TIMEOUT", "100")
+            .serve()
+            .await;
         let clients = server.clients(50).await;
         let signalled = Instant::now();
         server.signal(signal);
@@ -108,11 +110,7 @@ async fn one_that_never_reads_and_never_answers_is_cut_after_the_close_timeout()
             .serve()
             .await;
         let mut stuck = server.raw_client().await;
-        // More than the kernel takes for it, so that something waits in the server, too.
-        let padding = "x".repeat(60_000);
-        for _ in 0..150 {
-            assert_eq!(server.publish(&format!(r#"{{"data": "{padding}"}}"#)).await.status, 200);
-        }
+        let published = server.publish_until_queued(1_000_000, async || ()).await;
         server.signal(Signal::TERM);
         let (code, taken) = timed(server.exit_code()).await;
         assert_eq!(code, 0);
@@ -120,7 +118,7 @@ async fn one_that_never_reads_and_never_answers_is_cut_after_the_close_timeout()
         assert_eq!(server.logged("drain ended").await["fields"]["cut"], 1);
         let mut got = Vec::new();
         let _ = soon("the end", stuck.read_to_end(&mut got)).await;
-        assert!(got.len() < 150 * 60_000, "something did wait");
+        assert!(got.len() < published * 60_000, "something did wait");
         taken
     })
     .await;
@@ -128,16 +126,18 @@ async fn one_that_never_reads_and_never_answers_is_cut_after_the_close_timeout()
 
 #[tokio::test]
 async fn what_is_queued_is_flushed_before_the_close() {
-    let mut server = Start::default().env("SHUTDOWN_TIMEOUT", "0.2").env("MAX_QUEUE", "64MiB").serve().await;
+    let mut server = Start::default()
+        .env("SHUTDOWN_TIMEOUT", "0.2")
+        .env("CLOSE_TIMEOUT", "100")
+        .env("MAX_QUEUE", "64MiB")
+        .serve()
+        .await;
     let mut late = server.raw_client().await;
-    let padding = "x".repeat(60_000);
-    for _ in 0..150 {
-        server.publish(&format!(r#"{{"data": "{padding}"}}"#)).await;
-    }
+    let published = server.publish_until_queued(1_000_000, async || ()).await;
     server.signal(Signal::TERM);
     server.logged("closing 1 client").await;
     let got = read_to_close(&mut late, b"\x03\xF4service restart").await;
-    assert!(got.len() > 150 * 60_000, "everything came before it, {} bytes", got.len());
+    assert!(got.len() > published * 60_000, "everything came before it, {} bytes", got.len());
     drop(late);
     assert_eq!(server.exit_code().await, 0);
 }
@@ -208,21 +208,23 @@ async fn newcomers_are_refused_while_it_drains_and_http_goes_on() {
 #[tokio::test]
 async fn those_inside_are_served_until_they_leave() {
     let mut server = Start::default().env("NOTIFICATION_INTERVAL", "0.2").serve().await;
-    let mut clients = server.clients(2).await;
+    let mut clients = server.clients(5).await;
     server.signal(Signal::TERM);
     let mut notices = Vec::new();
     for client in &mut clients {
         let notice = client.next_of("shutdown").await;
         assert_eq!(notice["reason"], RESTART);
         let left = notice["seconds_left"].as_f64().unwrap();
-        assert!((1790.0..=1800.0).contains(&left), "{notice}");
+        assert!((1700.0..=1800.0).contains(&left), "{notice}");
         let time = |key: &str| notice[key].as_str().unwrap().parse::<jiff::Timestamp>().unwrap();
         let until = time("deadline").duration_since(time("time")).as_secs_f64();
         assert!((until - left).abs() < 0.0025, "{until} s, each rounded to a millisecond: {notice}");
         notices.push(notice);
     }
     let after = |notice: &serde_json::Value| notice["reconnect"]["after_ms"].as_u64().unwrap();
-    assert_ne!(after(&notices[0]), after(&notices[1]), "each comes back at its own time");
+    // Two of them may have the same millisecond of thousands.
+    let moments: HashSet<_> = notices.iter().map(after).collect();
+    assert!(moments.len() > 2, "each comes back at its own time: {moments:?}");
 
     clients[0].say("still here").await;
     assert_eq!(clients[1].next_of("message").await["data"], "still here");
@@ -275,7 +277,10 @@ async fn dial(url: String) -> Seen {
         Ok(connected) => connected,
         Err(Error::Http(answer)) if answer.status() == 503 => return Seen::Told,
         Err(Error::Io(error))
-            if matches!(error.kind(), ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset) =>
+            if matches!(
+                error.kind(),
+                ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe
+            ) =>
         {
             return Seen::TooLate;
         }
@@ -302,7 +307,13 @@ async fn dial(url: String) -> Seen {
 async fn who_dials_at_the_moment_of_the_signal_is_served_or_refused_but_never_forgotten() {
     let mut seen = HashSet::new();
     for round in 0..30 {
-        let mut server = Start::default().env("SHUTDOWN_TIMEOUT", "0.1").serve().await;
+        // One that is late must not reach the next server, or that of another test.
+        let mut server = Start::default()
+            .own_address()
+            .env("SHUTDOWN_TIMEOUT", "0.1")
+            .env("CLOSE_TIMEOUT", "100")
+            .serve()
+            .await;
         // Somebody is there before, and keeps the server until the deadline.
         let stays = server.client().await;
         let mut dialling = JoinSet::new();
@@ -324,10 +335,10 @@ async fn who_dials_at_the_moment_of_the_signal_is_served_or_refused_but_never_fo
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_clients_all_have_notice_and_a_close() {
-    raise_fd_limit();
-    let mut server = Start::default().env("SHUTDOWN_TIMEOUT", "2").serve().await;
+    let room = Room::with(1000, 1000).await;
+    let mut server = Start::default().env("SHUTDOWN_TIMEOUT", "2").env("CLOSE_TIMEOUT", "100").serve().await;
     let mut clients = JoinSet::new();
-    for mut client in server.clients(1000).await {
+    for mut client in server.clients(room.connections).await {
         clients.spawn(async move {
             client.next_of("shutdown").await;
             client.closed().await.0

@@ -4,7 +4,6 @@ use std::{path::PathBuf, process::Stdio};
 
 use fantoccini::{Client, ClientBuilder, wd::WebDriverCompatibleCommand};
 use http::Method;
-use rustix::process::{Pid, kill_process_group};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::{
@@ -12,11 +11,13 @@ use tokio::{
     process::{Child, Command},
 };
 
-use super::{Signal, soon};
+use super::{process::ProcessGroup, soon};
 
 /// Chromedriver and the browsers that it started; both end with this.
 pub(crate) struct Driver {
-    process: Child,
+    _process: Child,
+    // Also after a failure: a browser whose driver is gone would stay for ever.
+    _processes: ProcessGroup,
     url: String,
     profiles: Vec<TempDir>,
 }
@@ -31,6 +32,7 @@ impl Driver {
             .kill_on_drop(true)
             .spawn()
             .unwrap_or_else(|error| missing("chromedriver", &error));
+        let processes = ProcessGroup::of(&process);
         let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
         let port: u16 = soon("the port of chromedriver", async {
             loop {
@@ -43,7 +45,12 @@ impl Driver {
         .await;
         // What it says later must go somewhere, or it blocks.
         tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
-        Self { process, url: format!("http://127.0.0.1:{port}"), profiles: Vec::new() }
+        Self {
+            _process: process,
+            _processes: processes,
+            url: format!("http://127.0.0.1:{port}"),
+            profiles: Vec::new(),
+        }
     }
 
     /// Opens a browser of its own, as wide and high as said.
@@ -79,15 +86,6 @@ impl Driver {
         self.profiles.push(profile);
         let mut builder = ClientBuilder::new(hyper_util::client::legacy::connect::HttpConnector::new());
         soon("a browser", builder.capabilities(capabilities).connect(&self.url)).await.unwrap()
-    }
-}
-
-impl Drop for Driver {
-    fn drop(&mut self) {
-        // Also after a failure: a browser whose driver is gone would stay for ever.
-        if let Some(pid) = self.process.id().and_then(|id| Pid::from_raw(id.cast_signed())) {
-            let _ = kill_process_group(pid, Signal::KILL);
-        }
     }
 }
 

@@ -9,6 +9,7 @@ use tokio::{
 use super::soon;
 
 /// The lines so far; one who waits for a line hears of each.
+#[derive(Clone)]
 pub(crate) struct Log(watch::Receiver<Lines>);
 
 #[derive(Default)]

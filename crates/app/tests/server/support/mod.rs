@@ -3,33 +3,64 @@
 mod browser;
 mod client;
 mod exposition;
+mod http;
 mod log;
+mod process;
+mod program;
+mod room;
 mod server;
 
-use std::time::{Duration, Instant};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    path::Path,
+    sync::atomic::{AtomicU8, Ordering},
+    time::{Duration, Instant},
+};
 
 pub(crate) use browser::{Chromium, Driver};
 pub(crate) use client::{Answer, Client};
 pub(crate) use exposition::{Exposition, Format};
+pub(crate) use http::metric;
 pub(crate) use log::message;
+pub(crate) use program::{folder_for_programs, install_script, install_server};
+pub(crate) use room::Room;
 pub(crate) use rustix::process::Signal;
-use rustix::process::{Resource, getrlimit, setrlimit};
 pub(crate) use server::{Ended, Server, Start};
-use tokio::{io::AsyncReadExt, net::TcpStream, time::timeout};
+use tempfile::TempDir;
+use tokio::{
+    io::AsyncReadExt,
+    net::{TcpSocket, TcpStream},
+    time::timeout,
+};
 
-/// The longest that anything may take: a server that hangs fails its test, and none waits for ever.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+/// The longest that anything may take: a server that hangs fails its test, and none waits for ever. Far more
+/// than a busy machine needs, for a browser, too.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Longest path of a folder that leaves room for the names of sockets in it: the path of a Unix socket has at
+/// most 107 bytes (unix(7)).
+const LONGEST_FOLDER: usize = 60;
+
+/// A folder of one's own, with a short path wherever TMPDIR is.
+pub(crate) fn folder() -> TempDir {
+    let usual = std::env::temp_dir();
+    let fits = usual.as_os_str().len() + "/.tmpXXXXXX".len() <= LONGEST_FOLDER;
+    let short = if fits { usual.as_path() } else { Path::new("/tmp") };
+    tempfile::tempdir_in(short).unwrap_or_else(|error| {
+        panic!("no folder can be made in {} ({error}): set TMPDIR to a short path", short.display())
+    })
+}
 
 /// Waits for `what`, but not for ever.
 pub(crate) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
     timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("{what}: nothing for {PATIENCE:?}"))
 }
 
-/// Tries up to three times whether `attempt` takes no longer than `limit`: a machine may be busy once, but
+/// Tries up to ten times whether `attempt` takes no longer than `limit`: a machine may be busy for a while, but
 /// a server that is too slow always fails.
 pub(crate) async fn takes_at_most(limit: Duration, mut attempt: impl AsyncFnMut() -> Duration) {
     let mut taken = Vec::new();
-    for _ in 0..3 {
+    for _ in 0..10 {
         taken.push(attempt().await);
         if taken.iter().any(|taken| *taken <= limit) {
             return;
@@ -45,11 +76,21 @@ pub(crate) async fn timed<T>(future: impl Future<Output = T>) -> (T, Duration) {
     (value, started.elapsed())
 }
 
-/// Lets this test have as many sockets as the system allows.
-pub(crate) fn raise_fd_limit() {
-    let mut limit = getrlimit(Resource::Nofile);
-    limit.current = limit.maximum;
-    setrlimit(Resource::Nofile, limit).unwrap();
+/// An address of this machine that no other test uses: all of 127.0.0.0/8 are (RFC 1122 section 3.2.1.3).
+/// Whoever takes any free port takes one of 127.0.0.1.
+pub(crate) fn own_address() -> Ipv4Addr {
+    static NEXT: AtomicU8 = AtomicU8::new(0);
+    let [.., high, low] = std::process::id().to_be_bytes();
+    Ipv4Addr::new(127, 128 | (high & 127), low, NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// Connects the client of this number. A crowd comes from a hundred addresses: its connections would take most
+/// of the ports that one has, also for the minute after they have ended, and other tests would find none.
+pub(crate) async fn connect_one_of_many(server: SocketAddr, number: usize) -> TcpStream {
+    let from = Ipv4Addr::new(127, 0, 1, 1 + (number % 100) as u8);
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind((from, 0).into()).unwrap();
+    socket.connect(server).await.unwrap()
 }
 
 /// Reads until what came ends with `close`, the end of a close frame.

@@ -22,8 +22,10 @@ use tokio_tungstenite::{
 };
 
 use super::{
-    Answer, Client, Signal,
+    Answer, Client, Signal, folder,
     log::{Log, message},
+    own_address,
+    process::ProcessGroup,
     soon,
 };
 
@@ -38,6 +40,8 @@ pub(crate) struct Server {
     child: Child,
     /// The process that serves, once another one has taken over.
     heir: Option<Pid>,
+    /// Both, and what they have started.
+    _processes: ProcessGroup,
     pub(crate) address: SocketAddr,
     pub(crate) dir: TempDir,
     log: Log,
@@ -52,12 +56,13 @@ pub(crate) struct Ended {
 
 impl Default for Start {
     fn default() -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = folder();
         let mut command = Command::new(env!("CARGO_BIN_EXE_lastcall"));
         // Nothing of the tester's own environment or folder reaches the server.
         command.env_clear().env("PORT", "0").env("LOG_FORMAT", "json").current_dir(dir.path());
         command.env("RUNTIME_DIR", dir.path().join("run"));
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.process_group(0).kill_on_drop(true);
         Self { command, dir }
     }
 }
@@ -79,8 +84,14 @@ impl Start {
         self
     }
 
+    /// Has it listen on an address of this machine that nothing else uses, so that a port of it which is free
+    /// stays so.
+    pub(crate) fn own_address(self) -> Self {
+        self.env("HOST", own_address())
+    }
+
     /// Lets it have no more than this many open files.
-    pub(crate) fn open_files(mut self, most: u32) -> Self {
+    pub(crate) fn open_files(mut self, most: usize) -> Self {
         // By a shell, which becomes the server: a limit cannot be set between fork and exec without unsafe code.
         let limit = format!("ulimit -n {most} && exec \"$0\" \"$@\"");
         let command =
@@ -122,19 +133,28 @@ impl Start {
         self
     }
 
-    /// Starts it and waits until it listens.
+    /// Starts it and waits until it listens. There are no periodic notifications and no pings, which come in
+    /// between at any moment, unless they are set in the environment.
     pub(crate) async fn serve(mut self) -> Server {
+        for setting in ["NOTIFICATION_INTERVAL", "PING_INTERVAL"] {
+            if self.command.as_std().get_envs().all(|(name, _)| name != setting) {
+                self.command.env(setting, "0");
+            }
+        }
         self.command.stderr(Stdio::inherit());
         let mut child = self.command.spawn().unwrap();
+        let processes = ProcessGroup::of(&child);
         let log = Log::read(child.stdout.take().unwrap());
         let listening = log.line(|line| message(line).starts_with("listening on http://")).await;
         let address = message(&listening).trim_start_matches("listening on http://").parse().unwrap();
-        Server { child, heir: None, address, dir: self.dir, log }
+        Server { child, heir: None, _processes: processes, address, dir: self.dir, log }
     }
 
     /// Runs it to its end, which has to come by itself.
     pub(crate) async fn end(mut self) -> Ended {
-        let output = soon("the end of the process", self.command.output()).await.unwrap();
+        let child = self.command.spawn().unwrap();
+        let _processes = ProcessGroup::of(&child);
+        let output = soon("the end of the process", child.wait_with_output()).await.unwrap();
         Ended {
             code: output.status.code(),
             stdout: String::from_utf8(output.stdout).unwrap(),
@@ -152,7 +172,8 @@ fn copy_of(command: &Command, program: &Path, first: &[&str]) -> Command {
         copy.env(name, value.unwrap_or_default());
     }
     copy.current_dir(original.get_current_dir().unwrap());
-    copy.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    copy.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    copy.process_group(0).kill_on_drop(true);
     copy
 }
 
@@ -168,15 +189,6 @@ async fn wait_for(pid: Pid) -> i32 {
     status.exit_status().expect("it was not killed")
 }
 
-impl Drop for Server {
-    fn drop(&mut self) {
-        if let Some(heir) = self.heir.take() {
-            // It may have ended by itself.
-            let _ = kill_process(heir, Signal::KILL);
-        }
-    }
-}
-
 impl Server {
     /// The process that serves.
     pub(crate) fn pid(&self) -> Pid {
@@ -185,8 +197,9 @@ impl Server {
 
     /// Runs a subcommand against this server.
     pub(crate) async fn run(&self, subcommand: &str) -> Ended {
+        let (host, port) = (self.address.ip().to_string(), self.address.port().to_string());
         Start::default()
-            .args(&[subcommand, "--port", &self.address.port().to_string()])
+            .args(&[subcommand, "--host", &host, "--port", &port])
             .env("RUNTIME_DIR", self.dir.path().join("run").display())
             .end()
             .await
@@ -248,6 +261,11 @@ impl Server {
         let resident =
             status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));
         resident.unwrap().trim().parse::<usize>().unwrap() * 1024
+    }
+
+    /// Its log, also while an upgrade is awaited.
+    pub(crate) fn log(&self) -> Log {
+        self.log.clone()
     }
 
     /// The first log line, past or to come, whose message starts so.
@@ -332,58 +350,5 @@ impl Server {
         // RFC 6455 section 1.3 has this key and its answer.
         assert!(head.windows(28).any(|bytes| bytes == b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo="));
         stream
-    }
-
-    /// One HTTP request on a connection of its own.
-    pub(crate) async fn request(&self, method: &str, path: &str, headers: &[&str], body: &str) -> Answer {
-        let length = format!("Content-Length: {}", body.len());
-        self.request_without_length(method, path, &[headers, &[&length]].concat(), body).await
-    }
-
-    /// The same, for a body whose length is told in another way.
-    pub(crate) async fn request_without_length(
-        &self,
-        method: &str,
-        path: &str,
-        headers: &[&str],
-        body: &str,
-    ) -> Answer {
-        let mut request =
-            format!("{method} {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n", self.address);
-        for header in headers {
-            request += &format!("{header}\r\n");
-        }
-        request += &format!("\r\n{body}");
-        self.exchange(request).await
-    }
-
-    /// One HTTP request, byte for byte, after whose answer the server must hang up.
-    pub(crate) async fn exchange(&self, request: impl AsRef<[u8]>) -> Answer {
-        let mut stream = TcpStream::connect(self.address).await.unwrap();
-        // The server may answer, and hang up, before it has read a body that it refuses.
-        let _ = stream.write_all(request.as_ref()).await;
-        let mut answer = Vec::new();
-        let _ = soon("an HTTP answer", stream.read_to_end(&mut answer)).await;
-        let answer = String::from_utf8(answer).unwrap();
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
-        Answer { status: head[9..12].parse().unwrap(), head: head.to_owned(), body: body.to_owned() }
-    }
-
-    /// The status of the answer to a request, whatever happens to the connection after it.
-    pub(crate) async fn status(&self, head: &str) -> u16 {
-        let mut stream = TcpStream::connect(self.address).await.unwrap();
-        stream.write_all(head.as_bytes()).await.unwrap();
-        let mut line = [0; 12];
-        soon("a status line", stream.read_exact(&mut line)).await.unwrap();
-        std::str::from_utf8(&line[9..]).unwrap().parse().unwrap()
-    }
-
-    pub(crate) async fn get(&self, path: &str) -> Answer {
-        self.request("GET", path, &[], "").await
-    }
-
-    /// Publishes through the API.
-    pub(crate) async fn publish(&self, body: &str) -> Answer {
-        self.request("POST", "/api/publish", &["Content-Type: application/json"], body).await
     }
 }

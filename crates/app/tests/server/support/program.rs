@@ -1,0 +1,40 @@
+//! Programs that a test writes, to have a server run them.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use tempfile::TempDir;
+
+/// A folder in which programs can be run: beside those that cargo built, as `/tmp` may be mounted `noexec`;
+/// in `/tmp` if another user has built them.
+pub(crate) fn folder_for_programs() -> TempDir {
+    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).or_else(|_| tempfile::tempdir()).unwrap()
+}
+
+/// Puts a copy of the server's program at this path, in the place of whatever is there.
+pub(crate) fn install_server(at: &Path) {
+    install(Path::new(env!("CARGO_BIN_EXE_lastcall")), at);
+}
+
+/// Puts a shell script at this path, in the place of whatever is there.
+pub(crate) fn install_script(at: &Path, script: &str) {
+    let text: PathBuf = at.with_extension("text");
+    fs::write(&text, format!("#!/bin/sh\n{script}\n")).unwrap();
+    install(&text, at);
+    fs::remove_file(&text).unwrap();
+}
+
+/// By another process, which starts none itself. Were the file open for writing in this one, then a process
+/// that another test starts at that moment would have it open, too, until its own execve(2); and whoever runs
+/// the program meanwhile gets ETXTBSY.
+fn install(from: &Path, at: &Path) {
+    if at.exists() {
+        fs::remove_file(at).unwrap();
+    }
+    let status = Command::new("install").args(["-m", "755"]).args([from, at]).status();
+    let status = status.expect("the tests need `install`, which coreutils and BusyBox have");
+    assert!(status.success(), "install {} {}: {status}", from.display(), at.display());
+}
