@@ -372,7 +372,11 @@ async fn idle_and_dribbling_http_connections_do_not_hold_it_up() {
 async fn an_http_request_in_flight_is_answered_before_the_end() {
     let mut server = Server::start().await;
     let mut slow = TcpStream::connect(server.address).await.unwrap();
-    let head = "POST /api/publish HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 11\r\nExpect: 100-continue\r\n\r\n";
+    let head = format!(
+        "POST /api/publish HTTP/1.1\r\nHost: {}\r\nContent-Type: application/json\r\n\
+         Content-Length: 11\r\nExpect: 100-continue\r\n\r\n",
+        server.address
+    );
     slow.write_all(head.as_bytes()).await.unwrap();
     // The server asks for the body: the request is in its hands.
     let mut asked = [0; 25];
