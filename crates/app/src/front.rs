@@ -15,6 +15,7 @@ pub(crate) struct Front {
     manager: ConnectionManager,
     router: Router,
     notification_interval: Option<Duration>,
+    keep_alive_timeout: Duration,
     running: Mutex<Option<Running>>,
 }
 
@@ -35,8 +36,9 @@ impl Front {
         manager: ConnectionManager,
         router: Router,
         notification_interval: Option<Duration>,
+        keep_alive_timeout: Duration,
     ) -> Self {
-        Self { manager, router, notification_interval, running: Mutex::default() }
+        Self { manager, router, notification_interval, keep_alive_timeout, running: Mutex::default() }
     }
 
     /// Starts, or goes on.
@@ -44,7 +46,7 @@ impl Front {
         let Paused { entrance, notifier } = paused;
         let manager = || self.manager.clone();
         let notifier = self.notification_interval.map(|every| Notifier::start(manager(), every, notifier));
-        let http = HttpServer::start(entrance, self.router.clone(), manager());
+        let http = HttpServer::start(entrance, self.router.clone(), manager(), self.keep_alive_timeout);
         *self.running() = Some(Running { http, notifier });
     }
 

@@ -1,15 +1,16 @@
 //! Taking over from the process that runs: the new process's side of an upgrade.
 
 use std::{
-    io,
+    io, iter,
     os::fd::OwnedFd,
     path::PathBuf,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::Context;
+use bytes::Bytes;
 use lastcall_core::settings::Settings;
-use lastcall_endpoints::{Entrance, Handovers};
+use lastcall_endpoints::{Entrance, Handovers, IdleConnection};
 use lastcall_handover::{Channel, Take};
 use lastcall_websockets::{ConnectionManager, ConnectionState, ManagerState, NotifierState};
 use serde::{Deserialize, Serialize};
@@ -37,6 +38,8 @@ pub(crate) struct ServerState {
     pub(crate) upgrades_failed: u64,
     /// Since when nobody is served, in microseconds since 1970.
     pub(crate) frozen_at_us: u64,
+    /// What was read of the next request of each idle HTTP connection, in the order of their descriptors.
+    pub(crate) idle_read: Vec<Bytes>,
 }
 
 /// A take-over that has begun: the old process knows that this one is there.
@@ -75,7 +78,8 @@ impl Heir {
         let ((state, clients, channel), entrance) = spawn_blocking(move || {
             let mut taken = self.take.receive::<ServerState, ConnectionState>(room, timeout)?;
             // Whatever can fail must fail before the commit.
-            let entrance = entrance(std::mem::take(&mut taken.server.1))
+            let (state, descriptors) = &mut taken.server;
+            let entrance = entrance(std::mem::take(descriptors), std::mem::take(&mut state.idle_read))
                 .context("the listening socket could not be used")?;
             let ((state, _), clients, channel) = taken.commit(HELLO)?;
             anyhow::Ok(((state, clients, channel), entrance))
@@ -98,11 +102,16 @@ impl Heir {
     }
 }
 
-/// The listening socket comes first, then those who have connected and said nothing.
-fn entrance(descriptors: Vec<OwnedFd>) -> io::Result<Entrance> {
+/// The listening socket comes first, then the idle HTTP connections.
+fn entrance(descriptors: Vec<OwnedFd>, read: Vec<Bytes>) -> io::Result<Entrance> {
     let mut descriptors = descriptors.into_iter();
     let listener = descriptors.next().ok_or_else(|| io::Error::other("it did not come"))?;
     let listener = TcpListener::from_std(std::net::TcpListener::from(listener))?;
-    let silent = descriptors.map(|socket| TcpStream::from_std(std::net::TcpStream::from(socket)));
-    Ok(Entrance { listener, silent: silent.collect::<io::Result<_>>()? })
+    // Builds that hand over only connections of which nothing was read do not say what was read.
+    let read = read.into_iter().chain(iter::repeat(Bytes::new()));
+    let idle = descriptors.zip(read).map(|(socket, read)| {
+        let stream = TcpStream::from_std(std::net::TcpStream::from(socket))?;
+        Ok(IdleConnection { stream, read })
+    });
+    Ok(Entrance { listener, idle: idle.collect::<io::Result<_>>()? })
 }

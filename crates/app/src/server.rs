@@ -27,7 +27,7 @@ use crate::{
 /// How long a part may take to start or to stop, on top of what the settings give it.
 const HOOK_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long those have who have only half asked when the server ends.
+/// How long clients have to close connections whose last answer was sent, when the server ends.
 const FAREWELL: Duration = Duration::from_millis(50);
 
 /// Serves until the process is to end. With the socket of a process that runs, it takes over from that one.
@@ -51,7 +51,12 @@ pub(crate) async fn run(settings: &Settings, take_over: Option<PathBuf>) -> anyh
     let handovers = Arc::new(Mutex::new(Handovers::default()));
     let health = Box::new(ProcessHealth { phases: phases.clone(), handovers: Arc::clone(&handovers) });
     let router = router(Context::new(settings, manager.clone(), health, page));
-    let front = Arc::new(Front::new(manager.clone(), router, settings.notification_interval));
+    let front = Arc::new(Front::new(
+        manager.clone(),
+        router,
+        settings.notification_interval,
+        settings.keep_alive_timeout,
+    ));
 
     let (paused, served_before) = match heir {
         Some(heir) => {
@@ -76,7 +81,7 @@ pub(crate) async fn run(settings: &Settings, take_over: Option<PathBuf>) -> anyh
             async move {
                 front.start(paused);
                 Ok(async move {
-                    front.pause(Patience { half_asked: FAREWELL, in_flight }).await?;
+                    front.pause(Patience { closing: FAREWELL, in_flight }).await?;
                     Ok(())
                 })
             }

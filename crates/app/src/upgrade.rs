@@ -38,7 +38,7 @@ use crate::{
 
 /// How long requests have to be finished before their clients, or what they ask for, can move. Everybody who
 /// has a WebSocket is served meanwhile.
-const PATIENCE: Patience = Patience { half_asked: Duration::from_secs(1), in_flight: Duration::from_secs(2) };
+const PATIENCE: Patience = Patience { closing: Duration::from_secs(1), in_flight: Duration::from_secs(2) };
 
 /// How long the event loops have to come to a stop: each writes what was published before.
 const FREEZE: Duration = Duration::from_secs(2);
@@ -233,6 +233,7 @@ impl Upgrader {
             upgrades_done: self.handovers().done,
             upgrades_failed: self.handovers().failed,
             frozen_at_us: micros_since_1970(),
+            idle_read: paused.entrance.idle.iter().map(|connection| connection.read.clone()).collect(),
         };
         let most = TRANSFER.min(self.timeout);
         let sent = spawn_blocking(move || {
@@ -303,7 +304,7 @@ fn send(
     most: Duration,
 ) -> Result<usize, GiveError> {
     let mut descriptors = vec![paused.entrance.listener.as_fd()];
-    descriptors.extend(paused.entrance.silent.iter().map(AsFd::as_fd));
+    descriptors.extend(paused.entrance.idle.iter().map(|connection| connection.stream.as_fd()));
     let clients = frozen.states().map(|(socket, state)| {
         let size = state.size();
         (socket, state, size)

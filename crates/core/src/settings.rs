@@ -76,6 +76,8 @@ pub struct Settings {
     pub host: String,
     /// Port to listen on; 0 picks a free one.
     pub port: u16,
+    /// How long an HTTP connection may wait for a request.
+    pub keep_alive_timeout: Duration,
     /// Time between periodic notifications; `None`: off.
     pub notification_interval: Option<Duration>,
     /// How long a drain waits for clients before it closes them.

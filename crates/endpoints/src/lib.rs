@@ -15,7 +15,6 @@ mod page;
 mod publish;
 mod routes;
 mod server;
-mod socket;
 mod websocket;
 
 pub use axum::Router;
@@ -25,4 +24,4 @@ pub use listener::{BindError, bind};
 pub use metrics::Handovers;
 pub use page::{Page, PageError};
 pub use routes::{Context, router};
-pub use server::{Entrance, HttpServer, Patience};
+pub use server::{Entrance, HttpServer, IdleConnection, Patience};

@@ -4,7 +4,7 @@ use std::sync::{Arc, Once};
 
 use axum::{
     Extension,
-    body::Body,
+    body::{Body, HttpBody},
     extract::{Request, State},
     http::{
         HeaderMap, HeaderName, HeaderValue,
@@ -36,6 +36,14 @@ pub(crate) async fn upgrade(
         Ok(answer) => answer,
         Err(error) => return refuse_handshake(&error),
     };
+    if !request.body().is_end_stream() {
+        // Otherwise its bytes would be taken for frames.
+        return ApiError::new(
+            ErrorCode::BadHandshake,
+            "A WebSocket handshake has no body: leave `Content-Length` and `Transfer-Encoding` out.",
+        )
+        .into_response();
+    }
     if let Err(refused) = check_page(&context, on_loopback, request.headers(), &target) {
         return refused.into_response();
     }

@@ -97,6 +97,7 @@ impl Reader {
             host: self.read("host", String::new(), host),
             port: self.read("port", 0, port),
             templates_dir: self.read("templates_dir", None, folder),
+            keep_alive_timeout: self.read("keep_alive_timeout", Duration::ZERO, some_time),
             notification_interval: self.read("notification_interval", None, interval),
             client_messages: self.read("client_messages", super::ClientMessages::Broadcast, client_messages),
             shutdown_timeout,

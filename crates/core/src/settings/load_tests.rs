@@ -8,6 +8,7 @@ fn the_defaults_are_those_of_the_contract() {
     let settings = Operator::new().settings();
     assert_eq!((settings.host.as_str(), settings.port), ("127.0.0.1", 8000));
     assert_eq!(settings.notification_interval, Some(Duration::from_secs(10)));
+    assert_eq!(settings.keep_alive_timeout, Duration::from_secs(75));
     assert_eq!(settings.shutdown_timeout, Duration::from_secs(1800));
     assert_eq!(settings.close_timeout, Duration::from_secs(5));
     assert_eq!(settings.client_messages, ClientMessages::Broadcast);

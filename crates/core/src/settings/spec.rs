@@ -56,7 +56,7 @@ const fn spec(
 }
 
 /// Every setting.
-pub const SPECS: [Spec; 21] = [
+pub const SPECS: [Spec; 22] = [
     spec(
         "host",
         NETWORK,
@@ -65,6 +65,13 @@ pub const SPECS: [Spec; 21] = [
         "Name or address to listen on; 0.0.0.0 for all of this machine",
     ),
     spec("port", NETWORK, "PORT", Some("8000"), "Port to listen on; 0 picks a free one and logs it"),
+    spec(
+        "keep_alive_timeout",
+        NETWORK,
+        "DURATION",
+        Some("75"),
+        "How long an HTTP connection may wait for a request; longer than a proxy keeps it",
+    ),
     spec("templates_dir", NETWORK, "FOLDER", None, "Folder whose index.html replaces the built-in test page"),
     spec(
         "notification_interval",

@@ -1,0 +1,142 @@
+//! The bodies of a request and of its answer, with what the connection has to know of them.
+
+use std::{
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use axum::body::Body;
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
+use tokio::time::timeout;
+
+use super::exchange::Exchange;
+
+/// Most bytes of a body that are read and discarded so that the connection can go on after an early answer.
+const MOST_DISCARDED: u64 = 64 << 10;
+
+/// How long an early answer waits for that.
+const DISCARDING: Duration = Duration::from_millis(250);
+
+/// The body of a request, for its handler. What the handler does not read stays in the [`Rest`].
+pub(super) struct RequestBody(Arc<Mutex<Received>>);
+
+/// What is left of a body when its handler has answered.
+pub(super) struct Rest(Arc<Mutex<Received>>);
+
+struct Received {
+    body: Incoming,
+    /// Whether any of it was asked for: if the client waits for that (`Expect`), it has been told to go on.
+    asked_for: bool,
+    ended: bool,
+}
+
+impl RequestBody {
+    pub(super) fn new(body: Incoming) -> (Self, Rest) {
+        let received = Arc::new(Mutex::new(Received { body, asked_for: false, ended: false }));
+        (Self(Arc::clone(&received)), Rest(received))
+    }
+}
+
+fn lock(received: &Mutex<Received>) -> MutexGuard<'_, Received> {
+    // It is only held while hyper's channel is looked into, which does not panic.
+    received.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl HttpBody for RequestBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let mut received = lock(&self.0);
+        received.asked_for = true;
+        let frame = Pin::new(&mut received.body).poll_frame(context);
+        received.ended |= matches!(frame, Poll::Ready(None));
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        lock(&self.0).body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        lock(&self.0).body.size_hint()
+    }
+}
+
+impl Rest {
+    /// Reads on to the end of the body, if that is near; whether that was reached. If not, the connection
+    /// cannot be used for another request.
+    ///
+    /// Most bodies that are refused are small and only come a moment after their head. `expects_continue`: the
+    /// client may wait for the answer before it sends the body (RFC 9110 section 10.1.1).
+    pub(super) async fn read_on(self, expects_continue: bool) -> bool {
+        {
+            let received = lock(&self.0);
+            if received.ended || received.body.is_end_stream() {
+                return true;
+            }
+            let waits_for_us = expects_continue && !received.asked_for;
+            if waits_for_us || received.body.size_hint().lower() > MOST_DISCARDED {
+                return false;
+            }
+        }
+        let mut body = RequestBody(self.0);
+        let discard = async {
+            let mut discarded = 0;
+            while let Some(frame) = body.frame().await {
+                let Ok(frame) = frame else { return false };
+                discarded += frame.data_ref().map_or(0, |data| data.len() as u64);
+                if discarded > MOST_DISCARDED {
+                    return false;
+                }
+            }
+            true
+        };
+        timeout(DISCARDING, discard).await.unwrap_or(false)
+    }
+}
+
+/// The body of an answer. hyper drops it when it has taken all of it.
+pub(super) struct AnswerBody {
+    body: Body,
+    exchange: Exchange,
+}
+
+impl AnswerBody {
+    pub(super) fn new(body: Body, exchange: Exchange) -> Self {
+        Self { body, exchange }
+    }
+}
+
+impl Drop for AnswerBody {
+    fn drop(&mut self) {
+        self.exchange.answer_is_whole();
+    }
+}
+
+impl HttpBody for AnswerBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

@@ -1,0 +1,194 @@
+//! One HTTP connection.
+
+use std::{
+    convert::Infallible,
+    future::{Future, poll_fn},
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::Poll,
+    time::Duration,
+};
+
+use axum::{
+    body::Body,
+    http::{
+        HeaderValue,
+        header::{CONNECTION, EXPECT},
+    },
+};
+use bytes::Bytes;
+use hyper::{
+    body::Incoming,
+    server::conn::http1::{self, Parts},
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use lastcall_websockets::Handshake;
+use socket2::SockRef;
+use tokio::{net::TcpStream, time::timeout};
+use tower::ServiceExt;
+use tracing::{debug, warn};
+
+use super::{
+    IdleConnection, Peer, Shared, Upgrade,
+    body::{AnswerBody, RequestBody},
+    closing::close_in_stages,
+    exchange::Exchange,
+    socket::Socket,
+};
+
+/// How long the head of a request may take to arrive, from its first byte: a client that dribbles costs one file
+/// descriptor for so long.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Most bytes of a request's head; 431 beyond.
+const MAX_HEAD: usize = 16 << 10;
+
+/// About how many bytes the kernel takes for a client before they can be sent (TCP_NOTSENT_LOWAT, tcp(7)). A
+/// bound on the whole send buffer would switch off the kernel's own adjustment of it for good, and slow down
+/// the WebSocket that the connection may become.
+const MOST_UNSENT: u32 = 32 << 10;
+
+/// The value of that option that stands for none.
+const UNLIMITED: u32 = 0;
+
+impl From<TcpStream> for IdleConnection {
+    fn from(stream: TcpStream) -> Self {
+        Self { stream, read: Bytes::new() }
+    }
+}
+
+/// Answers the requests of a client. If the connection is idle when the server is to stop, it is left over.
+pub(super) async fn serve(
+    mut connection: IdleConnection,
+    peer: SocketAddr,
+    shared: Arc<Shared>,
+) -> Option<IdleConnection> {
+    let asked = &shared.stopping.asked;
+    limit_unsent(&connection.stream, MOST_UNSENT);
+    loop {
+        if asked.is_cancelled() {
+            return Some(connection);
+        }
+        // hyper takes its buffers at once. Only connections that have something to read get any.
+        if connection.read.is_empty() {
+            let mut first_byte = [0];
+            tokio::select! {
+                () = asked.cancelled() => return Some(connection),
+                said = timeout(shared.keep_alive_timeout, connection.stream.peek(&mut first_byte)) => match said {
+                    Ok(Ok(1..)) => {}
+                    Ok(Ok(0)) => return None,
+                    Ok(Err(error)) => {
+                        debug!(%peer, %error, "an idle connection has failed");
+                        return None;
+                    }
+                    Err(_) => {
+                        debug!(%peer, "a connection was idle for too long");
+                        return None;
+                    }
+                },
+            }
+        }
+        connection = Box::pin(speak_http(connection, peer, &shared)).await?;
+    }
+}
+
+fn limit_unsent(stream: &TcpStream, bytes: u32) {
+    if let Err(error) = SockRef::from(stream).set_tcp_notsent_lowat(bytes) {
+        debug!(%error, "the limit of unsent bytes of a connection stays what it was");
+    }
+}
+
+/// How hyper's part ended.
+enum Ended {
+    /// No request is being answered: the connection is idle.
+    Idle,
+    /// There is nothing more to say in HTTP. The socket is still open.
+    Over(Result<(), hyper::Error>),
+}
+
+/// Answers requests until there is none, then gives the connection back. `None`: it has ended, or become a
+/// WebSocket.
+async fn speak_http(connection: IdleConnection, peer: SocketAddr, shared: &Shared) -> Option<IdleConnection> {
+    let (exchange, upgrade) = (Exchange::default(), Upgrade::default());
+    let service = service_fn(|request: hyper::Request<Incoming>| {
+        exchange.begin();
+        // hyper only gives the socket back where this may be moved.
+        Box::pin(answer(request, peer, shared, exchange.clone(), upgrade.clone()))
+    });
+    let socket = Socket::new(connection, exchange.clone(), upgrade.clone());
+    let mut http = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_header_size(MAX_HEAD)
+        .max_buf_size(MAX_HEAD)
+        // A client may close its side and wait for the answer.
+        .half_close(true)
+        .serve_connection(TokioIo::new(socket), service);
+    let stopping = &shared.stopping;
+    let ended = loop {
+        let is_stopping = stopping.asked.is_cancelled();
+        let poll = poll_fn(|context| match Pin::new(&mut http).poll(context) {
+            Poll::Ready(ended) => Poll::Ready(Ended::Over(ended)),
+            Poll::Pending if exchange.is_over() || is_stopping && exchange.is_waiting() => {
+                Poll::Ready(Ended::Idle)
+            }
+            Poll::Pending => Poll::Pending,
+        });
+        tokio::select! {
+            ended = poll => break ended,
+            () = stopping.asked.cancelled(), if !is_stopping => {}
+            () = stopping.now.cancelled() => {
+                debug!(%peer, "an HTTP request took too long");
+                return None;
+            }
+        }
+    };
+    let Parts { io, read_buf, .. } = http.into_parts();
+    // An empty rest would keep hyper's whole buffer alive.
+    let read = if read_buf.is_empty() { Bytes::new() } else { read_buf };
+    let socket = io.into_inner();
+    match ended {
+        Ended::Idle => return Some(socket.into_idle(read)),
+        Ended::Over(Ok(())) => {}
+        Ended::Over(Err(error)) => debug!(%peer, %error, "an HTTP connection ended"),
+    }
+    if socket.has_stalled() {
+        // Closed at once, with what the client did not take.
+        return None;
+    }
+    let (stream, answer) = socket.into_parts();
+    let Some(place) = upgrade.take() else {
+        close_in_stages(stream, stopping).await;
+        return None;
+    };
+    limit_unsent(&stream, UNLIMITED);
+    if let Err(error) = shared.manager.connect(place, stream, Handshake { answer, already_read: read }) {
+        warn!(%peer, %error, "a socket could not be handed to its event loop");
+    }
+    None
+}
+
+/// Has the request answered.
+async fn answer(
+    request: hyper::Request<Incoming>,
+    peer: SocketAddr,
+    shared: &Shared,
+    exchange: Exchange,
+    upgrade: Upgrade,
+) -> Result<hyper::Response<AnswerBody>, Infallible> {
+    let expects_continue = request.headers().contains_key(EXPECT);
+    let (mut head, body) = request.into_parts();
+    let (body, rest) = RequestBody::new(body);
+    head.extensions.insert(Peer(peer));
+    head.extensions.insert(upgrade);
+    let request = hyper::Request::from_parts(head, Body::new(body));
+    let mut answer = shared.router.clone().oneshot(request).await?;
+    if !rest.read_on(expects_continue).await {
+        // What comes next would be taken for a request.
+        exchange.ends();
+        answer.headers_mut().append(CONNECTION, HeaderValue::from_static("close"));
+    }
+    Ok(answer.map(|body| AnswerBody::new(body, exchange)))
+}

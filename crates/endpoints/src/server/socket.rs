@@ -1,0 +1,133 @@
+//! The socket under hyper: it keeps back the answer to a WebSocket handshake, and does not wait for ever for a
+//! client to read.
+
+use std::{
+    io::{self, ErrorKind},
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::{Buf, Bytes};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+    time::{Sleep, sleep},
+};
+use tracing::debug;
+
+use super::{IdleConnection, exchange::Exchange, upgrade::Upgrade};
+
+/// How the answer to a handshake begins (RFC 6455 section 4.2.2).
+const SWITCHING: &[u8] = b"HTTP/1.1 101 ";
+
+/// How long a client may take nothing of an answer.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Passes everything on except the answer to a handshake: that goes out in one write with the first message, by
+/// the client's event loop. On a loopback or a fast network, a write costs as much as all the rest of a handshake.
+pub(super) struct Socket {
+    stream: TcpStream,
+    /// Bytes that were read before hyper had the socket.
+    read: Bytes,
+    exchange: Exchange,
+    upgrade: Upgrade,
+    kept: Vec<u8>,
+    /// When the client has taken nothing for too long; `None` while it takes all that there is.
+    stalls: Option<Pin<Box<Sleep>>>,
+    stalled: bool,
+}
+
+impl Socket {
+    pub(super) fn new(connection: IdleConnection, exchange: Exchange, upgrade: Upgrade) -> Self {
+        let IdleConnection { stream, read } = connection;
+        Self { stream, read, exchange, upgrade, kept: Vec::new(), stalls: None, stalled: false }
+    }
+
+    /// The connection, of whose next request hyper has read so much.
+    pub(super) fn into_idle(self, read: Bytes) -> IdleConnection {
+        let read = match (read.is_empty(), self.read.is_empty()) {
+            (_, true) => read,
+            (true, false) => self.read,
+            // hyper had no room for the rest.
+            (false, false) => [read, self.read].concat().into(),
+        };
+        IdleConnection { stream: self.stream, read }
+    }
+
+    /// The socket, and what was kept back.
+    pub(super) fn into_parts(self) -> (TcpStream, Vec<u8>) {
+        (self.stream, self.kept)
+    }
+
+    /// Whether the client did not take its answer. Closing the socket discards the rest of it then.
+    pub(super) fn has_stalled(&self) -> bool {
+        self.stalled
+    }
+
+    /// Ends the wait for a client that takes nothing.
+    fn poll_stalled(&mut self, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let stalls = self.stalls.get_or_insert_with(|| Box::pin(sleep(WRITE_TIMEOUT)));
+        if stalls.as_mut().poll(context).is_pending() {
+            return Poll::Pending;
+        }
+        self.stalled = true;
+        // Otherwise the kernel keeps what is in its buffer, and tries for minutes to send it.
+        if let Err(error) = self.stream.set_zero_linger() {
+            debug!(%error, "what a client did not read cannot be discarded");
+        }
+        let taken_nothing = format!("the client took nothing of its answer for {WRITE_TIMEOUT:?}");
+        Poll::Ready(Err(io::Error::new(ErrorKind::TimedOut, taken_nothing)))
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.read.is_empty() {
+            return Pin::new(&mut self.stream).poll_read(context, buffer);
+        }
+        let some = self.read.len().min(buffer.remaining());
+        buffer.put_slice(&self.read[..some]);
+        self.read.advance(some);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        // It begins the bytes unless an earlier answer is still before it: then it goes out with that one.
+        if self.upgrade.is_confirmed() && (!self.kept.is_empty() || bytes.starts_with(SWITCHING)) {
+            self.kept.extend_from_slice(bytes);
+            return Poll::Ready(Ok(bytes.len()));
+        }
+        match Pin::new(&mut self.stream).poll_write(context, bytes) {
+            Poll::Pending => self.poll_stalled(context),
+            written => {
+                self.stalls = None;
+                written
+            }
+        }
+    }
+
+    /// hyper calls this when it has written everything.
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.exchange.flushed();
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    /// hyper calls this at the end, when it has written everything.
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.upgrade.is_confirmed() {
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
