@@ -1,0 +1,95 @@
+//! Clients that come to a loop, from their handshake or from another process.
+
+use std::{
+    net::TcpStream,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use mio::{Interest, Token};
+use tracing::{debug, trace};
+
+use super::{EventLoop, reading::message};
+use crate::{
+    bus::{Newcomer, Origin},
+    connection::{Connection, Outcome},
+    handshake::Handshake,
+    message::{Server, ServerMessage},
+    occupancy::{Departure, Place},
+    state::ConnectionState,
+};
+
+impl EventLoop {
+    /// Takes in a client.
+    pub(super) fn welcome(&mut self, newcomer: Newcomer) {
+        let Newcomer { stream, place, from } = newcomer;
+        let (id, Handshake { answer, already_read }) = match from {
+            Origin::Handshake(id, handshake) => (id, handshake),
+            Origin::Handover(state) => return self.adopt(stream, *state, place),
+        };
+        let mut stream = mio::net::TcpStream::from_std(stream);
+        let entry = self.clients.vacant_entry();
+        let slot = entry.key();
+        // Nearly all clients always take what they are sent: whether they do is only watched once one did not.
+        if let Err(error) = self.setup.poll.registry().register(&mut stream, Token(slot), Interest::READABLE)
+        {
+            debug!(client = %id, %error, "a new socket could not be registered");
+            return place.leave(Departure::Cut);
+        }
+        let connection = entry.insert(Connection::new(stream, id, place));
+        self.figures.opened += 1;
+        trace!(client = %id, peer = connection.stream.peer_addr().ok().map(display), "connected");
+
+        let rules = &self.setup.rules;
+        let mut outcome;
+        if rules.is_echo() {
+            outcome = connection.greet(answer, &Bytes::new());
+        } else {
+            let welcome = ServerMessage::Welcome { client: id, server: Server };
+            outcome = connection.greet(answer, welcome.frame().bytes());
+            if let Some(notice) = &self.notice {
+                outcome = outcome.max(connection.send_however_full(notice.frame(id).bytes()));
+            }
+        }
+        if let Some(reason) = self.close_reason {
+            outcome = outcome.max(connection.close(reason, None));
+        }
+        if !already_read.is_empty() && !matches!(outcome, Outcome::Over(_)) {
+            let said = &mut self.said;
+            let mut input = Vec::from(already_read);
+            let figures = &mut self.figures;
+            let received =
+                connection.receive(&mut input, rules, figures, |id, text| said.push(message(id, text)));
+            outcome = outcome.max(received);
+            self.bus.publish(said);
+        }
+        self.settle(slot, outcome);
+    }
+
+    /// Goes on with a client that another process served until now.
+    fn adopt(&mut self, stream: TcpStream, state: ConnectionState, place: Place) {
+        let (id, cut_off_in_ms) = (state.id, state.cut_off_in_ms);
+        let mut stream = mio::net::TcpStream::from_std(stream);
+        let interest = if state.outbox.is_empty() {
+            Interest::READABLE
+        } else {
+            Interest::READABLE | Interest::WRITABLE
+        };
+        let entry = self.clients.vacant_entry();
+        let slot = entry.key();
+        // The kernel tells at once what there is to be read, and whether the socket takes output.
+        if let Err(error) = self.setup.poll.registry().register(&mut stream, Token(slot), interest) {
+            debug!(client = %id, %error, "a socket that was handed over could not be registered");
+            return place.leave(Departure::Cut);
+        }
+        let mut connection = Connection::restore(stream, state, place);
+        connection.output_is_watched = connection.has_output();
+        entry.insert(connection);
+        if let Some(left) = cut_off_in_ms {
+            // Another process may have had a longer timeout, or have written down nonsense.
+            let left = Duration::from_millis(left).min(self.setup.close_timeout);
+            self.closing.push_back((self.clock.read(Instant::now()) + left, slot, id));
+            self.closing.make_contiguous().sort_unstable();
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! What comes from the bus: commands, and what is written to everyone.
+
+use std::time::Instant;
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+
+use super::{EventLoop, SLICE};
+use crate::{
+    bus::Command, close::CloseReason, connection::Connection, figures::Figures, freeze::FrozenLoop,
+    notice::Notice, pace::Pace,
+};
+
+/// Clients between two looks at the clock, which costs about as much as a hundredth of a write.
+const CLOCK_EVERY: usize = 32;
+
+/// What is being written to everyone; a broadcast to many takes several turns.
+pub(super) struct Fanout {
+    kind: FanoutKind,
+    /// Slot of the next client.
+    next: usize,
+}
+
+enum FanoutKind {
+    /// Publications as one run of bytes, and how many these are.
+    Frames(Bytes, usize),
+    /// The first notice, which every client gets.
+    Notice(Notice),
+    /// The same again, for those that have nothing waiting.
+    Reminder(Notice),
+    Close(CloseReason),
+}
+
+impl EventLoop {
+    /// Goes on with the fan-out, then takes what gathered in the inbox meanwhile.
+    pub(super) fn work(&mut self) {
+        let started = Instant::now();
+        // A newcomer does not wait for the end of a fan-out. It comes into it if there is a slot for it further on;
+        // its greeting goes first either way. Only the notice it has with the greeting, and must not have twice.
+        let notice = |fanout: &Fanout| matches!(fanout.kind, FanoutKind::Notice(_) | FanoutKind::Reminder(_));
+        if self.more && self.fanout.as_ref().is_some_and(|fanout| !notice(fanout)) {
+            for newcomer in self.bus.take_newcomers(self.setup.index) {
+                self.welcome(newcomer);
+            }
+        }
+        loop {
+            if self.fanout.is_some() {
+                if !self.fan_out(started) {
+                    return;
+                }
+            } else if let Some(command) = self.then.take() {
+                self.start(command);
+            } else if self.more && started.elapsed() < SLICE {
+                let (taken, more) = self.bus.take(self.setup.index);
+                self.more = more;
+                for newcomer in taken.newcomers {
+                    self.welcome(newcomer);
+                }
+                self.then = taken.command;
+                if !taken.frames.is_empty() && !self.setup.rules.is_echo() {
+                    self.fanout =
+                        Some(Fanout { kind: FanoutKind::Frames(taken.frames, taken.messages), next: 0 });
+                }
+            } else {
+                return;
+            }
+        }
+    }
+
+    /// Starts what a command asks for.
+    fn start(&mut self, command: Command) {
+        let kind = match command {
+            Command::Publish(frame) => FanoutKind::Frames(frame.bytes().clone(), 1),
+            Command::Notice(notice) => {
+                let first = self.notice.replace(notice).is_none();
+                if self.setup.rules.is_echo() {
+                    return;
+                }
+                if first { FanoutKind::Notice(notice) } else { FanoutKind::Reminder(notice) }
+            }
+            Command::CloseUntil(reason, until) => {
+                let open = self.clients.iter().filter(|(_, connection)| connection.is_open());
+                let open = open.map(|(slot, connection)| (slot, connection.id));
+                self.pace = Some((Pace::new(open, Instant::now(), until), reason));
+                return;
+            }
+            Command::CloseAll(reason) => {
+                self.close_reason = Some(reason);
+                if let Some(notice) = &mut self.notice {
+                    // A drain that is cut short ends now.
+                    notice.deadline = notice.deadline.min(Instant::now());
+                }
+                FanoutKind::Close(reason)
+            }
+            Command::Disconnect(id, reason) => {
+                let found = self.clients.iter().find(|(_, connection)| connection.id == id);
+                if let Some((slot, _)) = found {
+                    self.close(slot, reason);
+                }
+                return;
+            }
+            Command::Measure(reply) => {
+                // Whoever asked may have gone.
+                let _ = reply.try_send(self.measure());
+                return;
+            }
+            Command::Hush(reply) => {
+                self.hushed = true;
+                let _ = reply.try_send(());
+                return;
+            }
+            Command::Listen => {
+                self.hushed = false;
+                return;
+            }
+            Command::Freeze(reply) => return self.freeze(&reply),
+            Command::Stop => {
+                self.stopped = true;
+                return;
+            }
+        };
+        self.fanout = Some(Fanout { kind, next: 0 });
+    }
+
+    fn measure(&self) -> Figures {
+        let mut figures = self.figures.clone();
+        for (_, connection) in self.clients.iter().filter(|(_, connection)| connection.has_output()) {
+            figures.queued_clients += 1;
+            figures.queued_bytes += connection.queued() as u64;
+        }
+        figures
+    }
+
+    /// Lets go of the clients, and stands still until they come back. If they do not, they are another
+    /// process's, and this loop has nothing more to do.
+    fn freeze(&mut self, reply: &mpsc::Sender<FrozenLoop>) {
+        let clients = std::mem::take(&mut self.clients);
+        let now = self.clock.read(Instant::now());
+        let closing = self.closing.iter().filter(|(_, slot, id)| {
+            clients.get(*slot).is_some_and(|connection: &Connection| connection.id == *id)
+        });
+        let left =
+            closing.map(|(deadline, slot, _)| (*slot, deadline.saturating_duration_since(now))).collect();
+        let (frozen, returned) = FrozenLoop::new(clients, left, self.figures.clone());
+        // If nobody waits for it any more, it is dropped here, and comes back at once.
+        drop(reply.try_send(frozen));
+        match returned.recv() {
+            Ok(clients) => self.clients = clients,
+            Err(_) => self.stopped = true,
+        }
+        self.clock.skip(Instant::now());
+    }
+
+    /// Goes on from client to client until the slice is over; whether all have had it.
+    fn fan_out(&mut self, started: Instant) -> bool {
+        let Some(mut fanout) = self.fanout.take() else { return true };
+        while fanout.next < self.clients.capacity() {
+            let slot = fanout.next;
+            fanout.next += 1;
+            self.reach(slot, &fanout.kind);
+            if fanout.next.is_multiple_of(CLOCK_EVERY) && started.elapsed() > SLICE {
+                self.fanout = Some(fanout);
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Gives one client its part of a fan-out.
+    fn reach(&mut self, slot: usize, kind: &FanoutKind) {
+        let Some(connection) = self.clients.get_mut(slot) else { return };
+        let outcome = match kind {
+            FanoutKind::Frames(frames, messages) => {
+                if connection.is_open() {
+                    self.figures.messages_sent += *messages as u64;
+                    self.figures.bytes_sent += frames.len() as u64;
+                }
+                connection.send(frames, &self.setup.rules)
+            }
+            FanoutKind::Reminder(_) if connection.has_output() => return,
+            FanoutKind::Notice(notice) | FanoutKind::Reminder(notice) => {
+                connection.send_however_full(notice.frame(connection.id).bytes())
+            }
+            FanoutKind::Close(reason) => return self.close(slot, *reason),
+        };
+        self.settle(slot, outcome);
+    }
+}
