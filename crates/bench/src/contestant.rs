@@ -137,6 +137,8 @@ impl Servers {
             command.env("PORT", port.to_string()).env("NOTIFICATION_INTERVAL", "0").env("PING_INTERVAL", "0");
             command.env("CLIENT_MESSAGES", if echo { "echo" } else { "broadcast" });
             command.env("RUNTIME_DIR", &self.runtime_dir);
+            // None of the others has a bound on what clients say.
+            command.env("MAX_CLIENT_RATE", "0").env("MAX_TOTAL_RATE", "0");
         } else {
             command.arg(port.to_string());
             if echo {

@@ -100,6 +100,10 @@ pub struct Settings {
     pub max_message_size: usize,
     /// Bytes that may wait for one slow client.
     pub max_queue: usize,
+    /// Bytes a second that one client's texts may become for each client that gets them; `None`: no bound.
+    pub max_client_rate: Option<u64>,
+    /// The same for the texts of all clients together.
+    pub max_total_rate: Option<u64>,
     /// Time between pings; `None`: off.
     pub ping_interval: Option<Duration>,
     /// How long a client has to answer a ping.

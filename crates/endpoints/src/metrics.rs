@@ -143,6 +143,12 @@ impl Collector for Snapshot {
         )?;
         gauge(&mut to, "queue_bytes", "Bytes that wait for slow clients", figures.queued_bytes as f64)?;
         gauge(&mut to, "queue_clients", "Clients that have bytes waiting", figures.queued_clients as f64)?;
+        gauge(
+            &mut to,
+            "throttled_clients",
+            "Clients that are read from more slowly, as they send texts faster than they may",
+            figures.throttled_clients as f64,
+        )?;
         let mut family =
             to.encode_descriptor("phase", "1 for the phase of the process", None, MetricType::Gauge)?;
         for phase in PHASES {

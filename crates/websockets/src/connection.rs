@@ -13,6 +13,7 @@ use mio::net::TcpStream;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    budget::Used,
     client_id::ClientId,
     close::CloseReason,
     decoder::{Accept, Decoder, Event},
@@ -25,12 +26,18 @@ use crate::{
     state::ConnectionState,
 };
 
+/// Most bytes of one read from a client whose texts go to everyone, when there is a bound on these: what comes of one
+/// read must be little. In the worst case, which is empty texts, each 6 bytes become 150.
+const BOUNDED_READ: usize = 512;
+
 /// What all clients must keep to.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Rules {
     pub(crate) client_messages: ClientMessages,
     pub(crate) max_message_size: usize,
     pub(crate) max_queue: usize,
+    /// Whether there is a bound on texts that go to everyone.
+    pub(crate) texts_are_bounded: bool,
 }
 
 impl Rules {
@@ -90,6 +97,12 @@ pub(crate) struct Connection {
     pub(crate) ping: Ping,
     /// Whether it stands in the loop's list of those to read from.
     pub(crate) waits_to_be_read: bool,
+    /// Whether it is not to be read from for a while, as it said too much.
+    pub(crate) is_throttled: bool,
+    /// What it has used of the budget for texts.
+    pub(crate) used: Used,
+    /// What it sent behind its handshake, and is not handled yet.
+    early_input: Option<Box<Bytes>>,
     /// Whether the kernel tells when the socket takes output again.
     pub(crate) output_is_watched: bool,
     /// Whether the kernel said that the client sends no more: the end is to be read, too.
@@ -109,6 +122,9 @@ impl Connection {
             id,
             ping: Ping::default(),
             waits_to_be_read: false,
+            is_throttled: false,
+            used: Used::default(),
+            early_input: None,
             output_is_watched: false,
             half_closed: false,
             life: Life::Open,
@@ -262,10 +278,28 @@ impl Connection {
         }
     }
 
+    /// Takes what the client sent behind its handshake, to be read before what its socket has.
+    pub(crate) fn set_early_input(&mut self, input: Bytes) {
+        self.early_input = Some(input).filter(|input| !input.is_empty()).map(Box::new);
+    }
+
+    pub(crate) fn take_early_input(&mut self) -> Option<Bytes> {
+        self.early_input.take().map(|input| *input)
+    }
+
     /// Whether something of the client, its end included, is there to be read.
     pub(crate) fn has_input(&self) -> bool {
+        if self.early_input.is_some() {
+            return true;
+        }
         let nothing = |error: &io::Error| error.kind() == ErrorKind::WouldBlock;
         !self.stream.peek(&mut [0]).is_err_and(|error| nothing(&error))
+    }
+
+    /// Most bytes to be read at once. The rest of a frame is one message at most.
+    fn most_to_read(&self, rules: &Rules) -> usize {
+        let bounded = rules.texts_are_bounded && self.is_open();
+        if bounded { BOUNDED_READ.max(self.decoder.rest_of_frame()) } else { usize::MAX }
     }
 
     /// Reads once, up to the size of `buffer`. Texts to be passed on go to `on_text`.
@@ -279,6 +313,14 @@ impl Connection {
         if self.is_held_back(rules) {
             return (Outcome::Unchanged, Readable::No);
         }
+        let most = self.most_to_read(rules);
+        if let Some(mut input) = self.take_early_input() {
+            let mut first = Vec::from(input.split_to(most.min(input.len())));
+            self.set_early_input(input);
+            return (self.receive(&mut first, rules, figures, on_text), Readable::Maybe);
+        }
+        let most = most.min(buffer.len());
+        let buffer = &mut buffer[..most];
         match self.stream.read(buffer) {
             Ok(0) => (self.hung_up(), Readable::No),
             Ok(n) => {

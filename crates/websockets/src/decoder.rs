@@ -77,6 +77,13 @@ impl Decoder {
         })
     }
 
+    /// Bytes that are still to come of the frame that is arriving, if its header is here.
+    pub(crate) fn rest_of_frame(&self) -> usize {
+        let frame = self.pending.as_ref().and_then(|pending| pending.frame);
+        let rest = frame.map_or(0, |(header, arrived)| header.len.saturating_sub(arrived));
+        usize::try_from(rest).unwrap_or(usize::MAX)
+    }
+
     /// Takes all of `input` (and unmasks it in place), and tells `on_event` each thing that is whole.
     ///
     /// Stops early when `on_event` breaks. After an error the decoder must not be used again: what

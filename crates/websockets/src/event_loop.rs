@@ -10,7 +10,8 @@ mod timers;
 mod work;
 
 use std::{
-    collections::VecDeque,
+    cmp::Reverse,
+    collections::{BinaryHeap, VecDeque},
     io,
     sync::Arc,
     time::{Duration, Instant},
@@ -21,6 +22,7 @@ use slab::Slab;
 use tracing::debug;
 
 use crate::{
+    budget::Budget,
     bus::{Bus, Command},
     client_id::ClientId,
     clock::Clock,
@@ -52,6 +54,8 @@ pub(crate) struct Setup {
     pub(crate) index: usize,
     pub(crate) poll: Poll,
     pub(crate) rules: Rules,
+    /// For the texts of all loops' clients.
+    pub(crate) budget: Arc<Budget>,
     pub(crate) close_timeout: Duration,
     /// Time between pings and time to answer one; `None`: no pings.
     pub(crate) heartbeat: Option<(Duration, Duration)>,
@@ -64,6 +68,9 @@ pub(crate) struct EventLoop {
     clients: Slab<Connection>,
     /// Clients to read from, each once. They take turns, one read each.
     readers: VecDeque<usize>,
+    /// Clients that are not read from for a while, and until when by the system's clock. Some may have gone, or have
+    /// been let go since.
+    throttled: BinaryHeap<Reverse<(Instant, usize, ClientId)>>,
     /// Clients that are closing, and when by the loop's clock they are cut off. All have the same time, so this is in order.
     closing: VecDeque<(Instant, usize, ClientId)>,
     heartbeat: Option<Heartbeat>,
@@ -107,6 +114,7 @@ impl EventLoop {
             clock,
             clients: Slab::new(),
             readers: VecDeque::new(),
+            throttled: BinaryHeap::new(),
             closing: VecDeque::new(),
             heartbeat,
             pace: None,
@@ -183,10 +191,12 @@ impl EventLoop {
         let close = self.pace.as_ref().and_then(|(pace, _)| pace.next());
         let running = [beat, cut].into_iter().flatten().min();
         let running = running.map(|next| next.saturating_duration_since(self.clock.now()));
-        // Clients know when the drain ends: that is a moment of the system's clock.
-        let close = close.map(|next| next.saturating_duration_since(self.clock.system()));
+        // Clients know when the drain ends: that is a moment of the system's clock. So are the others here.
+        let read = self.next_read();
+        let system = [close, read].into_iter().flatten().min();
+        let system = system.map(|next| next.saturating_duration_since(self.clock.system()));
         // mio rounds it up to milliseconds, as epoll counts in these: waking early would mean spinning.
-        [running, close].into_iter().flatten().min()
+        [running, system].into_iter().flatten().min()
     }
 
     /// Does what an outcome asks for.
@@ -199,6 +209,8 @@ impl EventLoop {
                 if let Some(connection) = self.clients.get(slot) {
                     let deadline = self.clock.read(Instant::now()) + self.setup.close_timeout;
                     self.closing.push_back((deadline, slot, connection.id));
+                    // Its answer is waited for, and nothing that it says is passed on any more.
+                    self.let_go(slot);
                 }
             }
             Outcome::Over(departure) => self.end(slot, departure),
@@ -233,6 +245,9 @@ impl EventLoop {
 
     fn end(&mut self, slot: usize, departure: Departure) {
         if let Some(connection) = self.clients.try_remove(slot) {
+            if connection.is_throttled {
+                self.setup.budget.let_go();
+            }
             // Closing the socket takes it off the poll.
             debug!(
                 client = %connection.id,

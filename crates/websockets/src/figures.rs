@@ -35,6 +35,9 @@ pub struct Figures {
     /// Clients that have something waiting now.
     #[serde(skip)]
     pub queued_clients: u64,
+    /// Clients that are not read from for a while, as they send texts faster than they may.
+    #[serde(skip)]
+    pub throttled_clients: u64,
 }
 
 impl Figures {
@@ -52,6 +55,7 @@ impl Figures {
         self.turns.add(&other.turns);
         self.queued_bytes += other.queued_bytes;
         self.queued_clients += other.queued_clients;
+        self.throttled_clients += other.throttled_clients;
     }
 
     /// Counts a client that went.

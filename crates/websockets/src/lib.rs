@@ -3,6 +3,7 @@
 //! Knows no HTTP framework: whoever answers the handshake asks [`ConnectionManager::admit`] first and
 //! then gives the socket to [`ConnectionManager::connect`].
 
+mod budget;
 mod bus;
 mod client_id;
 mod clock;

@@ -8,13 +8,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lastcall_core::settings::Settings;
+use lastcall_core::settings::{ClientMessages, Settings};
 use tokio::{
     net::TcpStream,
     sync::{mpsc, watch},
 };
 
 use crate::{
+    budget::{Budget, Rates},
     bus::{Bus, Command, Newcomer, Origin},
     client_id::ClientId,
     close::CloseReason,
@@ -41,10 +42,18 @@ pub struct ManagerConfig {
     /// Time between pings and time to answer one; `None`: no pings.
     pub heartbeat: Option<(Duration, Duration)>,
     pub(crate) rules: Rules,
+    pub(crate) rates: Rates,
 }
 
 impl From<&Settings> for ManagerConfig {
     fn from(settings: &Settings) -> Self {
+        let rates = Rates {
+            client: settings.max_client_rate,
+            total: settings.max_total_rate,
+            // What comes at once must leave room in a queue for what comes after it.
+            burst: settings.max_queue / 4,
+        };
+        let is_broadcast = settings.client_messages == ClientMessages::Broadcast;
         Self {
             event_loops: thread::available_parallelism().map_or(1, usize::from),
             max_connections: settings.max_connections,
@@ -54,7 +63,9 @@ impl From<&Settings> for ManagerConfig {
                 client_messages: settings.client_messages,
                 max_message_size: settings.max_message_size,
                 max_queue: settings.max_queue,
+                texts_are_bounded: is_broadcast && rates.are_bounded(),
             },
+            rates,
         }
     }
 }
@@ -88,6 +99,7 @@ impl ConnectionManager {
             wakers.push(waker);
         }
         let bus = Arc::new(Bus::new(wakers));
+        let budget = Arc::new(Budget::new(config.rates, Instant::now()));
         let manager = Self {
             inner: Arc::new(Inner {
                 door: Door::new(config.max_connections),
@@ -101,6 +113,7 @@ impl ConnectionManager {
                 index,
                 poll,
                 rules: config.rules,
+                budget: Arc::clone(&budget),
                 close_timeout: config.close_timeout,
                 heartbeat: config.heartbeat,
             };

@@ -5,6 +5,7 @@
 mod browser;
 mod deploy;
 mod drain;
+mod flood;
 mod heartbeat;
 mod http_connection;
 mod http_fields;

@@ -15,19 +15,12 @@ use tokio_tungstenite::tungstenite::Message;
 
 use crate::support::{Client, Server, Signal, Start, read_to_close, soon};
 
-/// The value of a metric without labels.
-async fn metric(server: &Server, name: &str) -> f64 {
-    let metrics = server.get("/metrics").await.body;
-    let line = metrics.lines().find_map(|line| line.strip_prefix(&format!("lastcall_{name} ")));
-    line.unwrap_or_else(|| panic!("no {name} in {metrics}")).parse().unwrap()
-}
-
 /// The number of clients that a drain began with, from everywhere; they must be the same.
 async fn drain_clients(server: &Server) -> u64 {
     let logged = server.logged("drain started").await["fields"]["clients"].as_u64().unwrap();
     let ready = server.get("/health/ready").await.json();
     assert_eq!(ready["drain_clients"], logged, "{ready}");
-    assert_eq!(metric(server, "drain_clients").await, logged as f64);
+    assert_eq!(server.metric("lastcall_drain_clients").await, logged as f64);
     logged
 }
 
@@ -149,7 +142,7 @@ async fn full_queue() -> (Server, TcpStream) {
     // What the kernel takes is not known: at first, much is published at once.
     let mut size = 20_000;
     loop {
-        let queued = metric(&server, "queue_bytes").await as usize;
+        let queued = server.metric("lastcall_queue_bytes").await as usize;
         let room = QUEUE - queued;
         if room < 100 {
             return (server, stuck);
@@ -160,7 +153,7 @@ async fn full_queue() -> (Server, TcpStream) {
         }
         let answer = server.publish(&format!(r#"{{"data":"{}"}}"#, "x".repeat(size))).await;
         assert_eq!(answer.status, 200);
-        assert_eq!(metric(&server, "slow_consumers_total").await, 0.0);
+        assert_eq!(server.metric("lastcall_slow_consumers_total").await, 0.0);
     }
 }
 

@@ -88,7 +88,7 @@ impl Reader {
     fn finish(mut self, xdg_runtime_dir: Option<&OsStr>) -> Result<Loaded, SettingsErrors> {
         use value::{
             client_messages, connections, duration, folder, host, interval, keys, log_format, log_level,
-            origins, pace, port, size, some_time,
+            origins, pace, port, rate, size, some_time,
         };
         let most = limits::most_connections();
         let shutdown_timeout = self.read("shutdown_timeout", Duration::ZERO, duration);
@@ -113,6 +113,8 @@ impl Reader {
             max_connections: self.read("max_connections", most.0, |value| connections(value, most)),
             max_message_size: self.read("max_message_size", 1, size),
             max_queue: self.read("max_queue", usize::MAX, size),
+            max_client_rate: self.read("max_client_rate", None, rate),
+            max_total_rate: self.read("max_total_rate", None, rate),
             ping_interval: self.read("ping_interval", None, interval),
             pong_timeout: self.read("pong_timeout", Duration::ZERO, some_time),
             allowed_origins: self.read("allowed_origins", super::AllowedOrigins::SameHost, origins),

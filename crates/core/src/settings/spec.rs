@@ -56,7 +56,7 @@ const fn spec(
 }
 
 /// Every setting.
-pub const SPECS: [Spec; 22] = [
+pub const SPECS: [Spec; 24] = [
     spec(
         "host",
         NETWORK,
@@ -149,6 +149,20 @@ pub const SPECS: [Spec; 22] = [
         "SIZE",
         Some("\"1MiB\""),
         "Bytes that may wait for a slow client before it is cut off",
+    ),
+    spec(
+        "max_client_rate",
+        LIMITS,
+        "SIZE",
+        Some("\"64KiB\""),
+        "Bytes a second of one client's texts, as everyone gets them; 0: no bound",
+    ),
+    spec(
+        "max_total_rate",
+        LIMITS,
+        "SIZE",
+        Some("\"512KiB\""),
+        "Bytes a second of all clients' texts together, as everyone gets them; 0: no bound",
     ),
     spec(
         "ping_interval",

@@ -171,6 +171,15 @@ pub(super) fn size(value: &Value) -> Result<usize, Expected> {
     })
 }
 
+/// Bytes a second, where 0 means no bound.
+pub(super) fn rate(value: &Value) -> Result<Option<u64>, Expected> {
+    if whole_number(value) == Some(0) {
+        return Ok(None);
+    }
+    let expected = |size| format!("0 for no bound, or a size that one second may have, {size}");
+    size(value).map(|size| Some(size as u64)).map_err(expected)
+}
+
 pub(super) fn origins(value: &Value) -> Result<AllowedOrigins, Expected> {
     let expected =
         || "origins, such as https://example.org or http://localhost:3000 (no path), or * alone".to_owned();

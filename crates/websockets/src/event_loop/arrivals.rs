@@ -9,10 +9,10 @@ use bytes::Bytes;
 use mio::{Interest, Token};
 use tracing::{debug, trace};
 
-use super::{EventLoop, reading::message};
+use super::EventLoop;
 use crate::{
     bus::{Newcomer, Origin},
-    connection::{Connection, Outcome},
+    connection::Connection,
     handshake::Handshake,
     message::{Server, ServerMessage},
     occupancy::{Departure, Place},
@@ -54,16 +54,12 @@ impl EventLoop {
         if let Some(reason) = self.close_reason {
             outcome = outcome.max(connection.close(reason, None));
         }
-        if !already_read.is_empty() && !matches!(outcome, Outcome::Over(_)) {
-            let said = &mut self.said;
-            let mut input = Vec::from(already_read);
-            let figures = &mut self.figures;
-            let received =
-                connection.receive(&mut input, rules, figures, |id, text| said.push(message(id, text)));
-            outcome = outcome.max(received);
-            self.bus.publish(said);
-        }
+        let has_early_input = !already_read.is_empty();
+        connection.set_early_input(already_read);
         self.settle(slot, outcome);
+        if has_early_input {
+            self.wants_to_be_read(slot);
+        }
     }
 
     /// Goes on with a client that another process served until now.

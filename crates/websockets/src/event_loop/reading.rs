@@ -1,9 +1,13 @@
 //! Reading: clients take turns, and what they say goes to the bus.
 
-use std::time::Instant;
+use std::{
+    cmp::Reverse,
+    time::{Duration, Instant},
+};
 
 use jiff::Timestamp;
 use lastcall_core::settings::ClientMessages;
+use tracing::trace;
 
 use super::{EventLoop, SLICE};
 use crate::{
@@ -19,7 +23,24 @@ const READS_PER_LOOK: usize = 8;
 impl EventLoop {
     /// Whether what clients send can be passed on now.
     pub(super) fn may_read(&self) -> bool {
-        !self.hushed && (self.setup.rules.client_messages != ClientMessages::Broadcast || self.bus.has_room())
+        if self.hushed {
+            return false;
+        }
+        if self.setup.rules.client_messages != ClientMessages::Broadcast {
+            return true;
+        }
+        self.bus.has_room() && self.setup.budget.wait(Instant::now()).is_none()
+    }
+
+    /// When a client can be read from that cannot now, by the system's clock.
+    pub(super) fn next_read(&self) -> Option<Instant> {
+        if self.hushed {
+            return None;
+        }
+        let throttled = self.throttled.peek().map(|Reverse((until, ..))| *until);
+        let now = self.clock.system();
+        let all = self.setup.budget.wait(now).filter(|_| !self.readers.is_empty()).map(|wait| now + wait);
+        [throttled, all].into_iter().flatten().min()
     }
 
     pub(super) fn wants_to_be_read(&mut self, slot: usize) {
@@ -33,28 +54,85 @@ impl EventLoop {
 
     pub(super) fn read(&mut self) {
         let started = Instant::now();
+        self.let_go_those_due(started);
         let mut reads = 0_usize;
         while self.may_read()
             && let Some(slot) = self.readers.pop_front()
         {
-            let Some(connection) = self.clients.get_mut(slot) else { continue };
+            // The slot may have been given to another client, which waits in its own right.
+            let Some(connection) = self.clients.get_mut(slot).filter(|connection| !connection.is_throttled)
+            else {
+                continue;
+            };
             let said = &mut self.said;
             let (outcome, readable) =
                 connection.read(&mut self.buffer, &self.setup.rules, &mut self.figures, |id, text| {
                     said.push(message(id, text));
                 });
+            let mut wait = None;
             if !self.said.is_empty() {
+                let bytes = self.said.iter().map(|frame| frame.bytes().len()).sum();
+                wait = self.setup.budget.charge(&mut connection.used, Instant::now(), bytes);
                 self.bus.publish(&mut self.said);
             }
-            match readable {
-                Readable::Maybe => self.readers.push_back(slot),
-                Readable::No => connection.waits_to_be_read = false,
+            match (wait, readable) {
+                (Some(wait), _) => self.throttle(slot, wait),
+                (None, Readable::Maybe) => self.readers.push_back(slot),
+                (None, Readable::No) => connection.waits_to_be_read = false,
             }
             self.settle(slot, outcome);
             reads += 1;
             if reads.is_multiple_of(READS_PER_LOOK) && started.elapsed() > SLICE {
                 break;
             }
+        }
+    }
+
+    /// Does not read from a client for this long. It counts as waiting to be read meanwhile.
+    fn throttle(&mut self, slot: usize, wait: Duration) {
+        let Some(connection) = self.clients.get_mut(slot) else { return };
+        trace!(client = %connection.id, ms = wait.as_millis(), "said too much: not read from for a while");
+        connection.is_throttled = true;
+        self.setup.budget.hold_back();
+        self.throttled.push(Reverse((Instant::now() + wait, slot, connection.id)));
+    }
+
+    /// Reads on from a client, if it is throttled.
+    pub(super) fn let_go(&mut self, slot: usize) {
+        if let Some(connection) = self.clients.get_mut(slot)
+            && std::mem::take(&mut connection.is_throttled)
+        {
+            self.setup.budget.let_go();
+            self.readers.push_back(slot);
+        }
+    }
+
+    fn let_go_those_due(&mut self, now: Instant) {
+        while let Some(Reverse((until, ..))) = self.throttled.peek()
+            && *until <= now
+            && let Some(Reverse((_, slot, id))) = self.throttled.pop()
+        {
+            if self.clients.get(slot).is_some_and(|connection| connection.id == id) {
+                self.let_go(slot);
+            }
+        }
+    }
+
+    /// Handles all that clients sent behind their handshakes, whatever the budget: another process cannot know of it.
+    pub(super) fn read_early_input(&mut self) {
+        let slots: Vec<_> = self.clients.iter().map(|(slot, _)| slot).collect();
+        for slot in slots {
+            let Some(connection) = self.clients.get_mut(slot) else { continue };
+            let Some(input) = connection.take_early_input() else { continue };
+            let said = &mut self.said;
+            let outcome = connection.receive(
+                &mut Vec::from(input),
+                &self.setup.rules,
+                &mut self.figures,
+                |id, text| said.push(message(id, text)),
+            );
+            self.bus.publish(&mut self.said);
+            self.settle(slot, outcome);
         }
     }
 

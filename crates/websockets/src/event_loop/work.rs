@@ -105,6 +105,7 @@ impl EventLoop {
                 return;
             }
             Command::Hush(reply) => {
+                self.read_early_input();
                 self.hushed = true;
                 let _ = reply.try_send(());
                 return;
@@ -128,6 +129,8 @@ impl EventLoop {
             figures.queued_clients += 1;
             figures.queued_bytes += connection.queued() as u64;
         }
+        let throttled = self.clients.iter().filter(|(_, connection)| connection.is_throttled);
+        figures.throttled_clients = throttled.count() as u64;
         figures
     }
 

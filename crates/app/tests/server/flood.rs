@@ -1,0 +1,329 @@
+//! Clients that send texts as fast as they can: they are read from more slowly, and no client is closed for it.
+
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpSocket, TcpStream},
+    sync::watch,
+    task::{JoinHandle, JoinSet},
+    time::sleep,
+};
+use tokio_tungstenite::tungstenite::Message;
+
+use crate::support::{Client, Server, Signal, Start, soon, timed};
+
+/// A text of 20 bytes with a number, masked with zeros.
+fn text(sender: usize, number: u64) -> Vec<u8> {
+    let text = format!("{sender:04} {number:015}");
+    [b"\x81\x94\0\0\0\0", text.as_bytes()].concat()
+}
+
+/// The length of a frame and of its head, if its head is there.
+fn frame(bytes: &[u8]) -> Option<(usize, usize)> {
+    Some(match bytes.get(1)? {
+        126 => (4 + usize::from(u16::from_be_bytes([*bytes.get(2)?, *bytes.get(3)?])), 4),
+        127 => panic!("no frame is that long"),
+        len => (2 + usize::from(*len), 2),
+    })
+}
+
+/// What a client read so far.
+#[derive(Default)]
+struct Seen {
+    bytes: Vec<u8>,
+    /// By sender, the number that comes next: none may be missing.
+    next: HashMap<String, u64>,
+    texts: usize,
+    /// It came when others were already sending.
+    came_late: bool,
+}
+
+impl Seen {
+    /// Takes in what came; that nothing is missing, and that it is not a close.
+    fn take(&mut self, new: &[u8]) {
+        self.bytes.extend_from_slice(new);
+        let mut start = 0;
+        while let Some((len, head)) =
+            frame(&self.bytes[start..]).filter(|(len, _)| start + len <= self.bytes.len())
+        {
+            let payload = &self.bytes[start + head..start + len];
+            assert_ne!(self.bytes[start], 0x88, "closed: {}", String::from_utf8_lossy(payload));
+            if self.bytes[start] == 0x81 {
+                self.text(&serde_json::from_slice(payload).unwrap());
+            }
+            start += len;
+        }
+        self.bytes.drain(..start);
+    }
+
+    fn text(&mut self, message: &Value) {
+        if message["type"] != "message" {
+            return;
+        }
+        let Some((sender, number)) = message["data"].as_str().unwrap().split_once(' ') else { return };
+        let number = number.parse().unwrap();
+        let first = if self.came_late { number } else { 0 };
+        let next = self.next.entry(sender.to_owned()).or_insert(first);
+        assert_eq!(number, *next, "in order, and none is missing");
+        *next += 1;
+        self.texts += 1;
+    }
+}
+
+/// A client that reads at most so many bytes a second; how many texts it has is told.
+async fn reader(server: &Server, rate: usize) -> (JoinHandle<()>, watch::Receiver<usize>) {
+    let mut stream = plain_client(server).await;
+    let (told, texts) = watch::channel(0);
+    let reading = tokio::spawn(async move {
+        let (mut seen, mut part) = (Seen::default(), vec![0; rate / 100]);
+        let (started, mut got) = (Instant::now(), 0);
+        loop {
+            let read = stream.read(&mut part).await.unwrap();
+            assert_ne!(read, 0, "closed without a word");
+            seen.take(&part[..read]);
+            told.send_replace(seen.texts);
+            got += read;
+            let due = started + Duration::from_secs_f64(got as f64 / rate as f64);
+            sleep(due.saturating_duration_since(Instant::now())).await;
+        }
+    });
+    (reading, texts)
+}
+
+/// A client that has shaken hands, with a small receive buffer, so that the server's queue is what counts.
+async fn plain_client(server: &Server) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(64 << 10).unwrap();
+    let mut stream = socket.connect(server.address).await.unwrap();
+    let request = format!(
+        "GET /ws HTTP/1.1\r\nHost: {}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+        server.address
+    );
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(soon("the answer to a handshake", stream.read_u8()).await.unwrap());
+    }
+    stream
+}
+
+/// Floods the server, and reads what comes, for as long as the test lasts.
+async fn flood(server: &Server, sender: usize, flooding: &mut JoinSet<()>) {
+    let (mut reading, mut writing) = plain_client(server).await.into_split();
+    flooding.spawn(async move {
+        let mut number = 0;
+        loop {
+            let texts: Vec<u8> = (number..number + 1000).flat_map(|number| text(sender, number)).collect();
+            number += 1000;
+            writing.write_all(&texts).await.expect("a flood is not closed");
+        }
+    });
+    flooding.spawn(async move {
+        let mut seen = Seen { came_late: true, ..Seen::default() };
+        let mut part = vec![0; 1 << 16];
+        loop {
+            let read = reading.read(&mut part).await.unwrap();
+            assert_ne!(read, 0, "closed without a word");
+            seen.take(&part[..read]);
+        }
+    });
+}
+
+async fn server() -> Server {
+    Start::default().env("NOTIFICATION_INTERVAL", "0").env("CLOSE_TIMEOUT", "1").serve().await
+}
+
+/// How long a text takes to come back to its sender.
+async fn said(talker: &mut Client, text: &str) -> Duration {
+    let (_, taken) = timed(async {
+        talker.say(text).await;
+        while talker.next_of("message").await["data"] != text {}
+    })
+    .await;
+    taken
+}
+
+/// Floods from so many clients, while others read at 1 and 4 MB/s, and one talks as people do.
+async fn floods(flooders: usize) {
+    let server = server().await;
+    let mut talker = server.client().await;
+    let readers = [reader(&server, 1_000_000).await, reader(&server, 4_000_000).await];
+    let mut flooding = JoinSet::new();
+    for sender in 0..flooders {
+        flood(&server, sender, &mut flooding).await;
+    }
+    // What they may say in some seconds, and a small part of what they try to.
+    let mut longest = Duration::ZERO;
+    for (number, goal) in [1000, 1500, 2000, 2500].into_iter().enumerate() {
+        longest = longest.max(said(&mut talker, &format!("talk-{number}")).await);
+        for (reading, texts) in &readers {
+            let mut texts = texts.clone();
+            let got = soon("texts of the flood", texts.wait_for(|texts| *texts >= goal)).await.map(|_| ());
+            assert!(got.is_ok() && !reading.is_finished(), "a client that reads is closed");
+        }
+    }
+    assert!(longest < Duration::from_secs(5), "a talker waited {longest:?}");
+    assert!(flooding.try_join_next().is_none(), "a flood is not closed");
+    assert_eq!(server.metric("lastcall_slow_consumers_total").await, 0.0);
+    assert_eq!(server.metric("lastcall_clients").await, flooders as f64 + 3.0);
+    // One that is held back is so for nearly all of the time.
+    soon("a flood to be held back", async {
+        while server.metric("lastcall_throttled_clients").await == 0.0 {}
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_client_that_floods_costs_no_other_its_connection() {
+    floods(1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn three_clients_that_flood_cost_no_other_its_connection() {
+    floods(3).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn twenty_clients_that_flood_cost_no_other_its_connection() {
+    floods(20).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_burst_of_texts_does_not_wait() {
+    let server = server().await;
+    let mut clients = server.clients(2).await;
+    let (_, taken) = timed(async {
+        for number in 0..400 {
+            clients[0].say(&format!("text {number}")).await;
+        }
+        for number in 0..400 {
+            assert_eq!(clients[1].next_of("message").await["data"], format!("text {number}"));
+        }
+    })
+    .await;
+    // At its rate, these would take more than a second; the rest is what a busy machine may take.
+    assert!(taken < Duration::from_secs(10), "{taken:?}");
+    assert_eq!(server.metric("lastcall_throttled_clients").await, 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_bounds_are_settings() {
+    // A text with its envelope has about 245 bytes: ten of them may come at once, and then five a second.
+    for (name, share) in [("MAX_CLIENT_RATE", 1.0), ("MAX_TOTAL_RATE", 0.75)] {
+        let server = Start::default()
+            .env("NOTIFICATION_INTERVAL", "0")
+            .env("MAX_CLIENT_RATE", "0")
+            .env("MAX_TOTAL_RATE", "0")
+            .env(name, "1225")
+            .serve()
+            .await;
+        let mut client = server.client().await;
+        let (_, taken) = timed(async {
+            for number in 0..30 {
+                client.send(Message::text(format!("{number:0100}"))).await;
+            }
+            for _ in 0..30 {
+                client.next_of("message").await;
+            }
+        })
+        .await;
+        assert!(taken.as_secs_f64() > 2.0 / share, "{name}: {taken:?}");
+    }
+    let server = Start::default()
+        .env("NOTIFICATION_INTERVAL", "0")
+        .env("MAX_CLIENT_RATE", "0")
+        .env("MAX_TOTAL_RATE", "0")
+        .serve()
+        .await;
+    let mut client = server.client().await;
+    for number in 0..3000 {
+        client.say(&format!("text {number}")).await;
+    }
+    for number in 0..3000 {
+        assert_eq!(client.next_of("message").await["data"], format!("text {number}"));
+    }
+    assert_eq!(server.metric("lastcall_throttled_clients").await, 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn texts_that_come_with_the_handshake_are_bounded_too() {
+    let server = Start::default()
+        .env("NOTIFICATION_INTERVAL", "0")
+        .env("MAX_TOTAL_RATE", "2MiB")
+        .env("MAX_QUEUE", "256KiB")
+        .serve()
+        .await;
+    let (reading, texts) = reader(&server, 4_000_000).await;
+    let mut flooding = JoinSet::new();
+    for sender in 0..100 {
+        // As much as fits behind the head: the client does not wait for the answer, although it must.
+        let request = format!(
+            "GET /ws HTTP/1.1\r\nHost: {}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+            server.address
+        );
+        let texts: Vec<u8> = (0..500).flat_map(|number| text(sender, number)).collect();
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        stream.write_all(&[request.as_bytes(), &texts].concat()).await.unwrap();
+        flooding.spawn(async move {
+            let mut part = vec![0; 1 << 16];
+            while stream.read(&mut part).await.unwrap() > 0 {}
+        });
+    }
+    let mut texts = texts;
+    let all = texts.wait_for(|texts| *texts == 100 * 500);
+    assert!(soon("all texts, and none twice", all).await.is_ok(), "a client that reads is closed");
+    assert!(!reading.is_finished());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_goes_on_to_the_byte_across_an_upgrade_and_ends_with_a_drain() {
+    let mut server = server().await;
+    let (reading, texts) = reader(&server, 4_000_000).await;
+    let mut flooding = JoinSet::new();
+    flood(&server, 0, &mut flooding).await;
+    let mut texts = texts;
+    soon("texts", texts.wait_for(|texts| *texts >= 1000)).await.unwrap();
+    server.upgrade().await;
+    let so_far = *texts.borrow();
+    soon("texts after the upgrade", texts.wait_for(|texts| *texts >= so_far + 1000)).await.unwrap();
+    assert!(!reading.is_finished());
+    // It answers the close behind all that it wrote before.
+    server.signal(Signal::TERM);
+    server.logged("waiting up to").await;
+    server.signal(Signal::TERM);
+    assert_eq!(server.exit_code().await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_is_held_back_is_not_idle() {
+    let server = Start::default()
+        .env("NOTIFICATION_INTERVAL", "0")
+        .env("PING_INTERVAL", "0.5")
+        .env("PONG_TIMEOUT", "0.5")
+        .env("MAX_CLIENT_RATE", "1KiB")
+        .serve()
+        .await;
+    let (mut talker, mut other) = (server.client().await, server.client().await);
+    // Paid for in 4 seconds, less its burst: meanwhile its pongs are not read.
+    for _ in 0..2 {
+        talker.say(&"x".repeat(4096)).await;
+    }
+    let answering = tokio::spawn(async move { while talker.next_of("message").await["data"] != "over" {} });
+    let mut pings = 0;
+    while pings < 12 {
+        match soon("a ping", futures_util::StreamExt::next(&mut other.socket)).await.unwrap().unwrap() {
+            Message::Ping(_) => pings += 1,
+            Message::Close(close) => panic!("{close:?}"),
+            _ => {}
+        }
+    }
+    other.say("over").await;
+    soon("the end", answering).await.expect("it is not closed");
+}

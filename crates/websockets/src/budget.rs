@@ -1,0 +1,229 @@
+//! How fast clients' texts are passed on. A text that goes to everyone costs every client its bytes: without a
+//! bound, one client that sends as fast as it can fills the queues of all that read more slowly.
+//!
+//! Two token buckets, kept as the time at which they are full again (the generic cell rate algorithm, ITU-T I.371):
+//! one for each client, and one for all together. A client that is over its own is not read from for a while, and
+//! TCP holds it back. Nothing is dropped, and no client is closed.
+
+use std::{
+    sync::atomic::{AtomicU64, AtomicUsize, Ordering},
+    time::{Duration, Instant},
+};
+
+/// For so long a client may send nothing, and then as much at once as it might have sent meanwhile.
+const BURST: Duration = Duration::from_secs(2);
+
+/// The part of the total that goes to clients that are held back. The rest is for the others, which so find no queue.
+const HELD_BACK: f64 = 0.75;
+
+/// What the settings allow. All in bytes of frames as every client gets them.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Rates {
+    /// A second, from one client; `None`: no bound.
+    pub(crate) client: Option<u64>,
+    /// A second, from all of them; `None`: no bound.
+    pub(crate) total: Option<u64>,
+    /// At once, from all of them.
+    pub(crate) burst: usize,
+}
+
+impl Rates {
+    /// Whether there is any bound.
+    pub(crate) fn are_bounded(&self) -> bool {
+        self.client.is_some() || self.total.is_some()
+    }
+}
+
+/// The budget for all clients' texts; the event loops share it.
+#[derive(Debug)]
+pub(crate) struct Budget {
+    /// Bytes a second of one client.
+    client: Option<f64>,
+    total: Option<Total>,
+    /// Clients that are held back now.
+    held_back: AtomicUsize,
+    start: Instant,
+}
+
+#[derive(Debug)]
+struct Total {
+    /// Bytes a second.
+    rate: f64,
+    /// Nanoseconds that it may be ahead.
+    burst: u64,
+    /// When its bucket is full again.
+    full_at: AtomicU64,
+}
+
+/// What one client has used of its budget: when its bucket is full again, in nanoseconds since the budget's start.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct Used(u64);
+
+impl Budget {
+    pub(crate) fn new(rates: Rates, start: Instant) -> Self {
+        let total = rates.total.map(|rate| {
+            let rate = rate as f64;
+            Total { rate, burst: nanos(rates.burst, rate), full_at: AtomicU64::new(0) }
+        });
+        Self { client: rates.client.map(|rate| rate as f64), total, held_back: AtomicUsize::new(0), start }
+    }
+
+    /// Charges one client, and all of them together, for what it said. How long it is not to be read from, if it is
+    /// over its budget.
+    pub(crate) fn charge(&self, used: &mut Used, now: Instant, bytes: usize) -> Option<Duration> {
+        let now = self.since_start(now);
+        let is_strained = self.total.as_ref().is_some_and(|total| total.charge(now, bytes));
+        used.0 = used.0.max(now).saturating_add(nanos(bytes, self.share()?));
+        // Before all have to wait, those wait that have just said something.
+        over(used.0, now, if is_strained { 0 } else { BURST.as_nanos() as u64 })
+    }
+
+    /// How long no client's texts are to be read, if all of them together are over the budget.
+    pub(crate) fn wait(&self, now: Instant) -> Option<Duration> {
+        let Total { burst, full_at, .. } = self.total.as_ref()?;
+        over(full_at.load(Ordering::Relaxed), self.since_start(now), *burst)
+    }
+
+    /// Notes that a client is held back from now on.
+    pub(crate) fn hold_back(&self) {
+        self.held_back.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Notes that a client is no longer held back.
+    pub(crate) fn let_go(&self) {
+        self.held_back.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Bytes a second for one client, while so many others are held back.
+    fn share(&self) -> Option<f64> {
+        let clients = self.held_back.load(Ordering::Relaxed) + 1;
+        let share = self.total.as_ref().map(|total| total.rate * HELD_BACK / clients as f64);
+        [self.client, share].into_iter().flatten().reduce(f64::min)
+    }
+
+    fn since_start(&self, now: Instant) -> u64 {
+        u64::try_from(now.saturating_duration_since(self.start).as_nanos()).unwrap_or(u64::MAX)
+    }
+}
+
+impl Total {
+    /// Whether more than half of what may come at once is used up.
+    fn charge(&self, now: u64, bytes: usize) -> bool {
+        let cost = nanos(bytes, self.rate);
+        let charged = |full_at: u64| full_at.max(now).saturating_add(cost);
+        let update = |full_at: u64| Some(charged(full_at));
+        // The closure always gives a value, so both are the one from before.
+        let (Ok(before) | Err(before)) =
+            self.full_at.fetch_update(Ordering::Relaxed, Ordering::Relaxed, update);
+        charged(before).saturating_sub(now) > self.burst / 2
+    }
+}
+
+/// How long so many bytes take at this rate.
+fn nanos(bytes: usize, rate: f64) -> u64 {
+    // Too large a number becomes the largest one.
+    (bytes as f64 * 1e9 / rate) as u64
+}
+
+/// How long until a bucket that is full at `full_at` may be used again.
+fn over(full_at: u64, now: u64, burst: u64) -> Option<Duration> {
+    let over = full_at.saturating_sub(now).saturating_sub(burst);
+    (over > 0).then(|| Duration::from_nanos(over))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const KIB: u64 = 1024;
+    const RATES: Rates =
+        Rates { client: Some(64 * KIB), total: Some(512 * KIB), burst: (256 * KIB) as usize };
+
+    /// Floods a budget from so many clients for a while, each with `size` bytes at a time; what each passed on.
+    fn flood(rates: Rates, clients: usize, size: usize, time: Duration) -> Vec<u64> {
+        let start = Instant::now();
+        let budget = Budget::new(rates, start);
+        let mut all = vec![(Used::default(), Duration::ZERO, false, 0_u64); clients];
+        let mut now = Duration::ZERO;
+        while now < time {
+            for (used, until, held_back, sent) in &mut all {
+                if *until > now || budget.wait(start + now).is_some() {
+                    continue;
+                }
+                if std::mem::take(held_back) {
+                    budget.let_go();
+                }
+                *sent += size as u64;
+                if let Some(wait) = budget.charge(used, start + now, size) {
+                    *until = now + wait;
+                    *held_back = true;
+                    budget.hold_back();
+                }
+            }
+            now += Duration::from_millis(1);
+        }
+        all.into_iter().map(|(.., sent)| sent).collect()
+    }
+
+    #[test]
+    fn one_client_gets_its_rate_and_a_burst() {
+        let sent = flood(RATES, 1, 1000, Duration::from_secs(60));
+        let expected = 64 * KIB * (60 + 2);
+        assert!(sent[0].abs_diff(expected) <= 2000, "{sent:?}");
+    }
+
+    #[test]
+    fn many_share_evenly_and_all_never_have_to_wait() {
+        for clients in [3, 10, 100] {
+            let [before, after] =
+                [60, 120].map(|secs| flood(RATES, clients, 1000, Duration::from_secs(secs)));
+            // Once all have used up their bursts.
+            let sent: Vec<_> = after.iter().zip(&before).map(|(after, before)| after - before).collect();
+            let all: u64 = sent.iter().sum();
+            let share = 64 * KIB * clients as u64;
+            let (least, most) = (share.min(384 * KIB) * 57, share.min(512 * KIB) * 60 + 256 * KIB);
+            assert!((least..=most).contains(&all), "{all} of {least} to {most}");
+            let (least, greatest) = (sent.iter().min().unwrap(), sent.iter().max().unwrap());
+            assert!(greatest - least <= all / clients as u64 / 4, "{sent:?}");
+        }
+    }
+
+    #[test]
+    fn without_bounds_no_client_waits() {
+        let rates = Rates { client: None, total: None, burst: 0 };
+        assert!(!rates.are_bounded());
+        assert_eq!(flood(rates, 1, 1 << 20, Duration::from_millis(100)), [100 << 20]);
+    }
+
+    #[test]
+    fn a_client_that_says_little_is_not_held_back_by_a_flood() {
+        let start = Instant::now();
+        let budget = Budget::new(RATES, start);
+        for _ in 0..100 {
+            budget.hold_back();
+        }
+        let mut talker = Used::default();
+        for second in 0..60 {
+            let now = start + Duration::from_secs(second);
+            assert_eq!(budget.charge(&mut talker, now, 200), None);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn all_together_never_pass_on_more_than_the_total_and_its_burst(
+            clients in 1..40_usize,
+            size in 1..200_000_usize,
+            client in prop::option::of(KIB..10_000 * KIB),
+            total in KIB..2_000 * KIB,
+        ) {
+            let rates = Rates { client, total: Some(total), ..RATES };
+            let seconds = 10;
+            let sent: u64 = flood(rates, clients, size, Duration::from_secs(seconds)).iter().sum();
+            let most = total * seconds + rates.burst as u64 + size as u64;
+            prop_assert!(sent <= most, "{} of {}", sent, most);
+        }
+    }
+}
