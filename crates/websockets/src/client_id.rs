@@ -19,7 +19,11 @@ impl ClientId {
     /// Time since it was made: a UUID v7 begins with that moment. 0 when the clock was set back since.
     pub(crate) fn age(self) -> Duration {
         let made = self.0.get_timestamp().map(|timestamp| timestamp.to_unix());
-        let made = made.map_or(UNIX_EPOCH, |(seconds, nanos)| UNIX_EPOCH + Duration::new(seconds, nanos));
+        // An id from another process may be of a kind that this one does not make, and tell any time.
+        let since_1970 = made.and_then(|(seconds, nanos)| {
+            Duration::from_secs(seconds).checked_add(Duration::from_nanos(nanos.into()))
+        });
+        let made = since_1970.and_then(|time| UNIX_EPOCH.checked_add(time)).unwrap_or(UNIX_EPOCH);
         made.elapsed().unwrap_or_default()
     }
 

@@ -3,13 +3,16 @@
 //! Every limit is enforced when a header is read, before its payload is; a text that is not UTF-8 is
 //! refused at its first wrong byte (RFC 6455 §8.1), even in the middle of a frame.
 
+mod pending;
+
 use std::ops::ControlFlow;
 
+use pending::{Message, Pending};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     close::{CloseReason, is_valid_code},
-    frame::{Header, MAX_HEADER, Opcode, parse_header, unmask},
+    frame::{Header, Opcode, parse_header, unmask},
 };
 
 /// What a client sent, whole.
@@ -43,45 +46,15 @@ pub(crate) struct Decoder {
     pending: Option<Box<Pending>>,
 }
 
-#[derive(Debug, Default, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-struct Pending {
-    /// A header that has not all arrived.
-    #[serde(with = "serde_bytes")]
-    header: Vec<u8>,
-    /// The frame whose payload is arriving, and how much of it has.
-    frame: Option<(Header, u64)>,
-    /// Payload of the control frame that is arriving: these may come between the fragments of a message.
-    #[serde(with = "serde_bytes")]
-    control: Vec<u8>,
-    /// The message that is arriving.
-    message: Option<Message>,
-}
-
-#[derive(Debug, Default, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-struct Message {
-    text: bool,
-    #[serde(with = "serde_bytes")]
-    payload: Vec<u8>,
-    /// How many bytes of a text are known to be whole UTF-8 characters.
-    checked: usize,
-}
-
 impl Decoder {
     /// Bytes that it holds.
     pub(crate) fn len(&self) -> usize {
-        self.pending.as_ref().map_or(0, |pending| {
-            let message = pending.message.as_ref().map_or(0, |message| message.payload.len());
-            pending.header.len() + pending.control.len() + message
-        })
+        self.pending.as_ref().map_or(0, |pending| pending.len())
     }
 
     /// Bytes that are still to come of the frame that is arriving, if its header is here.
     pub(crate) fn rest_of_frame(&self) -> usize {
-        let frame = self.pending.as_ref().and_then(|pending| pending.frame);
-        let rest = frame.map_or(0, |(header, arrived)| header.len.saturating_sub(arrived));
-        usize::try_from(rest).unwrap_or(usize::MAX)
+        self.pending.as_ref().map_or(0, |pending| pending.rest_of_frame())
     }
 
     /// Takes all of `input` (and unmasks it in place), and tells `on_event` each thing that is whole.
@@ -152,9 +125,8 @@ fn check(header: &Header, message: Option<&Message>, accept: Accept) -> Result<(
         (Opcode::Binary, None) if !accept.binary => return Err(CloseReason::UnsupportedData),
         (Opcode::Continuation | Opcode::Text | Opcode::Binary, _) => {}
     }
-    let arrived = message.map_or(0, |message| message.payload.len()) as u64;
-    // Cannot overflow: lengths are below 2^63, and what has arrived fits in memory.
-    if arrived + header.len > accept.max_message_size as u64 {
+    let arrived = message.map_or(0, Message::len) as u64;
+    if arrived.saturating_add(header.len) > accept.max_message_size as u64 {
         return Err(CloseReason::MessageTooBig);
     }
     Ok(())
@@ -180,95 +152,6 @@ fn event(opcode: Opcode, payload: &[u8]) -> Result<Event<'_>, CloseReason> {
             }
         },
     })
-}
-
-impl Pending {
-    fn is_done(&self) -> bool {
-        self.header.is_empty() && self.frame.is_none() && self.message.is_none()
-    }
-
-    /// Takes bytes of one header or one payload from `input`; tells what became whole.
-    fn take(
-        &mut self,
-        input: &mut &mut [u8],
-        accept: Accept,
-        on_event: &mut impl FnMut(Event<'_>) -> ControlFlow<()>,
-    ) -> Result<ControlFlow<()>, CloseReason> {
-        let (header, arrived) = match self.frame {
-            Some(frame) => frame,
-            None => match self.take_header(input, accept)? {
-                Some(header) => (header, 0),
-                None => return Ok(ControlFlow::Continue(())),
-            },
-        };
-
-        let wanted = usize::try_from(header.len - arrived).unwrap_or(usize::MAX);
-        let wanted = wanted.min(input.len());
-        let (payload, rest) = std::mem::take(input).split_at_mut(wanted);
-        *input = rest;
-        unmask(payload, header.mask, arrived);
-        let arrived = arrived + payload.len() as u64;
-        let whole = arrived == header.len;
-        self.frame = if whole { None } else { Some((header, arrived)) };
-
-        if header.opcode.is_control() {
-            self.control.extend_from_slice(payload);
-            if !whole {
-                return Ok(ControlFlow::Continue(()));
-            }
-            let control = std::mem::take(&mut self.control);
-            return Ok(on_event(event(header.opcode, &control)?));
-        }
-
-        let message = self.message.get_or_insert_with(|| Message {
-            text: header.opcode == Opcode::Text,
-            payload: Vec::new(),
-            checked: 0,
-        });
-        message.payload.extend_from_slice(payload);
-        message.check_utf8()?;
-        if !(whole && header.fin) {
-            return Ok(ControlFlow::Continue(()));
-        }
-        let message = self.message.take();
-        let opcode = match &message {
-            Some(message) if message.text => Opcode::Text,
-            _ => Opcode::Binary,
-        };
-        let payload = message.map(|message| message.payload).unwrap_or_default();
-        Ok(on_event(event(opcode, &payload)?))
-    }
-
-    /// Takes header bytes one by one: at most 14, and only of a header that arrived in pieces.
-    fn take_header(&mut self, input: &mut &mut [u8], accept: Accept) -> Result<Option<Header>, CloseReason> {
-        while let Some((byte, rest)) = std::mem::take(input).split_first_mut() {
-            *input = rest;
-            self.header.push(*byte);
-            debug_assert!(self.header.len() <= MAX_HEADER);
-            if let Some((header, _)) = parse_header(&self.header)? {
-                self.header.clear();
-                check(&header, self.message.as_ref(), accept)?;
-                self.frame = Some((header, 0));
-                return Ok(Some(header));
-            }
-        }
-        Ok(None)
-    }
-}
-
-impl Message {
-    /// Checks the bytes that are new; a character may still be cut off at the end.
-    fn check_utf8(&mut self) -> Result<(), CloseReason> {
-        if !self.text {
-            return Ok(());
-        }
-        match std::str::from_utf8(&self.payload[self.checked..]) {
-            Ok(_) => self.checked = self.payload.len(),
-            Err(error) if error.error_len().is_some() => return Err(CloseReason::InvalidUtf8),
-            Err(error) => self.checked += error.valid_up_to(),
-        }
-        Ok(())
-    }
 }
 
 #[cfg(test)]

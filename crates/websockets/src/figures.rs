@@ -41,21 +41,22 @@ pub struct Figures {
 }
 
 impl Figures {
-    /// Adds what another one counted.
+    /// Adds what another one counted, which may be another process: sums stop at the largest number.
     pub fn add(&mut self, other: &Self) {
-        self.opened += other.opened;
+        self.opened = self.opened.saturating_add(other.opened);
         for (reason, count) in &other.closed {
-            *self.closed.entry(reason.clone()).or_default() += count;
+            let sum = self.closed.entry(reason.clone()).or_default();
+            *sum = sum.saturating_add(*count);
         }
-        self.cut += other.cut;
-        self.messages_received += other.messages_received;
-        self.bytes_received += other.bytes_received;
-        self.messages_sent += other.messages_sent;
-        self.bytes_sent += other.bytes_sent;
+        self.cut = self.cut.saturating_add(other.cut);
+        self.messages_received = self.messages_received.saturating_add(other.messages_received);
+        self.bytes_received = self.bytes_received.saturating_add(other.bytes_received);
+        self.messages_sent = self.messages_sent.saturating_add(other.messages_sent);
+        self.bytes_sent = self.bytes_sent.saturating_add(other.bytes_sent);
         self.turns.add(&other.turns);
-        self.queued_bytes += other.queued_bytes;
-        self.queued_clients += other.queued_clients;
-        self.throttled_clients += other.throttled_clients;
+        self.queued_bytes = self.queued_bytes.saturating_add(other.queued_bytes);
+        self.queued_clients = self.queued_clients.saturating_add(other.queued_clients);
+        self.throttled_clients = self.throttled_clients.saturating_add(other.throttled_clients);
     }
 
     /// Counts a client that went.
@@ -88,15 +89,19 @@ impl Durations {
 
     pub(crate) fn count(&mut self, duration: Duration) {
         let us = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
-        self.counts[Self::LIMITS.iter().position(|limit| us <= *limit).unwrap_or(Self::LIMITS.len())] += 1;
+        let bucket = Self::LIMITS.iter().position(|limit| us <= *limit).unwrap_or(Self::LIMITS.len());
+        // Always there: there is one more of them than limits.
+        if let Some(count) = self.counts.get_mut(bucket) {
+            *count += 1;
+        }
         self.sum_us = self.sum_us.saturating_add(us);
     }
 
     fn add(&mut self, other: &Self) {
         for (count, more) in self.counts.iter_mut().zip(other.counts) {
-            *count += more;
+            *count = count.saturating_add(more);
         }
-        self.sum_us += other.sum_us;
+        self.sum_us = self.sum_us.saturating_add(other.sum_us);
     }
 }
 

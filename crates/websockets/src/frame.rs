@@ -181,21 +181,31 @@ impl Frame {
 }
 
 /// Where the first frame that starts at or after byte `at` begins, in `frames`: whole frames from the
-/// server, one after the other.
+/// server, one after the other. In anything else, and after the last one, it is the end.
 pub(crate) fn next_boundary(frames: &[u8], at: usize) -> usize {
     let mut start = 0;
     while start < at {
-        let header = &frames[start..];
-        start += match header[1] & 0x7F {
-            126 => 4 + usize::from(u16::from_be_bytes([header[2], header[3]])),
-            127 => {
-                let len = header[2..10].iter().fold(0u64, |len, byte| len << 8 | u64::from(*byte));
-                10 + len as usize
-            }
-            short => 2 + usize::from(short),
-        };
+        match frames.get(start..).and_then(frame_len) {
+            Some(len) => start = start.saturating_add(len),
+            None => return frames.len(),
+        }
     }
-    start
+    start.min(frames.len())
+}
+
+/// The length of the frame that `bytes` begin with, which is one from the server; `None`: its head is not all there.
+fn frame_len(bytes: &[u8]) -> Option<usize> {
+    Some(match bytes.get(1)? & 0x7F {
+        126 => {
+            let len = bytes.get(2..4)?.try_into().ok()?;
+            4 + usize::from(u16::from_be_bytes(len))
+        }
+        127 => {
+            let len = bytes.get(2..10)?.try_into().ok()?;
+            usize::try_from(u64::from_be_bytes(len)).ok()?.saturating_add(10)
+        }
+        short => 2 + usize::from(short),
+    })
 }
 
 #[cfg(test)]

@@ -89,9 +89,9 @@ impl Door {
     /// Goes on from where another process was: its totals, and a place for each of its clients.
     pub(crate) fn reopen(self: &Arc<Self>, totals: Occupancy, clients: usize) -> Vec<Place> {
         self.occupancy.send_modify(|now| {
-            now.left += totals.left;
-            now.closed += totals.closed;
-            now.cut += totals.cut;
+            now.left = now.left.saturating_add(totals.left);
+            now.closed = now.closed.saturating_add(totals.closed);
+            now.cut = now.cut.saturating_add(totals.cut);
             now.clients += clients;
         });
         (0..clients).map(|_| Place { door: Arc::clone(self), departure: None }).collect()

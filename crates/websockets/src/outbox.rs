@@ -3,7 +3,7 @@
 
 use std::{
     collections::VecDeque,
-    io::{ErrorKind, IoSlice, Result, Write},
+    io::{self, ErrorKind, IoSlice, Write},
 };
 
 use bytes::Bytes;
@@ -25,7 +25,7 @@ pub(crate) struct Outbox {
 }
 
 #[derive(Debug, Default, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(try_from = "Written")]
 struct Queue {
     /// Each holds whole frames; the first may have been written in part.
     chunks: VecDeque<Bytes>,
@@ -33,6 +33,36 @@ struct Queue {
     written: usize,
     /// Bytes that wait.
     waiting: usize,
+}
+
+/// A queue as another process wrote it down. What contradicts itself is refused: then nothing is handed over, and
+/// that process goes on.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Written {
+    chunks: VecDeque<Bytes>,
+    written: usize,
+}
+
+/// A queue that cannot be one.
+#[derive(Debug, thiserror::Error)]
+#[error("a queue of output has {written} of the {first} bytes written that its first chunk has")]
+struct Contradiction {
+    written: usize,
+    first: usize,
+}
+
+impl TryFrom<Written> for Queue {
+    type Error = Contradiction;
+
+    fn try_from(Written { chunks, written }: Written) -> Result<Self, Contradiction> {
+        let first = chunks.front().map_or(0, Bytes::len);
+        if written >= first {
+            return Err(Contradiction { written, first });
+        }
+        let all: usize = chunks.iter().map(Bytes::len).sum();
+        Ok(Self { waiting: all - written, chunks, written })
+    }
 }
 
 impl Outbox {
@@ -55,7 +85,7 @@ impl Outbox {
     }
 
     /// Writes until nothing waits or `socket` takes no more.
-    pub(crate) fn flush(&mut self, mut socket: impl Write) -> Result<()> {
+    pub(crate) fn flush(&mut self, mut socket: impl Write) -> io::Result<()> {
         while let Some(queue) = &mut self.queue {
             let mut slices = [IoSlice::new(&[]); MOST_SLICES];
             let mut skip = queue.written;
@@ -83,7 +113,8 @@ impl Outbox {
     pub(crate) fn keep_started_frame(&mut self) {
         let Some(queue) = &mut self.queue else { return };
         let rest = queue.chunks.front().map(|chunk| {
-            let end = next_boundary(chunk, queue.written);
+            // A chunk from another process may not hold whole frames: then all of it is kept.
+            let end = next_boundary(chunk, queue.written).clamp(queue.written, chunk.len());
             chunk.slice(queue.written..end)
         });
         self.queue = None;
@@ -121,7 +152,7 @@ mod tests {
     }
 
     impl Write for Socket {
-        fn write(&mut self, bytes: &[u8]) -> Result<usize> {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             let n = bytes.len().min(self.room);
             if n == 0 {
                 return Err(ErrorKind::WouldBlock.into());
@@ -131,7 +162,7 @@ mod tests {
             Ok(n)
         }
 
-        fn flush(&mut self) -> Result<()> {
+        fn flush(&mut self) -> io::Result<()> {
             Ok(())
         }
     }

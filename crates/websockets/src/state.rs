@@ -147,3 +147,7 @@ mod tests {
         assert_eq!(empty, ManagerState::default());
     }
 }
+
+#[cfg(test)]
+#[path = "state_tests.rs"]
+mod with_anything_in_it;
