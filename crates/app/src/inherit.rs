@@ -11,7 +11,7 @@ use anyhow::Context;
 use bytes::Bytes;
 use lastcall_core::settings::Settings;
 use lastcall_endpoints::{Entrance, Handovers, IdleConnection};
-use lastcall_handover::{Channel, Take};
+use lastcall_handover::{Channel, Committed, ControlSocket, Identity, Serving, Take};
 use lastcall_websockets::{ConnectionManager, ConnectionState, ManagerState, NotifierState};
 use serde::{Deserialize, Serialize};
 use tokio::{
@@ -24,7 +24,7 @@ use crate::front::Paused;
 
 /// How long the old process has to answer. Longer than it gives the whole transfer: it decides, so this one
 /// must not be the first to give up.
-const HELLO: Duration = Duration::from_secs(10);
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What is handed over once. Other builds read it too: fields that they do not know are ignored, those that
 /// are missing have their defaults.
@@ -33,6 +33,8 @@ const HELLO: Duration = Duration::from_secs(10);
 pub(crate) struct ServerState {
     pub(crate) manager: ManagerState,
     pub(crate) notifier: NotifierState,
+    /// The control socket, if its descriptor comes second.
+    pub(crate) control: Option<Identity>,
     /// Upgrades before this one.
     pub(crate) upgrades_done: u64,
     pub(crate) upgrades_failed: u64,
@@ -43,29 +45,32 @@ pub(crate) struct ServerState {
 }
 
 /// A take-over that has begun: the old process knows that this one is there.
-pub(crate) struct Heir {
+pub(crate) struct TakeOver {
     take: Take,
 }
 
 /// What was inherited, and is served from here on.
 pub(crate) struct Inherited {
     pub(crate) front: Paused,
+    pub(crate) control: Option<ControlSocket>,
     pub(crate) handovers: Handovers,
-    /// Since when nobody is served.
+    /// Since when the clients are not served.
     pub(crate) frozen_at: SystemTime,
-    /// When this is dropped, the old process knows that this one serves.
-    pub(crate) channel: Channel,
+    /// Tells the old process that this one serves.
+    pub(crate) serving: Serving,
 }
 
-impl Heir {
-    /// Says hello to the process whose socket this is.
-    pub(crate) async fn begin(socket: PathBuf) -> anyhow::Result<Self> {
-        let take = spawn_blocking(move || Take::begin(&socket, env!("CARGO_PKG_VERSION"), HELLO)).await??;
-        Ok(Self { take })
+impl TakeOver {
+    /// Says hello to the old process, which is at the other end of this descriptor. `files` are the settings files
+    /// that were read.
+    pub(crate) async fn begin(descriptor: OwnedFd, files: Vec<PathBuf>) -> anyhow::Result<Self> {
+        let channel = Channel::new(descriptor.into()).context("what was inherited is no socket")?;
+        let hello = move || Take::begin(channel, env!("CARGO_PKG_VERSION"), files, HELLO_TIMEOUT);
+        Ok(Self { take: spawn_blocking(hello).await?? })
     }
 
-    /// Says that everything is ready, and takes over. Before the old process has handed over everything,
-    /// nothing of it is touched.
+    /// Says that everything is ready, and takes over. Before the old process has handed over everything, nothing of
+    /// it is touched.
     pub(crate) async fn inherit(
         self,
         manager: &ConnectionManager,
@@ -73,23 +78,21 @@ impl Heir {
     ) -> anyhow::Result<Inherited> {
         let room = settings.max_connections;
         // The old process has so long, too.
-        let timeout = settings.upgrade_timeout + HELLO;
+        let timeout = settings.upgrade_timeout + HELLO_TIMEOUT;
         let old = self.take.old().clone();
-        let ((state, clients, channel), entrance) = spawn_blocking(move || {
-            let mut taken = self.take.receive::<ServerState, ConnectionState>(room, timeout)?;
-            // Whatever can fail must fail before the commit.
-            let (state, descriptors) = &mut taken.server;
-            let entrance = entrance(std::mem::take(descriptors), std::mem::take(&mut state.idle_read))
-                .context("the listening socket could not be used")?;
-            let ((state, _), clients, channel) = taken.commit(HELLO)?;
-            anyhow::Ok(((state, clients, channel), entrance))
-        })
-        .await??;
+        let taken = spawn_blocking(move || self.take.receive::<ServerState, ConnectionState>(room, timeout));
+        let mut taken = taken.await??;
+        // Whatever can fail must fail before the commit.
+        let (state, descriptors) = &mut taken.server;
+        let (front, control) = descriptors_of(state, std::mem::take(descriptors))?;
+        let Committed { server: state, clients, serving } =
+            spawn_blocking(move || taken.commit(HELLO_TIMEOUT)).await??;
         let count = clients.len();
         manager.adopt(state.manager, clients);
         info!(clients = count, "took over from process {}, version {}", old.pid, old.version);
         Ok(Inherited {
-            front: Paused { entrance, notifier: state.notifier },
+            front,
+            control,
             handovers: Handovers {
                 done: state.upgrades_done + 1,
                 failed: state.upgrades_failed,
@@ -97,21 +100,36 @@ impl Heir {
                 paused: 0.0,
             },
             frozen_at: UNIX_EPOCH + Duration::from_micros(state.frozen_at_us),
-            channel,
+            serving,
         })
     }
 }
 
-/// The listening socket comes first, then the idle HTTP connections.
-fn entrance(descriptors: Vec<OwnedFd>, read: Vec<Bytes>) -> io::Result<Entrance> {
+/// The listening socket comes first, then the control socket if there is one, then the connections on which no
+/// request is under way.
+fn descriptors_of(
+    state: &mut ServerState,
+    descriptors: Vec<OwnedFd>,
+) -> anyhow::Result<(Paused, Option<ControlSocket>)> {
     let mut descriptors = descriptors.into_iter();
-    let listener = descriptors.next().ok_or_else(|| io::Error::other("it did not come"))?;
-    let listener = TcpListener::from_std(std::net::TcpListener::from(listener))?;
-    // Builds that hand over only connections of which nothing was read do not say what was read.
-    let read = read.into_iter().chain(iter::repeat(Bytes::new()));
-    let idle = descriptors.zip(read).map(|(socket, read)| {
-        let stream = TcpStream::from_std(std::net::TcpStream::from(socket))?;
-        Ok(IdleConnection { stream, read })
-    });
-    Ok(Entrance { listener, idle: idle.collect::<io::Result<_>>()? })
+    let listener = descriptors.next().context("the listening socket did not come")?;
+    let control = match &state.control {
+        Some(identity) => {
+            let listener = descriptors.next().context("the control socket did not come")?;
+            Some(ControlSocket::inherit(listener, identity.clone()).context("the control socket")?)
+        }
+        None => None,
+    };
+    let (idle_read, notifier) = (std::mem::take(&mut state.idle_read), state.notifier);
+    let front = || {
+        let listener = TcpListener::from_std(std::net::TcpListener::from(listener))?;
+        let read = idle_read.into_iter().chain(iter::repeat(Bytes::new()));
+        let idle = descriptors.zip(read).map(|(socket, read)| {
+            let stream = TcpStream::from_std(std::net::TcpStream::from(socket))?;
+            Ok(IdleConnection { stream, read })
+        });
+        let entrance = Entrance { listener, idle: idle.collect::<io::Result<_>>()? };
+        io::Result::Ok(Paused { entrance, notifier })
+    };
+    Ok((front().context("the listening socket could not be used")?, control))
 }

@@ -1,19 +1,19 @@
 //! The `lastcall` server: settings, logging, start, run, exit code.
 
 mod cli;
-mod desk;
+mod control;
 mod entrance;
 mod front;
 mod inherit;
 mod operate;
+mod program;
 mod server;
+mod supervisor;
 mod threads;
 mod upgrade;
 
 use std::{
-    env,
     io::{self, ErrorKind, Write},
-    path::PathBuf,
     process::ExitCode,
 };
 
@@ -25,7 +25,7 @@ use lastcall_core::{
 use tokio::runtime::Builder;
 use tracing::warn;
 
-use crate::cli::Action;
+use crate::{cli::Action, server::Inheritance, supervisor::Role};
 
 /// Wrong settings; the same code as for a wrong command line.
 const WRONG_SETTINGS: u8 = 2;
@@ -54,6 +54,8 @@ fn main() -> ExitCode {
 
 fn serve(loaded: &Loaded) -> anyhow::Result<ExitCode> {
     let settings = &loaded.settings;
+    let inheritance =
+        Inheritance { take_over: supervisor::inherited(TAKE_OVER)?, role: Role::of_this_process()? };
     // Before the log: that may have a thread.
     let room = make_room_for_descriptors(settings.max_connections);
     // Dropped last: what is logged on the way down is written, too.
@@ -65,9 +67,7 @@ fn serve(loaded: &Loaded) -> anyhow::Result<ExitCode> {
         warn!(%error, "cannot make room for descriptors: newcomers may have to wait for it");
     }
     let runtime = threads::runtime()?;
-    // Set by the process that runs, if there is one to take over from.
-    let take_over = env::var_os(TAKE_OVER).map(PathBuf::from);
-    let ending = runtime.block_on(server::run(settings, take_over));
+    let ending = runtime.block_on(server::run(loaded, inheritance));
     // A task that is stuck must not keep the process: whatever had to end in order has ended.
     runtime.shutdown_background();
     ending.map_err(|error| entrance::explain(error, loaded))
@@ -90,7 +90,8 @@ fn show_config(loaded: &Loaded) -> anyhow::Result<ExitCode> {
     }
 }
 
-#[allow(clippy::print_stderr, reason = "there may be no log yet, and this is for the one who started it")]
+/// Says what is wrong on stderr: there may be no log yet.
 fn complain(what: &dyn std::fmt::Display) {
-    eprintln!("error: {what}");
+    // Fails when the other end of a pipe is closed: the exit code says it, too.
+    let _ = writeln!(io::stderr(), "error: {what}");
 }

@@ -2,9 +2,10 @@
 
 use std::{
     io::{self, IsTerminal, Write},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs},
+    path::PathBuf,
     process::ExitCode,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Context, bail};
@@ -12,45 +13,79 @@ use http_body_util::{BodyExt, Empty};
 use hyper::{Request, body::Bytes, client::conn::http1, header::HOST};
 use hyper_util::rt::TokioIo;
 use indicatif::{ProgressBar, ProgressStyle};
-use lastcall_core::settings::Settings;
-use lastcall_handover::{Command, Opening, Progress, Socket};
+use lastcall_core::settings::{RuntimeDir, Settings};
+use lastcall_handover::{Progress, find, others};
 use serde::Deserialize;
 use tokio::{
     net::{TcpStream, lookup_host},
     time::{sleep, timeout},
 };
 
+use crate::control;
+
 /// How long a running server has to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// What an upgrade may take on top of `upgrade_timeout`: requests that are finished, and the handover itself.
-const UPGRADE: Duration = Duration::from_secs(20);
+/// What an upgrade may take on top of `upgrade_timeout`: requests that are finished, the handover itself, and the new
+/// process that has to serve.
+const UPGRADE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How often the progress of a drain is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
-/// Has the server that runs replace itself, and waits until it has.
+/// Has the server that runs replace itself, and waits until it has. The exit code says how the upgrade went,
+/// whatever becomes of the output.
 pub(crate) fn upgrade(settings: &Settings) -> anyhow::Result<ExitCode> {
-    if settings.port == 0 {
+    let path = control_socket(settings)?;
+    let within = settings.upgrade_timeout + UPGRADE_TIMEOUT;
+    control::ask_for_upgrade(&path, within, |progress| {
+        // A pipe that is closed must not end this before the upgrade has.
+        let _ = report(progress);
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn report(progress: &Progress) -> anyhow::Result<()> {
+    match progress {
+        Progress::Started { pid, program } => {
+            say(&format!("process {pid} gets ready to take over: {}", program.display()))
+        }
+        Progress::Done { pid, program, version, files, clients, paused_ms } => {
+            let clients = counted(*clients as u64);
+            say(&format!("process {pid} has taken over {clients}, who waited {paused_ms:.0} ms"))?;
+            let files: Vec<_> = files.iter().map(|file| file.display().to_string()).collect();
+            let files = if files.is_empty() { "none".to_owned() } else { files.join(", ") };
+            say(&format!("it runs {} (version {version}); settings files: {files}", program.display()))
+        }
+        Progress::Failed { .. } => Ok(()),
+    }
+}
+
+/// The control socket of the server that listens where the settings say.
+fn control_socket(settings: &Settings) -> anyhow::Result<PathBuf> {
+    let (host, port) = (settings.host.as_str(), settings.port);
+    let folder = settings.runtime_dir.path();
+    if port == 0 && !matches!(settings.runtime_dir, RuntimeDir::Service(_)) {
         bail!("which server? Give the `port` that it listens on: it has the log line \"listening on\"");
     }
-    let path = lastcall_handover::path(settings.runtime_dir.path(), settings.port);
-    let channel = Socket::connect(&path)?;
-    channel.send(&Opening::Command(Command::Upgrade), Instant::now() + PATIENCE)?;
-    let deadline = Instant::now() + settings.upgrade_timeout + UPGRADE;
-    loop {
-        match channel.receive(deadline).context("the server did not say how the upgrade went")? {
-            Progress::Started { pid } => say(&format!("process {pid} gets ready to take over"))?,
-            Progress::Done { pid, clients, paused_ms } => {
-                let clients = counted(clients as u64);
-                say(&format!("process {pid} has taken over {clients}, who waited {paused_ms:.0} ms"))?;
-                return Ok(ExitCode::SUCCESS);
-            }
-            Progress::Failed { reason } => {
-                bail!("the upgrade failed, and the server goes on as before: {reason}")
-            }
-        }
+    let addresses: Vec<_> = (host, port)
+        .to_socket_addrs()
+        .with_context(|| format!("cannot find the host {host:?}; set `host` to a name or an address"))?
+        .collect();
+    if let Some(path) = find(folder, &addresses) {
+        return Ok(path);
     }
+    let others: Vec<_> = others().iter().map(|path| format!("\n  {}", path.display())).collect();
+    let others = match others.len() {
+        0 => String::new(),
+        _ => format!("\nServers that run on this machine have theirs at:{}", others.concat()),
+    };
+    bail!(
+        "no server that listens on {host}:{port} has its control socket in {}. Give the `host`, `port` and \
+         `runtime_dir` of the server, and run this as its user: the server logs the path of its control socket at \
+         the start.{others}",
+        folder.display()
+    )
 }
 
 /// What `/health/ready` says.

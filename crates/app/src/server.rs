@@ -1,47 +1,69 @@
 //! The server put together: which parts it has, and in which order they start and stop.
 
 use std::{
-    path::PathBuf,
+    net::{Ipv6Addr, SocketAddr},
+    os::fd::OwnedFd,
     process::ExitCode,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use anyhow::Context as _;
-use lastcall_core::settings::{RuntimeDir, Settings};
+use lastcall_core::{
+    memory,
+    settings::{Loaded, RuntimeDir, Settings},
+};
 use lastcall_endpoints::{Context, Handovers, Health, HealthReport, Page, Patience, router};
-use lastcall_handover::Socket;
-use lastcall_lifecycle::{Ending, Hooks, Lifecycle, Phase, Phases, Signals, upgrade_signal};
+use lastcall_handover::{ControlSocket, Name};
+use lastcall_lifecycle::{Ending, Hooks, Lifecycle, Phase, Phases, Signals};
 use lastcall_websockets::{ConnectionManager, ManagerConfig, NotifierState};
 use tokio::task::spawn_blocking;
 use tracing::{info, warn};
 
 use crate::{
-    desk::Desk,
+    control::Control,
     entrance,
     front::{Front, Paused},
-    inherit::Heir,
-    upgrade::{Program, Upgrader},
+    inherit::TakeOver,
+    program::Program,
+    supervisor::{Role, supervise},
+    upgrade::{Handover, Requests, Upgrader},
 };
 
 /// How long a part may take to start or to stop, on top of what the settings give it.
 const HOOK_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long the old process has to take the message that this one serves.
+const SERVING_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The address with the longest name: a control socket with that name fits for every other one.
+const LONGEST_ADDRESS: SocketAddr =
+    SocketAddr::new(std::net::IpAddr::V6(Ipv6Addr::new(!0, !0, !0, !0, !0, !0, !0, !0)), u16::MAX);
+
 /// How long clients have to close connections whose last answer was sent, when the server ends.
 const FAREWELL: Duration = Duration::from_millis(50);
 
-/// Serves until the process is to end. With the socket of a process that runs, it takes over from that one.
-pub(crate) async fn run(settings: &Settings, take_over: Option<PathBuf>) -> anyhow::Result<ExitCode> {
-    if let RuntimeDir::Chosen(folder) = &settings.runtime_dir {
+/// What the process that started this one left to it.
+pub(crate) struct Inheritance {
+    /// Where an old process speaks, that this one is to take over from.
+    pub(crate) take_over: Option<OwnedFd>,
+    pub(crate) role: Role,
+}
+
+/// Serves until the process is to end, or takes over from an old process first.
+pub(crate) async fn run(loaded: &Loaded, inheritance: Inheritance) -> anyhow::Result<ExitCode> {
+    let Loaded { settings, files, .. } = loaded;
+    let Inheritance { take_over, mut role } = inheritance;
+    match &settings.runtime_dir {
+        RuntimeDir::Default(_) => {}
         // Now, as nothing may fail any more once this process has taken over.
-        lastcall_handover::check(folder)
-            .context("there could be no socket for upgrades; change `runtime_dir`")?;
+        set => ControlSocket::check(set.path(), Name::Address(LONGEST_ADDRESS))
+            .context("there could be no control socket; change `runtime_dir`")?,
     }
-    let program = Program::this().context("cannot tell which program this is")?;
+    let program = Program::this().inspect_err(|error| warn!("there will be no upgrades: {error:#}"));
     let signals = Signals::listen().context("cannot handle signals")?;
-    let upgrade_signal = upgrade_signal().context("cannot handle signals")?;
-    let heir = match take_over {
-        Some(socket) => Some(Heir::begin(socket).await?),
+    let take_over = match take_over {
+        Some(descriptor) => Some(TakeOver::begin(descriptor, files.clone()).await?),
         None => None,
     };
     let page = Page::load(settings.templates_dir.as_deref())?;
@@ -58,15 +80,15 @@ pub(crate) async fn run(settings: &Settings, take_over: Option<PathBuf>) -> anyh
         settings.keep_alive_timeout,
     ));
 
-    let (paused, served_before) = match heir {
-        Some(heir) => {
-            let inherited = heir.inherit(&manager, settings).await?;
+    let (paused, inherited_control, served_before) = match take_over {
+        Some(take_over) => {
+            let inherited = take_over.inherit(&manager, settings).await?;
             *handovers.lock().unwrap_or_else(PoisonError::into_inner) = inherited.handovers;
-            (inherited.front, Some((inherited.frozen_at, inherited.channel)))
+            (inherited.front, inherited.control, Some((inherited.frozen_at, inherited.serving)))
         }
         None => {
             let entrance = entrance::open(settings).await?;
-            (Paused { entrance, notifier: NotifierState::default() }, None)
+            (Paused { entrance, notifier: NotifierState::default() }, None, None)
         }
     };
     let address = paused.entrance.listener.local_addr().context("cannot tell which port was bound")?;
@@ -86,52 +108,82 @@ pub(crate) async fn run(settings: &Settings, take_over: Option<PathBuf>) -> anyh
                 })
             }
         });
-    let life = Lifecycle::start(hooks, phases, signals).await?;
-    if let Some((frozen_at, channel)) = served_before {
-        // The old process ends when it sees this.
-        drop(channel);
+    let life = Lifecycle::start(hooks, phases, signals.clone()).await?;
+    if let Role::Supervised(link) = &mut role {
+        link.serve(signals.clone()).context("cannot speak to the process that was started")?;
+    }
+    if let Some((frozen_at, serving)) = served_before {
         // 0 if the clock was set back meanwhile.
         let paused = frozen_at.elapsed().unwrap_or_default();
+        // The old process ends when it hears this.
+        if let Err(error) = serving.tell(SERVING_TIMEOUT) {
+            warn!("the old process could not be told that this one serves: {error:#}");
+        }
         handovers.lock().unwrap_or_else(PoisonError::into_inner).paused = paused.as_secs_f64();
         tokio::spawn(entrance::compare(address, settings.host.clone(), settings.port));
     }
     if settings.api_keys.is_empty() {
         warn!("no api_keys are set: only this machine may call /api/");
     }
-    let upgrader = Upgrader {
-        program,
-        signal: upgrade_signal,
-        desk: desk(settings, address.port()),
-        front,
-        manager: manager.clone(),
-        timeout: settings.upgrade_timeout,
-        handovers,
+    let mut upgrader = Upgrader {
+        requests: Requests { signals: signals.all(), control: control(settings, address, inherited_control) },
+        handover: Handover {
+            program,
+            files: files.clone(),
+            role,
+            signals,
+            front,
+            manager: manager.clone(),
+            timeout: settings.upgrade_timeout,
+            handovers,
+            supervised: None,
+        },
     };
     info!(
         max_connections = settings.max_connections,
         pid = std::process::id(),
         "listening on http://{address}"
     );
-    let ending = life.run(manager, settings, upgrader).await;
+    let ending = life.run(manager, settings, &mut upgrader).await;
     info!("stopped");
-    Ok(match ending {
-        Ending::Graceful | Ending::HandedOver => ExitCode::SUCCESS,
-        Ending::HookFailed => ExitCode::FAILURE,
-        Ending::AtOnce(signal) => ExitCode::from(128 + signal.number()),
+    let Upgrader { handover: Handover { supervised, .. }, .. } = upgrader;
+    Ok(match (ending, supervised) {
+        (Ending::HandedOver, Some(supervised)) => {
+            memory::give_back();
+            supervise(supervised).await?
+        }
+        (Ending::Graceful | Ending::HandedOver, _) => ExitCode::SUCCESS,
+        (Ending::HookFailed, _) => ExitCode::FAILURE,
+        (Ending::AtOnce(signal), _) => ExitCode::from(128 + signal.number()),
     })
 }
 
-/// The socket for upgrades. That it cannot be made only means that there are none: it would be worse not to
-/// serve.
-fn desk(settings: &Settings, port: u16) -> Option<Desk> {
-    let path = lastcall_handover::path(settings.runtime_dir.path(), port);
-    let desk = Socket::listen(&path)
-        .map_err(anyhow::Error::from)
-        .and_then(|socket| Desk::open(socket).context("cannot wait for connections"));
-    desk.inspect_err(|error| {
-        warn!("there will be no upgrades without a socket for them; set `runtime_dir`: {error:#}");
-    })
-    .ok()
+/// The control socket: the old process's, or a new one. That it cannot be made only means that there is none: it
+/// would be worse not to serve.
+fn control(settings: &Settings, address: SocketAddr, inherited: Option<ControlSocket>) -> Option<Control> {
+    let name = match &settings.runtime_dir {
+        RuntimeDir::Service(_) => Name::Only,
+        _ => Name::Address(address),
+    };
+    let path = name.path(settings.runtime_dir.path());
+    let socket = match inherited {
+        Some(socket) if socket.path() == path => Ok(socket),
+        // The old one's file is removed; unless there can be no other one.
+        Some(other) => ControlSocket::bind(&path).or_else(|error| {
+            warn!("the control socket stays at {}: {:#}", other.path().display(), anyhow::Error::from(error));
+            Ok(other)
+        }),
+        None => ControlSocket::bind(&path),
+    };
+    let control = socket.map_err(anyhow::Error::from).and_then(|socket| {
+        info!(path = %socket.path().display(), "control socket");
+        Control::start(socket).context("cannot wait for connections")
+    });
+    control
+        .inspect_err(|error| {
+            warn!("there is no control socket, so `lastcall upgrade` cannot reach this server: {error:#}");
+        })
+        .ok()
 }
 
 /// Tells the health routes the state of the process.

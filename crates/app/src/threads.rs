@@ -10,9 +10,9 @@ use std::{
 use anyhow::Context;
 use tokio::runtime::{self, Runtime};
 
-/// Threads for work that blocks: one for each connection to the socket for upgrades (at most eight), and two
-/// for the steps of an upgrade.
-const BLOCKING_THREADS: usize = 10;
+/// Threads for work that blocks: a step of an upgrade, and one that is left over from an upgrade that was given up;
+/// looking up a host; giving back memory.
+const BLOCKING_THREADS: usize = 4;
 
 /// A runtime that can always carry out `spawn_blocking`.
 ///

@@ -1,265 +1,358 @@
 //! Handing everything over to a new process: the old process's side of an upgrade.
 //!
-//! Until the new process has committed, nothing is lost here: whatever fails, the new process is ended, and
-//! this one goes on as if nothing had happened.
+//! Until the old process has committed, nothing is lost: whatever fails, the new process is ended, and the old one
+//! goes on as if nothing had happened.
 
 use std::{
-    env,
-    ffi::OsString,
     fmt,
     future::Future,
-    io,
     os::fd::AsFd,
-    path::{self, PathBuf},
+    path::PathBuf,
+    pin::pin,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use humantime::format_duration;
-use lastcall_core::settings::TAKE_OVER;
+use lastcall_core::settings::{SUPERVISOR, TAKE_OVER};
 use lastcall_endpoints::{Handovers, Patience};
-use lastcall_handover::{Channel, Command, Give, GiveError, Opening, Progress};
-use lastcall_lifecycle::Upgrade;
+use lastcall_handover::{Channel, ChannelError, Give, GiveError, Identity, Progress};
+use lastcall_lifecycle::{AllSignals, NewProcess, Signal, Upgrade};
 use lastcall_websockets::{ConnectionManager, Frozen};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, kill_process};
 use tokio::{
     process::{self, Child},
+    sync::oneshot,
     task::spawn_blocking,
     time::timeout,
 };
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use crate::{
-    desk::Desk,
+    control::{Control, Operator},
     front::{Front, Paused},
     inherit::ServerState,
+    program::Program,
+    supervisor::{Inheritable, Role, Supervised},
 };
 
-/// How long requests have to be finished before their clients, or what they ask for, can move. Everybody who
-/// has a WebSocket is served meanwhile.
+/// How long requests have to be finished before their connections, or what they ask for, can move. Every WebSocket
+/// is served meanwhile.
 const PATIENCE: Patience = Patience { closing: Duration::from_secs(1), in_flight: Duration::from_secs(2) };
 
 /// How long the event loops have to come to a stop: each writes what was published before.
-const FREEZE: Duration = Duration::from_secs(2);
+const FREEZE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long handing over may take, while nobody is served. 10,000 clients take a tenth of a second.
-const TRANSFER: Duration = Duration::from_secs(5);
+/// How long handing over may take, while no connection is served. 10,000 connections take a tenth of a second.
+const TRANSFER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long this process waits for the new one to serve, before it ends.
-const FAREWELL: Duration = Duration::from_millis(500);
+/// How long the new process has to serve, once everything is its own.
+const SERVING_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long an operator's terminal has to take a line.
-const OPERATOR: Duration = Duration::from_secs(1);
-
-/// How this process was started, so that another one can be: the same program, by its path, with the same
-/// arguments.
-#[derive(Debug, Clone)]
-pub(crate) struct Program {
-    path: PathBuf,
-    arguments: Vec<OsString>,
-}
-
-impl Program {
-    /// To be asked early: once the file is replaced, the system knows its path no more.
-    pub(crate) fn this() -> io::Result<Self> {
-        let (program, mut arguments) = (env::current_exe()?, env::args_os());
-        // The name that it was started by may have symbolic links in it, which lead to another version next time.
-        let called = arguments.next().map(path::absolute).transpose()?;
-        let same = |path: &PathBuf| path.canonicalize().is_ok_and(|path| path == program);
-        let path = called.filter(same).unwrap_or(program);
-        Ok(Self { path, arguments: arguments.collect() })
-    }
-}
+/// How long a process has to end that has closed its side of the handover.
+const EXIT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Carries out upgrades.
 pub(crate) struct Upgrader {
-    pub(crate) program: Program,
-    pub(crate) signal: tokio::signal::unix::Signal,
-    /// `None`: there is no socket, so there are no upgrades.
-    pub(crate) desk: Option<Desk>,
+    pub(crate) requests: Requests,
+    pub(crate) handover: Handover,
+}
+
+/// Where requests for upgrades come from.
+pub(crate) struct Requests {
+    pub(crate) signals: AllSignals,
+    /// `None`: there is no control socket.
+    pub(crate) control: Option<Control>,
+}
+
+/// What a handover needs.
+pub(crate) struct Handover {
+    /// Or why no new process can be started.
+    pub(crate) program: anyhow::Result<Program>,
+    /// The settings files that this process has read.
+    pub(crate) files: Vec<PathBuf>,
+    pub(crate) role: Role,
+    pub(crate) signals: lastcall_lifecycle::Signals,
     pub(crate) front: Arc<Front>,
     pub(crate) manager: ConnectionManager,
     pub(crate) timeout: Duration,
     pub(crate) handovers: Arc<Mutex<Handovers>>,
+    /// Once everything is handed over: what is left to be supervised.
+    pub(crate) supervised: Option<Supervised>,
 }
 
-/// Who asked for an upgrade.
+/// A request for an upgrade.
 pub(crate) enum Request {
-    Signal,
-    /// Somebody who waits to hear how it goes.
+    Signal(Signal),
+    /// An operator waits to hear how it goes.
     Operator(Operator),
 }
 
-/// Somebody who ran `lastcall upgrade`.
-#[derive(Clone)]
-pub(crate) struct Operator(Arc<Channel>);
-
-impl Operator {
-    /// Tells it how it goes; it may have gone.
-    async fn tell(&self, progress: Progress) {
-        let channel = Arc::clone(&self.0);
-        let told = spawn_blocking(move || channel.send(&progress, Instant::now() + OPERATOR)).await;
-        if !matches!(told, Ok(Ok(()))) {
-            debug!("whoever asked for the upgrade could not be told how it went: {told:?}");
-        }
-    }
+/// The new process failed after the commit.
+#[derive(Debug, thiserror::Error)]
+#[error("it took over {clients} clients, which are disconnected now")]
+struct Disconnected {
+    clients: usize,
 }
 
 /// A handover that was carried out.
 struct Done {
-    pid: u32,
-    clients: usize,
-    paused: Duration,
+    new: NewProcess,
+    progress: Progress,
+}
+
+impl Requests {
+    async fn next(&mut self) -> Request {
+        loop {
+            let signal = match &mut self.control {
+                Some(control) => tokio::select! {
+                    signal = self.signals.next() => signal,
+                    operator = control.next() => return Request::Operator(operator),
+                },
+                None => self.signals.next().await,
+            };
+            if signal == Signal::User2 {
+                return Request::Signal(signal);
+            }
+        }
+    }
 }
 
 impl Upgrade for Upgrader {
     type Request = Request;
 
     async fn requested(&mut self) -> Request {
-        loop {
-            let opening = match &mut self.desk {
-                Some(desk) => tokio::select! {
-                    _ = self.signal.recv() => return Request::Signal,
-                    opening = desk.next() => opening,
-                },
-                None => {
-                    self.signal.recv().await;
-                    return Request::Signal;
-                }
-            };
-            match opening {
-                (channel, Opening::Command(Command::Upgrade)) => {
-                    return Request::Operator(Operator(Arc::new(channel)));
-                }
-                (_, Opening::Hello(hello)) => {
-                    warn!(pid = hello.pid, "a process wanted to take over, but was not asked to");
-                }
-            }
+        self.requests.next().await
+    }
+
+    async fn refuse(&mut self, request: Request, reason: &str) {
+        warn!(?request, "no upgrade: {reason}");
+        if let Request::Operator(mut operator) = request {
+            operator.tell(&Progress::Failed { reason: reason.to_owned() }).await;
         }
     }
 
-    async fn carry_out(&mut self, request: Request, interrupted: impl Future) -> Option<u32> {
-        let operator = match &request {
-            Request::Signal => None,
-            Request::Operator(operator) => Some(operator),
-        };
-        match self.hand_over(operator, interrupted).await {
-            Ok(Done { pid, clients, paused }) => {
-                let ms = paused.as_secs_f64() * 1e3;
-                info!(pid, clients, paused_ms = ms, "handed over to process {pid}: ending");
-                if let Some(operator) = operator {
-                    operator.tell(Progress::Done { pid, clients, paused_ms: ms }).await;
+    async fn carry_out(&mut self, request: Request, interrupted: impl Future) -> Option<NewProcess> {
+        let Self { requests, handover } = self;
+        let handovers = Arc::clone(&handover.handovers);
+        let mut waiting = Vec::new();
+        info!(?request, "an upgrade was asked for");
+        waiting.extend(request.operator());
+        let control = requests.control.as_ref().map(Control::share).transpose();
+        let (started, mut has_started) = oneshot::channel();
+        let mut first = None;
+        let result = {
+            let mut handing_over = pin!(handover.hand_over(control, started, interrupted));
+            loop {
+                tokio::select! {
+                    biased;
+                    Ok(progress) = &mut has_started, if first.is_none() => {
+                        tell_all(&mut waiting, &progress).await;
+                        first = Some(progress);
+                    }
+                    result = &mut handing_over => break result,
+                    // Requests that come meanwhile are for the same.
+                    request = requests.next() => if let Some(mut operator) = request.operator() {
+                        if let Some(progress) = &first {
+                            operator.tell(progress).await;
+                        }
+                        waiting.push(operator);
+                    }
                 }
-                Some(pid)
+            }
+        };
+        match result {
+            Ok(Done { new, progress }) => {
+                if let Some(control) = requests.control.take() {
+                    waiting.extend(control.leave().await);
+                }
+                tell_all(&mut waiting, &progress).await;
+                Some(new)
             }
             Err(error) => {
-                let reason = format!("{error:#}");
-                warn!("the upgrade failed, this process goes on: {reason}");
-                self.handovers.lock().unwrap_or_else(PoisonError::into_inner).failed += 1;
-                if let Some(operator) = operator {
-                    operator.tell(Progress::Failed { reason }).await;
-                }
+                let reason = match error.downcast_ref::<Disconnected>() {
+                    Some(_) => format!("the server goes on without its clients: {error:#}"),
+                    None => format!("the server goes on as before: {error:#}"),
+                };
+                warn!("the upgrade failed; {reason}");
+                handovers.lock().unwrap_or_else(PoisonError::into_inner).failed += 1;
+                tell_all(&mut waiting, &Progress::Failed { reason }).await;
                 None
             }
         }
     }
 }
 
-impl Upgrader {
+async fn tell_all(operators: &mut [Operator], progress: &Progress) {
+    for operator in operators {
+        operator.tell(progress).await;
+    }
+}
+
+impl Handover {
     async fn hand_over(
         &mut self,
-        operator: Option<&Operator>,
+        control: std::io::Result<Option<(std::os::fd::OwnedFd, Identity)>>,
+        started: oneshot::Sender<Progress>,
         interrupted: impl Future,
     ) -> anyhow::Result<Done> {
-        tokio::pin!(interrupted);
-        let desk = self.desk.as_mut().context("there is no socket for upgrades; the log says why")?;
-        if std::process::id() == 1 {
-            bail!("this is process 1 of its container, which ends with it: drain it instead");
-        }
-        let mut child = start(&self.program, desk)?;
+        let mut interrupted = pin!(interrupted);
+        let control = control.context("the control socket cannot be shared")?;
+        let (mut child, channel, program) = self.start()?;
         let pid = child.id().context("the new process ended at once")?;
-        info!(pid, program = %self.program.path.display(), "upgrade: process {pid} gets ready to take over");
-        if let Some(operator) = operator {
-            operator.tell(Progress::Started { pid }).await;
-        }
+        info!(pid, program = %program.display(), "upgrade: process {pid} gets ready to take over");
+        // The receiver is there as long as this is polled.
+        let _ = started.send(Progress::Started { pid, program: program.clone() });
+        let deadline = Instant::now() + self.timeout;
+        let ready = spawn_blocking(move || Give::begin(channel, env!("CARGO_PKG_VERSION"), deadline));
         let prepared = tokio::select! {
-            prepared = timeout(self.timeout, prepare(desk, pid, self.timeout)) => match prepared {
-                Ok(prepared) => prepared,
-                Err(_) => Err(anyhow::anyhow!("it was not ready within {}", format_duration(self.timeout))),
+            prepared = timeout(self.timeout, ready) => match prepared {
+                Ok(Ok(prepared)) => prepared.map_err(anyhow::Error::from),
+                Ok(Err(panicked)) => Err(panicked.into()),
+                Err(_) => Err(anyhow!("it was not ready within {}", format_duration(self.timeout))),
             },
-            _ = child.wait() => Err(anyhow::anyhow!("it never said that it was ready")),
-            _ = &mut interrupted => Err(anyhow::anyhow!("this process was asked to end meanwhile")),
+            _ = child.wait() => Err(anyhow!("it never said that it was ready")),
+            _ = &mut interrupted => Err(anyhow!("this process was asked to end meanwhile")),
         };
         let handed_over = match prepared {
-            Ok(give) => self.transfer(give, &mut child).await,
+            Ok(give) => self.transfer(give, control, &mut child, program).await,
             Err(error) => Err(end(&mut child, error).await),
         };
         let done = handed_over.with_context(|| format!("process {pid} did not take over"))?;
-        // Who asked this process to end meanwhile means the service.
-        if timeout(Duration::ZERO, interrupted).await.is_ok() {
-            info!(pid, "passing the signal to end on to the new process");
-            if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
-                kill_process(pid, Signal::TERM).context("cannot pass the signal on")?;
+        self.role.handed_over().await;
+        // From here to the next await no signal can come in between.
+        let signals = self.signals.all();
+        let pending = timeout(Duration::ZERO, interrupted).await.is_ok().then_some(Signal::Terminate);
+        match std::mem::replace(&mut self.role, Role::Followed) {
+            Role::Started(Some(supervision)) => {
+                self.supervised = Some(Supervised { supervision, child, signals, pending });
             }
+            _ if pending.is_some() => {
+                info!(pid, "passing the signal to end on to the new process");
+                if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
+                    kill_process(pid, rustix::process::Signal::TERM).context("cannot pass the signal on")?;
+                }
+            }
+            _ => {}
         }
         Ok(done)
     }
 
+    /// Starts the new process. It has the same standard streams, so its log goes on where this one's ends. Returns
+    /// it, the channel to it, and the file that it runs.
+    fn start(&mut self) -> anyhow::Result<(Child, Channel, PathBuf)> {
+        let program = self.program.as_ref().map_err(|error| anyhow!("{error:#}"))?;
+        if let Some(gone) = self.files.iter().find(|file| !file.exists()) {
+            bail!(
+                "the settings file {} was read at the start and is gone: bring it back, or restart the server \
+                 without it",
+                gone.display()
+            );
+        }
+        let path = program.path()?;
+        let mut command = program.command(&path)?;
+        let (channel, inherited) = Channel::pair().context("there are no sockets left to speak by")?;
+        let inheritable = Inheritable::new(&inherited).context("a socket cannot be inherited")?;
+        command.env(TAKE_OVER, inheritable.number()).env_remove(SUPERVISOR);
+        let link = self.role.link().context("this process cannot become a supervisor")?;
+        let link = link.map(Inheritable::new).transpose().context("a socket cannot be inherited")?;
+        if let Some(link) = &link {
+            command.env(SUPERVISOR, link.number());
+        }
+        let child = process::Command::from(command)
+            .spawn()
+            .with_context(|| format!("cannot start {}", path.display()))?;
+        Ok((child, channel, path))
+    }
+
     /// From here on it is not interrupted: every step has its bound.
-    async fn transfer(&self, give: Give, child: &mut Child) -> anyhow::Result<Done> {
+    async fn transfer(
+        &self,
+        give: Give,
+        control: Option<(std::os::fd::OwnedFd, Identity)>,
+        child: &mut Child,
+        program: PathBuf,
+    ) -> anyhow::Result<Done> {
         let pid = child.id().context("the new process ended")?;
         if let Err(error) = give.check_room(self.manager.count()) {
             return Err(end(child, error.into()).await);
         }
         let paused = match self.front.pause(PATIENCE).await {
             Ok(Some(paused)) => paused,
-            Ok(None) => return Err(end(child, anyhow::anyhow!("this process does not serve")).await),
+            Ok(None) => return Err(end(child, anyhow!("this process does not serve")).await),
             Err(error) => return Err(end(child, error).await),
         };
         let frozen_at = Instant::now();
-        let frozen = match timeout(FREEZE, self.manager.freeze()).await {
+        let frozen = match timeout(FREEZE_TIMEOUT, self.manager.freeze()).await {
             Ok(Some(frozen)) => frozen,
             _ => {
-                let error = anyhow::anyhow!("the event loops did not stop within {FREEZE:?}");
+                let error = anyhow!("the event loops did not stop within {FREEZE_TIMEOUT:?}");
                 let error = end(child, error).await;
                 self.front.start(paused);
                 return Err(error);
             }
         };
+        let (control, identity) = control.unzip();
         let state = ServerState {
             manager: frozen.manager_state(),
             notifier: paused.notifier,
+            control: identity,
             upgrades_done: self.handovers().done,
             upgrades_failed: self.handovers().failed,
             frozen_at_us: micros_since_1970(),
             idle_read: paused.entrance.idle.iter().map(|connection| connection.read.clone()).collect(),
         };
-        let most = TRANSFER.min(self.timeout);
-        let sent = spawn_blocking(move || {
-            let sent = send(&give, &state, &paused, &frozen, most);
-            (sent, give, paused, frozen)
-        });
-        // Only a panic would end it without a result, and that ends a release build.
-        let (sent, give, paused, frozen) = sent.await.context("handing over failed")?;
-        match sent {
-            Ok(clients) => {
-                let serves = spawn_blocking(move || give.finish(Instant::now() + FAREWELL));
-                serves.await.context("waiting for the new process failed")?;
-                let nobody_served = frozen_at.elapsed();
-                // Closing thousands of descriptors takes a while, which the new process can use better.
-                frozen.give_away();
-                drop(paused);
-                Ok(Done { pid, clients, paused: nobody_served })
+        let held = Arc::new(Mutex::new(Some((give, paused, frozen))));
+        let most = TRANSFER_TIMEOUT.min(self.timeout);
+        let sent = spawn_blocking({
+            let held = Arc::clone(&held);
+            move || {
+                let mut held = held.lock().unwrap_or_else(PoisonError::into_inner);
+                let Some((give, paused, frozen)) = held.as_mut() else { return Err(GiveError::Unexpected) };
+                send(give, &state, paused, control.as_ref(), frozen, most)
             }
+        });
+        let sent = sent.await.map_err(anyhow::Error::from).and_then(|sent| Ok(sent?));
+        let held = held.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some((give, paused, frozen)) = held else { bail!("what was to be handed over is lost") };
+        let clients = match sent {
+            Ok(clients) => clients,
             Err(error) => {
-                // It must be gone before anybody is served here again.
-                let error = end(child, error.into()).await;
+                // It must be gone before any connection is served here again.
+                let error = end(child, error).await;
                 drop(frozen);
                 self.front.start(paused);
-                Err(error)
+                return Err(error);
             }
+        };
+        let hello = give.new_process().clone();
+        let deadline = Instant::now() + SERVING_TIMEOUT;
+        let serving = spawn_blocking(move || give.wait_until_serving(deadline)).await;
+        if let Err(error) = serving.map_err(anyhow::Error::from).and_then(|serving| Ok(serving?)) {
+            // What it has read and written by then is not known: the connections cannot go on here.
+            let error = end(child, error.context("it did not serve")).await;
+            frozen.disconnect();
+            self.front.start(paused);
+            return Err(error.context(Disconnected { clients }));
         }
+        let paused_for = frozen_at.elapsed();
+        // Closing thousands of descriptors takes a while, which the new process can use better.
+        frozen.give_away();
+        drop(paused);
+        let paused_ms = paused_for.as_secs_f64() * 1e3;
+        info!(pid, clients, paused_ms, version = hello.version, "process {pid} has taken over");
+        Ok(Done {
+            new: NewProcess { pid, is_main: matches!(self.role, Role::Followed) },
+            progress: Progress::Done {
+                pid,
+                program,
+                version: hello.version,
+                files: hello.files,
+                clients,
+                paused_ms,
+            },
+        })
     }
 
     fn handovers(&self) -> Handovers {
@@ -267,43 +360,16 @@ impl Upgrader {
     }
 }
 
-/// Starts the new process. It has the same standard streams, so its log goes on where this one's ends.
-fn start(program: &Program, desk: &Desk) -> anyhow::Result<Child> {
-    process::Command::new(&program.path)
-        .args(&program.arguments)
-        .env(TAKE_OVER, desk.path())
-        .spawn()
-        .with_context(|| format!("cannot start {}", program.path.display()))
-}
-
-/// Waits until the new process says that it is ready.
-async fn prepare(desk: &mut Desk, pid: u32, most: Duration) -> anyhow::Result<Give> {
-    let deadline = Instant::now() + most;
-    let (channel, hello) = loop {
-        match desk.next().await {
-            (channel, Opening::Hello(hello)) if hello.pid == pid => break (channel, hello),
-            (_, Opening::Hello(hello)) => {
-                warn!(pid = hello.pid, "a process that was not asked to wanted to take over")
-            }
-            (channel, Opening::Command(Command::Upgrade)) => {
-                let reason = "an upgrade is under way".to_owned();
-                Operator(Arc::new(channel)).tell(Progress::Failed { reason }).await;
-            }
-        }
-    };
-    let give =
-        spawn_blocking(move || Give::begin(channel, &hello, env!("CARGO_PKG_VERSION"), deadline)).await?;
-    Ok(give?)
-}
-
 fn send(
     give: &Give,
     state: &ServerState,
     paused: &Paused,
+    control: Option<&std::os::fd::OwnedFd>,
     frozen: &Frozen,
     most: Duration,
 ) -> Result<usize, GiveError> {
     let mut descriptors = vec![paused.entrance.listener.as_fd()];
+    descriptors.extend(control.map(AsFd::as_fd));
     descriptors.extend(paused.entrance.idle.iter().map(|connection| connection.stream.as_fd()));
     let clients = frozen.states().map(|(socket, state)| {
         let size = state.size();
@@ -314,10 +380,13 @@ fn send(
 
 /// Ends the new process; if it ended by itself, that is why nothing came of it.
 async fn end(child: &mut Child, error: anyhow::Error) -> anyhow::Error {
-    if let Ok(Some(status)) = child.try_wait() {
+    // A process that ends closes its sockets a moment before its exit code is known.
+    let gone = error.chain().any(|cause| matches!(cause.downcast_ref(), Some(ChannelError::Gone)));
+    let time = if gone { EXIT_TIMEOUT } else { Duration::ZERO };
+    if let Ok(Ok(status)) = timeout(time, child.wait()).await {
         return error.context(format!("it ended by itself ({status}), and its log says why"));
     }
-    // Killed, and waited for: whatever it has of ours is closed then.
+    // Killed, and waited for: whatever it has of this process's is closed then.
     match child.kill().await {
         Ok(()) => error,
         Err(failed) => error.context(format!("and it could not be ended: {failed}")),
@@ -329,10 +398,19 @@ fn micros_since_1970() -> u64 {
     u64::try_from(now.as_micros()).unwrap_or(u64::MAX)
 }
 
+impl Request {
+    fn operator(self) -> Option<Operator> {
+        match self {
+            Self::Signal(_) => None,
+            Self::Operator(operator) => Some(operator),
+        }
+    }
+}
+
 impl fmt::Debug for Request {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Signal => "SIGUSR2",
+            Self::Signal(signal) => signal.name(),
             Self::Operator(_) => "lastcall upgrade",
         })
     }

@@ -34,7 +34,7 @@ pub use origin::Origin;
 pub use runtime_dir::RuntimeDir;
 pub use sources::Sources;
 pub use spec::{GROUPS, Group, SPECS, Spec};
-pub use variable::TAKE_OVER;
+pub use variable::{SUPERVISOR, TAKE_OVER};
 
 /// What a client's text does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -22,8 +22,8 @@ pub(crate) const MOST_DESCRIPTORS: usize = 250;
 /// Largest message: far more than a batch of clients is allowed to take up, and a bound on what is believed.
 const LARGEST: usize = 2 << 30;
 
-/// The length of a message and the number of its descriptors, before its bytes.
-const HEADER: usize = 8;
+/// Bytes before each message: its length and the number of its descriptors.
+pub const HEADER: usize = 8;
 
 /// What went wrong between two processes.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +71,15 @@ impl Channel {
         Ok(Self { stream })
     }
 
+    /// Two connected ends. Neither is inherited by a program that this process starts.
+    ///
+    /// # Errors
+    /// When the system gives no sockets.
+    pub fn pair() -> io::Result<(Self, OwnedFd)> {
+        let (ours, theirs) = UnixStream::pair()?;
+        Ok((Self::new(ours)?, theirs.into()))
+    }
+
     /// Sends a message.
     ///
     /// # Errors
@@ -86,8 +95,7 @@ impl Channel {
         descriptors: &[BorrowedFd<'_>],
         deadline: Instant,
     ) -> Result<(), ChannelError> {
-        let body =
-            rmp_serde::to_vec_named(message).map_err(|error| ChannelError::NotUnderstood(error.into()))?;
+        let body = body(message)?;
         let header = header(body.len(), descriptors.len());
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
@@ -171,9 +179,7 @@ impl Channel {
                 Err(error) => return Err(error.into()),
             }
         }
-        let message =
-            rmp_serde::from_slice(&body).map_err(|error| ChannelError::NotUnderstood(error.into()))?;
-        Ok((message, descriptors))
+        Ok((decode(&body)?, descriptors))
     }
 }
 
@@ -181,6 +187,40 @@ impl AsFd for Channel {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.stream.as_fd()
     }
+}
+
+/// A message without descriptors, as [`Channel::send`] writes it: for a caller that does its own writing.
+///
+/// # Errors
+/// When the message cannot be encoded.
+pub fn encode(message: &impl Serialize) -> Result<Vec<u8>, ChannelError> {
+    let body = body(message)?;
+    Ok([&header(body.len(), 0)[..], &body].concat())
+}
+
+/// The length of the body that follows this header, for a caller that does its own reading.
+///
+/// # Errors
+/// When the body is longer than `most` bytes, or comes with descriptors.
+pub fn body_length(header: [u8; HEADER], most: usize) -> Result<usize, ChannelError> {
+    match read_header(header) {
+        (length, 0) if length <= most => Ok(length),
+        (length, count) => {
+            Err(ChannelError::NotUnderstood(format!("{length} bytes with {count} descriptors").into()))
+        }
+    }
+}
+
+/// The message in this body.
+///
+/// # Errors
+/// When it is no message of this type.
+pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, ChannelError> {
+    rmp_serde::from_slice(body).map_err(|error| ChannelError::NotUnderstood(error.into()))
+}
+
+fn body(message: &impl Serialize) -> Result<Vec<u8>, ChannelError> {
+    rmp_serde::to_vec_named(message).map_err(|error| ChannelError::NotUnderstood(error.into()))
 }
 
 fn header(length: usize, descriptors: usize) -> [u8; HEADER] {

@@ -6,7 +6,6 @@
 #[allow(missing_docs, reason = "the names say where in the code they stand")]
 pub enum Step {
     Started,
-    Connected,
     OtherProtocol,
     SaidHello,
     Welcomed,
@@ -16,13 +15,13 @@ pub enum Step {
     GotAll,
     BeforeComplete,
     CommitTooLate,
+    Committed,
 }
 
 impl Step {
-    /// Every point in the new process that it can be killed or be stuck at.
-    pub const NEW: [Self; 9] = [
+    /// Every point before the commit at which the new process can be killed or be stuck.
+    pub const NEW: [Self; 8] = [
         Self::Started,
-        Self::Connected,
         Self::SaidHello,
         Self::Welcomed,
         Self::SaidReady,

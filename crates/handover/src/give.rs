@@ -5,12 +5,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use serde::{Serialize, de::IgnoredAny};
+use serde::Serialize;
 
 use crate::{
     channel::{Channel, ChannelError, MOST_DESCRIPTORS},
     fault::{Step, point},
-    message::{FromNew, FromOld, Hello, PROTOCOL},
+    message::{FromNew, FromOld, Hello, Opening, PROTOCOL},
 };
 
 /// Why nothing was handed over.
@@ -46,6 +46,7 @@ pub enum GiveError {
 #[derive(Debug)]
 pub struct Give {
     channel: Channel,
+    new: Hello,
     room: usize,
 }
 
@@ -53,28 +54,34 @@ pub struct Give {
 type Said = FromOld<(), ()>;
 
 impl Give {
-    /// Answers the new process's `hello` and waits until it is ready.
+    /// Waits for the new process to say hello, answers, and waits until it is ready.
     ///
     /// # Errors
     /// When it speaks another protocol, goes, or is not ready until `deadline`.
-    pub fn begin(
-        channel: Channel,
-        hello: &Hello,
-        version: &str,
-        deadline: Instant,
-    ) -> Result<Self, GiveError> {
-        if hello.protocol != PROTOCOL {
-            let error = GiveError::Protocol { version: hello.version.clone(), theirs: hello.protocol };
+    pub fn begin(channel: Channel, version: &str, deadline: Instant) -> Result<Self, GiveError> {
+        let Opening::Hello(new) = channel.receive(deadline)? else { return Err(GiveError::Unexpected) };
+        if new.protocol != PROTOCOL {
+            let error = GiveError::Protocol { version: new.version, theirs: new.protocol };
             // It is told why, if it still listens; it makes no difference here.
-            let _ = channel.send(&Said::Refused { reason: error.to_string() }, deadline);
+            let _ = channel.send(&refusal(&error), deadline);
             return Err(error);
         }
-        let welcome = Hello { protocol: PROTOCOL, version: version.to_owned(), pid: std::process::id() };
+        let welcome = Hello {
+            protocol: PROTOCOL,
+            version: version.to_owned(),
+            pid: std::process::id(),
+            ..Hello::default()
+        };
         channel.send(&Said::Welcome(welcome), deadline)?;
         match channel.receive(deadline)? {
-            FromNew::Ready { room } => Ok(Self { channel, room }),
-            FromNew::Complete { .. } => Err(GiveError::Unexpected),
+            FromNew::Ready { room } => Ok(Self { channel, new, room }),
+            FromNew::Complete { .. } | FromNew::Serving => Err(GiveError::Unexpected),
         }
+    }
+
+    /// What the new process said of itself.
+    pub fn new_process(&self) -> &Hello {
+        &self.new
     }
 
     /// Checks whether the new process can take so many clients.
@@ -132,17 +139,27 @@ impl Give {
             _ => return Err(GiveError::Unexpected),
         }
         if point(Step::CommitTooLate) {
-            self.finish(deadline);
+            // The deadline passes, and nothing comes meanwhile.
+            let _ = self.wait_until_serving(deadline);
         }
         // It fits into the socket's buffer, as nothing else is in there: it is sent, or the other side is gone.
         self.channel.send(&Said::Commit, deadline)?;
         Ok(sent)
     }
 
-    /// Waits until the new process has closed its end, which it does once it serves; at most until
-    /// `deadline`.
-    pub fn finish(&self, deadline: Instant) {
-        // Nothing more is said: this ends with `Gone`, or at the deadline, and both are fine.
-        let _ = self.channel.receive::<IgnoredAny>(deadline);
+    /// Waits until the new process says that it serves.
+    ///
+    /// # Errors
+    /// When it is gone, or says nothing until `deadline`. The sockets are its own all the same.
+    pub fn wait_until_serving(&self, deadline: Instant) -> Result<(), GiveError> {
+        match self.channel.receive(deadline)? {
+            FromNew::Serving => Ok(()),
+            _ => Err(GiveError::Unexpected),
+        }
     }
+}
+
+/// The answer to a process that may not take over, for the reason given.
+pub fn refusal(reason: &impl std::fmt::Display) -> impl Serialize {
+    Said::Refused { reason: reason.to_string() }
 }

@@ -12,20 +12,21 @@
 //!        ◀─────────────────────────── End
 //!     Complete ────────────────────────▶    it has everything
 //!        ◀─────────────────────────── Commit    from here on the sockets are the new one's
+//!     Serving ─────────────────────────▶    the old one ends
 //! ```
 //!
 //! Until the new process has read `Commit` it touches no socket, and until the old one has sent it, that keeps
 //! every descriptor and all of its state: if anything goes wrong before, it goes on as if nothing had happened.
 
 mod channel;
+mod control_socket;
 pub mod fault;
 mod give;
 mod message;
-mod socket;
 mod take;
 
-pub use channel::{Channel, ChannelError};
-pub use give::{Give, GiveError};
-pub use message::{Command, Opening, PROTOCOL, Progress};
-pub use socket::{Socket, SocketError, check, path};
-pub use take::{Take, TakeError, Taken};
+pub use channel::{Channel, ChannelError, HEADER, body_length, decode, encode};
+pub use control_socket::{ControlSocket, Identity, Name, SocketError, find, others};
+pub use give::{Give, GiveError, refusal};
+pub use message::{Command, Hello, Opening, PROTOCOL, Progress};
+pub use take::{Committed, Serving, Take, TakeError, Taken};

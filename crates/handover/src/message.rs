@@ -2,22 +2,26 @@
 //! that a newer and an older build understand each other; what cannot be understood at all raises
 //! [`PROTOCOL`].
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 /// The version of the transaction. Both sides must have the same.
-pub const PROTOCOL: u32 = 1;
+///
+/// 1: the new process connected to the control socket. 2: it inherits a socket of its own, and says when it serves.
+pub const PROTOCOL: u32 = 2;
 
-/// The first thing said on a connection to the socket.
+/// The first message on a connection to the control socket, and of a new process.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Opening {
-    /// A new process that is to take over.
+    /// A new process that is to take over. On the control socket, only builds of protocol 1 send it.
     Hello(Hello),
-    /// An operator's wish.
+    /// What an operator asks for.
     Command(Command),
 }
 
-/// Who somebody is.
+/// What a process says of itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Hello {
@@ -27,6 +31,8 @@ pub struct Hello {
     pub version: String,
     /// The number of its process.
     pub pid: u32,
+    /// The settings files that it has read, by their absolute paths.
+    pub files: Vec<PathBuf>,
 }
 
 /// What an operator can ask of a running process.
@@ -41,21 +47,29 @@ pub enum Command {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Progress {
-    /// A new process was started; it has this number.
+    /// A new process was started.
     Started {
-        /// Its number.
+        /// The number of the new process.
         pid: u32,
+        /// The file that it runs.
+        program: PathBuf,
     },
-    /// It has taken over.
+    /// The new process has taken over, and serves.
     Done {
         /// The number of the new process.
         pid: u32,
+        /// The file that it runs.
+        program: PathBuf,
+        /// Its version.
+        version: String,
+        /// The settings files that it has read, by their absolute paths.
+        files: Vec<PathBuf>,
         /// Clients that were handed over.
         clients: usize,
-        /// How long nobody served them, in milliseconds.
+        /// How long the clients were not served, in milliseconds.
         paused_ms: f64,
     },
-    /// It did not; the old process goes on.
+    /// The upgrade did not take place.
     Failed {
         /// Why, for people.
         reason: String,
@@ -76,6 +90,8 @@ pub(crate) enum FromNew {
         /// Clients that it has.
         clients: usize,
     },
+    /// It serves. Sent after [`FromOld::Commit`].
+    Serving,
 }
 
 /// What the old process says; `S` is its own state, `C` that of a client.

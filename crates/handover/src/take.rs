@@ -2,7 +2,7 @@
 
 use std::{
     os::fd::OwnedFd,
-    path::Path,
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
@@ -12,15 +12,11 @@ use crate::{
     channel::{Channel, ChannelError},
     fault::{Step, point},
     message::{FromNew, FromOld, Hello, Opening, PROTOCOL},
-    socket::{Socket, SocketError},
 };
 
 /// Why nothing was taken over.
 #[derive(Debug, thiserror::Error)]
 pub enum TakeError {
-    /// The old process cannot be reached.
-    #[error("cannot reach the process to take over from")]
-    Socket(#[from] SocketError),
     /// It does not want to.
     #[error("the old process refused: {0}")]
     Refused(String),
@@ -60,17 +56,21 @@ pub struct Taken<S, C> {
 }
 
 impl Take {
-    /// Says hello to the process that listens at `path`.
+    /// Says hello to the old process, which is at the other end of `channel`. `files` are the settings files that
+    /// this process has read.
     ///
     /// # Errors
-    /// When there is none, or it refuses.
-    pub fn begin(path: &Path, version: &str, timeout: Duration) -> Result<Self, TakeError> {
+    /// When the old process is gone, or refuses.
+    pub fn begin(
+        channel: Channel,
+        version: &str,
+        files: Vec<PathBuf>,
+        timeout: Duration,
+    ) -> Result<Self, TakeError> {
         let deadline = Instant::now() + timeout;
         point(Step::Started);
-        let channel = Socket::connect(path)?;
-        point(Step::Connected);
         let protocol = if point(Step::OtherProtocol) { PROTOCOL + 1 } else { PROTOCOL };
-        let hello = Hello { protocol, version: version.to_owned(), pid: std::process::id() };
+        let hello = Hello { protocol, version: version.to_owned(), pid: std::process::id(), files };
         channel.send(&Opening::Hello(hello), deadline)?;
         point(Step::SaidHello);
         match channel.receive::<FromOld<(), ()>>(deadline)? {
@@ -125,22 +125,51 @@ impl Take {
 }
 
 impl<S, C> Taken<S, C> {
-    /// Has the old process commit: from here on, this one serves. What it took, and the connection to the old
-    /// process, which learns that this one serves when it is dropped.
+    /// Has the old process commit: from here on, the sockets are this process's.
     ///
     /// # Errors
     /// When the old process is gone, or went on by itself: then it serves, and this one must not.
-    #[expect(clippy::type_complexity, reason = "its parts are those of the struct")]
-    pub fn commit(
-        self,
-        timeout: Duration,
-    ) -> Result<((S, Vec<OwnedFd>), Vec<(OwnedFd, C)>, Channel), TakeError> {
+    pub fn commit(self, timeout: Duration) -> Result<Committed<S, C>, TakeError> {
         point(Step::BeforeComplete);
         let deadline = Instant::now() + timeout;
         self.channel.send(&FromNew::Complete { clients: self.clients.len() }, deadline)?;
         match self.channel.receive(deadline)? {
-            FromOld::<(), ()>::Commit => Ok((self.server, self.clients, self.channel)),
+            FromOld::<(), ()>::Commit => {
+                point(Step::Committed);
+                Ok(Committed {
+                    server: self.server.0,
+                    clients: self.clients,
+                    serving: Serving { channel: self.channel },
+                })
+            }
             _ => Err(TakeError::Unexpected),
         }
+    }
+}
+
+/// What this process serves from now on.
+#[derive(Debug)]
+pub struct Committed<S, C> {
+    /// The state that there is once.
+    pub server: S,
+    /// The clients, each with its socket.
+    pub clients: Vec<(OwnedFd, C)>,
+    /// Tells the old process.
+    pub serving: Serving,
+}
+
+/// The old process waits to hear that this one serves.
+#[derive(Debug)]
+pub struct Serving {
+    channel: Channel,
+}
+
+impl Serving {
+    /// Tells the old process that this one serves: that ends then.
+    ///
+    /// # Errors
+    /// When the old process is gone. It makes no difference to this one.
+    pub fn tell(self, timeout: Duration) -> Result<(), TakeError> {
+        Ok(self.channel.send(&FromNew::Serving, Instant::now() + timeout)?)
     }
 }

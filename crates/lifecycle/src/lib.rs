@@ -3,12 +3,12 @@
 mod hooks;
 mod phase;
 mod run;
+mod service_manager;
 mod signals;
-mod supervisor;
 mod upgrade;
 
 pub use hooks::{BoxError, HookError, Hooks};
 pub use phase::{Phase, Phases, Status};
 pub use run::{Ending, Lifecycle};
-pub use signals::{Signal, Signals, upgrade_signal};
-pub use upgrade::Upgrade;
+pub use signals::{AllSignals, Signal, Signals};
+pub use upgrade::{NewProcess, Upgrade};

@@ -14,8 +14,8 @@ use tracing::{info, warn};
 use crate::{
     hooks::{HookError, Hooks, Started},
     phase::{Phase, Phases},
+    service_manager,
     signals::{Signal, Signals},
-    supervisor,
     upgrade::Upgrade,
 };
 
@@ -47,13 +47,18 @@ impl Lifecycle {
     pub async fn start(hooks: Hooks, phases: Phases, signals: Signals) -> Result<Self, HookError> {
         let started = hooks.start().await?;
         phases.enter(Phase::Serving);
-        supervisor::ready();
+        service_manager::ready();
         Ok(Self { started, phases, signals })
     }
 
     /// Serves until a signal comes, then drains, closes and stops; or until another process has taken over.
     /// The third signal ends it at once.
-    pub async fn run(self, manager: ConnectionManager, settings: &Settings, upgrade: impl Upgrade) -> Ending {
+    pub async fn run(
+        self,
+        manager: ConnectionManager,
+        settings: &Settings,
+        upgrade: &mut impl Upgrade,
+    ) -> Ending {
         let signals = self.signals.clone();
         tokio::select! {
             biased;
@@ -69,7 +74,7 @@ impl Lifecycle {
         self,
         manager: ConnectionManager,
         settings: &Settings,
-        mut upgrade: impl Upgrade,
+        upgrade: &mut impl Upgrade,
     ) -> Ending {
         let first = loop {
             let request = tokio::select! {
@@ -77,21 +82,24 @@ impl Lifecycle {
                 signal = self.signals.nth(1) => break signal,
                 request = upgrade.requested() => request,
             };
-            supervisor::reloading();
+            service_manager::reloading();
             match upgrade.carry_out(request, self.signals.nth(1)).await {
-                Some(pid) => {
-                    supervisor::handed_over_to(pid);
+                Some(new) => {
+                    if new.is_main {
+                        service_manager::handed_over_to(new.pid);
+                    }
                     self.phases.enter(Phase::Stopped);
                     return if self.started.stop().await { Ending::HandedOver } else { Ending::HookFailed };
                 }
-                None => supervisor::ready(),
+                None => service_manager::ready(),
             }
         };
         let at_most = settings.shutdown_delay + settings.shutdown_timeout + settings.close_timeout;
-        supervisor::stopping(at_most);
+        service_manager::stopping(at_most);
         tokio::select! {
             () = self.drain(first, manager, settings) => {}
             never = keep_extending(at_most) => match never {},
+            never = refuse_upgrades(upgrade) => match never {},
         }
         let well = self.started.stop().await;
         self.phases.enter(Phase::Stopped);
@@ -116,7 +124,7 @@ impl Lifecycle {
         // The same number everywhere: clients may leave at any moment.
         let clients = shutdown.clients_at_start();
         self.phases.enter_draining(shutdown.deadline(), clients);
-        supervisor::draining(clients);
+        service_manager::draining(clients);
         shutdown.give_notice();
         match clients {
             0 => info!(signal = first.name(), "nobody is connected: stopping"),
@@ -152,8 +160,16 @@ impl Lifecycle {
 async fn keep_extending(at_most: Duration) -> Infallible {
     let until = Instant::now() + at_most;
     loop {
-        sleep(supervisor::EXTEND_EVERY).await;
-        supervisor::extend(until.saturating_duration_since(Instant::now()));
+        sleep(service_manager::EXTEND_EVERY).await;
+        service_manager::extend(until.saturating_duration_since(Instant::now()));
+    }
+}
+
+/// Answers at once: an operator would wait for the end of the drain.
+async fn refuse_upgrades(upgrade: &mut impl Upgrade) -> Infallible {
+    loop {
+        let request = upgrade.requested().await;
+        upgrade.refuse(request, "the server is shutting down: start it again instead").await;
     }
 }
 

@@ -1,27 +1,47 @@
-//! SIGTERM and SIGINT: both ask for the same; each further one asks more urgently.
+//! The signals that the server understands: those that ask it to end, each one more urgently than the last, and
+//! those that ask for an upgrade.
 
-use std::io;
+use std::{
+    collections::VecDeque,
+    future::pending,
+    io,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use tokio::{
     signal::unix::{SignalKind, signal},
-    sync::watch,
+    sync::{broadcast, watch},
 };
 
-/// A signal that asks the process to end.
+/// Signals that may wait to be handled. Of more, the oldest are dropped: they ask for the same.
+const MAX_WAITING: usize = 16;
+
+/// A signal that comes to a supervised process both directly and from its supervisor within this time was sent
+/// once, to both of them: a terminal and `killall` do that.
+const SAME_SIGNAL: Duration = Duration::from_secs(5);
+
+/// A signal that the server understands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Signal {
-    /// SIGINT, as Ctrl+C sends it.
+    /// SIGINT, as Ctrl+C sends it: asks the process to end.
     Interrupt,
-    /// SIGTERM, as service managers send it.
+    /// SIGTERM, as service managers send it: asks the process to end.
     Terminate,
+    /// SIGUSR2: asks for an upgrade.
+    User2,
 }
 
 impl Signal {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Interrupt, Self::Terminate, Self::User2];
+
     /// Its name, as signal(7) has it.
     pub fn name(self) -> &'static str {
         match self {
             Self::Interrupt => "SIGINT",
             Self::Terminate => "SIGTERM",
+            Self::User2 => "SIGUSR2",
         }
     }
 
@@ -29,21 +49,35 @@ impl Signal {
     pub fn number(self) -> u8 {
         match self {
             Self::Interrupt => 2,
+            Self::User2 => 12,
             Self::Terminate => 15,
         }
     }
+
+    /// The signal that has this number on Linux, if the server understands it.
+    pub fn from_number(number: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|signal| signal.number() == number)
+    }
 }
 
-/// Counts the signals that came. Clones count the same ones.
-#[derive(Debug, Clone)]
-pub struct Signals(watch::Receiver<Vec<Signal>>);
+/// How a signal came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Direct,
+    /// From the process that supervises this one.
+    Forwarded,
+}
 
-/// SIGUSR2: asks for an upgrade. Without this, the signal ends the process.
-///
-/// # Errors
-/// When the system refuses to hand the signal over.
-pub fn upgrade_signal() -> io::Result<tokio::signal::unix::Signal> {
-    signal(SignalKind::user_defined2())
+/// The signals that came. Clones have the same ones.
+#[derive(Debug, Clone)]
+pub struct Signals(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    /// Those that ask the process to end, in order; at most three, as further ones ask for the same.
+    ending: watch::Sender<Vec<Signal>>,
+    all: broadcast::Sender<Signal>,
+    unpaired: Mutex<Unpaired>,
 }
 
 impl Signals {
@@ -52,40 +86,137 @@ impl Signals {
     /// # Errors
     /// When the system does not let them be handled.
     pub fn listen() -> io::Result<Self> {
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut terminate = signal(SignalKind::terminate())?;
-        let (came, signals) = watch::channel(Vec::new());
-        tokio::spawn(async move {
-            loop {
-                let signal = tokio::select! {
-                    Some(()) = interrupt.recv() => Signal::Interrupt,
-                    Some(()) = terminate.recv() => Signal::Terminate,
-                    () = came.closed() => return,
-                };
-                // Only the first three count.
-                came.send_if_modified(|signals| {
-                    let counts = signals.len() < 3;
-                    if counts {
-                        signals.push(signal);
-                    }
-                    counts
-                });
-            }
-        });
-        Ok(Self(signals))
+        let shared = Shared {
+            ending: watch::Sender::default(),
+            all: broadcast::Sender::new(MAX_WAITING),
+            unpaired: Mutex::default(),
+        };
+        let signals = Self(Arc::new(shared));
+        for kind in Signal::ALL {
+            let mut stream = signal(SignalKind::from_raw(kind.number().into()))?;
+            let signals = signals.clone();
+            tokio::spawn(async move {
+                while stream.recv().await.is_some() {
+                    signals.came(kind, Way::Direct);
+                }
+            });
+        }
+        Ok(signals)
     }
 
-    /// Waits until `count` signals have come; the last of these.
+    fn came(&self, signal: Signal, way: Way) {
+        // Nothing that holds it can panic.
+        let mut unpaired = self.0.unpaired.lock().unwrap_or_else(PoisonError::into_inner);
+        if unpaired.is_the_same(signal, way, Instant::now()) {
+            return;
+        }
+        drop(unpaired);
+        // Fails when there is no receiver, which is fine.
+        let _ = self.0.all.send(signal);
+        if signal != Signal::User2 {
+            self.0.ending.send_if_modified(|signals| {
+                // Only the first three count.
+                let counts = signals.len() < 3;
+                if counts {
+                    signals.push(signal);
+                }
+                counts
+            });
+        }
+    }
+
+    /// Takes in a signal that came to the process which supervises this one.
+    pub fn forwarded(&self, signal: Signal) {
+        self.came(signal, Way::Forwarded);
+    }
+
+    /// Has all connections closed now, as the second signal that asks the process to end does.
+    pub fn close_now(&self) {
+        self.0.ending.send_modify(|signals| signals.resize(signals.len().max(2), Signal::Terminate));
+    }
+
+    /// Every signal that comes from now on.
+    pub fn all(&self) -> AllSignals {
+        AllSignals(self.0.all.subscribe())
+    }
+
+    /// Waits until `count` signals have come that ask the process to end; the last of these.
     pub async fn nth(&self, count: usize) -> Signal {
-        let mut signals = self.0.clone();
+        let mut signals = self.0.ending.subscribe();
         let last = match signals.wait_for(|signals| signals.len() >= count).await {
             Ok(signals) => signals.get(count - 1).copied(),
             Err(_) => None,
         };
         match last {
             Some(signal) => signal,
-            // The task that counts them is gone, with the runtime: none will come.
-            None => std::future::pending().await,
+            // Never: this holds the sender.
+            None => pending().await,
         }
+    }
+}
+
+/// Every signal, one after the other.
+#[derive(Debug)]
+pub struct AllSignals(broadcast::Receiver<Signal>);
+
+impl AllSignals {
+    /// Waits for the next signal. May be dropped at any time without losing one.
+    pub async fn next(&mut self) -> Signal {
+        loop {
+            match self.0.recv().await {
+                Ok(signal) => return signal,
+                // Older ones were dropped: they asked for the same as those that are left.
+                Err(broadcast::error::RecvError::Lagged(_)) => {}
+                // The runtime ends.
+                Err(broadcast::error::RecvError::Closed) => return pending().await,
+            }
+        }
+    }
+}
+
+/// Signals that came one way, and not yet the other.
+#[derive(Debug, Default)]
+struct Unpaired(VecDeque<(Signal, Way, Instant)>);
+
+impl Unpaired {
+    /// Whether this signal is one that has come the other way already.
+    fn is_the_same(&mut self, signal: Signal, way: Way, now: Instant) -> bool {
+        self.0.retain(|(_, _, at)| now.saturating_duration_since(*at) < SAME_SIGNAL);
+        let pair = self.0.iter().position(|(other, other_way, _)| *other == signal && *other_way != way);
+        match pair {
+            Some(index) => drop(self.0.remove(index)),
+            None => {
+                self.0.truncate(MAX_WAITING - 1);
+                self.0.push_back((signal, way, now));
+            }
+        }
+        pair.is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signal_that_comes_both_ways_counts_once() {
+        let mut unpaired = Unpaired::default();
+        let start = Instant::now();
+        let mut counts =
+            |signal, way, ms| !unpaired.is_the_same(signal, way, start + Duration::from_millis(ms));
+        // Ctrl+C once, then twice more before the supervisor passes them on.
+        assert!(counts(Signal::Interrupt, Way::Direct, 0));
+        assert!(!counts(Signal::Interrupt, Way::Forwarded, 900));
+        assert!(counts(Signal::Interrupt, Way::Direct, 1000));
+        assert!(counts(Signal::Interrupt, Way::Direct, 1100));
+        assert!(!counts(Signal::Interrupt, Way::Forwarded, 1200));
+        assert!(!counts(Signal::Interrupt, Way::Forwarded, 1300));
+        // Only the supervisor gets it, twice; other signals have nothing to do with it.
+        assert!(counts(Signal::Terminate, Way::Forwarded, 2000));
+        assert!(counts(Signal::Terminate, Way::Forwarded, 2100));
+        assert!(counts(Signal::Interrupt, Way::Direct, 2200));
+        // Much later, it is another one.
+        assert!(counts(Signal::User2, Way::Forwarded, 3000));
+        assert!(counts(Signal::User2, Way::Direct, 3000 + 5000));
     }
 }

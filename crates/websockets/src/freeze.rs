@@ -103,6 +103,13 @@ impl Frozen {
         ManagerState { figures, left, closed, cut }
     }
 
+    /// Disconnects the clients, and lets the loops go on without them.
+    pub fn disconnect(mut self) {
+        for one in &mut self.loops {
+            one.clients.clear();
+        }
+    }
+
     /// Leaves the clients to another process, which has their sockets: this one's descriptors are closed, and
     /// its loops end.
     pub fn give_away(mut self) {

@@ -31,7 +31,7 @@ const DOT_ENV: &str = ".env";
 const RUST_LOG: &str = "RUST_LOG";
 
 /// Where systemd says which folder it made (systemd.exec(5), `RuntimeDirectory=`).
-const RUNTIME_DIRECTORY: &str = "RUNTIME_DIRECTORY";
+pub(super) const RUNTIME_DIRECTORY: &str = "RUNTIME_DIRECTORY";
 
 /// How long a FIFO or a device that was named as the settings file may take to give them all: a program may
 /// be decrypting them.
@@ -94,6 +94,7 @@ impl Reader {
             }
             Err(error) => return self.wrong_file(whole, format!("cannot be read: {error}")),
         };
+        self.files.push(path);
         let Some(text) = text_file::decode(bytes) else {
             return self.wrong_file(whole, "cannot be read: it is not UTF-8 text".into());
         };
@@ -146,6 +147,9 @@ impl Reader {
                 // The value does not matter.
                 Err(_) => variables.push((name, "?".into())),
             }
+        }
+        if variables.iter().any(|(name, _)| is_setting(name)) {
+            self.files.push(working_dir.join(DOT_ENV));
         }
         self.variables(&variables, Origin::DotEnv);
         if let [first, more @ ..] = others.as_slice() {

@@ -1,13 +1,13 @@
 //! Which of the values wins, and what is wrong with those that do.
 
-use std::{ffi::OsStr, time::Duration};
+use std::{ffi::OsStr, path::PathBuf, time::Duration};
 
 use figment::{Figment, value::Value};
 
 use super::{
     ApiKey, Effective, Loaded, Origin, Problem, RuntimeDir, SPECS, SettingError, Settings, SettingsErrors,
     Sources, Spec,
-    gather::variable,
+    gather::{RUNTIME_DIRECTORY, variable},
     limits, text,
     value::{self, Expected},
 };
@@ -44,6 +44,8 @@ pub(super) struct Reader {
     pub(super) origins: Vec<Origin>,
     pub(super) errors: Vec<SettingError>,
     pub(super) warnings: Vec<String>,
+    /// The files that were read.
+    pub(super) files: Vec<PathBuf>,
 }
 
 impl Reader {
@@ -53,6 +55,10 @@ impl Reader {
         let words = self.figment.get_metadata(value.tag()).map(|metadata| metadata.name.to_string());
         let origin = self.origins.iter().rev().find(|origin| words.as_ref() == Some(&origin.to_string()));
         Some((value, origin.cloned().unwrap_or(Origin::Default)))
+    }
+
+    fn origin(&self, key: &str) -> Origin {
+        self.winner(key).map_or(Origin::Default, |(_, origin)| origin)
     }
 
     /// Reads one setting with `read`; what is wrong is noted, and `otherwise` stands in for it.
@@ -107,9 +113,13 @@ impl Reader {
                 .unwrap_or_else(|| (shutdown_timeout / 3).min(MOST_PACE)),
             close_timeout: self.read("close_timeout", Duration::ZERO, some_time),
             upgrade_timeout: self.read("upgrade_timeout", Duration::ZERO, some_time),
-            runtime_dir: self
-                .read("runtime_dir", None, folder)
-                .map_or_else(|| RuntimeDir::default(xdg_runtime_dir), RuntimeDir::Chosen),
+            runtime_dir: match self.read("runtime_dir", None, folder) {
+                Some(path) if self.origin("runtime_dir") == Origin::Variable(RUNTIME_DIRECTORY.into()) => {
+                    RuntimeDir::Service(path)
+                }
+                Some(path) => RuntimeDir::Chosen(path),
+                None => RuntimeDir::default(xdg_runtime_dir),
+            },
             max_connections: self.read("max_connections", most.0, |value| connections(value, most)),
             max_message_size: self.read("max_message_size", 1, size),
             max_queue: self.read("max_queue", usize::MAX, size),
@@ -131,8 +141,7 @@ impl Reader {
             return Err(SettingsErrors(self.errors));
         }
         let effective = SPECS.iter().map(|spec| self.effective(spec, &settings)).collect();
-        let warnings = self.warnings;
-        Ok(Loaded { settings, effective, warnings })
+        Ok(Loaded { settings, effective, warnings: self.warnings, files: self.files })
     }
 
     /// What is right by itself but not beside the others.

@@ -1,5 +1,7 @@
 //! The result of loading: the settings, and where each came from.
 
+use std::path::PathBuf;
+
 use super::{Origin, Settings};
 
 /// The settings in force, and where each came from.
@@ -12,6 +14,8 @@ pub struct Loaded {
     /// What an operator should know although it does not stop the start, a sentence each. They are found
     /// before there is a log: the caller logs them once there is one.
     pub warnings: Vec<String>,
+    /// The files that were read.
+    pub files: Vec<PathBuf>,
 }
 
 impl Loaded {

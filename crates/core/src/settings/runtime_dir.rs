@@ -2,12 +2,15 @@
 
 use std::{env, ffi::OsStr, path::PathBuf};
 
-/// The folder of the socket for upgrades.
+/// The folder of the control socket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RuntimeDir {
-    /// Somebody chose it: that it cannot be used is an error.
+    /// A service manager made it for this service alone (systemd.exec(5), `RuntimeDirectory=`). That it cannot be
+    /// used is an error.
+    Service(PathBuf),
+    /// It was set. That it cannot be used is an error.
     Chosen(PathBuf),
-    /// Nobody did: without it, there are no upgrades.
+    /// It was not set. Without it, there is no control socket.
     Default(PathBuf),
 }
 
@@ -15,7 +18,7 @@ impl RuntimeDir {
     /// The folder.
     pub fn path(&self) -> &PathBuf {
         match self {
-            Self::Chosen(path) | Self::Default(path) => path,
+            Self::Service(path) | Self::Chosen(path) | Self::Default(path) => path,
         }
     }
 

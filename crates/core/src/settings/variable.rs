@@ -5,13 +5,16 @@ use super::SPECS;
 /// What a variable may start with; it then wins over the one without.
 pub(super) const PREFIX: &str = "LASTCALL_";
 
-/// What a new process finds in its environment when it is to take over from the one that runs: the path of
-/// that one's socket. No setting.
+/// Set for a new process that is to take over from the one that runs: the number of the descriptor by which the
+/// two speak. No setting.
 pub const TAKE_OVER: &str = "LASTCALL_TAKE_OVER";
+
+/// Set for a process that another one supervises: the number of the descriptor by which the two speak. No setting.
+pub const SUPERVISOR: &str = "LASTCALL_SUPERVISOR";
 
 /// The setting that a variable is about, known or not; `None`: it is not about this program.
 pub(super) fn key_of(variable: &str) -> Option<String> {
-    if variable == TAKE_OVER {
+    if variable == TAKE_OVER || variable == SUPERVISOR {
         return None;
     }
     match variable.strip_prefix(PREFIX) {

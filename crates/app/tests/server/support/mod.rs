@@ -27,7 +27,7 @@ pub(crate) use log::message;
 pub(crate) use program::{folder_for_programs, install_script, install_server};
 pub(crate) use room::Room;
 pub(crate) use rustix::process::Signal;
-pub(crate) use server::{Ended, Server, Start};
+pub(crate) use server::{Ended, Server, Start, adopt_orphans};
 use tempfile::TempDir;
 use tokio::{
     io::AsyncReadExt,

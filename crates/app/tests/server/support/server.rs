@@ -39,7 +39,9 @@ pub(crate) struct Start {
 pub(crate) struct Server {
     child: Child,
     /// The process that serves, once another one has taken over.
-    heir: Option<Pid>,
+    serving: Option<Pid>,
+    /// Whether the process that was started has ended since: a service manager follows the new ones.
+    followed: bool,
     /// Both, and what they have started.
     _processes: ProcessGroup,
     pub(crate) address: SocketAddr,
@@ -147,7 +149,7 @@ impl Start {
         let log = Log::read(child.stdout.take().unwrap());
         let listening = log.line(|line| message(line).starts_with("listening on http://")).await;
         let address = message(&listening).trim_start_matches("listening on http://").parse().unwrap();
-        Server { child, heir: None, _processes: processes, address, dir: self.dir, log }
+        Server { child, serving: None, followed: false, _processes: processes, address, dir: self.dir, log }
     }
 
     /// Runs it to its end, which has to come by itself.
@@ -178,7 +180,7 @@ fn copy_of(command: &Command, program: &Path, first: &[&str]) -> Command {
 }
 
 /// Processes that outlive the one that started them become children of this one, which can wait for them.
-fn adopt_orphans() {
+pub(crate) fn adopt_orphans() {
     rustix::process::set_child_subreaper(Some(rustix::process::getpid())).unwrap();
 }
 
@@ -192,7 +194,17 @@ async fn wait_for(pid: Pid) -> i32 {
 impl Server {
     /// The process that serves.
     pub(crate) fn pid(&self) -> Pid {
-        self.heir.unwrap_or_else(|| Pid::from_raw(self.child.id().expect("it runs").cast_signed()).unwrap())
+        self.serving.unwrap_or_else(|| self.started_pid())
+    }
+
+    /// The process that was started.
+    pub(crate) fn started_pid(&self) -> Pid {
+        Pid::from_raw(self.child.id().expect("it runs").cast_signed()).unwrap()
+    }
+
+    /// The process to which an operator sends signals.
+    fn main_pid(&self) -> Pid {
+        if self.followed { self.pid() } else { self.started_pid() }
     }
 
     /// Runs a subcommand against this server.
@@ -205,29 +217,28 @@ impl Server {
             .await
     }
 
-    /// `lastcall upgrade`: a new process takes over, and the old one ends with code 0.
-    pub(crate) async fn upgrade(&mut self) {
-        adopt_orphans();
+    /// `lastcall upgrade`: a new process takes over. What the command says.
+    pub(crate) async fn upgrade(&mut self) -> String {
         let ended = self.run("upgrade").await;
         assert_eq!(ended.code, Some(0), "{}{}", ended.stdout, ended.stderr);
-        let line = ended.stdout.lines().last().unwrap();
-        let pid = line.split(' ').nth(1).and_then(|pid| pid.parse().ok()).unwrap_or_else(|| panic!("{line}"));
-        self.replaced_by(pid).await;
+        let line = ended.stdout.lines().find(|line| line.contains(" has taken over "));
+        let pid = line.and_then(|line| line.split(' ').nth(1)).and_then(|pid| pid.parse().ok());
+        self.serving = Pid::from_raw(pid.unwrap_or_else(|| panic!("{}", ended.stdout)));
+        ended.stdout
     }
 
-    /// Another process has taken over; the old one ends with code 0.
-    pub(crate) async fn replaced_by(&mut self, pid: i32) {
-        let code = match self.heir {
+    /// Another process has taken over, and the old one ends with code 0: a service manager follows it.
+    pub(crate) async fn followed_by(&mut self, pid: i32) {
+        let code = match self.serving {
             None => soon("the end of the old process", self.child.wait()).await.unwrap().code(),
             Some(old) => Some(wait_for(old).await),
         };
-        self.heir = Pid::from_raw(pid);
+        (self.serving, self.followed) = (Pid::from_raw(pid), true);
         assert_eq!(code, Some(0));
     }
 
     /// `lastcall upgrade`, which must fail: what it says.
     pub(crate) async fn failed_upgrade(&self) -> String {
-        adopt_orphans();
         let ended = self.run("upgrade").await;
         assert_eq!(ended.code, Some(1), "{}{}", ended.stdout, ended.stderr);
         ended.stderr
@@ -246,7 +257,7 @@ impl Server {
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
-        kill_process(self.pid(), signal).unwrap();
+        kill_process(self.main_pid(), signal).unwrap();
     }
 
     /// Files that the process has open.
@@ -280,9 +291,9 @@ impl Server {
 
     /// Waits until the process ends and its log is complete; its exit code.
     pub(crate) async fn exit_code(&mut self) -> i32 {
-        let code = match self.heir.take() {
-            Some(heir) => wait_for(heir).await,
-            None => {
+        let code = match self.serving.take() {
+            Some(serving) if self.followed => wait_for(serving).await,
+            _ => {
                 let status = soon("the end of the server", self.child.wait()).await.unwrap();
                 status.code().expect("it was not killed")
             }
