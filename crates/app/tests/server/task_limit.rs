@@ -68,7 +68,7 @@ async fn a_new_process_that_gets_no_threads_ends_in_order_and_the_old_one_goes_o
     let mut server = start.serve().await;
     let mut client = server.client().await;
     // Enough for the process itself, for some of its threads, and for nearly all.
-    for more in [2, 5, 11] {
+    for more in [2, 5, 6] {
         limit_tasks(&server, user(1), more);
         let said = failed_upgrade(&server, user(1)).await;
         assert!(said.contains("did not take over"), "with {more}: {said}");
