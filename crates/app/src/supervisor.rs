@@ -174,6 +174,13 @@ impl Role {
         }
     }
 
+    /// Gives up what was made for a new process that did not take over.
+    pub(crate) fn reset(&mut self) {
+        if let Self::Started(supervision) = self {
+            *supervision = None;
+        }
+    }
+
     /// Takes no more signals from the supervisor: the new process serves.
     pub(crate) async fn handed_over(&mut self) {
         if let Self::Supervised(link) = self {

@@ -176,6 +176,7 @@ impl Upgrade for Upgrader {
                     None => format!("the server goes on as before: {error:#}"),
                 };
                 warn!("the upgrade failed; {reason}");
+                handover.role.reset();
                 handovers.lock().unwrap_or_else(PoisonError::into_inner).failed += 1;
                 tell_all(&mut waiting, &Progress::Failed { reason }).await;
                 None

@@ -27,8 +27,11 @@ const LAYERS: [Layer; 7] = [
         may_use: &[],
         no_dependency: &["tokio", "mio", "tungstenite", "axum", "hyper", "tower"],
         no_mention: &[
-            "std::net",
-            "std::os::unix::net",
+            // Addresses are data; sockets are not.
+            "TcpStream",
+            "TcpListener",
+            "UdpSocket",
+            "UnixStream",
             "tokio::",
             "lastcall_websockets::",
             "lastcall_endpoints::",
@@ -53,8 +56,8 @@ const LAYERS: [Layer; 7] = [
         package: "lastcall-endpoints",
         folder: "crates/endpoints",
         may_use: &["lastcall-core", "lastcall-websockets"],
-        no_dependency: &["signal-hook", "nix", "libc", "rustix", "ctrlc"],
-        no_mention: &["tokio::signal", "SIGTERM", "SIGINT", "lastcall_lifecycle"],
+        no_dependency: &["signal-hook", "nix", "libc", "ctrlc"],
+        no_mention: &["tokio::signal", "rustix::process", "SIGTERM", "SIGINT", "lastcall_lifecycle"],
     },
     Layer {
         package: "lastcall-lifecycle",

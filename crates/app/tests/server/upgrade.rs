@@ -214,7 +214,12 @@ async fn whatever_goes_wrong_before_the_commit_leaves_the_old_process_serving() 
     assert_eq!(server.pid(), pid);
     let metrics = server.get("/metrics").await.body;
     assert!(metrics.contains("lastcall_handovers_total{result=\"failed\"} 18\n"), "{metrics}");
-    soon("the files to be closed", async { while server.open_files() > files {} }).await;
+    let closed = async {
+        while server.open_files() > files {
+            tokio::task::yield_now().await;
+        }
+    };
+    soon("the files to be closed", closed).await;
     // And after all that, one that works.
     fs::write(faults.path(), "").unwrap();
     let mut server = server;
