@@ -25,6 +25,9 @@ use tracing::warn;
 pub(crate) use self::upgrade::Upgrade;
 use crate::own_hosts::OnLoopback;
 
+/// How long clients have to take the answers to requests that took too long when the server stops.
+const LAST_ANSWERS: Duration = Duration::from_millis(250);
+
 /// Who is calling.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Peer(pub(crate) SocketAddr);
@@ -59,7 +62,7 @@ impl From<TcpListener> for Entrance {
 pub struct Patience {
     /// For clients that have been told that their connection is closed, and have not closed it yet.
     pub closing: Duration,
-    /// For requests that are not answered yet, after that.
+    /// For requests that are not answered yet, after that; then they get 503.
     pub in_flight: Duration,
 }
 
@@ -70,6 +73,8 @@ struct Stopping {
     asked: CancellationToken,
     /// Connections that are being closed are not waited for.
     soon: CancellationToken,
+    /// Requests that are not answered yet get 503.
+    late: CancellationToken,
     /// Nothing is waited for.
     now: CancellationToken,
 }
@@ -122,7 +127,12 @@ impl HttpServer {
         if let Ok(ended) = timeout(patience.in_flight, &mut self.accepting).await {
             return ended;
         }
-        warn!("some HTTP requests took too long and are cut off");
+        warn!("some HTTP requests took too long and get 503");
+        stopping.late.cancel();
+        if let Ok(ended) = timeout(LAST_ANSWERS, &mut self.accepting).await {
+            return ended;
+        }
+        warn!("some HTTP clients did not take their answers and are cut off");
         stopping.now.cancel();
         self.accepting.await
     }

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
+use lastcall_handover::fault::{self, Step};
 use tokio::{
+    io::AsyncWriteExt,
     sync::watch,
     task::{JoinSet, yield_now},
     time::sleep,
@@ -166,4 +168,45 @@ async fn busy_publishers_that_keep_their_connections_lose_no_call_over_upgrades(
     assert!(counts.iter().all(|count| *count > 0), "{counts:?}");
     last.send_replace(Some(counts));
     soon("every publication", reading).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failed_upgrade_keeps_connections_as_one_that_works_does() {
+    let faults = tempfile::NamedTempFile::new().unwrap();
+    let mut server = Start::default().env(fault::FILE, faults.path().display()).serve().await;
+    let (mut silent, mut idle, mut half) =
+        (Http::connect(&server).await, Http::connect(&server).await, Http::connect(&server).await);
+    is_answered(&mut idle).await;
+    let request = half.head("GET", "/health/live", &[]);
+    let (start, rest) = request.split_at(20);
+    half.send(start).await;
+    // The connections are in the new process when it is killed.
+    std::fs::write(faults.path(), format!("{:?}:kill", Step::GotAll)).unwrap();
+    for _ in 0..UPGRADES {
+        server.failed_upgrade().await;
+    }
+    assert_eq!(half.call(rest).await.status, 200);
+    for http in [&mut silent, &mut idle, &mut half] {
+        is_answered(http).await;
+    }
+    std::fs::write(faults.path(), "").unwrap();
+    server.upgrade().await;
+    for http in [&mut silent, &mut idle, &mut half] {
+        is_answered(http).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_is_not_whole_in_time_is_answered_and_does_not_stop_an_upgrade() {
+    let mut server = Server::start().await;
+    let (mut half, mut half_closed) = (Http::connect(&server).await, Http::connect(&server).await);
+    let request = half.publication(r#"{"data":1}"#);
+    half.send(&request[..request.len() - 1]).await;
+    half_closed.send(&request).await;
+    half_closed.stream.shutdown().await.unwrap();
+    server.upgrade().await;
+    let answer = half.answer().await;
+    assert_eq!(answer.error(), (503, "overloaded".into()), "{answer:?}");
+    assert!(answer.head.to_lowercase().contains("connection: close"), "{answer:?}");
+    assert_eq!(half_closed.answer().await.status, 200);
 }

@@ -7,7 +7,10 @@ use std::{
 };
 
 use socket2::SockRef;
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{
+    net::TcpStream,
+    time::{sleep, timeout},
+};
 
 use super::Stopping;
 
@@ -16,6 +19,9 @@ const LINGER: Duration = Duration::from_secs(10);
 
 /// How long a client may send nothing meanwhile, without closing its side.
 const SILENCE: Duration = Duration::from_secs(5);
+
+/// How long that goes on when connections that are being closed are not waited for any more.
+const AT_A_STOP: Duration = Duration::from_millis(100);
 
 /// Closes in stages (RFC 9112 section 9.6): this side first, then all of it once the client has closed its side
 /// or has had its time. If the client still sends when a socket is closed, the kernel answers with a reset, and
@@ -28,7 +34,10 @@ pub(super) async fn close_in_stages(stream: TcpStream, stopping: &Stopping) {
     let to_the_end = async { while let Ok(Ok(1..)) = timeout(SILENCE, discard(&stream)).await {} };
     tokio::select! {
         _ = timeout(LINGER, to_the_end) => {}
-        () = stopping.soon.cancelled() => {}
+        () = async {
+            stopping.soon.cancelled().await;
+            sleep(AT_A_STOP).await;
+        } => {}
     }
 }
 

@@ -16,6 +16,7 @@ use axum::{
         HeaderValue,
         header::{CONNECTION, EXPECT},
     },
+    response::{IntoResponse, Response},
 };
 use bytes::Bytes;
 use hyper::{
@@ -25,7 +26,6 @@ use hyper::{
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use lastcall_websockets::Handshake;
-use socket2::SockRef;
 use tokio::{net::TcpStream, time::timeout};
 use tower::ServiceExt;
 use tracing::{debug, warn};
@@ -37,6 +37,7 @@ use super::{
     exchange::Exchange,
     socket::Socket,
 };
+use crate::error::{ApiError, ErrorCode};
 
 /// How long the head of a request may take to arrive, from its first byte: a client that dribbles costs one file
 /// descriptor for so long.
@@ -44,14 +45,6 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Most bytes of a request's head; 431 beyond.
 const MAX_HEAD: usize = 16 << 10;
-
-/// About how many bytes the kernel takes for a client before they can be sent (TCP_NOTSENT_LOWAT, tcp(7)). A
-/// bound on the whole send buffer would switch off the kernel's own adjustment of it for good, and slow down
-/// the WebSocket that the connection may become.
-const MOST_UNSENT: u32 = 32 << 10;
-
-/// The value of that option that stands for none.
-const UNLIMITED: u32 = 0;
 
 impl From<TcpStream> for IdleConnection {
     fn from(stream: TcpStream) -> Self {
@@ -66,7 +59,6 @@ pub(super) async fn serve(
     shared: Arc<Shared>,
 ) -> Option<IdleConnection> {
     let asked = &shared.stopping.asked;
-    limit_unsent(&connection.stream, MOST_UNSENT);
     loop {
         if asked.is_cancelled() {
             return Some(connection);
@@ -91,12 +83,6 @@ pub(super) async fn serve(
             }
         }
         connection = Box::pin(speak_http(connection, peer, &shared)).await?;
-    }
-}
-
-fn limit_unsent(stream: &TcpStream, bytes: u32) {
-    if let Err(error) = SockRef::from(stream).set_tcp_notsent_lowat(bytes) {
-        debug!(%error, "the limit of unsent bytes of a connection stays what it was");
     }
 }
 
@@ -158,16 +144,21 @@ async fn speak_http(connection: IdleConnection, peer: SocketAddr, shared: &Share
         // Closed at once, with what the client did not take.
         return None;
     }
-    let (stream, answer) = socket.into_parts();
     let Some(place) = upgrade.take() else {
-        close_in_stages(stream, stopping).await;
+        close_in_stages(socket.into_stream(), stopping).await;
         return None;
     };
-    limit_unsent(&stream, UNLIMITED);
+    let (stream, answer) = socket.into_upgraded();
     if let Err(error) = shared.manager.connect(place, stream, Handshake { answer, already_read: read }) {
         warn!(%peer, %error, "a socket could not be handed to its event loop");
     }
     None
+}
+
+/// The answer to a request that is not answered in time when the server stops. Nothing has come of it.
+fn took_too_long() -> Response {
+    let why = "The server is being replaced or ends, and this request took too long; try again.";
+    ApiError::new(ErrorCode::Overloaded, why).into_response()
 }
 
 /// Has the request answered.
@@ -184,8 +175,14 @@ async fn answer(
     head.extensions.insert(Peer(peer));
     head.extensions.insert(upgrade);
     let request = hyper::Request::from_parts(head, Body::new(body));
-    let mut answer = shared.router.clone().oneshot(request).await?;
-    if !rest.read_on(expects_continue).await {
+    let (mut answer, body_has_ended) = tokio::select! {
+        answer = async {
+            let answer = shared.router.clone().oneshot(request).await?;
+            Ok::<_, Infallible>((answer, rest.read_on(expects_continue).await))
+        } => answer?,
+        () = shared.stopping.late.cancelled() => (took_too_long(), false),
+    };
+    if !body_has_ended {
         // What comes next would be taken for a request.
         exchange.ends();
         answer.headers_mut().append(CONNECTION, HeaderValue::from_static("close"));

@@ -9,6 +9,7 @@ use std::{
 };
 
 use bytes::{Buf, Bytes};
+use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -24,6 +25,14 @@ const SWITCHING: &[u8] = b"HTTP/1.1 101 ";
 /// How long a client may take nothing of an answer.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// About how many bytes the kernel takes for a client before they can be sent (TCP_NOTSENT_LOWAT, tcp(7)). A
+/// bound on the whole send buffer would switch off the kernel's own adjustment of it for good, and slow down
+/// the WebSocket that the connection may become.
+const MOST_UNSENT: u32 = 32 << 10;
+
+/// The value of that option that stands for none.
+const UNLIMITED: u32 = 0;
+
 /// Passes everything on except the answer to a handshake: that goes out in one write with the first message, by
 /// the client's event loop. On a loopback or a fast network, a write costs as much as all the rest of a handshake.
 pub(super) struct Socket {
@@ -33,6 +42,8 @@ pub(super) struct Socket {
     exchange: Exchange,
     upgrade: Upgrade,
     kept: Vec<u8>,
+    /// Whether the unsent bytes are limited. Most connections become WebSockets, and never need it.
+    limited: bool,
     /// When the client has taken nothing for too long; `None` while it takes all that there is.
     stalls: Option<Pin<Box<Sleep>>>,
     stalled: bool,
@@ -41,7 +52,16 @@ pub(super) struct Socket {
 impl Socket {
     pub(super) fn new(connection: IdleConnection, exchange: Exchange, upgrade: Upgrade) -> Self {
         let IdleConnection { stream, read } = connection;
-        Self { stream, read, exchange, upgrade, kept: Vec::new(), stalls: None, stalled: false }
+        Self {
+            stream,
+            read,
+            exchange,
+            upgrade,
+            kept: Vec::new(),
+            limited: false,
+            stalls: None,
+            stalled: false,
+        }
     }
 
     /// The connection, of whose next request hyper has read so much.
@@ -55,8 +75,14 @@ impl Socket {
         IdleConnection { stream: self.stream, read }
     }
 
-    /// The socket, and what was kept back.
-    pub(super) fn into_parts(self) -> (TcpStream, Vec<u8>) {
+    /// The socket, on which HTTP has ended.
+    pub(super) fn into_stream(self) -> TcpStream {
+        self.stream
+    }
+
+    /// The socket, for the WebSocket protocol, and the answer to the handshake that was kept back.
+    pub(super) fn into_upgraded(self) -> (TcpStream, Vec<u8>) {
+        limit_unsent(&self.stream, UNLIMITED);
         (self.stream, self.kept)
     }
 
@@ -78,6 +104,12 @@ impl Socket {
         }
         let taken_nothing = format!("the client took nothing of its answer for {WRITE_TIMEOUT:?}");
         Poll::Ready(Err(io::Error::new(ErrorKind::TimedOut, taken_nothing)))
+    }
+}
+
+fn limit_unsent(stream: &TcpStream, bytes: u32) {
+    if let Err(error) = SockRef::from(stream).set_tcp_notsent_lowat(bytes) {
+        debug!(%error, "the limit of unsent bytes of a connection stays what it was");
     }
 }
 
@@ -107,6 +139,9 @@ impl AsyncWrite for Socket {
         if self.upgrade.is_confirmed() && (!self.kept.is_empty() || bytes.starts_with(SWITCHING)) {
             self.kept.extend_from_slice(bytes);
             return Poll::Ready(Ok(bytes.len()));
+        }
+        if !std::mem::replace(&mut self.limited, true) {
+            limit_unsent(&self.stream, MOST_UNSENT);
         }
         match Pin::new(&mut self.stream).poll_write(context, bytes) {
             Poll::Pending => self.poll_stalled(context),
