@@ -20,8 +20,9 @@ use std::{
 use anyhow::Context;
 use lastcall_core::{
     logging,
-    settings::{Loaded, Settings, TAKE_OVER, make_room_for_descriptors, raise_fd_limit},
+    settings::{Loaded, Settings, TAKE_OVER, TooFewDescriptors, make_room_for_descriptors, raise_fd_limit},
 };
+use rustix::io::Errno;
 use tokio::runtime::Builder;
 use tracing::warn;
 
@@ -32,7 +33,10 @@ const WRONG_SETTINGS: u8 = 2;
 
 fn main() -> ExitCode {
     let invocation = cli::parse();
-    raise_fd_limit();
+    if let Err(error) = raise_fd_limit() {
+        complain(&error);
+        return ExitCode::FAILURE;
+    }
     let loaded = match Settings::load(&invocation.sources) {
         Ok(loaded) => loaded,
         Err(errors) => {
@@ -47,6 +51,8 @@ fn main() -> ExitCode {
         Action::Status => status(&loaded.settings),
     };
     result.unwrap_or_else(|error| {
+        let error =
+            if is_out_of_descriptors(&error) { error.context(TooFewDescriptors::now()) } else { error };
         complain(&format_args!("{error:#}"));
         ExitCode::FAILURE
     })
@@ -88,6 +94,13 @@ fn show_config(loaded: &Loaded) -> anyhow::Result<ExitCode> {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("cannot write to stdout"),
         _ => Ok(ExitCode::SUCCESS),
     }
+}
+
+fn is_out_of_descriptors(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        let error = cause.downcast_ref().and_then(io::Error::raw_os_error);
+        error == Some(Errno::MFILE.raw_os_error())
+    })
 }
 
 /// Says what is wrong on stderr: there may be no log yet.

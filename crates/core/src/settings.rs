@@ -28,7 +28,7 @@ mod value_tests;
 use std::{path::PathBuf, time::Duration};
 
 pub use error::{Problem, SettingError, SettingsErrors};
-pub use limits::{make_room_for_descriptors, raise_fd_limit};
+pub use limits::{TooFewDescriptors, make_room_for_descriptors, raise_fd_limit};
 pub use loaded::{Effective, Loaded};
 pub use origin::Origin;
 pub use runtime_dir::RuntimeDir;

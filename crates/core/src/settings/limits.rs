@@ -10,13 +10,38 @@ use rustix::{
 /// Kept for what is not a client: log files, the listening socket, requests in flight.
 pub(super) const RESERVE: usize = 64;
 
+/// With fewer, not even the runtime starts.
+const LEAST: usize = 16;
+
+/// The limit of open files is too low for a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the limit of {limit} open files is too low: the server keeps {RESERVE} for itself, and needs one for each client; \
+     raise it (ulimit -n, or LimitNOFILE= of systemd)"
+)]
+pub struct TooFewDescriptors {
+    limit: usize,
+}
+
+impl TooFewDescriptors {
+    /// With the limit that is in force: for when a descriptor could not be had.
+    pub fn now() -> Self {
+        Self { limit: most_connections().1 }
+    }
+}
+
 /// Raises the soft limit of open files (RLIMIT_NOFILE, getrlimit(2)) to the hard one. The low soft limit
 /// that is customary protects programs that use select(2), which this is not.
-pub fn raise_fd_limit() {
+///
+/// # Errors
+/// When the limit is too low for anything.
+pub fn raise_fd_limit() -> Result<(), TooFewDescriptors> {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     // Refused: then the limit stays what it was, and `max_connections` follows it.
     let _ = setrlimit(Resource::Nofile, limit);
+    let now = TooFewDescriptors::now();
+    if now.limit < LEAST { Err(now) } else { Ok(()) }
 }
 
 /// Most descriptors that the kernel's table is made for beforehand: half a mebibyte of its memory.

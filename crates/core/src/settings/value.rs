@@ -247,7 +247,7 @@ pub(super) fn folder(value: &Value) -> Result<Option<PathBuf>, Expected> {
     match value {
         Value::String(_, path) if path.trim_ascii().is_empty() => Ok(None),
         Value::String(_, path) if path.trim_ascii() != path => {
-            Err("the path of a folder, without spaces before and after it".into())
+            Err("the path of a folder, without white space before and after it".into())
         }
         Value::String(_, path) if path.starts_with('~') => {
             Err("the whole path of a folder: `~` is for shells, or ./~ for a folder of that name".into())

@@ -3,7 +3,7 @@
 use std::{
     net::{SocketAddr, TcpListener},
     os::fd::OwnedFd,
-    path::Path,
+    path::{Path, PathBuf},
     process::Stdio,
 };
 
@@ -116,6 +116,23 @@ impl Start {
             self.command.uid(id).gid(id);
         }
         self
+    }
+
+    /// Runs `setup` in a shell of its own mount namespace (mount_namespaces(7)), which then becomes the server.
+    pub(crate) fn in_mount_namespace(mut self, setup: &str) -> Self {
+        let script = format!("{setup} && exec \"$0\" \"$@\"");
+        let program = env!("CARGO_BIN_EXE_lastcall");
+        self.command = copy_of(
+            &self.command,
+            Path::new("unshare"),
+            &["--map-root-user", "--mount", "sh", "-c", &script, program],
+        );
+        self
+    }
+
+    /// The path of a file in the folder that the server starts in.
+    pub(crate) fn path(&self, path: &str) -> PathBuf {
+        self.dir.path().join(path)
     }
 
     /// Has it find this socket where systemd passes one: descriptor 3, and a variable with its own number.

@@ -1,0 +1,137 @@
+//! Where the server listens, and what it needs for that.
+
+use std::{
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
+    process::{Command, Stdio},
+};
+
+use tokio::net::TcpStream;
+
+use crate::support::{Server, Start, message, soon};
+
+/// Whether this machine has IPv6.
+fn has_ipv6() -> bool {
+    TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_ok()
+}
+
+/// Whether this user may make mount namespaces; some systems forbid it.
+fn has_mount_namespaces() -> bool {
+    let made = Command::new("unshare")
+        .args(["--map-root-user", "--mount", "true"])
+        .stderr(Stdio::inherit())
+        .status()
+        .is_ok_and(|status| status.success());
+    if !made {
+        eprintln!("not tested: no mount namespaces here");
+    }
+    made
+}
+
+async fn reaches(address: impl Into<SocketAddr>) -> bool {
+    soon("an answer to a SYN", TcpStream::connect(address.into())).await.is_ok()
+}
+
+async fn status_of(server: &Server, host: &str) -> (Option<i32>, String) {
+    let port = server.address.port().to_string();
+    let ended = Start::default().args(&["status", "--host", host, "--port", &port]).end().await;
+    (ended.code, ended.stdout + &ended.stderr)
+}
+
+#[tokio::test]
+async fn a_host_from_another_program_is_named_with_the_variable_that_wins() {
+    // The second is a name that no resolver asks about: a part of it is too long (RFC 1035 section 2.3.4).
+    for host in ["203.0.113.1".to_owned(), "x86_64-conda-linux-gnu".repeat(3)] {
+        let ended = Start::default().env("HOST", &host).end().await;
+        assert_eq!((ended.code, ended.stdout.as_str()), (Some(1), ""));
+        let hint = "`host` comes from environment variable HOST: if that is another program's (conda and csh set \
+                    HOST), set LASTCALL_HOST, which wins";
+        assert!(ended.stderr.contains(&host) && ended.stderr.trim_end().ends_with(hint), "{}", ended.stderr);
+        assert_eq!(ended.stderr.lines().count(), 1, "{}", ended.stderr);
+        let server = Start::default().env("HOST", &host).env("LASTCALL_HOST", "127.0.0.1").serve().await;
+        assert_eq!(server.address.ip(), Ipv4Addr::LOCALHOST);
+    }
+    let own = Start::default().env("LASTCALL_HOST", "203.0.113.1").end().await;
+    assert!(!own.stderr.contains("another program"), "{}", own.stderr);
+}
+
+#[tokio::test]
+async fn all_addresses_are_those_of_ipv4_too() {
+    if !has_ipv6() {
+        return eprintln!("not tested: no IPv6 here");
+    }
+    for host in ["[::]", "::"] {
+        let server = Start::default().args(&["--host", host]).serve().await;
+        assert_eq!(server.address.ip(), Ipv6Addr::UNSPECIFIED);
+        let port = server.address.port();
+        assert!(reaches((Ipv4Addr::LOCALHOST, port)).await && reaches((Ipv6Addr::LOCALHOST, port)).await);
+        for host in ["[::]", "::1", "127.0.0.1", "localhost", "0.0.0.0", "::1%1"] {
+            assert_eq!(status_of(&server, host).await, (Some(0), "serving: 0 clients\n".into()), "{host}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn status_finds_a_server_on_ipv4_alone() {
+    let server = Server::start().await;
+    for host in ["::", "[::]", "0.0.0.0", "localhost", "127.0.0.1"] {
+        assert_eq!(status_of(&server, host).await, (Some(0), "serving: 0 clients\n".into()), "{host}");
+    }
+}
+
+#[tokio::test]
+async fn a_name_with_several_addresses_tells_on_which_the_server_does_not_listen() {
+    if !has_mount_namespaces() {
+        return;
+    }
+    let start = Start::default().file("hosts", "127.0.0.2 several.test\n127.0.0.3 several.test\n");
+    let server = start
+        .in_mount_namespace("mount --bind hosts /etc/hosts")
+        .args(&["--host", "several.test"])
+        .serve()
+        .await;
+    let other = if server.address.ip() == Ipv4Addr::new(127, 0, 0, 2) { 3 } else { 2 };
+    let line = server.logged("several.test has several addresses").await;
+    let here = server.address.ip();
+    assert!(
+        message(&line).contains(&format!("listening on {here} only, not on 127.0.0.{other}; set `host`")),
+        "{line}"
+    );
+    assert_eq!(line["level"], "WARN");
+    let port = server.address.port();
+    assert!(reaches((here, port)).await && !reaches((Ipv4Addr::new(127, 0, 0, other), port)).await);
+}
+
+#[tokio::test]
+async fn few_descriptors_are_told_at_the_start() {
+    // What the server needs for itself grows with the cores, each of which has an event loop.
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let few = (12 + 4 * cores).max(40);
+    let server = Start::default().open_files(u32::try_from(few).unwrap()).serve().await;
+    if few < 128 {
+        let clients = few.saturating_sub(64).max(1);
+        let start = format!("settings: the limit of {few} open files leaves room for {clients} client");
+        assert_eq!(server.logged(&start).await["level"], "WARN");
+    }
+    server.client().await;
+    let server = Start::default().open_files(100).serve().await;
+    server.logged("settings: the limit of 100 open files leaves room for 36 clients").await;
+    let server = Start::default().open_files(256).serve().await;
+    assert_eq!(server.log_lines("settings: ").len(), 0);
+    let ended = Start::default().open_files(100).env("MAX_CONNECTIONS", "37").end().await;
+    assert_eq!(ended.code, Some(2));
+    assert!(ended.stderr.contains("from 1 to 36, which the limit of 100 open files"), "{}", ended.stderr);
+}
+
+#[tokio::test]
+async fn too_few_descriptors_to_start_are_told_in_one_sentence() {
+    let mut failed = 0;
+    for most in 4..24 {
+        let ended = Start::default().open_files(most).args(&["--host", "203.0.113.1"]).end().await;
+        assert!(ended.stderr.lines().count() == 1, "with {most}: {}", ended.stderr);
+        if !ended.stderr.contains("203.0.113.1") {
+            failed += 1;
+            assert!(ended.stderr.contains(&format!("the limit of {most} open files")), "{}", ended.stderr);
+        }
+    }
+    assert_ne!(failed, 0);
+}

@@ -1,0 +1,133 @@
+//! Settings from outside: what is written is taken so or refused, and what other programs wrote does not
+//! stop the start.
+
+use std::{fs::File, io::Write, path::Path};
+
+use rustix::fs::{CWD, FileType, Mode, mknodat};
+
+use crate::support::{Ended, Server, Start, message};
+
+/// The only thing that is wrong; nothing was started.
+fn refusal(ended: &Ended) -> &str {
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(2), ""), "{}", ended.stderr);
+    let lines: Vec<_> = ended.stderr.lines().collect();
+    assert!(lines.len() == 2 && lines[0] == "error: 1 setting is wrong", "{}", ended.stderr);
+    lines[1].trim()
+}
+
+/// The warnings about settings in a server's log.
+fn warnings(server: &Server) -> Vec<String> {
+    let lines = server.log_lines("settings: ");
+    lines.iter().map(|line| message(line)["settings: ".len()..].to_owned()).collect()
+}
+
+fn make_fifo(path: &Path) {
+    mknodat(CWD, path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+}
+
+#[tokio::test]
+async fn a_key_with_a_dollar_in_dot_env_is_literal_in_single_quotes_and_else_refused() {
+    for line in ["API_KEYS=0123456789abcdef$HOME", "API_KEYS=\"0123456789abcdef$HOME\""] {
+        let ended = Start::default().file(".env", line).end().await;
+        let refusal = refusal(&ended);
+        assert!(refusal.starts_with(".env:1: API_KEYS") && refusal.contains("single quotes"), "{refusal}");
+        assert!(!refusal.contains("0123456789"), "{refusal}");
+    }
+    let server = Start::default().file(".env", "API_KEYS='0123456789abcdef$HOME'\n").serve().await;
+    let publish = async |key: &str| {
+        let headers = ["Content-Type: application/json", &format!("Authorization: Bearer {key}")];
+        server.request("POST", "/api/publish", &headers, r#"{"data":1}"#).await.status
+    };
+    assert_eq!(publish("0123456789abcdef$HOME").await, 200);
+    assert_eq!(publish("0123456789abcdef").await, 401);
+}
+
+#[tokio::test]
+async fn a_value_that_may_mean_something_else_is_refused_with_the_reason() {
+    for (variable, value, reason) in [
+        ("LOG_DIR", "\"logs\"", "without quotes"),
+        ("LOG_DIR", "~/logs", "the whole path"),
+        ("LOG_DIR", "logs\r", "without white space"),
+        ("LASTCALL_LOG_DIR", "'logs'", "without quotes"),
+        ("API_KEYS", "\"0123456789abcdef\"", "without quotes"),
+        ("API_KEYS", "[0123456789abcdef]", "without brackets"),
+        ("SHUTDOWN_TIMEOUT", "5M", "d, h, m, s and ms"),
+        ("SHUTDOWN_TIMEOUT", "1y", "d, h, m, s and ms"),
+        ("MAX_QUEUE", "64K", "powers of 1024"),
+        ("PORT", "08000", "whole number"),
+        ("HOST", "0", "host name"),
+        ("HOST", "127.0.0.1\u{200b}", "U+200B"),
+    ] {
+        let ended = Start::default().env(variable, value).end().await;
+        let refusal = refusal(&ended);
+        assert!(refusal.contains(reason) && refusal.contains(&format!("variable {variable})")), "{refusal}");
+    }
+}
+
+#[tokio::test]
+async fn another_programs_variables_and_lines_do_not_stop_the_start() {
+    let dot_env = "\u{feff}A=b c\r\nGREETING=it's fine\r\nLOG_LEVEL=debug\r\nno line\r\n";
+    let start = || {
+        Start::default()
+            .file("config/lastcall.toml", "\u{feff}notification_interval = 77\r\n")
+            .file(".env", dot_env)
+            .env("LASTCALL_VERSION", "1.2.3")
+            .env("RUST_LOG", "another_program")
+    };
+    let server = start().serve().await;
+    let expected = [
+        ".env:4: not read, as it is not NAME=value",
+        "environment variable LASTCALL_VERSION: there is no such setting, so it does nothing; `lastcall --help` \
+         lists all",
+        "environment variable RUST_LOG: left out, as it is not error, warn, info, debug or trace, or directives, \
+         such as info,lastcall_websockets=debug",
+    ];
+    assert_eq!(warnings(&server), expected);
+    let ended = start().args(&["config"]).end().await;
+    assert_eq!(ended.code, Some(0));
+    let lines: Vec<_> = ended.stderr.lines().map(|line| line.trim_start_matches("warning: ")).collect();
+    assert_eq!(lines, expected);
+    let row = |key: &str| {
+        let line = ended.stdout.lines().find(|line| line.starts_with(key)).unwrap();
+        line.split_whitespace().skip(1).collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(row("log_level"), "debug LOG_LEVEL in .env");
+    assert_eq!(row("notification_interval"), "77 config/lastcall.toml:1");
+}
+
+#[tokio::test]
+async fn a_variable_that_is_close_to_a_setting_stops_the_start() {
+    for (variable, meant) in [("LASTCALL_PROT", "port"), ("LASTCALL_API_KEY", "api_keys")] {
+        let ended = Start::default().env(variable, "1").end().await;
+        assert!(refusal(&ended).contains(&format!("did you mean {meant}?")), "{}", ended.stderr);
+    }
+}
+
+#[tokio::test]
+async fn a_fifo_called_dot_env_does_not_hold_the_start() {
+    let start = Start::default();
+    make_fifo(&start.path(".env"));
+    let server = start.serve().await;
+    let warnings = warnings(&server);
+    assert!(
+        warnings.len() == 1 && warnings[0].starts_with(".env: not read, as it is a FIFO"),
+        "{warnings:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_settings_file_may_be_a_fifo_that_a_program_writes() {
+    // As `--config <(decrypt lastcall.toml)` in bash.
+    let start = Start::default();
+    let path = start.path("settings");
+    make_fifo(&path);
+    let writing = std::thread::spawn({
+        let path = path.clone();
+        move || File::options().write(true).open(path).unwrap().write_all(b"log_level = 'debug'\n").unwrap()
+    });
+    let ended = start.args(&["config", "--config", path.to_str().unwrap()]).end().await;
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    let row = ended.stdout.lines().find(|line| line.starts_with("log_level")).unwrap();
+    assert!(row.contains("debug") && row.contains("settings:1"), "{row}");
+    writing.join().unwrap();
+}
