@@ -2,29 +2,27 @@
 
 use std::{
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
-    process::{Command, Stdio},
+    process::Command,
 };
 
 use tokio::net::TcpStream;
 
-use crate::support::{Server, Start, message, soon};
+use crate::support::{Server, Start, message, own_address, soon};
 
 /// Whether this machine has IPv6.
 fn has_ipv6() -> bool {
     TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_ok()
 }
 
-/// Whether this user may make mount namespaces; some systems forbid it.
-fn has_mount_namespaces() -> bool {
-    let made = Command::new("unshare")
-        .args(["--map-root-user", "--mount", "true"])
-        .stderr(Stdio::inherit())
-        .status()
-        .is_ok_and(|status| status.success());
-    if !made {
-        eprintln!("not tested: no mount namespaces here");
+/// Whether this user may make such namespaces, and do this in them; some systems forbid it.
+fn may(kinds: &[&str], what: &str) -> bool {
+    let unshare =
+        Command::new("unshare").arg("--map-root-user").args(kinds).args(["sh", "-c", what]).status();
+    let may = unshare.is_ok_and(|status| status.success());
+    if !may {
+        eprintln!("not tested: `unshare {}` and `{what}` do not work here", kinds.join(" "));
     }
-    made
+    may
 }
 
 async fn reaches(address: impl Into<SocketAddr>) -> bool {
@@ -71,6 +69,23 @@ async fn all_addresses_are_those_of_ipv4_too() {
 }
 
 #[tokio::test]
+async fn all_addresses_are_those_of_ipv4_too_where_the_system_separates_them() {
+    let separate = "ip link set lo up && echo 1 >/proc/sys/net/ipv6/bindv6only";
+    if !may(&["--net"], separate) {
+        return;
+    }
+    let server = Start::default().in_namespaces(&["--net"], separate).args(&["--host", "::"]).serve().await;
+    let (pid, port) = (server.pid().as_raw_nonzero().to_string(), server.address.port().to_string());
+    // In the server's own network.
+    let status = Command::new("nsenter")
+        .args(["--preserve-credentials", "--user", "--net", "--target", &pid, env!("CARGO_BIN_EXE_lastcall")])
+        .args(["status", "--host", "127.0.0.1", "--port", &port])
+        .output()
+        .unwrap();
+    assert_eq!(String::from_utf8_lossy(&status.stdout), "serving: 0 clients\n", "{status:?}");
+}
+
+#[tokio::test]
 async fn status_finds_a_server_on_ipv4_alone() {
     let server = Server::start().await;
     for host in ["::", "[::]", "0.0.0.0", "localhost", "127.0.0.1"] {
@@ -80,25 +95,25 @@ async fn status_finds_a_server_on_ipv4_alone() {
 
 #[tokio::test]
 async fn a_name_with_several_addresses_tells_on_which_the_server_does_not_listen() {
-    if !has_mount_namespaces() {
+    if !may(&["--mount"], "true") {
         return;
     }
-    let start = Start::default().file("hosts", "127.0.0.2 several.test\n127.0.0.3 several.test\n");
+    let addresses = [own_address(), own_address()];
+    let hosts = addresses.map(|address| format!("{address} several.test\n")).concat();
+    let start = Start::default().file("hosts", &hosts);
     let server = start
-        .in_mount_namespace("mount --bind hosts /etc/hosts")
+        .in_namespaces(&["--mount"], "mount --bind hosts /etc/hosts")
         .args(&["--host", "several.test"])
         .serve()
         .await;
-    let other = if server.address.ip() == Ipv4Addr::new(127, 0, 0, 2) { 3 } else { 2 };
     let line = server.logged("several.test has several addresses").await;
     let here = server.address.ip();
-    assert!(
-        message(&line).contains(&format!("listening on {here} only, not on 127.0.0.{other}; set `host`")),
-        "{line}"
-    );
+    let other = addresses.into_iter().find(|address| *address != here).unwrap();
+    let expected = format!("several addresses: listening on {here} only, not on {other}; set `host`");
+    assert!(message(&line).contains(&expected), "{line}");
     assert_eq!(line["level"], "WARN");
     let port = server.address.port();
-    assert!(reaches((here, port)).await && !reaches((Ipv4Addr::new(127, 0, 0, other), port)).await);
+    assert!(reaches((here, port)).await && !reaches((other, port)).await);
 }
 
 #[tokio::test]
@@ -106,7 +121,7 @@ async fn few_descriptors_are_told_at_the_start() {
     // What the server needs for itself grows with the cores, each of which has an event loop.
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let few = (12 + 4 * cores).max(40);
-    let server = Start::default().open_files(u32::try_from(few).unwrap()).serve().await;
+    let server = Start::default().open_files(few).serve().await;
     if few < 128 {
         let clients = few.saturating_sub(64).max(1);
         let start = format!("settings: the limit of {few} open files leaves room for {clients} client");

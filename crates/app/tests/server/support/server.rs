@@ -118,15 +118,12 @@ impl Start {
         self
     }
 
-    /// Runs `setup` in a shell of its own mount namespace (mount_namespaces(7)), which then becomes the server.
-    pub(crate) fn in_mount_namespace(mut self, setup: &str) -> Self {
+    /// Runs `setup` in a shell with namespaces of its own (unshare(1), by its options), which then becomes the server.
+    pub(crate) fn in_namespaces(mut self, kinds: &[&str], setup: &str) -> Self {
         let script = format!("{setup} && exec \"$0\" \"$@\"");
-        let program = env!("CARGO_BIN_EXE_lastcall");
-        self.command = copy_of(
-            &self.command,
-            Path::new("unshare"),
-            &["--map-root-user", "--mount", "sh", "-c", &script, program],
-        );
+        let shell = ["sh", "-c", &script, env!("CARGO_BIN_EXE_lastcall")];
+        let arguments = [&["--map-root-user"], kinds, &shell].concat();
+        self.command = copy_of(&self.command, Path::new("unshare"), &arguments);
         self
     }
 
