@@ -7,7 +7,7 @@ use std::{
 
 use tokio::net::TcpStream;
 
-use crate::support::{Server, Start, message, own_address, soon};
+use crate::support::{Server, Signal, Start, message, own_address, soon};
 
 /// Whether this machine has IPv6.
 fn has_ipv6() -> bool {
@@ -149,4 +149,23 @@ async fn too_few_descriptors_to_start_are_told_in_one_sentence() {
         }
     }
     assert_ne!(failed, 0);
+}
+
+#[tokio::test]
+async fn a_server_without_proc_serves_and_says_that_there_will_be_no_upgrades() {
+    let hide = "mount -t tmpfs none /proc";
+    if !may(&["--mount"], hide) {
+        return;
+    }
+    let mut server = Start::default().in_namespaces(&["--mount"], hide).serve().await;
+    assert_eq!(server.logged("there will be no upgrades: ").await["level"], "WARN");
+    let mut client = server.client().await;
+    client.say("hello").await;
+    assert_eq!(client.next_of("message").await["data"], "hello");
+    assert!(server.failed_upgrade().await.contains("/proc"), "the reason");
+    client.say("hello again").await;
+    assert_eq!(client.next_of("message").await["data"], "hello again");
+    server.signal(Signal::TERM);
+    client.leave().await;
+    assert_eq!(server.exit_code().await, 0);
 }
