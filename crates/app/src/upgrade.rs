@@ -216,6 +216,17 @@ impl Handover {
             _ = child.wait() => Err(anyhow!("it never said that it was ready")),
             _ = &mut interrupted => Err(anyhow!("this process was asked to end meanwhile")),
         };
+        let unread = |give: &Give| {
+            let read = &give.new_process().files;
+            self.files.iter().find(|file| !read.contains(file)).cloned()
+        };
+        let prepared = prepared.and_then(|give| match unread(&give) {
+            Some(file) => Err(anyhow!(
+                "it could not read the settings file {}, which this process has read",
+                file.display()
+            )),
+            None => Ok(give),
+        });
         let handed_over = match prepared {
             Ok(give) => self.transfer(give, control, &mut child, program).await,
             Err(error) => Err(end(&mut child, error).await),

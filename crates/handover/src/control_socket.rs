@@ -10,7 +10,7 @@ use std::{
     io::{self, ErrorKind},
     net::{IpAddr, SocketAddr},
     os::{
-        fd::OwnedFd,
+        fd::{AsRawFd, OwnedFd},
         unix::{
             fs::{DirBuilderExt, MetadataExt, PermissionsExt},
             net::{SocketAddr as UnixAddress, UnixListener, UnixStream},
@@ -24,10 +24,7 @@ use std::{
 use rustix::{
     fs::{Access, FlockOperation, access, flock},
     io::Errno,
-    net::{
-        AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with,
-        sockopt::socket_peercred,
-    },
+    net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with},
     process::geteuid,
 };
 use serde::{Deserialize, Serialize};
@@ -320,12 +317,30 @@ fn connect_now(path: &Path) -> io::Result<UnixStream> {
 
 /// Root may do anything anyway.
 fn check_peer(stream: &UnixStream, path: &Path, expected: u32) -> Result<(), SocketError> {
-    let error = |source| SocketError::Connect { path: path.into(), source };
-    let peer = socket_peercred(stream).map_err(|errno| error(errno.into()))?.uid;
-    if peer.as_raw() == expected || peer.is_root() {
+    let peer = peer_uid(stream).map_err(|source| SocketError::Connect { path: path.into(), source })?;
+    if peer == expected || peer == 0 {
         return Ok(());
     }
-    Err(SocketError::OtherUser { path: path.into(), peer: peer.as_raw(), expected })
+    Err(SocketError::OtherUser { path: path.into(), peer, expected })
+}
+
+/// The user of the process at the other end (SO_PEERCRED, unix(7)). Not by rustix: that refuses the answer if the
+/// other process has no PID here, as it is outside of this PID namespace.
+fn peer_uid(stream: &UnixStream) -> io::Result<u32> {
+    let mut credentials = libc::ucred { pid: 0, uid: u32::MAX, gid: u32::MAX };
+    let mut size = size_of::<libc::ucred>() as libc::socklen_t;
+    #[expect(unsafe_code, reason = "the system call has no safe form that suits")]
+    // SAFETY: both pointers lead to values that live until the call returns, and the size is that of the first.
+    let result = unsafe {
+        libc::getsockopt(
+            stream.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut credentials).cast(),
+            &raw mut size,
+        )
+    };
+    if result == 0 { Ok(credentials.uid) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Locks the folder against other processes that make or remove sockets, until the file is dropped.

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod browser;
+mod control;
 mod deploy;
 mod drain;
 mod flood;
@@ -18,6 +19,7 @@ mod metrics;
 mod notices;
 mod operate;
 mod pages;
+mod parents;
 mod processes;
 mod protocol;
 mod publish;

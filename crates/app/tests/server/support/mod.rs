@@ -24,7 +24,7 @@ pub(crate) use exposition::{Exposition, Format};
 pub(crate) use http::metric;
 pub(crate) use http_connection::Http;
 pub(crate) use log::message;
-pub(crate) use program::{folder_for_programs, install_script, install_server};
+pub(crate) use program::{folder_for_programs, install_script, install_server, installed};
 pub(crate) use room::Room;
 pub(crate) use rustix::process::Signal;
 pub(crate) use server::{Ended, Server, Start, adopt_orphans};

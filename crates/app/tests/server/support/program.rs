@@ -38,3 +38,15 @@ fn install(from: &Path, at: &Path) {
     let status = status.expect("the tests need `install`, which coreutils and BusyBox have");
     assert!(status.success(), "install {} {}: {status}", from.display(), at.display());
 }
+
+/// The path of a program of the system, or `None` if it is not installed. Where all of them have to be, as in CI,
+/// that is a failure.
+pub(crate) fn installed(name: &str) -> Option<PathBuf> {
+    let folders = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&folders).map(|folder| folder.join(name)).find(|path| path.is_file());
+    if found.is_none() {
+        assert!(std::env::var_os("CI").is_none(), "{name} is not installed");
+        eprintln!("{name} is not installed: not tested with it");
+    }
+    found
+}

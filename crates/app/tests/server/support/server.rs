@@ -86,6 +86,18 @@ impl Start {
         self
     }
 
+    /// Has this program start it.
+    pub(crate) fn under(mut self, parent: &Path, args: &[&str]) -> Self {
+        let args = [args, &[env!("CARGO_BIN_EXE_lastcall")]].concat();
+        self.command = copy_of(&self.command, parent, &args);
+        self
+    }
+
+    /// The folder in which it is started.
+    pub(crate) fn folder(&self) -> &Path {
+        self.dir.path()
+    }
+
     /// Has it listen on an address of this machine that nothing else uses, so that a port of it which is free
     /// stays so.
     pub(crate) fn own_address(self) -> Self {
@@ -166,6 +178,11 @@ impl Start {
         Server { child, serving: None, followed: false, _processes: processes, address, dir: self.dir, log }
     }
 
+    /// The command that starts it, and the folder in which it does.
+    pub(crate) fn into_command(self) -> (Command, TempDir) {
+        (self.command, self.dir)
+    }
+
     /// Runs it to its end, which has to come by itself.
     pub(crate) async fn end(mut self) -> Ended {
         let child = self.command.spawn().unwrap();
@@ -221,14 +238,36 @@ impl Server {
         if self.followed { self.pid() } else { self.started_pid() }
     }
 
+    /// The process of the server that was started, where another program started that.
+    pub(crate) fn first_server(&self) -> Pid {
+        let mut pids = vec![self.started_pid().as_raw_nonzero().get()];
+        loop {
+            let pid = pids.pop().expect("one of its descendants is a server");
+            let program = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap();
+            if program == Path::new(env!("CARGO_BIN_EXE_lastcall")) {
+                return Pid::from_raw(pid).unwrap();
+            }
+            let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+            pids.extend(children.split_whitespace().map(|pid| pid.parse::<i32>().unwrap()));
+        }
+    }
+
     /// Runs a subcommand against this server.
     pub(crate) async fn run(&self, subcommand: &str) -> Ended {
+        self.command(subcommand).end().await
+    }
+
+    /// A subcommand against this server, to be run.
+    pub(crate) fn command(&self, subcommand: &str) -> Start {
         let (host, port) = (self.address.ip().to_string(), self.address.port().to_string());
         Start::default()
             .args(&[subcommand, "--host", &host, "--port", &port])
             .env("RUNTIME_DIR", self.dir.path().join("run").display())
-            .end()
-            .await
+    }
+
+    /// The path of the control socket.
+    pub(crate) fn control_socket(&self) -> std::path::PathBuf {
+        self.dir.path().join("run").join(format!("lastcall-{}.sock", self.address))
     }
 
     /// `lastcall upgrade`: a new process takes over. What the command says.
@@ -314,6 +353,11 @@ impl Server {
         };
         self.log.ended().await;
         code
+    }
+
+    /// Waits until the log is complete: no process writes it any more.
+    pub(crate) async fn log_ended(&self) {
+        self.log.ended().await;
     }
 
     pub(crate) async fn client(&self) -> Client {

@@ -1,0 +1,274 @@
+//! `lastcall upgrade`: which server it reaches, which program takes over, and what its exit code says.
+
+use std::{
+    fs,
+    os::unix::fs::{MetadataExt, symlink},
+    path::{Path, PathBuf},
+    process::Stdio,
+};
+
+use lastcall_handover::fault;
+
+use crate::support::{Server, Signal, Start, folder_for_programs, install_server, soon};
+
+/// The program that a server's process runs.
+fn program_of(server: &Server) -> PathBuf {
+    fs::read_link(format!("/proc/{}/exe", server.pid().as_raw_nonzero())).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_control_socket_stays_the_same_file_over_upgrades() {
+    let mut server = Server::start().await;
+    let inode = |path: &Path| fs::symlink_metadata(path).unwrap().ino();
+    let before = inode(&server.control_socket());
+    for _ in 0..5 {
+        server.upgrade().await;
+        assert_eq!(inode(&server.control_socket()), before);
+    }
+    server.signal(Signal::TERM);
+    assert_eq!(server.exit_code().await, 0);
+    assert!(!server.control_socket().exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_control_socket_that_is_removed_is_made_again() {
+    let mut server = Server::start().await;
+    for upgraded in [false, true] {
+        if upgraded {
+            server.upgrade().await;
+        }
+        let socket = server.control_socket();
+        fs::remove_file(&socket).unwrap();
+        soon("a new socket", async {
+            while !socket.exists() {
+                tokio::task::yield_now().await
+            }
+        })
+        .await;
+        server.upgrade().await;
+        // In one step: it is made again at once.
+        let gone = server.dir.path().join(format!("gone-{upgraded}"));
+        fs::rename(socket.parent().unwrap(), &gone).unwrap();
+        soon("a new folder", async {
+            while !socket.exists() {
+                tokio::task::yield_now().await
+            }
+        })
+        .await;
+        server.upgrade().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signal_upgrades_where_there_can_be_no_control_socket() {
+    let server = Server::start().await;
+    let client = server.client().await;
+    let folder = server.dir.path().join("run");
+    fs::remove_dir_all(&folder).unwrap();
+    fs::write(&folder, "in the way").unwrap();
+    server.logged("the control socket was removed and cannot be made again").await;
+    server.signal(Signal::USR2);
+    // A folder that was set and cannot be used is refused; then it can.
+    server.logged("the upgrade failed").await;
+    fs::remove_file(&folder).unwrap();
+    server.signal(Signal::USR2);
+    server.logged("took over from process").await;
+    client.leave().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_servers_with_the_same_port_are_told_apart() {
+    let mut one = Start::default().env("HOST", "127.0.0.1").serve().await;
+    let port = one.address.port();
+    let folder = one.dir.path().join("run");
+    let shared = || Start::default().env("RUNTIME_DIR", folder.display()).env("PORT", port);
+    let mut other = shared().env("HOST", "127.0.0.2").serve().await;
+    let upgrade = async |host: &str| shared().args(&["upgrade", "--host", host]).end().await;
+    assert_eq!(upgrade("127.0.0.1").await.code, Some(0));
+    one.logged("took over").await;
+    assert!(other.log_lines("took over").is_empty());
+    one.signal(Signal::TERM);
+    assert_eq!(one.exit_code().await, 0);
+    let ended = upgrade("127.0.0.1").await;
+    assert_eq!(ended.code, Some(1));
+    let there = folder.join(format!("lastcall-127.0.0.2:{port}.sock"));
+    for part in [format!("no server that listens on 127.0.0.1:{port}"), there.display().to_string()] {
+        assert!(ended.stderr.contains(&part), "{part}: {}", ended.stderr);
+    }
+    assert!(other.log_lines("took over").is_empty());
+    other.signal(Signal::TERM);
+    assert_eq!(other.exit_code().await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_command_names_the_program_its_version_and_the_files() {
+    let mut server =
+        Start::default().file("config/lastcall.toml", "").file(".env", "CLOSE_TIMEOUT=4\n").serve().await;
+    server.logged("control socket").await;
+    let said = server.upgrade().await;
+    let files =
+        ["config/lastcall.toml", ".env"].map(|file| server.dir.path().join(file).display().to_string());
+    let expected = format!(
+        "it runs {} (version {}); settings files: {}\n",
+        env!("CARGO_BIN_EXE_lastcall"),
+        env!("CARGO_PKG_VERSION"),
+        files.join(", ")
+    );
+    assert!(said.ends_with(&expected), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_is_looked_up_in_path_and_not_in_the_working_directory() {
+    let folder = folder_for_programs();
+    let releases = ["one", "two"].map(|name| folder.path().join(name));
+    for release in &releases {
+        fs::create_dir(release).unwrap();
+        install_server(&release.join("lastcall"));
+    }
+    let current = folder.path().join("current");
+    symlink(&releases[0], &current).unwrap();
+    let in_the_way = |server: &Server| install_server(&server.dir.path().join("lastcall"));
+    let by_name = Start::default()
+        .env("PATH", format!("{}:/usr/bin:/bin", current.display()))
+        .under(Path::new("/bin/sh"), &["-c", "exec lastcall"]);
+    let mut server = by_name.serve().await;
+    in_the_way(&server);
+    fs::remove_file(&current).unwrap();
+    symlink(&releases[1], &current).unwrap();
+    for _ in 0..2 {
+        server.upgrade().await;
+        assert_eq!(program_of(&server), releases[1].canonicalize().unwrap().join("lastcall"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_working_directory_behind_a_link_is_entered_anew() {
+    let folder = folder_for_programs();
+    let releases = ["one", "two"].map(|name| folder.path().join(name));
+    for (release, size) in releases.iter().zip([100, 200]) {
+        fs::create_dir_all(release.join("config")).unwrap();
+        install_server(&release.join("lastcall"));
+        fs::write(release.join("config/lastcall.toml"), format!("max_message_size = {size}")).unwrap();
+    }
+    let current = folder.path().join("current");
+    symlink(&releases[0], &current).unwrap();
+    let script = format!("cd {} && exec ./lastcall", current.display());
+    let mut server = Start::default().under(Path::new("/bin/sh"), &["-c", &script]).serve().await;
+    let mut client = server.client().await;
+    fs::remove_file(&current).unwrap();
+    symlink(&releases[1], &current).unwrap();
+    for _ in 0..2 {
+        let said = server.upgrade().await;
+        assert!(said.contains(&format!("{}/config/lastcall.toml", current.display())), "{said}");
+        assert_eq!(program_of(&server), releases[1].canonicalize().unwrap().join("lastcall"));
+        client.say(&"x".repeat(150)).await;
+        client.next_of("message").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn settings_that_are_gone_stop_the_upgrade() {
+    let server = Start::default().file("app/config/lastcall.toml", "api_keys = \"0123456789abcdef\"");
+    let dir = server.folder().join("app");
+    let script = format!("cd {} && exec \"$0\"", dir.display());
+    let mut server = server.under(Path::new("/bin/sh"), &["-c", &script]).serve().await;
+    assert_eq!(server.publish(r#"{"data": 1}"#).await.status, 401);
+    let config = dir.join("config/lastcall.toml");
+    let kept = fs::read(&config).unwrap();
+    fs::remove_file(&config).unwrap();
+    let told = server.failed_upgrade().await;
+    assert!(told.contains(&format!("the settings file {} was read", config.display())), "{told}");
+    fs::write(&config, kept).unwrap();
+    let moved = server.dir.path().join("moved");
+    fs::rename(&dir, &moved).unwrap();
+    let told = server.failed_upgrade().await;
+    assert!(told.contains(&dir.display().to_string()) && told.contains("is gone"), "{told}");
+    assert_eq!(server.publish(r#"{"data": 1}"#).await.status, 401);
+    fs::rename(&moved, &dir).unwrap();
+    server.upgrade().await;
+    assert_eq!(server.publish(r#"{"data": 1}"#).await.status, 401);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn settings_that_cannot_be_read_any_more_stop_the_upgrade() {
+    let mut server = Start::default().file(".env", "API_KEYS=0123456789abcdef\n").serve().await;
+    let dot_env = server.dir.path().join(".env");
+    let kept = fs::read(&dot_env).unwrap();
+    // It is there, but not read: it is no UTF-8 text.
+    fs::write(&dot_env, b"\0").unwrap();
+    let told = server.failed_upgrade().await;
+    assert!(told.contains(&format!("could not read the settings file {}", dot_env.display())), "{told}");
+    assert_eq!(server.publish(r#"{"data": 1}"#).await.status, 401);
+    fs::write(&dot_env, kept).unwrap();
+    server.upgrade().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_drains_refuses_an_upgrade_at_once() {
+    let mut server = Server::start().await;
+    let client = server.client().await;
+    server.signal(Signal::TERM);
+    server.logged("drain started").await;
+    let told = server.failed_upgrade().await;
+    assert!(told.contains("the server is shutting down"), "{told}");
+    server.signal(Signal::USR2);
+    soon("a line for the signal", async {
+        while server.log_lines("no upgrade: the server is shutting down").len() < 2 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    client.leave().await;
+    assert_eq!(server.exit_code().await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_exit_code_does_not_depend_on_the_output() {
+    let server = Server::start().await;
+    // Both streams are pipes whose other ends are closed.
+    let (mut command, _folder) = server.command("upgrade").into_command();
+    let (read, write) = std::io::pipe().unwrap();
+    drop(read);
+    command.stdout(Stdio::from(write.try_clone().unwrap())).stderr(Stdio::from(write));
+    let status = soon("the end of the command", command.status()).await.unwrap();
+    assert_eq!(status.code(), Some(0));
+    server.logged("took over").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_at_the_same_time_hear_the_same_success() {
+    let mut server = Server::start().await;
+    let mut client = server.client().await;
+    let commands = (0..6).map(|_| server.command("upgrade").end());
+    for ended in futures_util::future::join_all(commands).await {
+        assert_eq!(ended.code, Some(0), "{}{}", ended.stdout, ended.stderr);
+        assert!(ended.stdout.contains("has taken over 1 client"), "{}", ended.stdout);
+    }
+    client.say("still here").await;
+    client.next_of("message").await;
+    client.leave().await;
+    server.signal(Signal::TERM);
+    assert_eq!(server.exit_code().await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[cfg_attr(
+    not(debug_assertions),
+    ignore = "builds without debug assertions cannot be made to fail at a step"
+)]
+async fn a_new_process_that_dies_after_the_commit_is_no_success() {
+    let faults = tempfile::NamedTempFile::new().unwrap();
+    let mut server = Start::default().env(fault::FILE, faults.path().display()).serve().await;
+    let client = server.client().await;
+    fs::write(faults.path(), "Committed:kill").unwrap();
+    let told = server.failed_upgrade().await;
+    assert!(told.contains("it took over 1 clients, which are disconnected now"), "{told}");
+    drop(client);
+    fs::write(faults.path(), "").unwrap();
+    // The old one goes on, and can be upgraded.
+    let mut client = server.client().await;
+    assert_eq!(server.get("/health/ready").await.json()["clients"], 1);
+    server.upgrade().await;
+    client.say("here").await;
+    assert_eq!(client.next_of("message").await["data"], "here");
+}
