@@ -393,7 +393,7 @@ fn send(
 /// Ends the new process; if it ended by itself, that is why nothing came of it.
 async fn end(child: &mut Child, error: anyhow::Error) -> anyhow::Error {
     // A process that ends closes its sockets a moment before its exit code is known.
-    let gone = error.chain().any(|cause| matches!(cause.downcast_ref(), Some(ChannelError::Gone)));
+    let gone = matches!(error.downcast_ref(), Some(GiveError::Channel(ChannelError::Gone)));
     let time = if gone { EXIT_TIMEOUT } else { Duration::ZERO };
     if let Ok(Ok(status)) = timeout(time, child.wait()).await {
         return error.context(format!("it ended by itself ({status}), and its log says why"));
