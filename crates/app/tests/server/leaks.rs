@@ -108,6 +108,7 @@ async fn without_file_descriptors_new_connections_get_503_and_each_shortage_is_l
     // How many it has without clients depends on the number of cores.
     let own = Server::start().await.open_files();
     let server = Start::default().open_files(own + 60).serve().await;
+    let files = server.open_files();
     for shortage in 1..=2 {
         let mut idle = Vec::new();
         for _ in 0..own + 70 {
@@ -134,6 +135,7 @@ async fn without_file_descriptors_new_connections_get_503_and_each_shortage_is_l
         })
         .await;
         assert_eq!(server.log_lines("no file descriptors left").len(), shortage);
+        files_at_most(&server, files).await;
     }
     server.client().await.leave().await;
 }
