@@ -27,7 +27,7 @@ async fn console_has(browser: &Client, wanted: &[&str]) {
 }
 
 /// Waits, in the page and on its changes, until this JavaScript expression is true.
-async fn until(browser: &Client, condition: &str) {
+pub(super) async fn until(browser: &Client, condition: &str) {
     let script = format!(
         "const done = arguments[0], ok = () => {{ if ({condition}) {{ seen.disconnect(); done(true); }} }};
          const seen = new MutationObserver(ok);
@@ -55,7 +55,7 @@ async fn say(browser: &Client, text: &str) {
 }
 
 /// An expression: whether a message of this text is on the page.
-fn shown(text: &str) -> String {
+pub(super) fn shown(text: &str) -> String {
     format!(
         "[...document.querySelectorAll('#messages .text')].some((one) => one.textContent.includes({text:?}))"
     )

@@ -19,6 +19,7 @@ mod metrics;
 mod notices;
 mod operate;
 mod pages;
+mod pages_in_browser;
 mod parents;
 mod processes;
 mod protocol;
