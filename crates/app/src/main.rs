@@ -14,7 +14,9 @@ mod upgrade;
 
 use std::{
     io::{self, ErrorKind, Write},
+    panic,
     process::ExitCode,
+    thread,
 };
 
 use anyhow::Context;
@@ -24,7 +26,7 @@ use lastcall_core::{
 };
 use rustix::io::Errno;
 use tokio::runtime::Builder;
-use tracing::warn;
+use tracing::{error, warn};
 
 use crate::{cli::Action, server::Inheritance, supervisor::Role};
 
@@ -65,7 +67,8 @@ fn serve(loaded: &Loaded) -> anyhow::Result<ExitCode> {
     // Before the log: that may have a thread.
     let room = make_room_for_descriptors(settings.max_connections);
     // Dropped last: what is logged on the way down is written, too.
-    let _log = logging::init(settings)?;
+    let mut log = logging::init(settings)?;
+    log_panics();
     for warning in &loaded.warnings {
         warn!("settings: {warning}");
     }
@@ -73,10 +76,22 @@ fn serve(loaded: &Loaded) -> anyhow::Result<ExitCode> {
         warn!(%error, "cannot make room for descriptors: newcomers may have to wait for it");
     }
     let runtime = threads::runtime()?;
-    let ending = runtime.block_on(server::run(loaded, inheritance));
+    let exit = runtime.block_on(server::run(loaded, inheritance));
     // A task that is stuck must not keep the process: whatever had to end in order has ended.
     runtime.shutdown_background();
-    ending.map_err(|error| entrance::explain(error, loaded))
+    let exit = exit.map_err(|error| entrance::explain(error, loaded))?;
+    if exit.at_once {
+        log.end_at_once();
+    }
+    Ok(exit.code)
+}
+
+/// Has panics logged like everything else: stderr may be closed, or take nothing.
+fn log_panics() {
+    panic::set_hook(Box::new(|panic| {
+        let thread = thread::current();
+        error!(thread = thread.name(), "a part of the server panicked, which is a bug: {panic}");
+    }));
 }
 
 fn status(settings: &Settings) -> anyhow::Result<ExitCode> {
@@ -105,6 +120,5 @@ fn is_out_of_descriptors(error: &anyhow::Error) -> bool {
 
 /// Says what is wrong on stderr: there may be no log yet.
 fn complain(what: &dyn std::fmt::Display) {
-    // Fails when the other end of a pipe is closed: the exit code says it, too.
-    let _ = writeln!(io::stderr(), "error: {what}");
+    logging::stderr_line(&format!("error: {what}"));
 }

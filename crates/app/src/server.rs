@@ -50,8 +50,15 @@ pub(crate) struct Inheritance {
     pub(crate) role: Role,
 }
 
+/// How the process ends.
+pub(crate) struct Exit {
+    pub(crate) code: ExitCode,
+    /// Nothing is to be waited for.
+    pub(crate) at_once: bool,
+}
+
 /// Serves until the process is to end, or takes over from an old process first.
-pub(crate) async fn run(loaded: &Loaded, inheritance: Inheritance) -> anyhow::Result<ExitCode> {
+pub(crate) async fn run(loaded: &Loaded, inheritance: Inheritance) -> anyhow::Result<Exit> {
     let Loaded { settings, files, .. } = loaded;
     let Inheritance { take_over, mut role } = inheritance;
     match &settings.runtime_dir {
@@ -126,7 +133,11 @@ pub(crate) async fn run(loaded: &Loaded, inheritance: Inheritance) -> anyhow::Re
         warn!("no api_keys are set: only this machine may call /api/");
     }
     let mut upgrader = Upgrader {
-        requests: Requests { signals: signals.all(), control: control(settings, address, inherited_control) },
+        requests: Requests {
+            signals: signals.all(),
+            listening: signals.clone(),
+            control: control(settings, address, inherited_control),
+        },
         handover: Handover {
             program,
             files: files.clone(),
@@ -147,15 +158,16 @@ pub(crate) async fn run(loaded: &Loaded, inheritance: Inheritance) -> anyhow::Re
     let ending = life.run(manager, settings, &mut upgrader).await;
     info!("stopped");
     let Upgrader { handover: Handover { supervised, .. }, .. } = upgrader;
-    Ok(match (ending, supervised) {
+    let code = match (ending, supervised) {
         (Ending::HandedOver, Some(supervised)) => {
             memory::give_back();
             supervise(supervised).await?
         }
         (Ending::Graceful | Ending::HandedOver, _) => ExitCode::SUCCESS,
-        (Ending::HookFailed, _) => ExitCode::FAILURE,
+        (Ending::Failed, _) => ExitCode::FAILURE,
         (Ending::AtOnce(signal), _) => ExitCode::from(128 + signal.number()),
-    })
+    };
+    Ok(Exit { code, at_once: matches!(ending, Ending::AtOnce(_)) })
 }
 
 /// The control socket: the old process's, or a new one. That it cannot be made only means that there is none: it

@@ -18,7 +18,7 @@ use humantime::format_duration;
 use lastcall_core::settings::{SUPERVISOR, TAKE_OVER};
 use lastcall_endpoints::{Handovers, Patience};
 use lastcall_handover::{Channel, ChannelError, Give, GiveError, Identity, Progress};
-use lastcall_lifecycle::{AllSignals, NewProcess, Signal, Upgrade};
+use lastcall_lifecycle::{AllSignals, NewProcess, Signal, Signals, Upgrade};
 use lastcall_websockets::{ConnectionManager, Frozen};
 use rustix::process::{Pid, kill_process};
 use tokio::{
@@ -62,6 +62,7 @@ pub(crate) struct Upgrader {
 /// Where requests for upgrades come from.
 pub(crate) struct Requests {
     pub(crate) signals: AllSignals,
+    pub(crate) listening: Signals,
     /// `None`: there is no control socket.
     pub(crate) control: Option<Control>,
 }
@@ -73,7 +74,7 @@ pub(crate) struct Handover {
     /// The settings files that this process has read.
     pub(crate) files: Vec<PathBuf>,
     pub(crate) role: Role,
-    pub(crate) signals: lastcall_lifecycle::Signals,
+    pub(crate) signals: Signals,
     pub(crate) front: Arc<Front>,
     pub(crate) manager: ConnectionManager,
     pub(crate) timeout: Duration,
@@ -112,7 +113,7 @@ impl Requests {
                 },
                 None => self.signals.next().await,
             };
-            if signal == Signal::User2 {
+            if self.listening.asks_for_upgrade(signal) {
                 return Request::Signal(signal);
             }
         }

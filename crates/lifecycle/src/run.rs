@@ -9,7 +9,7 @@ use humantime::format_duration;
 use lastcall_core::settings::Settings;
 use lastcall_websockets::{ConnectionManager, DrainEnd, GracefulShutdown};
 use tokio::time::sleep;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::{
     hooks::{HookError, Hooks, Started},
@@ -24,8 +24,8 @@ use crate::{
 pub enum Ending {
     /// As it should.
     Graceful,
-    /// A shutdown hook failed; the log says which.
-    HookFailed,
+    /// A shutdown hook failed, or an event loop; the log says which.
+    Failed,
     /// The third signal: nothing was waited for.
     AtOnce(Signal),
     /// Another process serves the clients now.
@@ -66,7 +66,11 @@ impl Lifecycle {
                 warn!(signal = signal.name(), "third signal: exiting at once");
                 Ending::AtOnce(signal)
             }
-            ending = self.until_stopped(manager, settings, upgrade) => ending,
+            never = end_after_failure(&manager, &signals) => match never {},
+            ending = self.until_stopped(manager.clone(), settings, upgrade) => match ending {
+                Ending::Graceful if manager.has_failed() => Ending::Failed,
+                ending => ending,
+            },
         }
     }
 
@@ -89,7 +93,7 @@ impl Lifecycle {
                         service_manager::handed_over_to(new.pid);
                     }
                     self.phases.enter(Phase::Stopped);
-                    return if self.started.stop().await { Ending::HandedOver } else { Ending::HookFailed };
+                    return if self.started.stop().await { Ending::HandedOver } else { Ending::Failed };
                 }
                 None => service_manager::ready(),
             }
@@ -103,7 +107,7 @@ impl Lifecycle {
         }
         let well = self.started.stop().await;
         self.phases.enter(Phase::Stopped);
-        if well { Ending::Graceful } else { Ending::HookFailed }
+        if well { Ending::Graceful } else { Ending::Failed }
     }
 
     /// Waits for the clients to leave, and closes those who do not.
@@ -163,6 +167,14 @@ async fn keep_extending(at_most: Duration) -> Infallible {
         sleep(service_manager::EXTEND_EVERY).await;
         service_manager::extend(until.saturating_duration_since(Instant::now()));
     }
+}
+
+/// Has the process end when an event loop has failed: it would serve some clients, and not others.
+async fn end_after_failure(manager: &ConnectionManager, signals: &Signals) -> Infallible {
+    manager.failed().await;
+    error!("an event loop failed: closing all connections, and ending");
+    signals.close_now();
+    std::future::pending().await
 }
 
 /// Answers at once: an operator would wait for the end of the drain.

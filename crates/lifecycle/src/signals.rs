@@ -13,6 +13,7 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{broadcast, watch},
 };
+use tracing::info;
 
 /// Signals that may wait to be handled. Of more, the oldest are dropped: they ask for the same.
 const MAX_WAITING: usize = 16;
@@ -24,31 +25,49 @@ const SAME_SIGNAL: Duration = Duration::from_secs(5);
 /// A signal that the server understands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Signal {
+    /// SIGHUP: the terminal is gone, or an operator asks for an upgrade; see [`Signals::listen`].
+    Hangup,
     /// SIGINT, as Ctrl+C sends it: asks the process to end.
     Interrupt,
-    /// SIGTERM, as service managers send it: asks the process to end.
-    Terminate,
+    /// SIGQUIT, as Ctrl+\\ sends it: asks the process to end.
+    Quit,
+    /// SIGUSR1: asks for nothing.
+    User1,
     /// SIGUSR2: asks for an upgrade.
     User2,
+    /// SIGTERM, as service managers send it: asks the process to end.
+    Terminate,
 }
+
+/// Signals that end a process which does not handle them, that mean nothing to the server, and that a mistake or a
+/// limit may send: SIGALRM, SIGSTKFLT, SIGXFSZ (a log file at the limit of a file's size), SIGVTALRM, SIGPROF, SIGIO
+/// and SIGPWR (signal(7)).
+const MEANINGLESS: [i32; 7] = [14, 16, 25, 26, 27, 29, 30];
 
 impl Signal {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Interrupt, Self::Terminate, Self::User2];
+    pub const ALL: [Self; 6] =
+        [Self::Hangup, Self::Interrupt, Self::Quit, Self::User1, Self::User2, Self::Terminate];
 
     /// Its name, as signal(7) has it.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Hangup => "SIGHUP",
             Self::Interrupt => "SIGINT",
-            Self::Terminate => "SIGTERM",
+            Self::Quit => "SIGQUIT",
+            Self::User1 => "SIGUSR1",
             Self::User2 => "SIGUSR2",
+            Self::Terminate => "SIGTERM",
         }
     }
 
     /// Its number on Linux.
     pub fn number(self) -> u8 {
         match self {
+            Self::Hangup => 1,
             Self::Interrupt => 2,
+            Self::Quit => 3,
+            Self::User1 => 10,
             Self::User2 => 12,
             Self::Terminate => 15,
         }
@@ -58,6 +77,24 @@ impl Signal {
     pub fn from_number(number: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|signal| signal.number() == number)
     }
+
+    /// Whether the process that started this one had it ignored, as nohup(1) does with SIGHUP.
+    fn is_ignored(self) -> bool {
+        // SAFETY: a null action asks for the one in force, which is written to a value that lives until the call
+        // returns; all of its bytes may be zero.
+        #[expect(unsafe_code, reason = "the system call has no safe form")]
+        unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            libc::sigaction(self.number().into(), std::ptr::null(), &raw mut action) == 0
+                && action.sa_sigaction == libc::SIG_IGN
+        }
+    }
+}
+
+/// Whether this process was started in the foreground of a terminal: a shell waits for it.
+fn is_in_foreground() -> bool {
+    let stdin = rustix::stdio::stdin();
+    rustix::termios::tcgetpgrp(stdin).is_ok_and(|group| group == rustix::process::getpgrp())
 }
 
 /// How a signal came.
@@ -78,10 +115,15 @@ struct Shared {
     ending: watch::Sender<Vec<Signal>>,
     all: broadcast::Sender<Signal>,
     unpaired: Mutex<Unpaired>,
+    /// Whether SIGHUP asks the process to end.
+    hangup_ends: bool,
 }
 
 impl Signals {
-    /// From now on these signals no longer end the process by themselves.
+    /// From now on these signals no longer end the process by themselves. A signal that is ignored stays so.
+    ///
+    /// SIGHUP asks a process that was started in the foreground of a terminal to end, as the terminal is gone then;
+    /// it asks any other for an upgrade, as a service manager means it.
     ///
     /// # Errors
     /// When the system does not let them be handled.
@@ -90,9 +132,14 @@ impl Signals {
             ending: watch::Sender::default(),
             all: broadcast::Sender::new(MAX_WAITING),
             unpaired: Mutex::default(),
+            hangup_ends: is_in_foreground(),
         };
         let signals = Self(Arc::new(shared));
-        for kind in Signal::ALL {
+        for number in MEANINGLESS {
+            // The handler alone keeps it from ending the process.
+            drop(signal(SignalKind::from_raw(number))?);
+        }
+        for kind in Signal::ALL.into_iter().filter(|signal| !signal.is_ignored()) {
             let mut stream = signal(SignalKind::from_raw(kind.number().into()))?;
             let signals = signals.clone();
             tokio::spawn(async move {
@@ -113,7 +160,10 @@ impl Signals {
         drop(unpaired);
         // Fails when there is no receiver, which is fine.
         let _ = self.0.all.send(signal);
-        if signal != Signal::User2 {
+        if signal == Signal::User1 {
+            info!("SIGUSR1 means nothing to this server: ignored; SIGUSR2 upgrades it");
+        }
+        if self.asks_to_end(signal) {
             self.0.ending.send_if_modified(|signals| {
                 // Only the first three count.
                 let counts = signals.len() < 3;
@@ -123,6 +173,19 @@ impl Signals {
                 counts
             });
         }
+    }
+
+    fn asks_to_end(&self, signal: Signal) -> bool {
+        match signal {
+            Signal::Interrupt | Signal::Quit | Signal::Terminate => true,
+            Signal::Hangup => self.0.hangup_ends,
+            Signal::User1 | Signal::User2 => false,
+        }
+    }
+
+    /// Whether this signal asks for an upgrade.
+    pub fn asks_for_upgrade(&self, signal: Signal) -> bool {
+        signal == Signal::User2 || signal == Signal::Hangup && !self.0.hangup_ends
     }
 
     /// Takes in a signal that came to the process which supervises this one.

@@ -71,6 +71,9 @@ pub(crate) enum Command {
     Freeze(mpsc::Sender<FrozenLoop>),
     /// Drop everyone and end.
     Stop,
+    /// Panic, as a bug does.
+    #[cfg(test)]
+    Panic,
 }
 
 /// What a loop took from its inbox.

@@ -3,6 +3,7 @@
 use std::{
     io,
     os::fd::OwnedFd,
+    panic::{self, AssertUnwindSafe},
     sync::{Arc, Mutex, OnceLock, PoisonError},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
@@ -83,6 +84,8 @@ struct Inner {
     /// What the processes before this one counted.
     inherited: OnceLock<Figures>,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    /// Whether an event loop has panicked.
+    failed: watch::Sender<bool>,
 }
 
 impl ConnectionManager {
@@ -106,6 +109,7 @@ impl ConnectionManager {
                 bus: Arc::clone(&bus),
                 inherited: OnceLock::new(),
                 threads: Mutex::default(),
+                failed: watch::Sender::new(false),
             }),
         };
         for (index, poll) in polls.into_iter().enumerate() {
@@ -118,8 +122,14 @@ impl ConnectionManager {
                 heartbeat: config.heartbeat,
             };
             let event_loop = EventLoop::new(setup, Arc::clone(&bus));
-            let spawned =
-                thread::Builder::new().name(format!("event-loop-{index}")).spawn(|| event_loop.run());
+            let failed = manager.inner.failed.clone();
+            let run = move || {
+                // Its clients are disconnected: what a panic left of them cannot be trusted.
+                if panic::catch_unwind(AssertUnwindSafe(|| event_loop.run())).is_err() {
+                    failed.send_replace(true);
+                }
+            };
+            let spawned = thread::Builder::new().name(format!("event-loop-{index}")).spawn(run);
             match spawned {
                 Ok(thread) => manager.threads().push(thread),
                 Err(error) => {
@@ -275,6 +285,18 @@ impl ConnectionManager {
         let _ = self.watch().wait_for(|now| now.clients == 0).await;
     }
 
+    /// Waits until an event loop has panicked, which is a bug. Its clients are disconnected then, and no other loop
+    /// takes its place: the process is to end.
+    pub async fn failed(&self) {
+        // Fails only when the sender is gone, and this holds it.
+        let _ = self.inner.failed.subscribe().wait_for(|failed| *failed).await;
+    }
+
+    /// Whether an event loop has panicked.
+    pub fn has_failed(&self) -> bool {
+        *self.inner.failed.borrow()
+    }
+
     /// Ends the event loops; who is still there is cut off. Blocks until the threads have ended, which
     /// takes a turn.
     pub fn stop(&self) {
@@ -332,6 +354,22 @@ mod tests {
         drop(client);
         manager.empty().await;
         assert_eq!(manager.occupancy().closed, 1);
+        manager.stop();
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_event_loop_that_panics_is_told_of_and_its_clients_are_disconnected() {
+        let (manager, mut client, server) = manager().await;
+        manager.connect(manager.admit().unwrap(), server, Handshake::default()).unwrap();
+        let mut welcome = [0; 2];
+        client.read_exact(&mut welcome).unwrap();
+        assert!(!manager.has_failed());
+        manager.inner.bus.send(&Command::Panic);
+        manager.failed().await;
+        assert!(manager.has_failed());
+        // The end comes after the rest of the welcome.
+        client.read_to_end(&mut Vec::new()).unwrap();
+        manager.empty().await;
         manager.stop();
     }
 

@@ -250,3 +250,36 @@ async fn a_terminal_keeps_its_job() {
     terminal.type_in("exit\n").await;
     soon("the end of the shell", terminal.shell.wait()).await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_whose_terminal_is_closed_drains() {
+    if installed("bash").is_none() || installed("setsid").is_none() {
+        return;
+    }
+    let folder = crate::support::folder();
+    let mut terminal = Terminal::open(folder.path());
+    terminal.shows("ready> ").await;
+    terminal.type_in("\"$LASTCALL\"\n").await;
+    terminal.shows("listening on http://").await;
+    let address: String = terminal
+        .rest_of_line()
+        .await
+        .chars()
+        .take_while(|c| c.is_ascii_digit() || ".:".contains(*c))
+        .collect();
+    let (mut socket, _) = tokio_tungstenite::connect_async(format!("ws://{address}/ws")).await.unwrap();
+    // The shell would end its job with SIGKILL here; a terminal that is closed does not.
+    let Terminal { mut shell, keyboard, screen, .. } = terminal;
+    drop((keyboard, screen));
+    soon("the notice", async {
+        loop {
+            let message = futures_util::StreamExt::next(&mut socket).await.unwrap().unwrap();
+            if message.into_text().is_ok_and(|text| text.contains("\"type\":\"shutdown\"")) {
+                break;
+            }
+        }
+    })
+    .await;
+    drop(socket);
+    soon("the end of the shell", shell.wait()).await.unwrap();
+}

@@ -119,6 +119,8 @@ impl EventLoop {
                 self.stopped = true;
                 return;
             }
+            #[cfg(test)]
+            Command::Panic => panic!("as a test wants it"),
         };
         self.fanout = Some(Fanout { kind, next: 0 });
     }

@@ -1,0 +1,63 @@
+//! The standard streams. Each may be a terminal or a pipe that takes nothing for as long as it likes, may be shared
+//! with other processes, and its other end may be gone.
+
+use std::{
+    io::{self, Write},
+    os::fd::BorrowedFd,
+    time::Duration,
+};
+
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::{Errno, write},
+    stdio::{stderr, stdout},
+};
+
+/// Most bytes that a pipe with room takes in one piece (pipe(7); 4096 on Linux).
+const PIPE_BUF: usize = 4096;
+
+/// How long stderr has to take a line.
+const STDERR_WAIT: Duration = Duration::from_secs(1);
+
+/// Writes to stdout as it is: no buffer, and no lock that another thread could wait for.
+pub(super) struct Stdout;
+
+impl Write for Stdout {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        loop {
+            match write(stdout(), bytes) {
+                // Another process has set O_NONBLOCK, which all that share the stream see.
+                Err(Errno::AGAIN) => wait_for_room(stdout(), None)?,
+                taken => return Ok(taken?),
+            };
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Writes a line to stderr. Waits at most a second for room there; a line that it does not take is lost, as there
+/// is nowhere else to say so.
+pub fn stderr_line(line: &str) {
+    let line = format!("{line}\n");
+    for piece in line.as_bytes().chunks(PIPE_BUF) {
+        let room = wait_for_room(stderr(), Some(STDERR_WAIT));
+        if !room.unwrap_or(false) || write(stderr(), piece).is_err() {
+            return;
+        }
+    }
+}
+
+/// Waits until a write does not block, or fails; whether that is so within this time.
+fn wait_for_room(stream: BorrowedFd<'_>, most: Option<Duration>) -> rustix::io::Result<bool> {
+    let timeout = most.and_then(|most| Timespec::try_from(most).ok());
+    let mut streams = [PollFd::from_borrowed_fd(stream, PollFlags::OUT)];
+    loop {
+        match poll(&mut streams, timeout.as_ref()) {
+            Err(Errno::INTR) => {}
+            ready => return ready.map(|ready| ready > 0),
+        }
+    }
+}
