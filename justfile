@@ -32,9 +32,7 @@ dev *arguments: (tool "watchexec" "watchexec-cli" "2.5.1")
     change='
         cargo build --package lastcall
         if kill -0 "$(cat "$PID_FILE")" 2>/dev/null; then
-            said=$(target/debug/lastcall upgrade "$@")
-            echo "$said"
-            echo "$said" | sed -n "s/^process \([0-9]*\) has taken over.*/\1/p" >"$PID_FILE"
+            target/debug/lastcall upgrade "$@"
         else
             target/debug/lastcall "$@" &
             echo $! >"$PID_FILE"
@@ -46,7 +44,7 @@ dev *arguments: (tool "watchexec" "watchexec-cli" "2.5.1")
 # Run all tests; arguments go to cargo: `just test -p lastcall-websockets`
 [group('check')]
 [positional-arguments]
-test *arguments: browser
+test *arguments: test-programs
     cargo test --locked "${@:---workspace}"
 
 # Check format, lints and documentation
@@ -101,19 +99,23 @@ bench-upgrade *arguments:
     cargo build --release --locked --package lastcall --package lastcall-bench
     target/release/lastcall-bench restart --peers target/bench/peers --binaries target/release --out target/bench "$@"
 
-# Install what the browser test needs, where that is possible
+# Install the programs that tests start, where that is possible; without the browser, its tests cannot run
 [private]
-browser:
+test-programs:
     #!/usr/bin/env bash
     set -euo pipefail
     have() { command -v "$1" >/dev/null; }
-    if have "${CHROMIUM:-chromium}" && have "${CHROMEDRIVER:-chromedriver}"; then exit 0; fi
+    packages=""
+    have "${CHROMIUM:-chromium}" && have "${CHROMEDRIVER:-chromedriver}" || packages="chromium chromium-driver"
+    for one in tini dumb-init; do have $one || packages="$packages $one"; done
+    have supervisord || packages="$packages supervisor"
+    [ -n "$packages" ] || exit 0
     as_root=""
     if [ "$(id -u)" != 0 ]; then as_root="sudo --non-interactive"; fi
     if have apt-get && { [ -z "$as_root" ] || $as_root true 2>/dev/null; }; then
-        echo "Installing Chromium and its driver for the browser test: apt-get install chromium chromium-driver"
+        echo "Installing programs that the tests start: apt-get install" $packages
         if ! { $as_root apt-get update -qq && $as_root env DEBIAN_FRONTEND=noninteractive \
-            apt-get install -y -qq --no-install-recommends chromium chromium-driver >/dev/null; }; then
+            apt-get install -y -qq --no-install-recommends $packages >/dev/null; }; then
             echo "apt-get could not install them." >&2
         fi
     fi
@@ -121,7 +123,7 @@ browser:
         have "$one" || missing="${missing:-} $one"
     done
     if [ -n "${missing:-}" ]; then
-        echo "The browser test needs$missing, which could not be installed here." >&2
+        echo "The browser tests need$missing, which could not be installed here." >&2
         echo "On Debian, as root: apt-get install chromium chromium-driver." >&2
         echo "Elsewhere: install both, and name them in CHROMIUM and CHROMEDRIVER." >&2
         exit 1

@@ -18,7 +18,7 @@ units (64KiB): KiB, MiB and GiB are powers of 1024, kB, MB and GB of 1000.
 
 SIGTERM or Ctrl+C: gives notice, waits for the clients to leave, closes those who stay.
 A second one closes them now, a third one exits at once.
-SIGUSR2, or lastcall upgrade: a new process of this program takes over, with every connection.";
+SIGUSR2, SIGHUP or lastcall upgrade: a new process of this program takes over, with every connection.";
 
 /// What was asked for.
 pub(crate) enum Action {

@@ -57,7 +57,7 @@ pub(crate) enum Mode {
 pub(crate) struct Servers {
     pub(crate) peers: PathBuf,
     pub(crate) binaries: PathBuf,
-    /// The folder of lastcall's socket for upgrades.
+    /// The folder of lastcall's control socket.
     pub(crate) runtime_dir: PathBuf,
 }
 

@@ -88,7 +88,7 @@ pub struct Settings {
     pub shutdown_pace: Duration,
     /// How long a new process has to get ready to take over.
     pub upgrade_timeout: Duration,
-    /// Folder of the socket for upgrades.
+    /// Folder of the control socket.
     pub runtime_dir: RuntimeDir,
     /// How long a closed client has to answer before its TCP socket goes.
     pub close_timeout: Duration,

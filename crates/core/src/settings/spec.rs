@@ -127,7 +127,7 @@ pub const SPECS: [Spec; 24] = [
         UPGRADE,
         "FOLDER",
         None,
-        "Folder, this user's alone, of the socket for upgrades; default: a folder of lastcall's own",
+        "Folder, this user's alone, of the control socket; default: a folder of lastcall's own",
     ),
     spec(
         "max_connections",
