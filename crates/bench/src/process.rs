@@ -23,13 +23,6 @@ impl Process {
         Ok(Usage { cpu: self.cpu()?, memory: self.memory()? })
     }
 
-    /// Whether it has not ended yet.
-    pub(crate) fn is_alive(self) -> bool {
-        // A process that has ended, but was not waited for, is a zombie (proc(5), the state after the name).
-        fs::read_to_string(format!("/proc/{}/stat", self.0))
-            .is_ok_and(|stat| stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X'])))
-    }
-
     /// Files that it has open.
     pub(crate) fn open_files(self) -> anyhow::Result<usize> {
         let folder = format!("/proc/{}/fd", self.0);

@@ -347,6 +347,9 @@ fn number(text: &[u8]) -> Option<usize> {
     usize::from_str_radix(std::str::from_utf8(text.get(at..at + DIGITS)?).ok()?, 16).ok()
 }
 
+/// A supervisor has a few for itself, and none of a client.
+const MOST_FILES_OF_A_SUPERVISOR: usize = 64;
+
 /// `lastcall upgrade`: a new process takes over.
 fn upgrade(servers: &Servers, mut running: Running, epoch: Instant) -> anyhow::Result<(Running, Restart)> {
     let old = running.process();
@@ -359,7 +362,8 @@ fn upgrade(servers: &Servers, mut running: Running, epoch: Instant) -> anyhow::R
         .spawn()
         .context("cannot run lastcall upgrade")?;
     let lines = BufReader::new(command.stdout.take().context("no stdout")?).lines();
-    let last = lines.map_while(Result::ok).last().unwrap_or_default();
+    let taken_over = lines.map_while(Result::ok).filter(|line| line.contains("has taken over")).last();
+    let last = taken_over.unwrap_or_default();
     let to = since();
     let done = Instant::now();
     ensure!(command.wait()?.success(), "an upgrade failed");
@@ -367,8 +371,9 @@ fn upgrade(servers: &Servers, mut running: Running, epoch: Instant) -> anyhow::R
     let words: Vec<_> = last.split(' ').collect();
     let pid = words.get(1).and_then(|pid| pid.parse().ok()).with_context(|| format!("what is {last:?}?"))?;
     let paused_ms = words.iter().rev().nth(1).and_then(|ms| ms.parse().ok());
-    while old.is_alive() {
-        ensure!(done.elapsed() < Duration::from_secs(10), "the old process does not end");
+    // It ends; the one that was started stays, without sockets.
+    while old.open_files().is_ok_and(|files| files > MOST_FILES_OF_A_SUPERVISOR) {
+        ensure!(done.elapsed() < Duration::from_secs(10), "the old process does not let go of its sockets");
         thread::sleep(Duration::from_millis(1));
     }
     let old_gone_ms = Some(done.elapsed().as_secs_f64() * 1e3);
@@ -406,8 +411,8 @@ fn replace(
 fn upgrades_table(full: &Outcome) -> String {
     let mut text = format!(
         "**{} clients, {} upgrades in a row**\n\n\
-         | upgrade | longest silence of a client, ms | the server's pause, ms | old process gone after, ms | open \
-         files | memory, MiB |\n|---|---|---|---|---|---|\n",
+         | upgrade | longest silence of a client, ms | the server's pause, ms | old process's sockets closed after, ms | \
+         open files | memory, MiB |\n|---|---|---|---|---|---|\n",
         full.clients,
         full.restarts.len()
     );
