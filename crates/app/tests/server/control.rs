@@ -272,3 +272,38 @@ async fn a_new_process_that_dies_after_the_commit_is_no_success() {
     client.say("here").await;
     assert_eq!(client.next_of("message").await["data"], "here");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_command_is_answered_when_all_file_descriptors_are_taken() {
+    // How many it has without clients depends on the number of cores.
+    let own = Server::start().await.open_files();
+    let mut server = Start::default().open_files(own + 60).serve().await;
+    let mut idle = Vec::new();
+    for _ in 0..own + 70 {
+        idle.push(tokio::net::TcpStream::connect(server.address).await.unwrap());
+    }
+    server.logged("no file descriptors left").await;
+    for _ in 0..3 {
+        let told = server.failed_upgrade().await;
+        assert!(told.contains("Too many open files"), "{told}");
+    }
+    drop(idle);
+    soon("room", async {
+        while server.open_files() > own + 10 {
+            tokio::task::yield_now().await
+        }
+    })
+    .await;
+    server.upgrade().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn root_may_upgrade_the_server_of_another_user() {
+    if !rustix::process::getuid().is_root() {
+        return eprintln!("not root: not tested");
+    }
+    let mut server = Start::default().user(65_534).serve().await;
+    server.upgrade().await;
+    server.signal(Signal::TERM);
+    assert_eq!(server.exit_code().await, 0);
+}
