@@ -5,7 +5,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs},
     path::PathBuf,
     process::ExitCode,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, bail};
@@ -14,21 +14,19 @@ use hyper::{Request, body::Bytes, client::conn::http1, header::HOST};
 use hyper_util::rt::TokioIo;
 use indicatif::{ProgressBar, ProgressStyle};
 use lastcall_core::settings::{RuntimeDir, Settings};
-use lastcall_handover::{Progress, find, others};
+use lastcall_handover::{Command, ControlSocket, Opening, Progress, find, others};
 use serde::Deserialize;
 use tokio::{
     net::{TcpStream, lookup_host},
     time::{sleep, timeout},
 };
 
-use crate::control;
-
 /// How long a running server has to answer.
-const PATIENCE: Duration = Duration::from_secs(5);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What an upgrade may take on top of `upgrade_timeout`: requests that are finished, the handover itself, and the new
 /// process that has to serve.
-const UPGRADE_TIMEOUT: Duration = Duration::from_secs(30);
+pub(crate) const UPGRADE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How often the progress of a drain is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -36,18 +34,28 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Has the server that runs replace itself, and waits until it has. The exit code says how the upgrade went,
 /// whatever becomes of the output.
 pub(crate) fn upgrade(settings: &Settings) -> anyhow::Result<ExitCode> {
-    let path = control_socket(settings)?;
-    let within = settings.upgrade_timeout + UPGRADE_TIMEOUT;
-    control::ask_for_upgrade(&path, within, |progress| {
+    let channel = ControlSocket::connect(&control_socket(settings)?)?;
+    channel.send(&Opening::Command(Command::Upgrade), Instant::now() + ANSWER_TIMEOUT)?;
+    // One upgrade may be under way already, whose end this waits for.
+    let mut deadline = Instant::now() + settings.upgrade_timeout + UPGRADE_TIMEOUT;
+    loop {
+        let progress = channel.receive(deadline).context("the server did not say how the upgrade went")?;
         // A pipe that is closed must not end this before the upgrade has.
-        let _ = report(progress);
-    })?;
-    Ok(ExitCode::SUCCESS)
+        let _ = report(&progress);
+        match progress {
+            // The server's own `upgrade_timeout` counts.
+            Progress::Started { most_seconds, .. } => {
+                deadline = Instant::now() + Duration::from_secs(most_seconds) + ANSWER_TIMEOUT;
+            }
+            Progress::Done { .. } => return Ok(ExitCode::SUCCESS),
+            Progress::Failed { reason } => bail!("the upgrade failed; {reason}"),
+        }
+    }
 }
 
 fn report(progress: &Progress) -> anyhow::Result<()> {
     match progress {
-        Progress::Started { pid, program } => {
+        Progress::Started { pid, program, .. } => {
             say(&format!("process {pid} gets ready to take over: {}", program.display()))
         }
         Progress::Done { pid, program, version, files, clients, paused_ms } => {
@@ -137,7 +145,7 @@ pub(crate) async fn status(settings: &Settings) -> anyhow::Result<ExitCode> {
 }
 
 async fn ask(settings: &Settings) -> anyhow::Result<Status> {
-    let asked = timeout(PATIENCE, async {
+    let asked = timeout(ANSWER_TIMEOUT, async {
         let addresses = reachable(&settings.host, settings.port).await.context("the host is not known")?;
         // Tries one after the other.
         let stream = TcpStream::connect(addresses.as_slice()).await.context("nothing listens there")?;
@@ -154,7 +162,7 @@ async fn ask(settings: &Settings) -> anyhow::Result<Status> {
     });
     let answer = match asked.await {
         Ok(answer) => answer,
-        Err(_) => Err(anyhow::anyhow!("no answer within {PATIENCE:?}")),
+        Err(_) => Err(anyhow::anyhow!("no answer within {ANSWER_TIMEOUT:?}")),
     };
     let (host, port) = (&settings.host, settings.port);
     answer.with_context(|| format!("cannot ask the server at {}", authority(host, port)))

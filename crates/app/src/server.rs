@@ -1,8 +1,10 @@
 //! The server put together: which parts it has, and in which order they start and stop.
 
 use std::{
+    env,
     net::{Ipv6Addr, SocketAddr},
     os::fd::OwnedFd,
+    path::PathBuf,
     process::ExitCode,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -11,11 +13,14 @@ use std::{
 use anyhow::Context as _;
 use lastcall_core::{
     memory,
-    settings::{Loaded, RuntimeDir, Settings},
+    settings::{FOREGROUND, Loaded, RuntimeDir, Settings},
 };
 use lastcall_endpoints::{Context, Handovers, Health, HealthReport, Page, Patience, router};
-use lastcall_handover::{ControlSocket, Name};
-use lastcall_lifecycle::{Ending, Hooks, Lifecycle, Phase, Phases, Signals};
+use lastcall_handover::{
+    ControlSocket, Name,
+    fault::{self, Step},
+};
+use lastcall_lifecycle::{Ending, Hooks, Lifecycle, Phase, Phases, Signals, is_in_foreground};
 use lastcall_websockets::{ConnectionManager, ManagerConfig, NotifierState};
 use tokio::task::spawn_blocking;
 use tracing::{info, warn};
@@ -68,9 +73,15 @@ pub(crate) async fn run(loaded: &Loaded, inheritance: Inheritance) -> anyhow::Re
             .context("there could be no control socket; change `runtime_dir`")?,
     }
     let program = Program::this().inspect_err(|error| warn!("there will be no upgrades: {error:#}"));
-    let signals = Signals::listen().context("cannot handle signals")?;
+    let in_foreground = match env::var_os(FOREGROUND) {
+        Some(said) => said == "1",
+        None => is_in_foreground(),
+    };
+    let signals = Signals::listen(in_foreground).context("cannot handle signals")?;
     let take_over = match take_over {
-        Some(descriptor) => Some(TakeOver::begin(descriptor, files.clone()).await?),
+        Some(descriptor) => {
+            Some(TakeOver::begin(descriptor, files.iter().map(|file| file.path.clone()).collect()).await?)
+        }
         None => None,
     };
     let page = Page::load(settings.templates_dir.as_deref())?;
@@ -118,6 +129,7 @@ pub(crate) async fn run(loaded: &Loaded, inheritance: Inheritance) -> anyhow::Re
     let life = Lifecycle::start(hooks, phases, signals.clone()).await?;
     if let Role::Supervised(link) = &mut role {
         link.serve(signals.clone()).context("cannot speak to the process that was started")?;
+        fault::point(Step::Reported);
     }
     if let Some((frozen_at, serving)) = served_before {
         // 0 if the clock was set back meanwhile.
@@ -136,11 +148,11 @@ pub(crate) async fn run(loaded: &Loaded, inheritance: Inheritance) -> anyhow::Re
         requests: Requests {
             signals: signals.all(),
             listening: signals.clone(),
-            control: control(settings, address, inherited_control),
+            control: Some(Control::start(control_path(settings, address), inherited_control)),
         },
         handover: Handover {
             program,
-            files: files.clone(),
+            files: files.iter().filter(|file| file.needed).cloned().collect(),
             role,
             signals,
             front,
@@ -159,7 +171,8 @@ pub(crate) async fn run(loaded: &Loaded, inheritance: Inheritance) -> anyhow::Re
     info!("stopped");
     let Upgrader { handover: Handover { supervised, .. }, .. } = upgrader;
     let code = match (ending, supervised) {
-        (Ending::HandedOver, Some(supervised)) => {
+        // Also when a part of this process did not stop as it should: the service goes on.
+        (Ending::HandedOver | Ending::Failed | Ending::Graceful, Some(supervised)) => {
             memory::give_back();
             supervise(supervised).await?
         }
@@ -170,32 +183,13 @@ pub(crate) async fn run(loaded: &Loaded, inheritance: Inheritance) -> anyhow::Re
     Ok(Exit { code, at_once: matches!(ending, Ending::AtOnce(_)) })
 }
 
-/// The control socket: the old process's, or a new one. That it cannot be made only means that there is none: it
-/// would be worse not to serve.
-fn control(settings: &Settings, address: SocketAddr, inherited: Option<ControlSocket>) -> Option<Control> {
+/// The path of the control socket.
+fn control_path(settings: &Settings, address: SocketAddr) -> PathBuf {
     let name = match &settings.runtime_dir {
         RuntimeDir::Service(_) => Name::Only,
         _ => Name::Address(address),
     };
-    let path = name.path(settings.runtime_dir.path());
-    let socket = match inherited {
-        Some(socket) if socket.path() == path => Ok(socket),
-        // The old one's file is removed; unless there can be no other one.
-        Some(other) => ControlSocket::bind(&path).or_else(|error| {
-            warn!("the control socket stays at {}: {:#}", other.path().display(), anyhow::Error::from(error));
-            Ok(other)
-        }),
-        None => ControlSocket::bind(&path),
-    };
-    let control = socket.map_err(anyhow::Error::from).and_then(|socket| {
-        info!(path = %socket.path().display(), "control socket");
-        Control::start(socket).context("cannot wait for connections")
-    });
-    control
-        .inspect_err(|error| {
-            warn!("there is no control socket, so `lastcall upgrade` cannot reach this server: {error:#}");
-        })
-        .ok()
+    name.path(settings.runtime_dir.path())
 }
 
 /// Tells the health routes the state of the process.

@@ -8,9 +8,10 @@
 //! in the link for the new process. A link that ends means that the supervisor was killed.
 
 use std::{
+    collections::VecDeque,
     env,
     future::pending,
-    io::{self, Write},
+    io,
     os::{
         fd::{AsRawFd, FromRawFd, OwnedFd},
         unix::net::UnixStream,
@@ -22,7 +23,9 @@ use std::{
 use anyhow::Context;
 use lastcall_core::settings::SUPERVISOR;
 use lastcall_lifecycle::{AllSignals, Signal, Signals};
-use rustix::process::{Pid, WaitOptions, WaitStatus, getpid, set_child_subreaper, wait};
+use rustix::process::{
+    Pid, WaitId, WaitIdOptions, WaitOptions, WaitStatus, getpid, set_child_subreaper, wait, waitid,
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     process::Child,
@@ -99,10 +102,7 @@ impl Link {
     pub(crate) fn serve(&mut self, signals: Signals) -> io::Result<()> {
         let stream = UnixStream::from(self.descriptor.try_clone()?);
         stream.set_nonblocking(true)?;
-        // It fits: at most this process's number is in the buffer.
-        if let Err(error) = (&stream).write_all(&std::process::id().to_le_bytes()) {
-            debug!(%error, "the supervisor could not be told that this process serves");
-        }
+        self.report();
         let mut stream = tokio::net::UnixStream::from_std(stream)?;
         self.reading = Some(tokio::spawn(async move {
             loop {
@@ -119,6 +119,13 @@ impl Link {
             }
         }));
         Ok(())
+    }
+
+    fn report(&self) {
+        // It fits: a few numbers at most are in the buffer.
+        if let Err(error) = rustix::io::write(&self.descriptor, &std::process::id().to_le_bytes()) {
+            debug!(%error, "the supervisor could not be told that this process serves");
+        }
     }
 
     /// Takes no more signals: those that come are for the new process.
@@ -174,6 +181,13 @@ impl Role {
         }
     }
 
+    /// Tells the supervisor once more that this process serves: another one may have said so meanwhile.
+    pub(crate) fn report(&self) {
+        if let Self::Supervised(link) = self {
+            link.report();
+        }
+    }
+
     /// Gives up what was made for a new process that did not take over.
     pub(crate) fn reset(&mut self) {
         if let Self::Started(supervision) = self {
@@ -212,8 +226,8 @@ pub(crate) struct Supervised {
     pub(crate) child: Child,
     /// The signals that came since that process was handed everything.
     pub(crate) signals: AllSignals,
-    /// A signal that came during the handover.
-    pub(crate) pending: Option<Signal>,
+    /// The signals that came during the handover.
+    pub(crate) pending: Vec<Signal>,
 }
 
 /// Passes signals on to the process that serves, until the last one has ended. Returns that one's exit code;
@@ -222,8 +236,9 @@ pub(crate) struct Supervised {
 /// # Errors
 /// When signals cannot be handled.
 pub(crate) async fn supervise(supervised: Supervised) -> anyhow::Result<ExitCode> {
-    let Supervised { supervision: Supervision { own, link }, child, mut signals, pending: mut waiting } =
+    let Supervised { supervision: Supervision { own, link }, child, mut signals, pending: waiting } =
         supervised;
+    let mut waiting = VecDeque::from(waiting);
     let first = child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw);
     let mut serving = first.context("the new process had ended before it was supervised")?;
     drop(link);
@@ -235,28 +250,35 @@ pub(crate) async fn supervise(supervised: Supervised) -> anyhow::Result<ExitCode
         "process {serving} serves; this one stays, and passes signals on to it"
     );
     let mut linked = true;
-    let mut ended: Option<(u8, Instant)> = None;
+    // How the process that serves ended, or the last one that did.
+    let (mut ended, mut last) = (None, 0);
+    // When the next process has to be heard of, or the end of one.
+    let mut give_up: Option<Instant> = None;
     let code = loop {
         for (pid, status) in reap() {
+            last = exit_code(status);
             if pid == serving {
-                ended = Some((exit_code(status), Instant::now() + NEXT_PROCESS_TIMEOUT));
+                ended = Some(last);
+                give_up = Some(Instant::now() + NEXT_PROCESS_TIMEOUT);
             }
         }
         match ended {
             // No process has the link any more, so none can have taken over.
-            Some((code, _)) if !linked => break code,
-            Some((code, deadline)) if deadline <= Instant::now() => break code,
+            Some(code) if !linked => break code,
+            // The one that said that it serves may have been another one's child, and have ended before that.
+            None if !linked && !has_children() => break last,
+            ended if give_up.is_some_and(|give_up| give_up <= Instant::now()) => break ended.unwrap_or(last),
             _ => {}
         }
         let next_signal = async {
-            match waiting.take() {
+            match waiting.pop_front() {
                 Some(signal) => signal,
                 None => signals.next().await,
             }
         };
         let deadline = async {
-            match ended {
-                Some((_, deadline)) => sleep_until(deadline).await,
+            match give_up {
+                Some(give_up) => sleep_until(give_up).await,
                 None => pending().await,
             }
         };
@@ -267,9 +289,12 @@ pub(crate) async fn supervise(supervised: Supervised) -> anyhow::Result<ExitCode
                 // Four bytes are written at once, and so they are read.
                 Ok(4) => if let Some(pid) = Pid::from_raw(i32::from_le_bytes(pid)) {
                     debug!(pid = pid.as_raw_pid(), "another process serves");
-                    (serving, ended) = (pid, None);
+                    (serving, ended, give_up) = (pid, None, None);
                 }
-                _ => linked = false,
+                _ => {
+                    linked = false;
+                    give_up = Some(Instant::now() + NEXT_PROCESS_TIMEOUT);
+                }
             },
             _ = child_ended.recv() => {}
             signal = next_signal => if let Err(error) = forward.write_all(&[signal.number()]).await {
@@ -282,6 +307,11 @@ pub(crate) async fn supervise(supervised: Supervised) -> anyhow::Result<ExitCode
     drop(child);
     info!(code, "the process that served has ended, and so does this one");
     Ok(ExitCode::from(code))
+}
+
+/// Whether any process is a child of this one, that has not ended or was not waited for.
+fn has_children() -> bool {
+    waitid(WaitId::All, WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT).is_ok()
 }
 
 /// Takes note of all children that have ended: those of the processes that took over are this one's, too.

@@ -15,9 +15,9 @@ use std::{
 
 use anyhow::{Context, anyhow, bail};
 use humantime::format_duration;
-use lastcall_core::settings::{SUPERVISOR, TAKE_OVER};
+use lastcall_core::settings::{FOREGROUND, SUPERVISOR, SettingsFile, TAKE_OVER};
 use lastcall_endpoints::{Handovers, Patience};
-use lastcall_handover::{Channel, ChannelError, Give, GiveError, Identity, Progress};
+use lastcall_handover::{Channel, ChannelError, Give, GiveError, Progress};
 use lastcall_lifecycle::{AllSignals, NewProcess, Signal, Signals, Upgrade};
 use lastcall_websockets::{ConnectionManager, Frozen};
 use rustix::process::{Pid, kill_process};
@@ -30,9 +30,10 @@ use tokio::{
 use tracing::{info, warn};
 
 use crate::{
-    control::{Control, Operator},
+    control::{Control, ControlShare, Operator},
     front::{Front, Paused},
     inherit::ServerState,
+    operate::UPGRADE_TIMEOUT,
     program::Program,
     supervisor::{Inheritable, Role, Supervised},
 };
@@ -53,6 +54,9 @@ const SERVING_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a process has to end that has closed its side of the handover.
 const EXIT_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// Most commands that wait for the result of one upgrade: each has a descriptor.
+const MAX_WAITING: usize = 64;
+
 /// Carries out upgrades.
 pub(crate) struct Upgrader {
     pub(crate) requests: Requests,
@@ -63,7 +67,7 @@ pub(crate) struct Upgrader {
 pub(crate) struct Requests {
     pub(crate) signals: AllSignals,
     pub(crate) listening: Signals,
-    /// `None`: there is no control socket.
+    /// `None`: it was left to the new process.
     pub(crate) control: Option<Control>,
 }
 
@@ -72,7 +76,7 @@ pub(crate) struct Handover {
     /// Or why no new process can be started.
     pub(crate) program: anyhow::Result<Program>,
     /// The settings files that this process has read.
-    pub(crate) files: Vec<PathBuf>,
+    pub(crate) files: Vec<SettingsFile>,
     pub(crate) role: Role,
     pub(crate) signals: Signals,
     pub(crate) front: Arc<Front>,
@@ -140,7 +144,7 @@ impl Upgrade for Upgrader {
         let mut waiting = Vec::new();
         info!(?request, "an upgrade was asked for");
         waiting.extend(request.operator());
-        let control = requests.control.as_ref().map(Control::share).transpose();
+        let control = requests.control.as_ref().map(Control::to_share);
         let (started, mut has_started) = oneshot::channel();
         let mut first = None;
         let result = {
@@ -155,6 +159,11 @@ impl Upgrade for Upgrader {
                     result = &mut handing_over => break result,
                     // Requests that come meanwhile are for the same.
                     request = requests.next() => if let Some(mut operator) = request.operator() {
+                        if waiting.len() >= MAX_WAITING {
+                            let reason = "too many commands wait for this upgrade already".to_owned();
+                            operator.tell(&Progress::Failed { reason }).await;
+                            continue;
+                        }
                         if let Some(progress) = &first {
                             operator.tell(progress).await;
                         }
@@ -178,10 +187,26 @@ impl Upgrade for Upgrader {
                 };
                 warn!("the upgrade failed; {reason}");
                 handover.role.reset();
+                if error.is::<Disconnected>() {
+                    handover.role.report();
+                }
                 handovers.lock().unwrap_or_else(PoisonError::into_inner).failed += 1;
                 tell_all(&mut waiting, &Progress::Failed { reason }).await;
                 None
             }
+        }
+    }
+}
+
+/// Sends the signals that came during the handover to the new process, once more.
+fn pass_on(signals: &[Signal], pid: u32) {
+    let Some(process) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return };
+    for signal in signals {
+        info!(pid, signal = signal.name(), "passing a signal on to the new process");
+        if let Some(number) = rustix::process::Signal::from_named_raw(i32::from(signal.number()))
+            && let Err(error) = kill_process(process, number)
+        {
+            warn!(%error, pid, signal = signal.name(), "a signal could not be passed on");
         }
     }
 }
@@ -195,17 +220,17 @@ async fn tell_all(operators: &mut [Operator], progress: &Progress) {
 impl Handover {
     async fn hand_over(
         &mut self,
-        control: std::io::Result<Option<(std::os::fd::OwnedFd, Identity)>>,
+        control: Option<ControlShare>,
         started: oneshot::Sender<Progress>,
         interrupted: impl Future,
     ) -> anyhow::Result<Done> {
         let mut interrupted = pin!(interrupted);
-        let control = control.context("the control socket cannot be shared")?;
         let (mut child, channel, program) = self.start()?;
         let pid = child.id().context("the new process ended at once")?;
         info!(pid, program = %program.display(), "upgrade: process {pid} gets ready to take over");
         // The receiver is there as long as this is polled.
-        let _ = started.send(Progress::Started { pid, program: program.clone() });
+        let most_seconds = (self.timeout + UPGRADE_TIMEOUT).as_secs();
+        let _ = started.send(Progress::Started { pid, program: program.clone(), most_seconds });
         let deadline = Instant::now() + self.timeout;
         let ready = spawn_blocking(move || Give::begin(channel, env!("CARGO_PKG_VERSION"), deadline));
         let prepared = tokio::select! {
@@ -219,7 +244,7 @@ impl Handover {
         };
         let unread = |give: &Give| {
             let read = &give.new_process().files;
-            self.files.iter().find(|file| !read.contains(file)).cloned()
+            self.files.iter().find(|file| !read.contains(&file.path)).map(|file| file.path.clone())
         };
         let prepared = prepared.and_then(|give| match unread(&give) {
             Some(file) => Err(anyhow!(
@@ -234,20 +259,13 @@ impl Handover {
         };
         let done = handed_over.with_context(|| format!("process {pid} did not take over"))?;
         self.role.handed_over().await;
-        // From here to the next await no signal can come in between.
-        let signals = self.signals.all();
-        let pending = timeout(Duration::ZERO, interrupted).await.is_ok().then_some(Signal::Terminate);
+        // No signal can come in between: there is no await from here on.
+        let (signals, pending) = (self.signals.all(), self.signals.asked_to_end());
         match std::mem::replace(&mut self.role, Role::Followed) {
             Role::Started(Some(supervision)) => {
                 self.supervised = Some(Supervised { supervision, child, signals, pending });
             }
-            _ if pending.is_some() => {
-                info!(pid, "passing the signal to end on to the new process");
-                if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
-                    kill_process(pid, rustix::process::Signal::TERM).context("cannot pass the signal on")?;
-                }
-            }
-            _ => {}
+            _ => pass_on(&pending, pid),
         }
         Ok(done)
     }
@@ -256,7 +274,7 @@ impl Handover {
     /// it, the channel to it, and the file that it runs.
     fn start(&mut self) -> anyhow::Result<(Child, Channel, PathBuf)> {
         let program = self.program.as_ref().map_err(|error| anyhow!("{error:#}"))?;
-        if let Some(gone) = self.files.iter().find(|file| !file.exists()) {
+        if let Some(gone) = self.files.iter().map(|file| &file.path).find(|path| !path.exists()) {
             bail!(
                 "the settings file {} was read at the start and is gone: bring it back, or restart the server \
                  without it",
@@ -268,6 +286,7 @@ impl Handover {
         let (channel, inherited) = Channel::pair().context("there are no sockets left to speak by")?;
         let inheritable = Inheritable::new(&inherited).context("a socket cannot be inherited")?;
         command.env(TAKE_OVER, inheritable.number()).env_remove(SUPERVISOR);
+        command.env(FOREGROUND, if self.signals.are_of_a_foreground() { "1" } else { "0" });
         let link = self.role.link().context("this process cannot become a supervisor")?;
         let link = link.map(Inheritable::new).transpose().context("a socket cannot be inherited")?;
         if let Some(link) = &link {
@@ -283,7 +302,7 @@ impl Handover {
     async fn transfer(
         &self,
         give: Give,
-        control: Option<(std::os::fd::OwnedFd, Identity)>,
+        control: Option<ControlShare>,
         child: &mut Child,
         program: PathBuf,
     ) -> anyhow::Result<Done> {
@@ -306,7 +325,18 @@ impl Handover {
                 return Err(error);
             }
         };
-        let (control, identity) = control.unzip();
+        // Now, as it may have been made again meanwhile.
+        let control = control.map(|control| control.share()).transpose();
+        let (control, identity) = match control {
+            Ok(control) => control.flatten().unzip(),
+            Err(error) => {
+                let error = anyhow::Error::from(error).context("the control socket cannot be shared");
+                let error = end(child, error).await;
+                drop(frozen);
+                self.front.start(paused);
+                return Err(error);
+            }
+        };
         let state = ServerState {
             manager: frozen.manager_state(),
             notifier: paused.notifier,
@@ -328,7 +358,7 @@ impl Handover {
         });
         let sent = sent.await.map_err(anyhow::Error::from).and_then(|sent| Ok(sent?));
         let held = held.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some((give, paused, frozen)) = held else { bail!("what was to be handed over is lost") };
+        let Some((give, mut paused, frozen)) = held else { bail!("what was to be handed over is lost") };
         let clients = match sent {
             Ok(clients) => clients,
             Err(error) => {
@@ -346,6 +376,7 @@ impl Handover {
             // What it has read and written by then is not known: the connections cannot go on here.
             let error = end(child, error.context("it did not serve")).await;
             frozen.disconnect();
+            paused.entrance.idle.clear();
             self.front.start(paused);
             return Err(error.context(Disconnected { clients }));
         }

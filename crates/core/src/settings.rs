@@ -29,12 +29,12 @@ use std::{path::PathBuf, time::Duration};
 
 pub use error::{Problem, SettingError, SettingsErrors};
 pub use limits::{TooFewDescriptors, make_room_for_descriptors, raise_fd_limit};
-pub use loaded::{Effective, Loaded};
+pub use loaded::{Effective, Loaded, SettingsFile};
 pub use origin::Origin;
 pub use runtime_dir::RuntimeDir;
 pub use sources::Sources;
 pub use spec::{GROUPS, Group, SPECS, Spec};
-pub use variable::{SUPERVISOR, TAKE_OVER};
+pub use variable::{FOREGROUND, SUPERVISOR, TAKE_OVER};
 
 /// What a client's text does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -12,7 +12,7 @@ use std::{
     os::{
         fd::{AsRawFd, OwnedFd},
         unix::{
-            fs::{DirBuilderExt, MetadataExt, PermissionsExt},
+            fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
             net::{SocketAddr as UnixAddress, UnixListener, UnixStream},
         },
     },
@@ -34,8 +34,11 @@ use crate::channel::Channel;
 /// The name in a folder that belongs to one server alone, as a service manager makes it.
 const ONLY: &str = "lastcall.sock";
 
-/// How long another process may hold the lock on the folder: it is held for a few system calls.
-const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
+/// The name of the file in the folder that is locked. Other users, who may read the folder, cannot open it.
+const LOCK: &str = "lastcall.lock";
+
+/// How long another process may hold the lock: it is held for a few system calls.
+const LOCK_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// How often a lock that another process holds is tried again: flock(2) has no timeout.
 const LOCK_RETRY: Duration = Duration::from_millis(5);
@@ -133,7 +136,13 @@ pub fn find(folder: &Path, addresses: &[SocketAddr]) -> Option<PathBuf> {
     };
     let exact = addresses.iter().copied();
     let names = exact.chain(addresses.iter().flat_map(unspecified)).map(Name::Address);
-    names.chain([Name::Only]).map(|name| name.path(folder)).find(|path| fs::symlink_metadata(path).is_ok())
+    let bound = others();
+    // A file without a process is left over from one that was killed. Without /proc, all of them count.
+    let is_used = |path: &PathBuf| {
+        let listed = fs::canonicalize(path).is_ok_and(|path| bound.contains(&path)) || bound.contains(path);
+        fs::symlink_metadata(path).is_ok() && (bound.is_empty() || listed)
+    };
+    names.chain([Name::Only]).map(|name| name.path(folder)).find(is_used)
 }
 
 /// The control sockets that are bound on this machine, whatever their folder: unix(7) lists them in
@@ -285,7 +294,7 @@ impl ControlSocket {
     ///
     /// # Errors
     /// When it comes from another user.
-    pub fn check_peer(&self, stream: &UnixStream) -> Result<(), SocketError> {
+    pub fn check_peer(&self, stream: &impl AsRawFd) -> Result<(), SocketError> {
         check_peer(stream, self.path(), geteuid().as_raw())
     }
 }
@@ -316,7 +325,7 @@ fn connect_now(path: &Path) -> io::Result<UnixStream> {
 }
 
 /// Root may do anything anyway.
-fn check_peer(stream: &UnixStream, path: &Path, expected: u32) -> Result<(), SocketError> {
+fn check_peer(stream: &impl AsRawFd, path: &Path, expected: u32) -> Result<(), SocketError> {
     let peer = peer_uid(stream).map_err(|source| SocketError::Connect { path: path.into(), source })?;
     if peer == expected || peer == 0 {
         return Ok(());
@@ -326,7 +335,7 @@ fn check_peer(stream: &UnixStream, path: &Path, expected: u32) -> Result<(), Soc
 
 /// The user of the process at the other end (SO_PEERCRED, unix(7)). Not by rustix: that refuses the answer if the
 /// other process has no PID here, as it is outside of this PID namespace.
-fn peer_uid(stream: &UnixStream) -> io::Result<u32> {
+fn peer_uid(stream: &impl AsRawFd) -> io::Result<u32> {
     let mut credentials = libc::ucred { pid: 0, uid: u32::MAX, gid: u32::MAX };
     let mut size = size_of::<libc::ucred>() as libc::socklen_t;
     #[expect(unsafe_code, reason = "the system call has no safe form that suits")]
@@ -346,7 +355,9 @@ fn peer_uid(stream: &UnixStream) -> io::Result<u32> {
 /// Locks the folder against other processes that make or remove sockets, until the file is dropped.
 fn lock(folder: &Path) -> Result<File, SocketError> {
     let error = |source| SocketError::Folder { folder: folder.into(), source };
-    let file = File::open(folder).map_err(error)?;
+    let mut options = File::options();
+    options.create(true).truncate(false).write(true).mode(0o600);
+    let file = options.open(folder.join(LOCK)).map_err(error)?;
     let deadline = Instant::now() + LOCK_TIMEOUT;
     loop {
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {

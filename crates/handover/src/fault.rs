@@ -16,6 +16,7 @@ pub enum Step {
     BeforeComplete,
     CommitTooLate,
     Committed,
+    Reported,
 }
 
 impl Step {

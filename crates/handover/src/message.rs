@@ -53,6 +53,8 @@ pub enum Progress {
         pid: u32,
         /// The file that it runs.
         program: PathBuf,
+        /// The longest that the upgrade may take from here, in seconds.
+        most_seconds: u64,
     },
     /// The new process has taken over, and serves.
     Done {

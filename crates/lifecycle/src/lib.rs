@@ -10,5 +10,5 @@ mod upgrade;
 pub use hooks::{BoxError, HookError, Hooks};
 pub use phase::{Phase, Phases, Status};
 pub use run::{Ending, Lifecycle};
-pub use signals::{AllSignals, Signal, Signals};
+pub use signals::{AllSignals, Signal, Signals, is_in_foreground};
 pub use upgrade::{NewProcess, Upgrade};

@@ -105,7 +105,10 @@ impl Lifecycle {
             never = keep_extending(at_most) => match never {},
             never = refuse_upgrades(upgrade) => match never {},
         }
-        let well = self.started.stop().await;
+        let well = tokio::select! {
+            well = self.started.stop() => well,
+            never = refuse_upgrades(upgrade) => match never {},
+        };
         self.phases.enter(Phase::Stopped);
         if well { Ending::Graceful } else { Ending::Failed }
     }

@@ -91,10 +91,12 @@ impl Signal {
     }
 }
 
-/// Whether this process was started in the foreground of a terminal: a shell waits for it.
-fn is_in_foreground() -> bool {
-    let stdin = rustix::stdio::stdin();
-    rustix::termios::tcgetpgrp(stdin).is_ok_and(|group| group == rustix::process::getpgrp())
+/// Whether this process is in the foreground of a terminal: a shell waits for it.
+pub fn is_in_foreground() -> bool {
+    std::fs::File::open("/dev/tty")
+        .ok()
+        .and_then(|terminal| rustix::termios::tcgetpgrp(terminal).ok())
+        .is_some_and(|group| group == rustix::process::getpgrp())
 }
 
 /// How a signal came.
@@ -124,15 +126,16 @@ impl Signals {
     ///
     /// SIGHUP asks a process that was started in the foreground of a terminal to end, as the terminal is gone then;
     /// it asks any other for an upgrade, as a service manager means it.
+    /// `in_foreground` is for the process that was started first, if this one has taken over from it.
     ///
     /// # Errors
     /// When the system does not let them be handled.
-    pub fn listen() -> io::Result<Self> {
+    pub fn listen(in_foreground: bool) -> io::Result<Self> {
         let shared = Shared {
             ending: watch::Sender::default(),
             all: broadcast::Sender::new(MAX_WAITING),
             unpaired: Mutex::default(),
-            hangup_ends: is_in_foreground(),
+            hangup_ends: in_foreground,
         };
         let signals = Self(Arc::new(shared));
         for number in MEANINGLESS {
@@ -181,6 +184,16 @@ impl Signals {
             Signal::Hangup => self.0.hangup_ends,
             Signal::User1 | Signal::User2 => false,
         }
+    }
+
+    /// Whether the process was started in the foreground of a terminal.
+    pub fn are_of_a_foreground(&self) -> bool {
+        self.0.hangup_ends
+    }
+
+    /// The signals so far that ask the process to end; three at most.
+    pub fn asked_to_end(&self) -> Vec<Signal> {
+        self.0.ending.borrow().clone()
     }
 
     /// Whether this signal asks for an upgrade.

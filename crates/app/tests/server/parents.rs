@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use lastcall_handover::fault;
 use rustix::process::{Pid, kill_process};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -130,6 +131,26 @@ async fn the_exit_code_is_that_of_the_last_process() {
     server.upgrade().await;
     kill_process(server.pid(), Signal::KILL).unwrap();
     assert_eq!(server.exit_code().await, 128 + 9);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[cfg_attr(
+    not(debug_assertions),
+    ignore = "builds without debug assertions cannot be made to fail at a step"
+)]
+async fn a_new_process_that_dies_once_the_supervisor_knows_it_is_forgotten() {
+    let faults = tempfile::NamedTempFile::new().unwrap();
+    let mut server = Start::default().env(fault::FILE, faults.path().display()).serve().await;
+    server.upgrade().await;
+    std::fs::write(faults.path(), "Reported:kill").unwrap();
+    let told = server.failed_upgrade().await;
+    assert!(told.contains("which are disconnected now"), "{told}");
+    std::fs::write(faults.path(), "").unwrap();
+    let mut client = server.client().await;
+    client.say("here").await;
+    client.next_of("message").await;
+    server.signal(Signal::TERM);
+    drains(server, client).await;
 }
 
 /// A shell with job control on a terminal of its own.
@@ -268,6 +289,13 @@ async fn a_server_whose_terminal_is_closed_drains() {
         .take_while(|c| c.is_ascii_digit() || ".:".contains(*c))
         .collect();
     let (mut socket, _) = tokio_tungstenite::connect_async(format!("ws://{address}/ws")).await.unwrap();
+    let (host, port) = address.split_once(':').unwrap();
+    let ended = Start::default()
+        .args(&["upgrade", "--host", host, "--port", port])
+        .env("RUNTIME_DIR", folder.path().join("run").display())
+        .end()
+        .await;
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
     // The shell would end its job with SIGKILL here; a terminal that is closed does not.
     let Terminal { mut shell, keyboard, screen, .. } = terminal;
     drop((keyboard, screen));

@@ -4,18 +4,13 @@ use std::path::Path;
 
 use rustix::process::{Pid, kill_process};
 
-use crate::support::{Server, Signal, Start, installed};
+use crate::support::{Server, Signal, Start, installed, until};
 
 /// Waits until the server has handled all signals before this one.
 async fn settle(server: &Server) {
     let before = server.log_lines("SIGUSR1 means nothing").len();
     server.signal(Signal::USR1);
-    crate::support::soon("a line for SIGUSR1", async {
-        while server.log_lines("SIGUSR1 means nothing").len() == before {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await;
+    until("a line for SIGUSR1", || server.log_lines("SIGUSR1 means nothing").len() > before).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -25,12 +20,7 @@ async fn sighup_upgrades_and_reads_the_settings_anew() {
     std::fs::write(server.dir.path().join("config/lastcall.toml"), "max_message_size = 200").unwrap();
     for upgrades in 1..=2 {
         server.signal(Signal::HUP);
-        crate::support::soon("an upgrade", async {
-            while server.log_lines("took over").len() < upgrades {
-                tokio::task::yield_now().await;
-            }
-        })
-        .await;
+        until("an upgrade", || server.log_lines("took over").len() == upgrades).await;
         server.logged("process").await;
     }
     client.say(&"x".repeat(150)).await;

@@ -14,7 +14,7 @@ use figment::{
 };
 
 use super::{
-    Origin, Problem, SPECS, SettingError, Sources, Spec,
+    Origin, Problem, SPECS, SettingError, SettingsFile, Sources, Spec,
     dot_env::{self, Line},
     load::Reader,
     text, text_file, value,
@@ -94,7 +94,7 @@ impl Reader {
             }
             Err(error) => return self.wrong_file(whole, format!("cannot be read: {error}")),
         };
-        self.files.push(path);
+        self.files.push(SettingsFile { path, needed: true });
         let Some(text) = text_file::decode(bytes) else {
             return self.wrong_file(whole, "cannot be read: it is not UTF-8 text".into());
         };
@@ -148,9 +148,8 @@ impl Reader {
                 Err(_) => variables.push((name, "?".into())),
             }
         }
-        if variables.iter().any(|(name, _)| is_setting(name)) {
-            self.files.push(working_dir.join(DOT_ENV));
-        }
+        let needed = variables.iter().any(|(name, _)| is_setting(name));
+        self.files.push(SettingsFile { path: working_dir.join(DOT_ENV), needed });
         self.variables(&variables, Origin::DotEnv);
         if let [first, more @ ..] = others.as_slice() {
             let more =

@@ -1,12 +1,12 @@
 //! Which of the values wins, and what is wrong with those that do.
 
-use std::{ffi::OsStr, path::PathBuf, time::Duration};
+use std::{ffi::OsStr, time::Duration};
 
 use figment::{Figment, value::Value};
 
 use super::{
     ApiKey, Effective, Loaded, Origin, Problem, RuntimeDir, SPECS, SettingError, Settings, SettingsErrors,
-    Sources, Spec,
+    SettingsFile, Sources, Spec,
     gather::{RUNTIME_DIRECTORY, variable},
     limits, text,
     value::{self, Expected},
@@ -45,7 +45,7 @@ pub(super) struct Reader {
     pub(super) errors: Vec<SettingError>,
     pub(super) warnings: Vec<String>,
     /// The files that were read.
-    pub(super) files: Vec<PathBuf>,
+    pub(super) files: Vec<SettingsFile>,
 }
 
 impl Reader {

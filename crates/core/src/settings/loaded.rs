@@ -15,7 +15,16 @@ pub struct Loaded {
     /// before there is a log: the caller logs them once there is one.
     pub warnings: Vec<String>,
     /// The files that were read.
-    pub files: Vec<PathBuf>,
+    pub files: Vec<SettingsFile>,
+}
+
+/// A file that was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SettingsFile {
+    /// Its path: absolute if the working directory is known.
+    pub path: PathBuf,
+    /// Whether it is needed: a settings file, or a `.env` with a setting in it.
+    pub needed: bool,
 }
 
 impl Loaded {

@@ -12,9 +12,13 @@ pub const TAKE_OVER: &str = "LASTCALL_TAKE_OVER";
 /// Set for a process that another one supervises: the number of the descriptor by which the two speak. No setting.
 pub const SUPERVISOR: &str = "LASTCALL_SUPERVISOR";
 
+/// Set for a process that takes over: `1` if the first of these processes was started in the foreground of a
+/// terminal, else `0`. No setting.
+pub const FOREGROUND: &str = "LASTCALL_FOREGROUND";
+
 /// The setting that a variable is about, known or not; `None`: it is not about this program.
 pub(super) fn key_of(variable: &str) -> Option<String> {
-    if variable == TAKE_OVER || variable == SUPERVISOR {
+    if [TAKE_OVER, SUPERVISOR, FOREGROUND].contains(&variable) {
         return None;
     }
     match variable.strip_prefix(PREFIX) {

@@ -1,0 +1,190 @@
+//! Accepts connections at the control socket, reads commands, and makes the socket again when it is removed.
+
+use std::{
+    io,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use anyhow::{Context, bail};
+use lastcall_core::SpareDescriptor;
+use lastcall_handover::{
+    Command, ControlSocket, HEADER, Opening, PROTOCOL, body_length, decode, encode, refusal,
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{UnixListener, UnixStream},
+    sync::{Semaphore, mpsc},
+    time::{MissedTickBehavior, interval, sleep, timeout},
+};
+use tracing::{debug, info, warn};
+
+use super::{
+    Operator, lock,
+    spare::{Connection, Spare},
+    watch::Watch,
+};
+
+/// How long a process that connects has to say what it wants.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Longest command, in bytes.
+const MAX_COMMAND: usize = 64 << 10;
+
+/// Most connections whose command is waited for at once. Only this user's processes, and root's, can be there.
+pub(super) const MAX_CONNECTIONS: usize = 8;
+
+/// How long until the next attempt to accept a connection when there is not even a descriptor that was kept.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+/// How often the socket is looked for where the system reports no changes of its folder, and how often a socket
+/// that could not be made is tried again.
+const CHECK_INTERVAL: Duration = Duration::from_secs(30);
+
+pub(super) struct Acceptor {
+    pub(super) path: PathBuf,
+    /// `None` while it cannot be made.
+    pub(super) socket: Arc<Mutex<Option<ControlSocket>>>,
+    pub(super) operators: mpsc::Sender<Operator>,
+}
+
+/// What the acceptor waits at.
+pub(super) struct Waiting {
+    /// `None` while there is no socket.
+    listener: Option<UnixListener>,
+    watch: Watch,
+    /// Whether it was logged that the socket cannot be made.
+    reported: bool,
+    spare: Spare,
+}
+
+impl Acceptor {
+    /// Makes the socket, if it can be made now.
+    pub(super) fn prepare(&self) -> Waiting {
+        let spare = Spare::reserve();
+        let mut waiting = Waiting { listener: None, watch: Watch::none(), reported: false, spare };
+        self.check(&mut waiting);
+        waiting
+    }
+
+    pub(super) async fn run(self, mut waiting: Waiting) {
+        let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let mut checks = interval(CHECK_INTERVAL);
+        checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let spare = waiting.spare.clone();
+        loop {
+            // Never closed: this holds it.
+            let Ok(permit) = Arc::clone(&connections).acquire_owned().await else { return };
+            let accepted = tokio::select! {
+                _ = checks.tick() => {
+                    self.check(&mut waiting);
+                    continue;
+                }
+                () = waiting.watch.removed() => {
+                    self.check(&mut waiting);
+                    continue;
+                }
+                accepted = accept(waiting.listener.as_ref()) => accepted,
+            };
+            let accepted = match accepted {
+                Err(error) if SpareDescriptor::is_shortage(&error) => {
+                    spare.release(&error);
+                    // At once, before anything else takes the descriptor.
+                    timeout(Duration::ZERO, accept(waiting.listener.as_ref())).await.unwrap_or(Err(error))
+                }
+                accepted => {
+                    spare.accepted();
+                    accepted
+                }
+            };
+            match accepted {
+                Ok(stream) => {
+                    let connection = Connection::new(stream, spare.clone());
+                    let (socket, operators) = (Arc::clone(&self.socket), self.operators.clone());
+                    tokio::spawn(async move {
+                        let _permit = permit;
+                        match timeout(COMMAND_TIMEOUT, receive(connection, &socket)).await {
+                            // Closed when this process ends: the operator sees that.
+                            Ok(Ok(operator)) => drop(operators.send(operator).await),
+                            Ok(Err(error)) => warn!("a command at the control socket was refused: {error:#}"),
+                            Err(_) => debug!("a process connected to the control socket and sent nothing"),
+                        }
+                    });
+                }
+                Err(error) => {
+                    debug!(%error, "a connection to the control socket could not be accepted");
+                    // There is no event for a descriptor becoming free.
+                    sleep(ACCEPT_RETRY).await;
+                }
+            }
+        }
+    }
+
+    /// Makes the socket if it is not there, and waits at the one that is.
+    fn check(&self, waiting: &mut Waiting) {
+        let mut socket = lock(&self.socket);
+        let is_there = socket.as_ref().is_some_and(|socket| socket.identity().is_there());
+        if is_there && waiting.listener.is_some() {
+            return;
+        }
+        if !is_there {
+            match ControlSocket::bind(&self.path) {
+                Ok(made) => *socket = Some(made),
+                Err(error) => {
+                    if !std::mem::replace(&mut waiting.reported, true) {
+                        warn!(
+                            "there is no control socket, so `lastcall upgrade` cannot reach this server: {:#}",
+                            anyhow::Error::from(error)
+                        );
+                    }
+                    return;
+                }
+            }
+        }
+        let Some(socket) = socket.as_ref() else { return };
+        match socket.listener().try_clone().and_then(UnixListener::from_std) {
+            Ok(listener) => {
+                info!(path = %self.path.display(), "control socket");
+                waiting.listener = Some(listener);
+                waiting.watch = Watch::folder_of(&self.path);
+                waiting.reported = false;
+            }
+            Err(error) => debug!(%error, "the control socket cannot be waited at"),
+        }
+    }
+}
+
+async fn accept(listener: Option<&UnixListener>) -> io::Result<UnixStream> {
+    match listener {
+        Some(listener) => Ok(listener.accept().await?.0),
+        None => std::future::pending().await,
+    }
+}
+
+/// Reads a command.
+async fn receive(
+    mut connection: Connection,
+    socket: &Mutex<Option<ControlSocket>>,
+) -> anyhow::Result<Operator> {
+    let stream = connection.stream()?;
+    match lock(socket).as_ref() {
+        Some(socket) => socket.check_peer(stream)?,
+        None => bail!("there is no control socket any more"),
+    }
+    let mut header = [0; HEADER];
+    stream.read_exact(&mut header).await.context("no command came")?;
+    let mut body = vec![0; body_length(header, MAX_COMMAND)?];
+    stream.read_exact(&mut body).await.context("half a command came")?;
+    match decode(&body)? {
+        Opening::Command(Command::Upgrade) => Ok(Operator(connection)),
+        Opening::Hello(hello) => {
+            let reason = format!(
+                "the new process (version {}) speaks version {} of the handover, this one {PROTOCOL}",
+                hello.version, hello.protocol
+            );
+            stream.write_all(&encode(&refusal(&reason))?).await?;
+            bail!(reason)
+        }
+    }
+}
