@@ -96,7 +96,7 @@ pub(crate) enum Request {
 
 /// The new process failed after the commit.
 #[derive(Debug, thiserror::Error)]
-#[error("it took over {clients} clients, which are disconnected now")]
+#[error("it had taken over, and its connections are closed now: {clients}")]
 struct Disconnected {
     clients: usize,
 }

@@ -151,6 +151,7 @@ impl Connection {
             close_reason: self.close_reason,
             cut_off_in_ms: cut_off_in.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
             heard: self.ping == Ping::Answered,
+            early_input: self.early_input.as_deref().cloned().unwrap_or_default(),
             decoder: self.decoder.clone(),
             outbox: self.outbox.clone(),
         }
@@ -274,7 +275,7 @@ impl Connection {
     }
 
     /// The TCP connection is gone, or as good as gone.
-    fn hung_up(&self) -> Outcome {
+    pub(crate) fn hung_up(&self) -> Outcome {
         Outcome::Over(match self.life {
             Life::Open | Life::Answering => Departure::Left,
             Life::CloseSent | Life::Deaf => Departure::Closed,

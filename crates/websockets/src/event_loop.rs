@@ -164,6 +164,9 @@ impl EventLoop {
                 if event.is_readable() || event.is_read_closed() {
                     self.wants_to_be_read(slot);
                 }
+                if event.is_error() || event.is_write_closed() {
+                    self.end_if_throttled(slot);
+                }
             }
             self.read();
             self.work();

@@ -1,5 +1,6 @@
 //! What is known of a client, written down: enough for another process to go on with its socket to the byte.
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -20,6 +21,9 @@ pub struct ConnectionState {
     pub(crate) cut_off_in_ms: Option<u64>,
     /// Whether anything came since the last ping.
     pub(crate) heard: bool,
+    /// What came behind its handshake, and was not handled yet: before what its socket has.
+    #[serde(skip_serializing_if = "Bytes::is_empty")]
+    pub(crate) early_input: Bytes,
     /// Input that is not whole yet: half a header, half a frame, fragments.
     pub(crate) decoder: Decoder,
     /// Output that its socket did not take yet.
@@ -29,7 +33,7 @@ pub struct ConnectionState {
 impl ConnectionState {
     /// About how many bytes it takes up, written down.
     pub fn size(&self) -> usize {
-        200 + self.outbox.len() + self.decoder.len()
+        200 + self.outbox.len() + self.decoder.len() + self.early_input.len()
     }
 }
 
@@ -71,6 +75,7 @@ mod tests {
             close_reason: Some(CloseReason::ServiceRestart),
             cut_off_in_ms: Some(1234),
             heard: true,
+            early_input: Bytes::new(),
             decoder,
             outbox,
         }

@@ -262,8 +262,8 @@ async fn the_bounds_are_settings() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn texts_that_come_with_the_handshake_are_bounded_too() {
-    let server = Start::default()
+async fn texts_that_come_with_the_handshake_are_bounded_too_and_move_with_an_upgrade() {
+    let mut server = Start::default()
         .env("NOTIFICATION_INTERVAL", "0")
         .env("MAX_TOTAL_RATE", "2MiB")
         .env("MAX_QUEUE", "256KiB")
@@ -287,6 +287,9 @@ async fn texts_that_come_with_the_handshake_are_bounded_too() {
         });
     }
     let mut texts = texts;
+    soon("some texts", texts.wait_for(|texts| *texts >= 100)).await.unwrap();
+    // What is left of them moves with the clients, and is bounded there.
+    server.upgrade().await;
     let all = texts.wait_for(|texts| *texts == 100 * 500);
     assert!(soon("all texts, and none twice", all).await.is_ok(), "a client that reads is closed");
     assert!(!reading.is_finished());

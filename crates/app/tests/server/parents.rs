@@ -144,7 +144,7 @@ async fn a_new_process_that_dies_once_the_supervisor_knows_it_is_forgotten() {
     server.upgrade().await;
     std::fs::write(faults.path(), "Reported:kill").unwrap();
     let told = server.failed_upgrade().await;
-    assert!(told.contains("which are disconnected now"), "{told}");
+    assert!(told.contains("its connections are closed now: 0"), "{told}");
     std::fs::write(faults.path(), "").unwrap();
     let mut client = server.client().await;
     client.say("here").await;

@@ -65,6 +65,7 @@ impl EventLoop {
     /// Goes on with a client that another process served until now.
     fn adopt(&mut self, stream: TcpStream, state: ConnectionState, place: Place) {
         let (id, cut_off_in_ms) = (state.id, state.cut_off_in_ms);
+        let early_input = state.early_input.clone();
         let mut stream = mio::net::TcpStream::from_std(stream);
         let interest = if state.outbox.is_empty() {
             Interest::READABLE
@@ -80,7 +81,12 @@ impl EventLoop {
         }
         let mut connection = Connection::restore(stream, state, place);
         connection.output_is_watched = connection.has_output();
+        let has_early_input = !early_input.is_empty();
+        connection.set_early_input(early_input);
         entry.insert(connection);
+        if has_early_input {
+            self.wants_to_be_read(slot);
+        }
         if let Some(left) = cut_off_in_ms {
             // Another process may have had a longer timeout, or have written down nonsense.
             let left = Duration::from_millis(left).min(self.setup.close_timeout);

@@ -97,6 +97,14 @@ impl EventLoop {
         self.throttled.push(Reverse((Instant::now() + wait, slot, connection.id)));
     }
 
+    /// Ends a client that has gone while it is not read from: it would keep its place until it is.
+    pub(super) fn end_if_throttled(&mut self, slot: usize) {
+        let throttled = self.clients.get_mut(slot).filter(|connection| connection.is_throttled);
+        if let Some(outcome) = throttled.map(|connection| connection.hung_up()) {
+            self.settle(slot, outcome);
+        }
+    }
+
     /// Reads on from a client, if it is throttled.
     pub(super) fn let_go(&mut self, slot: usize) {
         if let Some(connection) = self.clients.get_mut(slot)
@@ -115,24 +123,6 @@ impl EventLoop {
             if self.clients.get(slot).is_some_and(|connection| connection.id == id) {
                 self.let_go(slot);
             }
-        }
-    }
-
-    /// Handles all that clients sent behind their handshakes, whatever the budget: another process cannot know of it.
-    pub(super) fn read_early_input(&mut self) {
-        let slots: Vec<_> = self.clients.iter().map(|(slot, _)| slot).collect();
-        for slot in slots {
-            let Some(connection) = self.clients.get_mut(slot) else { continue };
-            let Some(input) = connection.take_early_input() else { continue };
-            let said = &mut self.said;
-            let outcome = connection.receive(
-                &mut Vec::from(input),
-                &self.setup.rules,
-                &mut self.figures,
-                |id, text| said.push(message(id, text)),
-            );
-            self.bus.publish(&mut self.said);
-            self.settle(slot, outcome);
         }
     }
 

@@ -105,7 +105,6 @@ impl EventLoop {
                 return;
             }
             Command::Hush(reply) => {
-                self.read_early_input();
                 self.hushed = true;
                 let _ = reply.try_send(());
                 return;
