@@ -10,6 +10,11 @@ use rustix::net::sockopt::set_tcp_nodelay;
 use tokio::net::{TcpListener, lookup_host};
 use tracing::{info, warn};
 
+/// Whether a service manager passed a listening socket (sd_listen_fds(3)).
+pub(crate) fn is_activated() -> bool {
+    env::var_os("LISTEN_FDS").is_some()
+}
+
 /// Takes the socket that systemd passed (systemd.socket(5)), or binds one as the settings say.
 pub(crate) async fn open(settings: &Settings) -> anyhow::Result<Entrance> {
     let mut passed = ListenFd::from_env();
@@ -54,10 +59,6 @@ pub(crate) fn explain(error: anyhow::Error, loaded: &Loaded) -> anyhow::Error {
 
 /// Says so if the socket that was taken over is not where the settings say.
 pub(crate) async fn compare(address: SocketAddr, host: String, port: u16) {
-    if env::var_os("LISTEN_FDS").is_some() {
-        // systemd chose it for the first of these processes.
-        return;
-    }
     let wanted = lookup_host((host.as_str(), port)).await;
     let as_wanted = wanted.is_ok_and(|mut wanted| {
         wanted.any(|wanted| {

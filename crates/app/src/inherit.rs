@@ -35,6 +35,8 @@ pub(crate) struct ServerState {
     pub(crate) notifier: NotifierState,
     /// The control socket, if its descriptor comes second.
     pub(crate) control: Option<Identity>,
+    /// Whether a service manager chose the listening socket, for the first of these processes.
+    pub(crate) activated: bool,
     /// Upgrades before this one.
     pub(crate) upgrades_done: u64,
     pub(crate) upgrades_failed: u64,
@@ -53,6 +55,7 @@ pub(crate) struct TakeOver {
 pub(crate) struct Inherited {
     pub(crate) front: Paused,
     pub(crate) control: Option<ControlSocket>,
+    pub(crate) activated: bool,
     pub(crate) handovers: Handovers,
     /// Since when the clients are not served.
     pub(crate) frozen_at: SystemTime,
@@ -93,6 +96,7 @@ impl TakeOver {
         Ok(Inherited {
             front,
             control,
+            activated: state.activated,
             handovers: Handovers {
                 done: state.upgrades_done + 1,
                 failed: state.upgrades_failed,

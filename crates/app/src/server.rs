@@ -98,10 +98,13 @@ pub(crate) async fn run(loaded: &Loaded, inheritance: Inheritance) -> anyhow::Re
         settings.keep_alive_timeout,
     ));
 
+    // To be asked first: what is found is taken out of the environment.
+    let mut activated = entrance::is_activated();
     let (paused, inherited_control, served_before) = match take_over {
         Some(take_over) => {
             let inherited = take_over.inherit(&manager, settings).await?;
             *handovers.lock().unwrap_or_else(PoisonError::into_inner) = inherited.handovers;
+            activated = inherited.activated;
             (inherited.front, inherited.control, Some((inherited.frozen_at, inherited.serving)))
         }
         None => {
@@ -126,7 +129,7 @@ pub(crate) async fn run(loaded: &Loaded, inheritance: Inheritance) -> anyhow::Re
                 })
             }
         });
-    let life = Lifecycle::start(hooks, phases, signals.clone()).await?;
+    let life = Lifecycle::start(hooks, phases, signals.clone(), served_before.is_some()).await?;
     if let Role::Supervised(link) = &mut role {
         link.serve(signals.clone()).context("cannot speak to the process that was started")?;
         fault::point(Step::Reported);
@@ -139,7 +142,9 @@ pub(crate) async fn run(loaded: &Loaded, inheritance: Inheritance) -> anyhow::Re
             warn!("the old process could not be told that this one serves: {error:#}");
         }
         handovers.lock().unwrap_or_else(PoisonError::into_inner).paused = paused.as_secs_f64();
-        tokio::spawn(entrance::compare(address, settings.host.clone(), settings.port));
+        if !activated {
+            tokio::spawn(entrance::compare(address, settings.host.clone(), settings.port));
+        }
     }
     if settings.api_keys.is_empty() {
         warn!("no api_keys are set: only this machine may call /api/");
@@ -154,6 +159,7 @@ pub(crate) async fn run(loaded: &Loaded, inheritance: Inheritance) -> anyhow::Re
             program,
             files: files.iter().filter(|file| file.needed).cloned().collect(),
             role,
+            activated,
             signals,
             front,
             manager: manager.clone(),

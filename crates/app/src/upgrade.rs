@@ -78,6 +78,8 @@ pub(crate) struct Handover {
     /// The settings files that this process has read.
     pub(crate) files: Vec<SettingsFile>,
     pub(crate) role: Role,
+    /// Whether a service manager chose the listening socket.
+    pub(crate) activated: bool,
     pub(crate) signals: Signals,
     pub(crate) front: Arc<Front>,
     pub(crate) manager: ConnectionManager,
@@ -341,6 +343,7 @@ impl Handover {
             manager: frozen.manager_state(),
             notifier: paused.notifier,
             control: identity,
+            activated: self.activated,
             upgrades_done: self.handovers().done,
             upgrades_failed: self.handovers().failed,
             frozen_at_us: micros_since_1970(),

@@ -40,14 +40,22 @@ pub struct Lifecycle {
 }
 
 impl Lifecycle {
-    /// Runs the startup hooks; the process is serving then.
+    /// Runs the startup hooks; the process is serving then. The service manager is told, unless the process
+    /// `takes_over`: then the old process tells it.
     ///
     /// # Errors
     /// The hook that failed; those before it have been stopped.
-    pub async fn start(hooks: Hooks, phases: Phases, signals: Signals) -> Result<Self, HookError> {
+    pub async fn start(
+        hooks: Hooks,
+        phases: Phases,
+        signals: Signals,
+        takes_over: bool,
+    ) -> Result<Self, HookError> {
         let started = hooks.start().await?;
         phases.enter(Phase::Serving);
-        service_manager::ready();
+        if !takes_over {
+            service_manager::ready();
+        }
         Ok(Self { started, phases, signals })
     }
 
@@ -89,8 +97,10 @@ impl Lifecycle {
             service_manager::reloading();
             match upgrade.carry_out(request, self.signals.nth(1)).await {
                 Some(new) => {
-                    if new.is_main {
-                        service_manager::handed_over_to(new.pid);
+                    // By this process, which the service manager listens to: the new one is not the main one yet.
+                    match new.is_main {
+                        true => service_manager::handed_over_to(new.pid),
+                        false => service_manager::ready(),
                     }
                     self.phases.enter(Phase::Stopped);
                     return if self.started.stop().await { Ending::HandedOver } else { Ending::Failed };

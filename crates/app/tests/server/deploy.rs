@@ -2,17 +2,18 @@
 
 use std::time::Duration;
 
-use crate::support::Start;
+use crate::support::{Start, folder, installed, soon};
 
 fn read(path: &str) -> String {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap();
     std::fs::read_to_string(root.join("deploy").join(path)).unwrap()
 }
 
-/// The settings that these variables make, as the server itself understands them.
-async fn durations(variables: &[(String, String)]) -> Duration {
+/// How long a drain takes at most with these variables and this settings file, as the server itself understands them.
+async fn longest_drain(variables: &[(String, String)], settings: &str) -> Duration {
     let mut total = Duration::ZERO;
-    let start = variables.iter().fold(Start::default(), |start, (name, value)| start.env(name, value));
+    let start = Start::default().file("config/lastcall.toml", settings);
+    let start = variables.iter().fold(start, |start, (name, value)| start.env(name, value));
     let ended = start.args(&["config"]).end().await;
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
     for key in ["shutdown_delay", "shutdown_timeout", "close_timeout"] {
@@ -27,22 +28,52 @@ async fn durations(variables: &[(String, String)]) -> Duration {
 }
 
 #[tokio::test]
-async fn systemd_waits_long_enough() {
+async fn systemd_waits_long_enough_and_ends_before_a_reboot_is_forced() {
     let unit = read("systemd/lastcall.service");
     let line = |key: &str| {
         let line = unit.lines().find_map(|line| line.strip_prefix(&format!("{key}=")));
         line.unwrap_or_else(|| panic!("no {key}")).to_owned()
     };
-    let variables = line("Environment");
-    let variables = variables.split(' ').map(|one| one.split_once('=').unwrap());
-    let variables: Vec<_> = variables.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+    assert!(!unit.contains("\nEnvironment="), "a variable would win over the settings file");
     let waits = humantime::parse_duration(&line("TimeoutStopSec")).unwrap();
-    let needs = durations(&variables).await;
+    let needs = longest_drain(&[], &read("systemd/lastcall.toml")).await;
     assert!(waits >= needs + Duration::from_secs(10), "{waits:?} for {needs:?}");
-    assert_eq!(line("RuntimeDirectory"), "lastcall");
+    // JobTimeoutSec of reboot.target.
+    assert!(waits <= Duration::from_secs(10 * 60), "{waits:?}");
+    assert_eq!((line("RuntimeDirectory"), line("LogsDirectory")), ("lastcall".into(), "lastcall".into()));
     assert!(line("ExecReload").contains(" upgrade "));
-    assert_eq!(line("Type"), "notify");
-    assert!(read("systemd/lastcall.socket").contains("\nListenStream=8000\n"));
+    assert_eq!((line("Type"), line("NotifyAccess")), ("notify".into(), "main".into()));
+    assert_eq!(line("RestartPreventExitStatus"), "2");
+    assert!(read("systemd/lastcall.socket").contains("\nListenStream=127.0.0.1:8000\n"));
+}
+
+#[tokio::test]
+async fn systemd_finds_the_units_right_and_well_protected() {
+    let Some(analyze) = installed("systemd-analyze") else { return };
+    // Where the program is not installed, it is what is wrong with the unit.
+    let folder = folder();
+    for name in ["lastcall.service", "lastcall.socket"] {
+        let unit = read(&format!("systemd/{name}")).replace("/usr/local/bin/lastcall", "/bin/true");
+        std::fs::write(folder.path().join(name), unit).unwrap();
+    }
+    let run = async |arguments: &[&str], unit: &str| {
+        let mut command = tokio::process::Command::new(&analyze);
+        let command = command.args(arguments).arg(folder.path().join(unit)).kill_on_drop(true);
+        soon("systemd-analyze", command.output()).await.unwrap()
+    };
+    for unit in ["lastcall.service", "lastcall.socket"] {
+        let output = run(&["verify", "--man=no"], unit).await;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success() && !said.contains("lastcall."), "{unit}: {said}");
+    }
+    let output = run(&["security", "--offline=true", "--no-pager"], "lastcall.service").await;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let exposure = said
+        .lines()
+        .find_map(|line| line.split("lastcall.service: ").nth(1))
+        .unwrap_or_else(|| panic!("{said}"));
+    let exposure: f64 = exposure.split_whitespace().next().unwrap().parse().unwrap();
+    assert!(exposure <= 2.0, "{said}");
 }
 
 #[tokio::test]
@@ -55,8 +86,14 @@ async fn kubernetes_waits_long_enough() {
         .filter_map(|line| line.trim().strip_prefix("- {name: ")?.split_once(", value: \""))
         .map(|(name, value)| (name.to_owned(), value.trim_end_matches("\"}").to_owned()))
         .collect();
-    assert_eq!(variables.len(), 5, "{variables:?}");
-    let (waits, needs) = (Duration::from_secs(grace), durations(&variables).await);
+    assert_eq!(variables.len(), 9, "{variables:?}");
+    let bytes = |name: &str| {
+        let value = &variables.iter().find(|(other, _)| other == name).unwrap().1;
+        value.trim_end_matches("KiB").parse::<u64>().unwrap() * if value.ends_with("KiB") { 1024 } else { 1 }
+    };
+    let limit: u64 = after("limits: {memory: ").split("Mi}").next().unwrap().parse().unwrap();
+    assert!(bytes("MAX_CONNECTIONS") * bytes("MAX_QUEUE") <= limit * 1024 * 1024 * 3 / 4, "memory");
+    let (waits, needs) = (Duration::from_secs(grace), longest_drain(&variables, "").await);
     assert!(waits >= needs + Duration::from_secs(10), "{waits:?} for {needs:?}");
     let probe = after("readinessProbe:");
     let number = |key: &str| -> u64 {
@@ -72,8 +109,28 @@ async fn kubernetes_waits_long_enough() {
     );
 }
 
+#[tokio::test]
+async fn a_container_is_given_the_time_that_it_needs() {
+    let file = read("Dockerfile");
+    let line = file.lines().find_map(|line| line.strip_prefix("ENV ")).unwrap();
+    let variables: Vec<_> = line.split(' ').map(|one| one.split_once('=').unwrap()).collect();
+    let variables: Vec<_> = variables.into_iter().map(|(name, value)| (name.into(), value.into())).collect();
+    // `docker stop` waits for 10 s.
+    assert!(longest_drain(&variables, "").await <= Duration::from_secs(8));
+
+    let compose = read("compose.yaml");
+    let value = |key: &str| {
+        let line = compose.lines().find_map(|line| line.trim().strip_prefix(&format!("{key}: ")));
+        line.unwrap_or_else(|| panic!("no {key}")).to_owned()
+    };
+    let variables = ["SHUTDOWN_TIMEOUT", "CLOSE_TIMEOUT"].map(|name| (name.to_owned(), value(name)));
+    let waits = humantime::parse_duration(&value("stop_grace_period")).unwrap();
+    assert!(waits >= longest_drain(&variables, "").await + Duration::from_secs(5), "{waits:?}");
+}
+
 #[test]
 fn the_container_runs_the_program_itself() {
     let file = read("Dockerfile");
+    assert!(file.contains("\nSTOPSIGNAL SIGTERM\n") && file.contains("\nHEALTHCHECK "));
     assert!(file.contains("ENTRYPOINT [\"/usr/local/bin/lastcall\"]"), "signals must reach it");
 }

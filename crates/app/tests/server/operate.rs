@@ -109,3 +109,28 @@ async fn systemd_can_pass_the_listening_socket() {
     assert_eq!(client.next_of("message").await["data"], "hello again");
     let _another = server.client().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_of_systemd_is_reloaded_whatever_its_port() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let start = Start::default().file("config/lastcall.toml", "port = 1");
+    let (folder, runtime_dir) = (start.folder().to_owned(), start.folder().join("of-the-unit"));
+    let unit = |start: Start| start.env("RUNTIME_DIR", "").env("RUNTIME_DIRECTORY", runtime_dir.display());
+    let server = unit(start).listen_on(listener).env("PORT", "").serve().await;
+    let mut client = server.client().await;
+    assert!(runtime_dir.join("lastcall.sock").exists());
+    std::fs::write(folder.join("config/lastcall.toml"), "port = 2").unwrap();
+    for _ in 0..2 {
+        // As ExecReload does: in the environment of the unit.
+        let config = folder.join("config/lastcall.toml");
+        let ended = unit(Start::default())
+            .env("PORT", "")
+            .args(&["upgrade", "--config", config.to_str().unwrap()])
+            .end()
+            .await;
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    }
+    assert!(server.log_lines("still listening on").is_empty());
+    client.say("hello").await;
+    client.next_of("message").await;
+}

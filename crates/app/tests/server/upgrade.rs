@@ -338,6 +338,10 @@ async fn usr2_upgrades_and_the_service_manager_hears_of_everything() {
     let _client = server.client().await;
     server.signal(Signal::USR2);
     let all = told(&manager, "MAINPID=").await;
+    assert!(
+        !all.split("MAINPID=").next().unwrap().contains("READY=1"),
+        "only the main process is listened to: {all}"
+    );
     assert!(all.contains("RELOADING=1\n") && all.contains("MONOTONIC_USEC="), "{all}");
     let pid = all.split("MAINPID=").nth(1).unwrap().lines().next().unwrap().parse().unwrap();
     server.followed_by(pid).await;
