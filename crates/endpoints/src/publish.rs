@@ -12,7 +12,7 @@ use axum::{
     },
 };
 use jiff::Timestamp;
-use lastcall_websockets::{BROADCAST, Gate, ServerMessage};
+use lastcall_websockets::{BROADCAST, Gate, ServerMessage, Source};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tokio::time::timeout;
@@ -82,8 +82,12 @@ pub(crate) async fn publish(
             "The server is closing its clients: none would get this.",
         ));
     }
-    let notification =
-        ServerMessage::Notification { channel: BROADCAST, time: Timestamp::now(), data: publication.data };
+    let notification = ServerMessage::Notification {
+        channel: BROADCAST,
+        source: Source::Api,
+        time: Timestamp::now(),
+        data: publication.data,
+    };
     match timeout(PATIENCE, context.manager.broadcast(&notification)).await {
         Ok(clients) => Ok(Json(Published { clients })),
         Err(_) => Err(ApiError::new(

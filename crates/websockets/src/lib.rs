@@ -34,7 +34,7 @@ pub use frame::Frame;
 pub use freeze::Frozen;
 pub use handshake::Handshake;
 pub use manager::{ConnectionManager, ManagerConfig};
-pub use message::{BROADCAST, Reconnect, Server, ServerMessage};
+pub use message::{BROADCAST, Reconnect, Server, ServerMessage, Source};
 pub use notice::Notice;
 pub use notifier::{Notifier, NotifierState};
 pub use occupancy::{Gate, Occupancy, Place, Refusal};

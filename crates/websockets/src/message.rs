@@ -24,6 +24,8 @@ pub enum ServerMessage<'a> {
     Notification {
         /// [`BROADCAST`].
         channel: &'a str,
+        /// Where it comes from.
+        source: Source,
         /// When it was published.
         #[serde(serialize_with = "rfc3339")]
         time: Timestamp,
@@ -64,6 +66,16 @@ pub enum ServerMessage<'a> {
         /// For people.
         message: &'a str,
     },
+}
+
+/// Where a notification comes from. `data` of the API is any JSON, so it could look like the server's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Source {
+    /// The server itself: the periodic notification.
+    Server,
+    /// A call of `POST /api/publish`.
+    Api,
 }
 
 /// The server's name and version.
@@ -120,10 +132,14 @@ mod tests {
                 r#"{{"type":"welcome","client":"{client}","server":{{"name":"lastcall","version":"{version}"}}}}"#
             )
         );
-        assert_eq!(
-            json(&ServerMessage::Notification { channel: BROADCAST, time, data: &data }),
-            r#"{"type":"notification","channel":"broadcast","time":"2026-01-02T03:04:05.000Z","data":{"a":[1,null]}}"#
-        );
+        for (source, name) in [(Source::Server, "server"), (Source::Api, "api")] {
+            assert_eq!(
+                json(&ServerMessage::Notification { channel: BROADCAST, source, time, data: &data }),
+                format!(
+                    r#"{{"type":"notification","channel":"broadcast","source":"{name}","time":"2026-01-02T03:04:05.000Z","data":{{"a":[1,null]}}}}"#
+                )
+            );
+        }
         assert_eq!(
             json(&ServerMessage::Message { channel: BROADCAST, time, from: client, data: "a \"b\"\n" }),
             format!(

@@ -13,7 +13,7 @@ use tokio::{
 
 use crate::{
     manager::ConnectionManager,
-    message::{BROADCAST, ServerMessage},
+    message::{BROADCAST, ServerMessage, Source},
 };
 
 #[derive(Serialize)]
@@ -85,8 +85,12 @@ async fn notify(
         };
         // Numbers and a string are always valid JSON.
         let data = to_raw_value(&Data { sequence, clients, message }).expect("plain data is valid JSON");
-        let notification =
-            ServerMessage::Notification { channel: BROADCAST, time: Timestamp::now(), data: &data };
+        let notification = ServerMessage::Notification {
+            channel: BROADCAST,
+            source: Source::Server,
+            time: Timestamp::now(),
+            data: &data,
+        };
         manager.broadcast(&notification).await;
     }
 }

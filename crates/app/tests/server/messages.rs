@@ -93,7 +93,10 @@ async fn notifications_come_at_their_interval() {
         before = time(&notification);
         notification.as_object_mut().unwrap().remove("time");
         let data = json!({"sequence": sequence, "clients": 1, "message": "1 client is connected"});
-        assert_eq!(notification, json!({"type": "notification", "channel": "broadcast", "data": data}));
+        assert_eq!(
+            notification,
+            json!({"type": "notification", "channel": "broadcast", "source": "server", "data": data})
+        );
     }
 }
 

@@ -129,6 +129,9 @@ async fn clients_of_an_earlier_process_have_their_notices_from_the_new_one() {
 /// Bytes that the queue may have.
 const QUEUE: usize = 65536;
 
+/// At least as many bytes as a publication has beside its data; less than a `shutdown` message has.
+const ENVELOPE: usize = 120;
+
 /// A server, and a client that does not read, whose queue has no room for a notice.
 async fn full_queue() -> (Server, TcpStream) {
     let server = Start::default()
@@ -144,12 +147,11 @@ async fn full_queue() -> (Server, TcpStream) {
     loop {
         let queued = server.metric("lastcall_queue_bytes").await as usize;
         let room = QUEUE - queued;
-        if room < 100 {
+        if room < ENVELOPE {
             return (server, stuck);
         }
         if queued > 0 {
-            // With its envelope, a publication is about a hundred bytes longer.
-            size = room.saturating_sub(120).min(20_000);
+            size = room.saturating_sub(ENVELOPE).min(20_000);
         }
         let answer = server.publish(&format!(r#"{{"data":"{}"}}"#, "x".repeat(size))).await;
         assert_eq!(answer.status, 200);

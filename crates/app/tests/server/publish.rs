@@ -10,12 +10,15 @@ const JSON: &str = "Content-Type: application/json";
 async fn any_json_reaches_everyone_as_a_notification() {
     let server = Server::start().await;
     let mut clients = server.clients(3).await;
-    for data in [json!({"a": [1, 2.5, null], "ü": "x"}), json!("text"), json!(null), json!(17), json!([])] {
+    let like_the_servers = json!({"sequence": 7, "clients": 5, "message": "mine", "source": "server"});
+    let any = [json!({"a": [1, 2.5, null], "ü": "x"}), json!("text"), json!(null), json!(17), json!([])];
+    for data in any.into_iter().chain([like_the_servers]) {
         let answer = server.publish(&json!({"data": data, "channel": "broadcast"}).to_string()).await;
         assert_eq!((answer.status, answer.json()), (200, json!({"clients": 3})));
         for client in &mut clients {
             let notification = client.next_of("notification").await;
             assert_eq!((&notification["channel"], &notification["data"]), (&json!("broadcast"), &data));
+            assert_eq!(notification["source"], "api");
         }
     }
 }
