@@ -21,25 +21,43 @@ pub struct Notice {
     pub reason: &'static str,
     /// When those who stay are closed.
     pub deadline: Instant,
-    /// The window over which clients are to come back.
-    window: Duration,
+    /// How long before the deadline the closes begin.
+    pace: Duration,
+    /// How long the process may go on after the deadline, where no other server admits its clients meanwhile.
+    close_timeout: Option<Duration>,
 }
 
 impl Notice {
     /// A notice of a drain that takes `shutdown_timeout` from now on, the last `pace` of which is for closing
     /// those who stay. Clients are to come back spread over as long.
     pub fn new(reason: &'static str, shutdown_timeout: Duration, pace: Duration) -> Self {
-        Self { reason, deadline: Instant::now() + shutdown_timeout, window: pace.max(SOONEST) }
+        Self { reason, deadline: Instant::now() + shutdown_timeout, pace, close_timeout: None }
     }
 
-    /// When this client should come back, counted from its close. It is told the same each time.
-    pub(crate) fn reconnect_after(&self, client: ClientId) -> Duration {
-        SOONEST + self.window.mul_f64(client.share())
+    /// The same, where there is no other server: whatever replaces this process admits clients only once this one
+    /// has ended, which is `close_timeout` after the deadline at the latest.
+    pub fn without_other_server(self, close_timeout: Duration) -> Self {
+        Self { close_timeout: Some(close_timeout), ..self }
+    }
+
+    /// When this client should come back, counted from its close, which happens now. Each client has a moment
+    /// of its own within a window as long as the pace.
+    ///
+    /// While clients are being closed, the window begins when this process has ended. Before, that moment
+    /// is not known: the process ends with its last client, maybe long before the deadline.
+    pub(crate) fn reconnect_after(&self, client: ClientId, now: Instant) -> Duration {
+        let left = self.deadline.saturating_duration_since(now);
+        let until_ended = match self.close_timeout {
+            Some(close_timeout) if left <= self.pace => left + close_timeout,
+            _ => Duration::ZERO,
+        };
+        until_ended + SOONEST + self.pace.max(SOONEST).mul_f64(client.share())
     }
 
     /// The notice as this client gets it, now.
     pub(crate) fn frame(&self, client: ClientId) -> Frame {
-        let left = self.deadline.saturating_duration_since(Instant::now());
+        let now = Instant::now();
+        let left = self.deadline.saturating_duration_since(now);
         let time = Timestamp::now();
         ServerMessage::Shutdown {
             time,
@@ -47,7 +65,7 @@ impl Notice {
             // A deadline past the year 9999 is not to be had: settings end at 365 days.
             deadline: time.saturating_add(left).unwrap_or(Timestamp::MAX),
             seconds_left: (left.as_secs_f64() * 1000.0).round() / 1000.0,
-            reconnect: Reconnect { after_ms: self.reconnect_after(client).as_millis() as u64 },
+            reconnect: Reconnect { after_ms: self.reconnect_after(client, now).as_millis() as u64 },
         }
         .frame()
     }
@@ -57,19 +75,75 @@ impl Notice {
 mod tests {
     use super::*;
 
+    const PACE: Duration = Duration::from_secs(10);
+    const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+    fn notice() -> Notice {
+        Notice::new("service restart", Duration::from_secs(30), PACE)
+    }
+
+    /// Asserts that these moments are spread over the pace, from this one on.
+    fn are_spread(mut moments: Vec<Duration>, from: Duration) {
+        moments.sort();
+        assert!(moments[0] >= from && *moments.last().unwrap() <= from + PACE);
+        for tenth in 0..10 {
+            let start = from + PACE * tenth / 10;
+            let count = moments.iter().filter(|at| (start..start + PACE / 10).contains(*at)).count();
+            // 100 are expected; the standard deviation is 9.
+            assert!((50..150).contains(&count), "{count} in tenth {tenth}");
+        }
+    }
+
     #[test]
     fn each_client_has_its_own_moment_within_the_window() {
-        let notice = Notice::new("service restart", Duration::from_secs(30), Duration::from_secs(10));
-        let clients: Vec<_> = (0..1000).map(|_| ClientId::generate()).collect();
-        let mut moments: Vec<_> = clients.iter().map(|id| notice.reconnect_after(*id)).collect();
-        assert_eq!(moments[0], notice.reconnect_after(clients[0]), "the same each time");
-        moments.sort();
-        assert!(moments[0] >= SOONEST && moments[999] <= SOONEST + Duration::from_secs(10));
-        moments.dedup();
-        assert!(moments.len() > 990, "they differ");
-        assert!(
-            moments[0] < Duration::from_millis(1500)
-                && *moments.last().unwrap() > Duration::from_millis(10_500)
-        );
+        for notice in [notice(), notice().without_other_server(CLOSE_TIMEOUT)] {
+            let clients: Vec<_> = (0..1000).map(|_| ClientId::generate()).collect();
+            let start = Instant::now();
+            let moments = clients.iter().map(|id| notice.reconnect_after(*id, start));
+            are_spread(moments.collect(), SOONEST);
+            let before_closes = notice.deadline - PACE - Duration::from_millis(1);
+            for client in clients {
+                let first = notice.reconnect_after(client, start);
+                assert_eq!(notice.reconnect_after(client, before_closes), first, "the same each time");
+            }
+        }
+    }
+
+    #[test]
+    fn clients_that_are_closed_come_back_spread_out_once_the_process_has_ended() {
+        let notice = notice().without_other_server(CLOSE_TIMEOUT);
+        let began = notice.deadline - PACE;
+        // In the order and at the times of `Pace`.
+        let mut clients: Vec<_> = (0..1000).map(|_| ClientId::generate()).collect();
+        clients.sort_by(|a, b| a.share().total_cmp(&b.share()));
+        let back = |late: Duration| -> Vec<_> {
+            let moments = clients.iter().enumerate().map(|(number, client)| {
+                let closed = began + PACE.mul_f64((number as f64 + 0.5) / 1000.0) + late;
+                closed + notice.reconnect_after(*client, closed) - notice.deadline
+            });
+            moments.collect()
+        };
+        let ended = CLOSE_TIMEOUT + SOONEST;
+        are_spread(back(Duration::ZERO), ended);
+        // Closes that are late move no client to before the end.
+        assert!(back(Duration::from_millis(50)).iter().all(|moment| *moment >= ended));
+    }
+
+    #[test]
+    fn after_a_drain_that_was_cut_short_the_process_has_its_close_timeout() {
+        let mut notice = notice().without_other_server(CLOSE_TIMEOUT);
+        notice.deadline = Instant::now();
+        let client = ClientId::generate();
+        let after = notice.reconnect_after(client, notice.deadline + Duration::from_millis(1));
+        assert_eq!(after, CLOSE_TIMEOUT + SOONEST + PACE.mul_f64(client.share()));
+    }
+
+    #[test]
+    fn clients_with_another_server_do_not_wait_for_the_end_of_this_one() {
+        let notice = notice();
+        let client = ClientId::generate();
+        let early = notice.reconnect_after(client, Instant::now());
+        assert_eq!(notice.reconnect_after(client, notice.deadline - PACE / 2), early);
+        assert!(early <= SOONEST + PACE);
     }
 }

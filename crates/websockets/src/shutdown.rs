@@ -58,7 +58,11 @@ impl GracefulShutdown {
     /// Admits no newcomers any more, and counts the clients. What follows is [`GracefulShutdown::give_notice`].
     pub fn begin(manager: ConnectionManager, settings: &Settings) -> Self {
         let reason = CloseReason::ServiceRestart.reason();
-        let notice = Notice::new(reason, settings.shutdown_timeout, settings.shutdown_pace);
+        let mut notice = Notice::new(reason, settings.shutdown_timeout, settings.shutdown_pace);
+        // With a delay, there is a load balancer: it sends clients to another server at once.
+        if settings.shutdown_delay.is_zero() {
+            notice = notice.without_other_server(settings.close_timeout);
+        }
         // No client comes after this count, and none has left because of the notice.
         let before = manager.stop_admitting();
         Self {

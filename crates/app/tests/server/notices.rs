@@ -126,6 +126,65 @@ async fn clients_of_an_earlier_process_have_their_notices_from_the_new_one() {
     assert_eq!(server.exit_code().await, 0);
 }
 
+/// When a client that had this notice right before its close is to come back: milliseconds after the deadline,
+/// by the server's own clock; before it, they are negative.
+fn comes_back(notice: &Value) -> i64 {
+    let time = |key: &str| notice[key].as_str().unwrap().parse::<jiff::Timestamp>().unwrap();
+    let after = notice["reconnect"]["after_ms"].as_i64().unwrap();
+    after - time("deadline").duration_since(time("time")).as_millis() as i64
+}
+
+#[tokio::test]
+async fn clients_that_are_closed_come_back_when_the_only_server_has_ended() {
+    // Closed one by one, all at the deadline, and by a second signal.
+    for (pace, signals) in [("1", 1), ("0", 1), ("1", 2)] {
+        let timeout = if signals == 2 { "60" } else { "1.5" };
+        let mut server = Start::default()
+            .env("SHUTDOWN_TIMEOUT", timeout)
+            .env("SHUTDOWN_PACE", pace)
+            .env("CLOSE_TIMEOUT", "30")
+            .serve()
+            .await;
+        let clients = server.clients(12).await;
+        server.signal(Signal::TERM);
+        if signals == 2 {
+            server.logged("waiting up to").await;
+            server.signal(Signal::TERM);
+        }
+        let mut moments = Vec::new();
+        for client in clients {
+            let (notices, _) = notices(client).await;
+            moments.push(comes_back(notices.last().unwrap()));
+        }
+        // `close_timeout`, and at least a second; each of three times is rounded to a millisecond.
+        let window = 30_998..=32_002;
+        assert!(moments.iter().all(|moment| window.contains(moment)), "{moments:?}");
+        moments.sort();
+        moments.dedup();
+        assert!(moments.len() > 6, "each at its own time: {moments:?}");
+        assert_eq!(server.exit_code().await, 0);
+    }
+}
+
+#[tokio::test]
+async fn clients_that_are_closed_come_back_at_once_where_there_are_other_servers() {
+    let mut server = Start::default()
+        .env("SHUTDOWN_DELAY", "0.1")
+        .env("SHUTDOWN_TIMEOUT", "1.5")
+        .env("SHUTDOWN_PACE", "1")
+        .env("CLOSE_TIMEOUT", "30")
+        .serve()
+        .await;
+    let clients = server.clients(12).await;
+    server.signal(Signal::TERM);
+    for client in clients {
+        let (notices, _) = notices(client).await;
+        let after = notices.last().unwrap()["reconnect"]["after_ms"].as_u64().unwrap();
+        assert!((1000..=2000).contains(&after), "{notices:?}");
+    }
+    assert_eq!(server.exit_code().await, 0);
+}
+
 /// Bytes that the queue may have.
 const QUEUE: usize = 65536;
 

@@ -231,7 +231,7 @@ async fn those_inside_are_served_until_they_leave() {
     clients[1].next_of("notification").await;
     let again = clients[1].next_of("shutdown").await;
     assert!(again["seconds_left"].as_f64() < notices[1]["seconds_left"].as_f64(), "a reminder");
-    assert_eq!(after(&again), after(&notices[1]), "each is told the same each time");
+    assert_eq!(after(&again), after(&notices[1]), "the same each time, until clients are closed");
     for client in clients {
         client.leave().await;
     }
