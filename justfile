@@ -104,11 +104,16 @@ bench-upgrade *arguments:
 test-programs:
     #!/usr/bin/env bash
     set -euo pipefail
+    PATH="$PATH:/usr/local/sbin:/usr/sbin"
     have() { command -v "$1" >/dev/null; }
     packages=""
     have "${CHROMIUM:-chromium}" && have "${CHROMEDRIVER:-chromedriver}" || packages="chromium chromium-driver"
     for one in tini dumb-init; do have $one || packages="$packages $one"; done
-    have supervisord || packages="$packages supervisor"
+    # Their packages start services, at each boot too: only where no systemd runs, or nothing but tests.
+    if [ -n "${CI:-}" ] || [ ! -d /run/systemd/system ]; then
+        have supervisord || packages="$packages supervisor"
+        for one in nginx haproxy; do have $one || packages="$packages $one"; done
+    fi
     [ -n "$packages" ] || exit 0
     as_root=""
     if [ "$(id -u)" != 0 ]; then as_root="sudo --non-interactive"; fi

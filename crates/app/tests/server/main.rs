@@ -24,6 +24,7 @@ mod pages_in_browser;
 mod parents;
 mod processes;
 mod protocol;
+mod proxies;
 mod publish;
 mod settings;
 mod shutdown;

@@ -1,5 +1,7 @@
 //! HTTP requests to a server, and what its metrics say.
 
+use std::net::SocketAddr;
+
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -33,14 +35,7 @@ impl Server {
 
     /// One HTTP request, byte for byte, after whose answer the server must hang up.
     pub(crate) async fn exchange(&self, request: impl AsRef<[u8]>) -> Answer {
-        let mut stream = TcpStream::connect(self.address).await.unwrap();
-        // The server may answer, and hang up, before it has read a body that it refuses.
-        let _ = stream.write_all(request.as_ref()).await;
-        let mut answer = Vec::new();
-        let _ = soon("an HTTP answer", stream.read_to_end(&mut answer)).await;
-        let answer = String::from_utf8(answer).unwrap();
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
-        Answer { status: head[9..12].parse().unwrap(), head: head.to_owned(), body: body.to_owned() }
+        exchange(self.address, request).await
     }
 
     /// The status of the answer to a request, whatever happens to the connection after it.
@@ -92,6 +87,18 @@ impl Server {
         })
         .await
     }
+}
+
+/// One HTTP request to this address, byte for byte; the answer ends with the connection.
+pub(crate) async fn exchange(address: SocketAddr, request: impl AsRef<[u8]>) -> Answer {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    // The server may answer, and hang up, before it has read a body that it refuses.
+    let _ = stream.write_all(request.as_ref()).await;
+    let mut answer = Vec::new();
+    let _ = soon("an HTTP answer", stream.read_to_end(&mut answer)).await;
+    let answer = String::from_utf8(answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+    Answer { status: head[9..12].parse().unwrap(), head: head.to_owned(), body: body.to_owned() }
 }
 
 /// The value of a metric.

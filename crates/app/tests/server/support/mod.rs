@@ -9,6 +9,7 @@ mod log;
 mod prefix_proxy;
 mod process;
 mod program;
+mod proxy;
 mod room;
 mod server;
 
@@ -22,14 +23,15 @@ use std::{
 pub(crate) use browser::{Chromium, Driver};
 pub(crate) use client::{Answer, Client};
 pub(crate) use exposition::{Exposition, Format};
-pub(crate) use http::metric;
+pub(crate) use http::{exchange, metric};
 pub(crate) use http_connection::Http;
 pub(crate) use log::message;
 pub(crate) use prefix_proxy::PrefixProxy;
 pub(crate) use program::{folder_for_programs, install_script, install_server, installed};
+pub(crate) use proxy::{Api, Proxy, Software};
 pub(crate) use room::Room;
 pub(crate) use rustix::process::Signal;
-pub(crate) use server::{Ended, Server, Start, adopt_orphans};
+pub(crate) use server::{Ended, Server, Start, adopt_orphans, dial, refusal_of};
 use tempfile::TempDir;
 use tokio::{
     io::AsyncReadExt,

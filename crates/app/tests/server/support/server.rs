@@ -196,6 +196,31 @@ impl Start {
     }
 }
 
+/// Shakes hands at this URL, with these headers too.
+pub(crate) async fn dial(
+    url: &str,
+    headers: &[(&'static str, &str)],
+) -> Result<(Client, Response<Option<Vec<u8>>>), tungstenite::Error> {
+    let mut request = url.into_client_request().unwrap();
+    for (name, value) in headers {
+        request.headers_mut().insert(*name, value.parse().unwrap());
+    }
+    let (socket, response) = soon("the handshake", connect_async(request)).await?;
+    Ok((Client { socket, id: String::new() }, response))
+}
+
+/// How a handshake was refused: the status, the headers and the body.
+pub(crate) fn refusal_of<T>(dialled: Result<(Client, T), tungstenite::Error>) -> Answer {
+    match dialled {
+        Err(tungstenite::Error::Http(response)) => Answer {
+            status: response.status().as_u16(),
+            head: format!("{:?}", response.headers()),
+            body: String::from_utf8(response.body().clone().unwrap_or_default()).unwrap(),
+        },
+        other => panic!("to be refused, but {:?}", other.map(|_| "let in")),
+    }
+}
+
 /// The same command, but of another program, with other arguments first.
 fn copy_of(command: &Command, program: &Path, first: &[&str]) -> Command {
     let original = command.as_std();
@@ -381,24 +406,12 @@ impl Server {
         &self,
         headers: &[(&'static str, &str)],
     ) -> Result<(Client, Response<Option<Vec<u8>>>), tungstenite::Error> {
-        let mut request = self.ws_url().into_client_request().unwrap();
-        for (name, value) in headers {
-            request.headers_mut().insert(*name, value.parse().unwrap());
-        }
-        let (socket, response) = soon("the handshake", connect_async(request)).await?;
-        Ok((Client { socket, id: String::new() }, response))
+        dial(&self.ws_url(), headers).await
     }
 
     /// How a handshake was refused: the status, `Retry-After`, and the body.
     pub(crate) async fn refusal(&self, headers: &[(&'static str, &str)]) -> Answer {
-        match self.dial(headers).await {
-            Err(tungstenite::Error::Http(response)) => Answer {
-                status: response.status().as_u16(),
-                head: format!("{:?}", response.headers()),
-                body: String::from_utf8(response.body().clone().unwrap_or_default()).unwrap(),
-            },
-            other => panic!("to be refused, but {:?}", other.map(|_| "let in")),
-        }
+        refusal_of(self.dial(headers).await)
     }
 
     /// A client that shook hands and then is just a TCP connection, with a small receive buffer.

@@ -1,0 +1,162 @@
+//! The examples for reverse proxies, in `deploy/proxies`: what they let through, and what they do not.
+
+use std::{net::SocketAddr, time::Duration};
+
+use crate::support::{Answer, Api, Proxy, Server, Signal, Software, Start, dial, exchange, refusal_of};
+
+const KEY: &str = "0123456789abcdef";
+
+/// One HTTP/1.1 request to the proxy. The target is sent as it is.
+async fn request(proxy: SocketAddr, method: &str, target: &str, headers: &[&str], body: &str) -> Answer {
+    let mut head = format!("{method} {target} HTTP/1.1\r\nHost: {proxy}\r\nConnection: close\r\n");
+    for header in headers {
+        head += &format!("{header}\r\n");
+    }
+    exchange(proxy, format!("{head}Content-Length: {}\r\n\r\n{body}", body.len())).await
+}
+
+async fn publish(proxy: &Proxy, key: Option<&str>, body: &str) -> Answer {
+    let authorization = key.map(|key| format!("Authorization: Bearer {key}"));
+    let headers: Vec<_> =
+        ["Content-Type: application/json"].into_iter().chain(authorization.as_deref()).collect();
+    request(proxy.address, "POST", "/api/publish", &headers, body).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_websocket_through_a_proxy_stays_over_upgrades_and_is_told_of_the_drain() {
+    for software in Software::ALL {
+        let mut server = Server::start().await;
+        let Some(proxy) = Proxy::start(software, server.address, Api::AsItStands).await else { continue };
+        let origin = proxy.origin();
+        let (mut client, _) = dial(&proxy.ws_url(), &[("Origin", &origin)]).await.unwrap();
+        assert_eq!(client.next().await["type"], "welcome", "{software:?}");
+        let foreign = dial(&proxy.ws_url(), &[("Origin", "https://evil.example")]).await;
+        assert_eq!(refusal_of(foreign).error(), (403, "origin_not_allowed".to_owned()), "{software:?}");
+        for number in 1..=3 {
+            client.say(&format!("text {number}")).await;
+            assert_eq!(client.next().await["data"], format!("text {number}"), "{software:?}");
+            assert_eq!(server.publish(r#"{"data": 42}"#).await.status, 200);
+            assert_eq!(client.next().await["data"], 42, "{software:?}");
+            server.upgrade().await;
+        }
+        server.signal(Signal::TERM);
+        assert_eq!(client.next().await["type"], "shutdown", "{software:?}");
+        let refused = refusal_of(dial(&proxy.ws_url(), &[("Origin", &origin)]).await);
+        assert_eq!(refused.error(), (503, "draining".to_owned()), "{software:?}");
+        assert!(refused.head.contains("\"retry-after\": \"5\""), "{software:?}: {refused:?}");
+        client.say("still served").await;
+        assert_eq!(client.next().await["data"], "still served", "{software:?}");
+        server.signal(Signal::TERM);
+        assert_eq!(client.closed().await.0, (1012, "service restart".to_owned()), "{software:?}");
+        assert_eq!(server.exit_code().await, 0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_shows_the_page_and_the_websocket_only() {
+    for software in Software::ALL {
+        let server = Server::start().await;
+        let Some(proxy) = Proxy::start(software, server.address, Api::AsItStands).await else { continue };
+        let page = request(proxy.address, "GET", "/", &[], "").await;
+        assert_eq!(page.status, 200, "{software:?}: {page:?}");
+        assert!(page.body.starts_with("<!doctype html>"), "{software:?}: {page:?}");
+        let absolute = format!("http://{}/metrics", proxy.address);
+        for target in [
+            "/metrics",
+            "/metrics/",
+            "//metrics",
+            "/./metrics",
+            "/%6detrics",
+            "/metrics?a=b",
+            "/ws/../metrics",
+            "/ws/..%2fmetrics",
+            "/metrics/..",
+            "/health/live",
+            "/health/ready",
+            "/ws/../health/ready",
+            "/health/ready/../..",
+            "/api/publish",
+            absolute.as_str(),
+        ] {
+            for method in ["GET", "POST"] {
+                let answer = request(proxy.address, method, target, &[], "").await;
+                assert!((400..500).contains(&answer.status), "{software:?}: {method} {target}: {answer:?}");
+                assert!(!answer.body.contains("lastcall_"), "{software:?}: {method} {target}: {answer:?}");
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn publishing_through_a_proxy_needs_a_key() {
+    for software in Software::ALL {
+        let server = Server::start().await;
+        let Some(proxy) = Proxy::start(software, server.address, Api::Routed).await else { continue };
+        let answer = publish(&proxy, None, r#"{"data": 1}"#).await;
+        assert_eq!(answer.error(), (403, "loopback_only".to_owned()), "{software:?}");
+        assert_eq!(server.publish(r#"{"data": 1}"#).await.status, 200, "the machine itself needs none");
+
+        let server = Start::default().env("API_KEYS", KEY).serve().await;
+        let proxy = Proxy::start(software, server.address, Api::Routed).await.unwrap();
+        let (mut client, _) = dial(&proxy.ws_url(), &[]).await.unwrap();
+        assert_eq!(client.next().await["type"], "welcome");
+        let answer = publish(&proxy, Some(KEY), r#"{"data": "with a key"}"#).await;
+        assert_eq!((answer.status, answer.body.as_str()), (200, r#"{"clients":1}"#), "{software:?}");
+        assert_eq!(client.next().await["data"], "with a key", "{software:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_comes_through_a_proxy_while_the_body_is_still_sent() {
+    // Far more than lastcall reads of a body that it refuses.
+    let body = format!(r#"{{"data": "{}"}}"#, "x".repeat(200_000));
+    for software in Software::ALL {
+        let server = Start::default().env("API_KEYS", KEY).serve().await;
+        let Some(proxy) = Proxy::start(software, server.address, Api::Routed).await else { continue };
+        for _ in 0..20 {
+            for key in [None, Some("0000000000000000")] {
+                let answer = publish(&proxy, key, &body).await;
+                assert_eq!(answer.error(), (401, "unauthorized".to_owned()), "{software:?}");
+            }
+            let answer = publish(&proxy, Some(KEY), &body).await;
+            assert_eq!(answer.error(), (413, "payload_too_large".to_owned()), "{software:?}");
+        }
+    }
+}
+
+/// The seconds that follow this text in a configuration.
+fn seconds(config: &str, after: &str) -> Duration {
+    let rest = config.split(after).nth(1).unwrap_or_else(|| panic!("no {after:?} in {config}"));
+    let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
+    assert!(rest[digits.len()..].starts_with('s'), "{after:?} in {config}");
+    Duration::from_secs(digits.parse().unwrap())
+}
+
+#[tokio::test]
+async fn the_idle_times_of_proxies_fit_the_defaults() {
+    let ended = Start::default().args(&["config"]).end().await;
+    let default = |key: &str| {
+        let line = ended.stdout.lines().find(|line| line.starts_with(&format!("{key} "))).unwrap();
+        Duration::from_secs_f64(line.split_whitespace().nth(1).unwrap().parse().unwrap())
+    };
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap();
+    let traefik = std::fs::read_to_string(root.join("deploy/proxies/traefik.yaml")).unwrap();
+    let [nginx, haproxy, caddy] = Software::ALL.map(Software::example);
+    for (config, after) in [
+        (&nginx, "    keepalive_timeout "),
+        (&haproxy, "timeout http-keep-alive "),
+        (&haproxy, "pool-purge-delay "),
+        (&caddy, "keepalive "),
+        (&traefik, "idleConnTimeout: "),
+    ] {
+        let idle = seconds(config, after);
+        assert!(idle + Duration::from_secs(10) <= default("keep_alive_timeout"), "{after}: {idle:?}");
+    }
+    for (config, after) in
+        [(&nginx, "proxy_read_timeout "), (&nginx, "proxy_send_timeout "), (&haproxy, "timeout tunnel ")]
+    {
+        let silent = seconds(config, after);
+        let pings = default("ping_interval") + default("pong_timeout");
+        assert!(silent >= pings + Duration::from_secs(10), "{after}: {silent:?} for {pings:?}");
+    }
+}
