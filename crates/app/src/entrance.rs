@@ -3,7 +3,7 @@
 use std::{env, net::SocketAddr};
 
 use anyhow::{Context, anyhow, bail};
-use lastcall_core::settings::{Loaded, Settings};
+use lastcall_core::settings::{ClientMessages, Loaded, Origin, Settings};
 use lastcall_endpoints::{BindError, Entrance, bind};
 use listenfd::ListenFd;
 use rustix::net::sockopt::set_tcp_nodelay;
@@ -55,6 +55,20 @@ pub(crate) fn explain(error: anyhow::Error, loaded: &Loaded) -> anyhow::Error {
     anyhow!(
         "{error:#}; `{key}` comes from {origin}: if that is another program's{example}, set LASTCALL_{own}, which wins"
     )
+}
+
+/// Logs a warning if other machines can connect, and their clients may send texts to all others without that having
+/// been set.
+pub(crate) fn warn_if_open(address: SocketAddr, loaded: &Loaded) {
+    let is_default = matches!(loaded.origin("client_messages"), Some(Origin::Default));
+    let is_open = loaded.settings.client_messages == ClientMessages::Broadcast && is_default;
+    if is_open && !address.ip().to_canonical().is_loopback() {
+        warn!(
+            "every client that can connect to {address} can send text to all other clients: clients are not \
+             authenticated. Set `client_messages` to `ignore` if only back ends should send, or to `broadcast` \
+             if clients should, too; then this warning does not appear"
+        );
+    }
 }
 
 /// Says so if the socket that was taken over is not where the settings say.

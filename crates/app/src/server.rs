@@ -129,7 +129,8 @@ pub(crate) async fn run(loaded: &Loaded, inheritance: Inheritance) -> anyhow::Re
                 })
             }
         });
-    let life = Lifecycle::start(hooks, phases, signals.clone(), served_before.is_some()).await?;
+    let takes_over = served_before.is_some();
+    let life = Lifecycle::start(hooks, phases, signals.clone(), takes_over).await?;
     if let Role::Supervised(link) = &mut role {
         link.serve(signals.clone()).context("cannot speak to the process that was started")?;
         fault::point(Step::Reported);
@@ -145,6 +146,10 @@ pub(crate) async fn run(loaded: &Loaded, inheritance: Inheritance) -> anyhow::Re
         if !activated {
             tokio::spawn(entrance::compare(address, settings.host.clone(), settings.port));
         }
+    }
+    if !takes_over {
+        // Not at each upgrade: an alert on warnings would fire at each deploy.
+        entrance::warn_if_open(address, loaded);
     }
     if settings.api_keys.is_empty() {
         warn!("no api_keys are set: only this machine may call /api/");

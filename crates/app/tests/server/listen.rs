@@ -5,6 +5,7 @@ use std::{
     process::Command,
 };
 
+use serde_json::Value;
 use tokio::net::TcpStream;
 
 use crate::support::{Server, Signal, Start, message, own_address, soon};
@@ -114,6 +115,39 @@ async fn a_name_with_several_addresses_tells_on_which_the_server_does_not_listen
     assert_eq!(line["level"], "WARN");
     let port = server.address.port();
     assert!(reaches((here, port)).await && !reaches((other, port)).await);
+}
+
+#[tokio::test]
+async fn a_server_that_other_machines_reach_warns_once_that_its_clients_may_send_to_all() {
+    const START: &str = "every client that can connect to ";
+    for host in ["0.0.0.0", "::"] {
+        if host == "::" && !has_ipv6() {
+            continue;
+        }
+        let mut server = Start::default().env("HOST", host).serve().await;
+        let line = server.logged(START).await;
+        assert_eq!(line["level"], "WARN");
+        assert!(message(&line).contains("Set `client_messages` to `ignore`"), "{line}");
+        server.upgrade().await;
+        let pid = server.pid().as_raw_nonzero().get();
+        let is_new = |line: &Value| message(line).starts_with("listening on") && line["fields"]["pid"] == pid;
+        server.log().line(is_new).await;
+        assert_eq!(server.log_lines(START).len(), 1, "an upgrade does not repeat it");
+    }
+    // It does not appear where clients can do no harm, nor where an operator has decided.
+    for (host, client_messages) in [
+        ("127.0.0.1", None),
+        ("localhost", None),
+        ("0.0.0.0", Some("ignore")),
+        ("0.0.0.0", Some("echo")),
+        ("0.0.0.0", Some("broadcast")),
+    ] {
+        let mut start = Start::default().env("HOST", host);
+        if let Some(client_messages) = client_messages {
+            start = start.env("CLIENT_MESSAGES", client_messages);
+        }
+        assert_eq!(start.serve().await.log_lines(START).len(), 0, "{host} {client_messages:?}");
+    }
 }
 
 #[tokio::test]
