@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use lastcall_endpoints::{Entrance, HttpServer, Patience, Router};
+use lastcall_endpoints::{Entrance, HttpServer, Patience, Refusals, Router};
 use lastcall_websockets::{ConnectionManager, Notifier, NotifierState};
 
 /// The front of the house. It is paused at first.
@@ -16,6 +16,7 @@ pub(crate) struct Front {
     router: Router,
     notification_interval: Option<Duration>,
     keep_alive_timeout: Duration,
+    pub(crate) refusals: Refusals,
     running: Mutex<Option<Running>>,
 }
 
@@ -37,8 +38,10 @@ impl Front {
         router: Router,
         notification_interval: Option<Duration>,
         keep_alive_timeout: Duration,
+        refusals: Refusals,
     ) -> Self {
-        Self { manager, router, notification_interval, keep_alive_timeout, running: Mutex::default() }
+        let running = Mutex::default();
+        Self { manager, router, notification_interval, keep_alive_timeout, refusals, running }
     }
 
     /// Starts, or goes on.
@@ -46,7 +49,8 @@ impl Front {
         let Paused { entrance, notifier } = paused;
         let manager = || self.manager.clone();
         let notifier = self.notification_interval.map(|every| Notifier::start(manager(), every, notifier));
-        let http = HttpServer::start(entrance, self.router.clone(), manager(), self.keep_alive_timeout);
+        let (router, refusals) = (self.router.clone(), self.refusals.clone());
+        let http = HttpServer::start(entrance, router, manager(), self.keep_alive_timeout, refusals);
         *self.running() = Some(Running { http, notifier });
     }
 

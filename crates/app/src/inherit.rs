@@ -10,7 +10,7 @@ use std::{
 use anyhow::Context;
 use bytes::Bytes;
 use lastcall_core::settings::Settings;
-use lastcall_endpoints::{Entrance, Handovers, IdleConnection};
+use lastcall_endpoints::{Entrance, Handovers, IdleConnection, RefusalCounts};
 use lastcall_handover::{Channel, Committed, ControlSocket, Identity, Serving, Take};
 use lastcall_websockets::{ConnectionManager, ConnectionState, ManagerState, NotifierState};
 use serde::{Deserialize, Serialize};
@@ -40,6 +40,8 @@ pub(crate) struct ServerState {
     /// Upgrades before this one.
     pub(crate) upgrades_done: u64,
     pub(crate) upgrades_failed: u64,
+    /// Requests that were refused.
+    pub(crate) refused: RefusalCounts,
     /// Since when nobody is served, in microseconds since 1970.
     pub(crate) frozen_at_us: u64,
     /// What was read of the next request of each idle HTTP connection, in the order of their descriptors.
@@ -57,6 +59,7 @@ pub(crate) struct Inherited {
     pub(crate) control: Option<ControlSocket>,
     pub(crate) activated: bool,
     pub(crate) handovers: Handovers,
+    pub(crate) refused: RefusalCounts,
     /// Since when the clients are not served.
     pub(crate) frozen_at: SystemTime,
     /// Tells the old process that this one serves.
@@ -103,6 +106,7 @@ impl TakeOver {
                 clients: count as u64,
                 paused: 0.0,
             },
+            refused: state.refused,
             frozen_at: UNIX_EPOCH + Duration::from_micros(state.frozen_at_us),
             serving,
         })

@@ -15,7 +15,7 @@ use lastcall_core::{
     memory,
     settings::{FOREGROUND, Loaded, RuntimeDir, Settings},
 };
-use lastcall_endpoints::{Context, Handovers, Health, HealthReport, Page, Patience, router};
+use lastcall_endpoints::{Context, Handovers, Health, HealthReport, Page, Patience, Refusals, router};
 use lastcall_handover::{
     ControlSocket, Name,
     fault::{self, Step},
@@ -90,12 +90,14 @@ pub(crate) async fn run(loaded: &Loaded, inheritance: Inheritance) -> anyhow::Re
     let phases = Phases::default();
     let handovers = Arc::new(Mutex::new(Handovers::default()));
     let health = Box::new(ProcessHealth { phases: phases.clone(), handovers: Arc::clone(&handovers) });
-    let router = router(Context::new(settings, manager.clone(), health, page));
+    let refusals = Refusals::default();
+    let router = router(Context::new(settings, manager.clone(), health, page, refusals.clone()));
     let front = Arc::new(Front::new(
         manager.clone(),
         router,
         settings.notification_interval,
         settings.keep_alive_timeout,
+        refusals.clone(),
     ));
 
     // To be asked first: what is found is taken out of the environment.
@@ -105,6 +107,7 @@ pub(crate) async fn run(loaded: &Loaded, inheritance: Inheritance) -> anyhow::Re
             let inherited = take_over.inherit(&manager, settings).await?;
             *handovers.lock().unwrap_or_else(PoisonError::into_inner) = inherited.handovers;
             activated = inherited.activated;
+            refusals.add(&inherited.refused);
             (inherited.front, inherited.control, Some((inherited.frozen_at, inherited.serving)))
         }
         None => {

@@ -346,6 +346,7 @@ impl Handover {
             activated: self.activated,
             upgrades_done: self.handovers().done,
             upgrades_failed: self.handovers().failed,
+            refused: self.front.refusals.counts(),
             frozen_at_us: micros_since_1970(),
             idle_read: paused.entrance.idle.iter().map(|connection| connection.read.clone()).collect(),
         };

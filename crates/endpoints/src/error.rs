@@ -44,6 +44,56 @@ pub enum ErrorCode {
 }
 
 impl ErrorCode {
+    /// Every code, in the order of their names.
+    pub(crate) const ALL: [Self; 20] = [
+        Self::BadHandshake,
+        Self::BadHeader,
+        Self::BadRequest,
+        Self::Closing,
+        Self::Draining,
+        Self::Full,
+        Self::HostNotAllowed,
+        Self::LoopbackOnly,
+        Self::MethodNotAllowed,
+        Self::NotFound,
+        Self::OriginNotAllowed,
+        Self::Overloaded,
+        Self::PayloadTooLarge,
+        Self::RequestTimeout,
+        Self::Unauthorized,
+        Self::UnknownChannel,
+        Self::UnsupportedContentEncoding,
+        Self::UnsupportedMediaType,
+        Self::UnsupportedTransferEncoding,
+        Self::UpgradeRequired,
+    ];
+
+    /// The code as callers see it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::BadHandshake => "bad_handshake",
+            Self::BadHeader => "bad_header",
+            Self::BadRequest => "bad_request",
+            Self::Closing => "closing",
+            Self::Draining => "draining",
+            Self::Full => "full",
+            Self::HostNotAllowed => "host_not_allowed",
+            Self::LoopbackOnly => "loopback_only",
+            Self::MethodNotAllowed => "method_not_allowed",
+            Self::NotFound => "not_found",
+            Self::OriginNotAllowed => "origin_not_allowed",
+            Self::Overloaded => "overloaded",
+            Self::PayloadTooLarge => "payload_too_large",
+            Self::RequestTimeout => "request_timeout",
+            Self::Unauthorized => "unauthorized",
+            Self::UnknownChannel => "unknown_channel",
+            Self::UnsupportedContentEncoding => "unsupported_content_encoding",
+            Self::UnsupportedMediaType => "unsupported_media_type",
+            Self::UnsupportedTransferEncoding => "unsupported_transfer_encoding",
+            Self::UpgradeRequired => "upgrade_required",
+        }
+    }
+
     fn status(self) -> StatusCode {
         match self {
             Self::BadHandshake | Self::BadHeader | Self::BadRequest | Self::UnknownChannel => {
@@ -66,8 +116,8 @@ impl ErrorCode {
     }
 }
 
-/// An error response.
-#[derive(Debug)]
+/// An error response. The response has it as an extension, too: what was refused is counted and logged.
+#[derive(Debug, Clone)]
 pub(crate) struct ApiError {
     code: ErrorCode,
     message: Cow<'static, str>,
@@ -90,8 +140,12 @@ impl ApiError {
         Self { code, message: message.into() }
     }
 
-    pub(crate) fn message(&self) -> &str {
-        &self.message
+    pub(crate) fn code(&self) -> ErrorCode {
+        self.code
+    }
+
+    pub(crate) fn shared_message(&self) -> Cow<'static, str> {
+        self.message.clone()
     }
 }
 
@@ -117,6 +171,27 @@ impl IntoResponse for ApiError {
             }
             _ => {}
         }
+        response.extensions_mut().insert(self);
         response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_code_has_the_same_name_everywhere_and_all_are_listed() {
+        for code in ErrorCode::ALL {
+            assert_eq!(serde_json::to_value(code).unwrap(), code.name());
+        }
+        let protocol = include_str!("../../../docs/protocol.md");
+        let listed = protocol.lines().filter(|line| {
+            let cells: Vec<_> = line.split('|').map(str::trim).collect();
+            cells.len() == 5 && cells[1].parse::<u16>().is_ok()
+        });
+        let mut listed: Vec<_> = listed.filter_map(|line| line.split('`').nth(1)).collect();
+        listed.sort_unstable();
+        assert_eq!(listed, ErrorCode::ALL.map(ErrorCode::name));
     }
 }

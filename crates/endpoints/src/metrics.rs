@@ -10,6 +10,7 @@ use axum::{
     },
     response::{IntoResponse, Response},
 };
+use lastcall_core::settings::Settings;
 use lastcall_websockets::{Durations, Figures, Occupancy};
 use prometheus_client::{
     collector::Collector,
@@ -26,6 +27,7 @@ use crate::{
     accept::Format,
     error::{ApiError, ErrorCode},
     health::HealthReport,
+    refusals::RefusalCounts,
     routes::Context,
 };
 
@@ -43,6 +45,30 @@ struct Snapshot {
     occupancy: Occupancy,
     report: HealthReport,
     handovers: Handovers,
+    limits: Limits,
+    refused: RefusalCounts,
+}
+
+/// What the settings of these names allow, in bytes where they are sizes; 0 where there is no bound.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    max_connections: usize,
+    max_queue: usize,
+    max_message_size: usize,
+    max_client_rate: u64,
+    max_total_rate: u64,
+}
+
+impl From<&Settings> for Limits {
+    fn from(settings: &Settings) -> Self {
+        Self {
+            max_connections: settings.max_connections,
+            max_queue: settings.max_queue,
+            max_message_size: settings.max_message_size,
+            max_client_rate: settings.max_client_rate.unwrap_or(0),
+            max_total_rate: settings.max_total_rate.unwrap_or(0),
+        }
+    }
 }
 
 /// Upgrades by handing over the sockets, of this process and those before it.
@@ -74,6 +100,8 @@ pub(crate) async fn metrics(State(context): State<Arc<Context>>, headers: Header
         occupancy: context.manager.occupancy(),
         report: context.health.report(),
         handovers: context.health.handovers(),
+        limits: context.limits,
+        refused: context.refusals.counts(),
     }));
     let mut text = String::new();
     let encoded = match format {
@@ -90,7 +118,7 @@ pub(crate) async fn metrics(State(context): State<Arc<Context>>, headers: Header
 
 impl Collector for Snapshot {
     fn encode(&self, mut to: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let Self { format, figures, occupancy, report, handovers } = self;
+        let Self { format, figures, occupancy, report, handovers, limits, refused } = self;
         gauge(&mut to, "clients", "Clients that are connected", occupancy.clients as f64)?;
         counter(&mut to, *format, "connections_opened_total", "Clients that came", figures.opened)?;
         let mut family =
@@ -98,6 +126,12 @@ impl Collector for Snapshot {
         for (reason, closed) in &figures.closed {
             count(family.encode_family(&[("reason", reason.as_ref())])?, *format, *closed)?;
         }
+        let help = "Handshakes, API calls and other requests that were refused, by the code of the answer";
+        let mut family = counters(&mut to, *format, "refused_total", help)?;
+        for (code, refused) in refused {
+            count(family.encode_family(&[("code", code.as_ref())])?, *format, *refused)?;
+        }
+        limits.encode(&mut to)?;
         counter(
             &mut to,
             *format,
@@ -182,6 +216,28 @@ impl Collector for Snapshot {
         let limits = Durations::LIMITS.iter().map(|us| *us as f64 / 1e6).chain([f64::INFINITY]);
         let buckets: Vec<_> = limits.zip(counts.iter().copied()).collect();
         histogram.encode_histogram::<NoLabelSet>(*sum_us as f64 / 1e6, counts.iter().sum(), &buckets, None)
+    }
+}
+
+impl Limits {
+    fn encode(&self, to: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        gauge(to, "max_connections", "Most clients at once, as set", self.max_connections as f64)?;
+        gauge(
+            to,
+            "max_queue_bytes",
+            "Most bytes that may wait for one client, as set",
+            self.max_queue as f64,
+        )?;
+        gauge(
+            to,
+            "max_message_bytes",
+            "Largest message of a client, and body to publish, as set",
+            self.max_message_size as f64,
+        )?;
+        let help = "Most bytes a second that one client's texts bring to each client, as set; 0: no bound";
+        gauge(to, "max_client_rate_bytes", help, self.max_client_rate as f64)?;
+        let help = "Most bytes a second that all clients' texts bring to each client, as set; 0: no bound";
+        gauge(to, "max_total_rate_bytes", help, self.max_total_rate as f64)
     }
 }
 

@@ -18,11 +18,13 @@ use crate::{
     error::{ApiError, ErrorCode},
     fields,
     health::{self, Health},
-    metrics,
+    metrics::{self, Limits},
     origin::Allowed,
     own_hosts::OwnHosts,
     page::Page,
-    publish, websocket,
+    publish,
+    refusals::Refusals,
+    websocket,
 };
 
 /// What the routes work with.
@@ -36,11 +38,19 @@ pub struct Context {
     pub(crate) own_hosts: OwnHosts,
     pub(crate) api_keys: Vec<ApiKey>,
     pub(crate) max_message_size: usize,
+    pub(crate) limits: Limits,
+    pub(crate) refusals: Refusals,
 }
 
 impl Context {
-    /// Collects it from the settings.
-    pub fn new(settings: &Settings, manager: ConnectionManager, health: Box<dyn Health>, page: Page) -> Self {
+    /// Collects it from the settings. `refusals` are those of the HTTP server that has the routes.
+    pub fn new(
+        settings: &Settings,
+        manager: ConnectionManager,
+        health: Box<dyn Health>,
+        page: Page,
+        refusals: Refusals,
+    ) -> Self {
         let allowed_origins = Allowed::from(&settings.allowed_origins);
         Self {
             manager,
@@ -50,6 +60,8 @@ impl Context {
             allowed_origins,
             api_keys: settings.api_keys.clone(),
             max_message_size: settings.max_message_size,
+            limits: Limits::from(settings),
+            refusals,
         }
     }
 }

@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 pub(crate) use self::upgrade::Upgrade;
-use crate::own_hosts::OnLoopback;
+use crate::{own_hosts::OnLoopback, refusals::Refusals};
 
 /// How long clients have to take the answers to requests that took too long when the server stops.
 const LAST_ANSWERS: Duration = Duration::from_millis(250);
@@ -84,6 +84,7 @@ struct Shared {
     router: Router,
     manager: ConnectionManager,
     keep_alive_timeout: Duration,
+    refusals: Refusals,
     stopping: Stopping,
 }
 
@@ -95,16 +96,17 @@ pub struct HttpServer {
 
 impl HttpServer {
     /// Starts to answer requests. Connections that become WebSockets go to `manager`; those that wait for a
-    /// request for longer than `keep_alive_timeout` are closed.
+    /// request for longer than `keep_alive_timeout` are closed. What is refused is noted in `refusals`.
     pub fn start(
         entrance: Entrance,
         router: Router,
         manager: ConnectionManager,
         keep_alive_timeout: Duration,
+        refusals: Refusals,
     ) -> Self {
         let stopping = Stopping::default();
         let router = router.layer(Extension(OnLoopback::of(&entrance.listener)));
-        let shared = Arc::new(Shared { router, manager, keep_alive_timeout, stopping });
+        let shared = Arc::new(Shared { router, manager, keep_alive_timeout, refusals, stopping });
         // Unconstrained: it takes all connections that wait before it lets others have their turn. Shaking hands
         // takes longer than dialling, and the backlog would overflow meanwhile.
         let accepting = tokio::spawn(unconstrained(accepting::accept(entrance, Arc::clone(&shared))));
@@ -117,7 +119,14 @@ impl HttpServer {
     ///
     /// # Errors
     /// When the server had failed.
-    pub async fn stop(mut self, patience: Patience) -> Result<Entrance, JoinError> {
+    pub async fn stop(self, patience: Patience) -> Result<Entrance, JoinError> {
+        let refusals = self.shared.refusals.clone();
+        let entrance = self.stop_accepting(patience).await;
+        refusals.flush();
+        entrance
+    }
+
+    async fn stop_accepting(mut self, patience: Patience) -> Result<Entrance, JoinError> {
         let stopping = &self.shared.stopping;
         stopping.asked.cancel();
         if let Ok(ended) = timeout(patience.closing, &mut self.accepting).await {

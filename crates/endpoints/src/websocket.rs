@@ -1,6 +1,6 @@
 //! `GET /ws`: the handshake, after which the socket belongs to the connection manager.
 
-use std::sync::{Arc, Once};
+use std::sync::Arc;
 
 use axum::{
     Extension,
@@ -13,7 +13,6 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use lastcall_websockets::Refusal;
-use tracing::warn;
 use tungstenite::{Error, error::ProtocolError, handshake::server::create_response_with_body};
 
 use crate::{
@@ -73,14 +72,8 @@ fn check_page(
     headers: &HeaderMap,
     target: &Target,
 ) -> Result<(), ApiError> {
-    static TOLD: Once = Once::new();
     context.allowed_origins.check(headers, target)?;
-    // Browsers do not show a page why its handshake was refused.
-    context.own_hosts.check_page(&context.allowed_origins, on_loopback, headers, target).inspect_err(
-        |error| {
-            TOLD.call_once(|| warn!("a web page was refused: {} (said once)", error.message()));
-        },
-    )
+    context.own_hosts.check_page(&context.allowed_origins, on_loopback, headers, target)
 }
 
 fn refuse(refusal: Refusal) -> Response {

@@ -26,6 +26,7 @@ mod processes;
 mod protocol;
 mod proxies;
 mod publish;
+mod refusals;
 mod settings;
 mod shutdown;
 mod signals;

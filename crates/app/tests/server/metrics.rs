@@ -55,3 +55,20 @@ async fn a_scraper_gets_the_format_that_it_asks_for() {
         assert_eq!((answer.status, got), (200, Some(format)), "{accept}");
     }
 }
+
+#[tokio::test]
+async fn the_documentation_lists_the_metrics_that_there_are() {
+    let text = Server::start().await.get("/metrics").await.body;
+    let there = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
+    let docs = include_str!("../../../../docs/operations.md");
+    let (_, section) = docs.split_once("\n## Metrics\n").unwrap();
+    let table = section.split("\n## ").next().unwrap().lines().filter(|line| line.starts_with("| `"));
+    let listed = table.flat_map(|row| row.split('|').nth(1).unwrap().split('`').skip(1).step_by(2));
+    let listed = listed.map(|name| name.split('{').next().unwrap());
+    let sorted = |names: &mut dyn Iterator<Item = &str>| {
+        let mut names: Vec<_> = names.map(str::to_owned).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(sorted(&mut { listed }), sorted(&mut { there }));
+}

@@ -23,7 +23,7 @@ const SETTLING: Duration = Duration::from_secs(10);
 
 pub(super) async fn accept(entrance: Entrance, shared: Arc<Shared>) -> Entrance {
     let Entrance { listener, idle } = entrance;
-    let mut no_descriptors = NoDescriptors::new();
+    let mut no_descriptors = NoDescriptors::new(shared.refusals.clone());
     let mut connections = JoinSet::new();
     for connection in idle {
         match connection.stream.peer_addr() {

@@ -37,7 +37,10 @@ use super::{
     exchange::Exchange,
     socket::Socket,
 };
-use crate::error::{ApiError, ErrorCode};
+use crate::{
+    error::{ApiError, ErrorCode},
+    refusals::{Refusal, RequestSummary},
+};
 
 /// How long the head of a request may take to arrive, from its first byte: a client that dribbles costs one file
 /// descriptor for so long.
@@ -138,7 +141,12 @@ async fn speak_http(connection: IdleConnection, peer: SocketAddr, shared: &Share
     match ended {
         Ended::Idle => return Some(socket.into_idle(read)),
         Ended::Over(Ok(())) => {}
-        Ended::Over(Err(error)) => debug!(%peer, %error, "an HTTP connection ended"),
+        Ended::Over(Err(error)) => {
+            debug!(%peer, %error, "an HTTP connection ended");
+            if let Some(refusal) = refused_without_body(&error, peer) {
+                shared.refusals.note(refusal);
+            }
+        }
     }
     if socket.has_stalled() {
         // Closed at once, with what the client did not take.
@@ -153,6 +161,20 @@ async fn speak_http(connection: IdleConnection, peer: SocketAddr, shared: &Share
         warn!(%peer, %error, "a socket could not be handed to its event loop");
     }
     None
+}
+
+/// What hyper refuses by itself, if this is how it ended.
+fn refused_without_body(error: &hyper::Error, peer: SocketAddr) -> Option<Refusal> {
+    let (code, message) = if error.is_parse_too_large() {
+        ("head_too_large", "The head of the request is over 16 KiB, or has more than 100 fields.")
+    } else if error.is_parse() {
+        ("malformed_request", "What came is no HTTP/1.1, or is TLS, which is up to a proxy.")
+    } else if error.is_timeout() {
+        (ErrorCode::RequestTimeout.name(), "The head of the request did not arrive in time.")
+    } else {
+        return None;
+    };
+    Some(Refusal { code, message: message.into(), request: RequestSummary::of_peer(peer) })
 }
 
 /// The answer to a request that is not answered in time when the server stops. Nothing has come of it.
@@ -171,6 +193,7 @@ async fn answer(
 ) -> Result<hyper::Response<AnswerBody>, Infallible> {
     let expects_continue = request.headers().contains_key(EXPECT);
     let (mut head, body) = request.into_parts();
+    let summary = RequestSummary::new(peer, &head);
     let (body, rest) = RequestBody::new(body);
     head.extensions.insert(Peer(peer));
     head.extensions.insert(upgrade);
@@ -182,6 +205,9 @@ async fn answer(
         } => answer?,
         () = shared.stopping.late.cancelled() => (took_too_long(), false),
     };
+    if let Some(refusal) = Refusal::of(&answer, summary) {
+        shared.refusals.note(refusal);
+    }
     if !body_has_ended {
         // What comes next would be taken for a request.
         exchange.ends();

@@ -1,15 +1,18 @@
 //! What newcomers get while the process has no file descriptors left: 503, with one that is kept for this.
 
-use std::{io, os::fd::OwnedFd, time::Duration};
+use std::{io, mem, os::fd::OwnedFd, time::Duration};
 
 use lastcall_core::SpareDescriptor;
 use tokio::{
     net::{TcpListener, TcpStream},
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tracing::{debug, info, warn};
 
-use crate::error::RETRY_AFTER_SECONDS;
+use crate::{
+    error::{ErrorCode, RETRY_AFTER_SECONDS},
+    refusals::{LineRate, Refusals},
+};
 
 /// How long one newcomer may take to send its request, and the time until the next attempt when there is not
 /// even the spare descriptor.
@@ -19,23 +22,28 @@ const AT_MOST: Duration = Duration::from_millis(50);
 pub(super) struct NoDescriptors {
     /// `None`: there were none left when the server started.
     spare: Option<SpareDescriptor>,
+    refusals: Refusals,
     refused: u64,
+    /// Clients can begin and end shortages as often as they like.
+    rate: LineRate,
+    /// Whether the shortage was logged, and its end is to be.
+    is_logged: bool,
 }
 
 impl NoDescriptors {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(refusals: Refusals) -> Self {
         let spare = SpareDescriptor::reserve()
             .inspect_err(
                 |error| warn!(%error, "no file descriptor can be kept for the time when there are no others"),
             )
             .ok();
-        Self { spare, refused: 0 }
+        Self { spare, refusals, refused: 0, rate: LineRate::default(), is_logged: false }
     }
 
     /// Notes that a connection could be accepted.
     pub(super) fn accepted(&mut self) {
-        if self.spare.as_mut().is_some_and(SpareDescriptor::succeeded) {
-            let refused = std::mem::take(&mut self.refused);
+        if self.spare.as_mut().is_some_and(SpareDescriptor::succeeded) && mem::take(&mut self.is_logged) {
+            let refused = mem::take(&mut self.refused);
             info!(refused, "there are file descriptors again; {refused} connections got 503 meanwhile");
         }
     }
@@ -47,16 +55,15 @@ impl NoDescriptors {
             return debug!(%error, "a connection could not be accepted");
         }
         let Some(spare) = &mut self.spare else { return sleep(AT_MOST).await };
-        if spare.begins() {
-            warn!(
-                %error,
-                "no file descriptors left: new connections get 503 until there are some (logged once)"
-            );
+        if spare.begins() && !self.is_logged && self.rate.take(Instant::now()).is_none() {
+            self.is_logged = true;
+            warn!(%error, "no file descriptors left: new connections get 503 until there are some");
         }
         spare.release();
         match timeout(AT_MOST, listener.accept()).await {
             Ok(Ok((stream, _))) => {
                 self.refused += 1;
+                self.refusals.count(ErrorCode::Full);
                 refuse(&stream).await;
                 match stream.into_std() {
                     Ok(stream) => spare.keep(OwnedFd::from(stream)),

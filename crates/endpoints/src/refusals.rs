@@ -1,0 +1,281 @@
+//! Refused requests: each is counted by its code, and logged at a bounded rate, so that no client can fill the log.
+
+mod line_rate;
+mod printable;
+mod request_summary;
+
+use std::{
+    borrow::Cow,
+    collections::BTreeMap,
+    mem,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use axum::{http::header::ACCESS_CONTROL_ALLOW_ORIGIN, response::Response};
+use tokio::time::{Instant, sleep_until};
+use tracing::{debug, field::display, info, warn};
+
+use self::printable::printable;
+pub(crate) use self::{line_rate::LineRate, request_summary::RequestSummary};
+use crate::error::{ApiError, ErrorCode};
+
+/// Refusals by code.
+pub type RefusalCounts = BTreeMap<Cow<'static, str>, u64>;
+
+/// Codes of refusals that are not in [`ErrorCode`]: hyper answers without a body.
+const WITHOUT_BODY: [&str; 2] = ["malformed_request", "head_too_large"];
+
+/// Longest text of a refusal in the log, in bytes.
+const MAX_MESSAGE: usize = 400;
+
+/// All refusals since the start. Clones are handles to the same ones.
+#[derive(Debug, Clone, Default)]
+pub struct Refusals(Arc<Mutex<State>>);
+
+#[derive(Debug, Default)]
+struct State {
+    counts: RefusalCounts,
+    lines: BTreeMap<Kind, Line>,
+}
+
+/// Refusals of one kind have their lines in common. A code has two kinds, as requests that are logged for debugging
+/// only must not use up the lines of the others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Kind {
+    reason: &'static str,
+    level: Level,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Level {
+    Debug,
+    Info,
+    Warn,
+}
+
+/// What is known of the lines of one kind.
+#[derive(Debug, Default)]
+struct Line {
+    rate: LineRate,
+    /// Refusals that have no line.
+    suppressed: u64,
+    /// The last of them.
+    latest: Option<Refusal>,
+    /// Whether a task waits until they may have one.
+    is_awaited: bool,
+}
+
+/// One refusal.
+#[derive(Debug, Clone)]
+pub(crate) struct Refusal {
+    /// What it is counted as.
+    pub(crate) code: &'static str,
+    /// What was wrong, as a sentence.
+    pub(crate) message: Cow<'static, str>,
+    pub(crate) request: RequestSummary,
+}
+
+impl Refusal {
+    /// What an answer refuses, if it does.
+    pub(crate) fn of(answer: &Response, request: RequestSummary) -> Option<Self> {
+        if let Some(error) = answer.extensions().get() {
+            return Some(Self::new(error, request));
+        }
+        // A browser that is not told that the page may does not send the page's request.
+        let is_refused =
+            request.is_preflight() && !answer.headers().contains_key(ACCESS_CONTROL_ALLOW_ORIGIN);
+        let message = "The page's browser asks whether it may publish here, and it may not: add its origin to \
+                       `allowed_origins` on the server.";
+        is_refused.then(|| Self::new(&ApiError::new(ErrorCode::OriginNotAllowed, message), request))
+    }
+
+    fn new(error: &ApiError, request: RequestSummary) -> Self {
+        Self { code: error.code().name(), message: error.shared_message(), request }
+    }
+
+    fn kind(&self) -> Kind {
+        let level = if [ErrorCode::Full, ErrorCode::Overloaded].iter().any(|code| code.name() == self.code) {
+            Level::Warn
+        } else if self.request.is_for_clients() {
+            Level::Info
+        } else {
+            Level::Debug
+        };
+        Kind { reason: self.code, level }
+    }
+}
+
+impl Refusals {
+    /// Goes on with what an old process has counted. Sums stop at the largest number.
+    pub fn add(&self, counts: &RefusalCounts) {
+        let mut state = self.lock();
+        for (code, count) in counts {
+            let sum = state.counts.entry(code.clone()).or_default();
+            *sum = sum.saturating_add(*count);
+        }
+    }
+
+    /// How many there were: every code that there is, and those that an old process knew.
+    pub fn counts(&self) -> RefusalCounts {
+        let known = ErrorCode::ALL.iter().map(|code| code.name()).chain(WITHOUT_BODY);
+        let mut counts: RefusalCounts = known.map(|code| (Cow::Borrowed(code), 0)).collect();
+        counts.extend(self.lock().counts.clone());
+        counts
+    }
+
+    /// Counts a refusal that is logged elsewhere.
+    pub(crate) fn count(&self, code: ErrorCode) {
+        *self.lock().counts.entry(Cow::Borrowed(code.name())).or_default() += 1;
+    }
+
+    /// Counts a refusal, and logs it, now or later. To be called on a tokio runtime.
+    pub(crate) fn note(&self, refusal: Refusal) {
+        let kind = refusal.kind();
+        let mut state = self.lock();
+        *state.counts.entry(Cow::Borrowed(refusal.code)).or_default() += 1;
+        let line = state.lines.entry(kind).or_default();
+        let Some(next) = line.rate.take(Instant::now()) else {
+            let suppressed = mem::take(&mut line.suppressed);
+            line.latest = None;
+            drop(state);
+            return log(kind.level, &refusal, suppressed);
+        };
+        line.suppressed += 1;
+        line.latest = Some(refusal);
+        if !mem::replace(&mut line.is_awaited, true) {
+            drop(state);
+            let this = self.clone();
+            tokio::spawn(async move {
+                sleep_until(next).await;
+                this.log_suppressed(kind);
+            });
+        }
+    }
+
+    /// Logs the refusals that have no line yet: for a process that ends, or stops accepting.
+    pub(crate) fn flush(&self) {
+        let kinds: Vec<_> = self.lock().lines.keys().copied().collect();
+        for kind in kinds {
+            self.log_suppressed(kind);
+        }
+    }
+
+    /// Logs the latest of the refusals of a kind that have no line yet, and how many others there were.
+    fn log_suppressed(&self, kind: Kind) {
+        let mut state = self.lock();
+        let Some(line) = state.lines.get_mut(&kind) else { return };
+        line.is_awaited = false;
+        let Some(refusal) = line.latest.take() else { return };
+        // It has its line in any case; later ones have fewer.
+        let _ = line.rate.take(Instant::now());
+        let others = mem::take(&mut line.suppressed).saturating_sub(1);
+        drop(state);
+        log(kind.level, &refusal, others);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing that holds it can panic.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Writes a line. `suppressed`: other refusals of this kind since the last one.
+fn log(level: Level, refusal: &Refusal, suppressed: u64) {
+    let Refusal { code, message, request } = refusal;
+    let message = printable(message.as_bytes(), MAX_MESSAGE);
+    let what = request.what();
+    let others = match suppressed {
+        0 => String::new(),
+        others => format!(" ({others} more like this one since the last such line)"),
+    };
+    let (origin, host, line) = (request.origin(), request.host(), request.request_line());
+    let (origin, host, line) = (origin.map(display), host.map(display), line.map(display));
+    // tracing fixes the level of a line when it is compiled.
+    macro_rules! line {
+        ($level:ident) => {
+            $level!(
+                code,
+                peer = request.peer.map(display),
+                request = line,
+                origin,
+                host,
+                suppressed,
+                "{what} was refused: {message}{others}"
+            )
+        };
+    }
+    match level {
+        Level::Debug => line!(debug),
+        Level::Info => line!(info),
+        Level::Warn => line!(warn),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use axum::http::Request;
+    use tokio::time::sleep;
+
+    use super::*;
+
+    fn refusal(code: ErrorCode, uri: &str) -> Refusal {
+        let request = Request::builder().uri(uri).body(()).unwrap();
+        let (head, ()) = request.into_parts();
+        let summary = RequestSummary::new("127.0.0.1:5".parse().unwrap(), &head);
+        Refusal::new(&ApiError::new(code, "No."), summary)
+    }
+
+    fn suppressed(refusals: &Refusals, code: ErrorCode) -> u64 {
+        let state = refusals.lock();
+        let lines = state.lines.iter().filter(|(kind, _)| kind.reason == code.name());
+        lines.map(|(_, line)| line.suppressed).sum()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_flood_has_few_lines_and_every_refusal_is_in_one_of_them() {
+        let refusals = Refusals::default();
+        for _ in 0..1000 {
+            refusals.note(refusal(ErrorCode::Full, "/ws"));
+        }
+        assert_eq!(refusals.counts()["full"], 1000);
+        assert_eq!(suppressed(&refusals, ErrorCode::Full), 1000 - u64::from(LineRate::BURST));
+        sleep(LineRate::REFILL + Duration::from_secs(1)).await;
+        assert_eq!(suppressed(&refusals, ErrorCode::Full), 0, "the rest has a line together");
+        refusals.note(refusal(ErrorCode::Full, "/ws"));
+        assert_eq!(suppressed(&refusals, ErrorCode::Full), 1, "that line has used the next one up");
+        refusals.note(refusal(ErrorCode::Draining, "/ws"));
+        assert_eq!(suppressed(&refusals, ErrorCode::Draining), 0, "another code has its own");
+        refusals.flush();
+        assert_eq!(suppressed(&refusals, ErrorCode::Full), 0);
+    }
+
+    #[tokio::test]
+    async fn what_is_not_for_clients_takes_no_lines_from_what_is() {
+        let refusals = Refusals::default();
+        for _ in 0..100 {
+            refusals.note(refusal(ErrorCode::NotFound, "/favicon.ico"));
+        }
+        let kinds = |refusals: &Refusals| refusals.lock().lines.keys().copied().collect::<Vec<_>>();
+        assert_eq!(kinds(&refusals), [Kind { reason: "not_found", level: Level::Debug }]);
+        refusals.note(refusal(ErrorCode::NotFound, "/api/pubish"));
+        assert_eq!(kinds(&refusals)[1], Kind { reason: "not_found", level: Level::Info });
+        assert!(
+            refusals
+                .lock()
+                .lines
+                .iter()
+                .any(|(kind, line)| kind.level == Level::Info && line.suppressed == 0)
+        );
+    }
+
+    #[test]
+    fn counts_of_an_old_process_are_added_also_of_codes_that_are_new_here() {
+        let refusals = Refusals::default();
+        refusals.add(&RefusalCounts::from([("full".into(), 3), ("newer".into(), u64::MAX)]));
+        refusals.add(&RefusalCounts::from([("full".into(), 4), ("newer".into(), 1)]));
+        let counts = refusals.counts();
+        assert_eq!((counts["full"], counts["newer"], counts["unauthorized"]), (7, u64::MAX, 0));
+    }
+}

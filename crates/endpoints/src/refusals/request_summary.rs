@@ -1,0 +1,90 @@
+//! What the log says of a request that was refused.
+
+use std::net::SocketAddr;
+
+use axum::http::{
+    HeaderValue, Method, Uri,
+    header::{HOST, ORIGIN, UPGRADE},
+    request::Parts,
+};
+
+use super::printable::printable;
+use crate::fields;
+
+/// Longest value of a field in the log, in bytes.
+const MAX_VALUE: usize = 200;
+
+/// What was asked for, and by what. Cheap to make: most requests are not refused.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct RequestSummary {
+    /// The other end of the connection; a proxy, if there is one.
+    pub(super) peer: Option<SocketAddr>,
+    /// `None` if there was no request that could be read.
+    line: Option<(Method, Uri)>,
+    origin: Option<HeaderValue>,
+    host: Option<HeaderValue>,
+    is_handshake: bool,
+}
+
+impl RequestSummary {
+    pub(crate) fn new(peer: SocketAddr, head: &Parts) -> Self {
+        Self {
+            peer: Some(peer),
+            line: Some((head.method.clone(), head.uri.clone())),
+            origin: head.headers.get(ORIGIN).cloned(),
+            host: head.headers.get(HOST).cloned(),
+            is_handshake: head.uri.path() == "/ws"
+                || fields::has_member(&head.headers, &UPGRADE, "websocket"),
+        }
+    }
+
+    /// For a connection on which there was no request.
+    pub(crate) fn of_peer(peer: SocketAddr) -> Self {
+        Self { peer: Some(peer), ..Self::default() }
+    }
+
+    fn path(&self) -> Option<&str> {
+        self.line.as_ref().map(|(_, uri)| uri.path())
+    }
+
+    fn is_api_call(&self) -> bool {
+        self.path().is_some_and(|path| path.starts_with("/api/"))
+    }
+
+    /// Whether an operator should see that it was refused: unlike a page's icon, which no server needs to have.
+    pub(super) fn is_for_clients(&self) -> bool {
+        self.is_handshake || self.is_api_call() || self.line.is_none()
+    }
+
+    /// Whether a browser asks if a page may call the API (Fetch Standard, section 3.2.2).
+    pub(super) fn is_preflight(&self) -> bool {
+        let is_options = self.line.as_ref().is_some_and(|(method, _)| method == Method::OPTIONS);
+        is_options && self.origin.is_some() && self.is_api_call()
+    }
+
+    /// What it was, for a sentence.
+    pub(super) fn what(&self) -> &'static str {
+        match &self.line {
+            _ if self.is_handshake => "a WebSocket handshake",
+            _ if self.is_api_call() => "an API call",
+            Some(_) => "a request",
+            None => "a connection",
+        }
+    }
+
+    /// The method and the path, without the query, which may have secrets.
+    pub(super) fn request_line(&self) -> Option<String> {
+        let (method, uri) = self.line.as_ref()?;
+        Some(printable(format!("{method} {}", uri.path()).as_bytes(), MAX_VALUE))
+    }
+
+    /// The origin of the page, if it was one.
+    pub(super) fn origin(&self) -> Option<String> {
+        self.origin.as_ref().map(|value| printable(value.as_bytes(), MAX_VALUE))
+    }
+
+    /// The host that it names.
+    pub(super) fn host(&self) -> Option<String> {
+        self.host.as_ref().map(|value| printable(value.as_bytes(), MAX_VALUE))
+    }
+}
