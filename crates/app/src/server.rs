@@ -84,7 +84,7 @@ pub(crate) async fn run(loaded: &Loaded, inheritance: Inheritance) -> anyhow::Re
         }
         None => None,
     };
-    let page = Page::load(settings.templates_dir.as_deref())?;
+    let page = Page::load(settings.templates_dir.as_deref(), settings.max_message_size)?;
     let manager =
         ConnectionManager::start(ManagerConfig::from(settings)).context("cannot start the event loops")?;
     let phases = Phases::default();

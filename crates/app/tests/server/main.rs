@@ -19,6 +19,8 @@ mod messages;
 mod metrics;
 mod notices;
 mod operate;
+mod page_drain;
+mod page_messages;
 mod pages;
 mod pages_in_browser;
 mod parents;
