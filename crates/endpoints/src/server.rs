@@ -109,7 +109,10 @@ impl HttpServer {
         let shared = Arc::new(Shared { router, manager, keep_alive_timeout, refusals, stopping });
         // Unconstrained: it takes all connections that wait before it lets others have their turn. Shaking hands
         // takes longer than dialling, and the backlog would overflow meanwhile.
-        let accepting = tokio::spawn(unconstrained(accepting::accept(entrance, Arc::clone(&shared))));
+        // Now: a server that says that it listens has all the descriptors that it keeps.
+        let no_descriptors = no_descriptors::NoDescriptors::new(shared.refusals.clone());
+        let accepting = accepting::accept(entrance, no_descriptors, Arc::clone(&shared));
+        let accepting = tokio::spawn(unconstrained(accepting));
         Self { shared, accepting }
     }
 

@@ -169,6 +169,8 @@ impl Terminal {
         grantpt(&controller).unwrap();
         unlockpt(&controller).unwrap();
         let name = ptsname(&controller, Vec::new()).unwrap();
+        // The shell inherits which signals are ignored.
+        drop(Start::default());
         let open = || std::fs::File::options().read(true).write(true).open(name.to_str().unwrap()).unwrap();
         let shell = tokio::process::Command::new("setsid")
             .args(["--ctty", "bash", "--norc", "--noprofile", "-i"])
@@ -177,6 +179,8 @@ impl Terminal {
             .env("PS1", "ready> ")
             .env("PORT", "0")
             .env("NOTIFICATION_INTERVAL", "0")
+            // It ends soon when the test fails, which closes the terminal.
+            .env("SHUTDOWN_TIMEOUT", "20")
             .env("RUNTIME_DIR", folder.join("run"))
             .env("LASTCALL", env!("CARGO_BIN_EXE_lastcall"))
             .current_dir(folder)

@@ -50,7 +50,7 @@ async fn a_server_at_the_task_limit_goes_on_and_says_why_it_cannot_upgrade() {
     let mut server = start.serve().await;
     let mut client = server.client().await;
     limit_tasks(&server, user(0), 0);
-    let socket = std::fs::read_dir(server.dir.path().join("run")).unwrap().next().unwrap().unwrap().path();
+    let socket = server.control_socket();
     let silent: Vec<_> = (0..20).map(|_| UnixStream::connect(&socket).unwrap()).collect();
     serves(&server, &mut client).await;
     drop(silent);

@@ -21,9 +21,12 @@ const CROWD: usize = 500;
 /// How long the event loops may take to take a crowd in.
 const SETTLING: Duration = Duration::from_secs(10);
 
-pub(super) async fn accept(entrance: Entrance, shared: Arc<Shared>) -> Entrance {
+pub(super) async fn accept(
+    entrance: Entrance,
+    mut no_descriptors: NoDescriptors,
+    shared: Arc<Shared>,
+) -> Entrance {
     let Entrance { listener, idle } = entrance;
-    let mut no_descriptors = NoDescriptors::new(shared.refusals.clone());
     let mut connections = JoinSet::new();
     for connection in idle {
         match connection.stream.peer_addr() {

@@ -56,8 +56,24 @@ pub(crate) struct Ended {
     pub(crate) stderr: String,
 }
 
+/// Has the processes that are started handle signals: under nohup, or as a background job of a script, this one was
+/// started with some of them ignored, which is inherited.
+fn handle_signals() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT] {
+            #[expect(unsafe_code, reason = "the system call has no safe form")]
+            // SAFETY: the default action needs no handler.
+            unsafe {
+                libc::signal(signal, libc::SIG_DFL);
+            }
+        }
+    });
+}
+
 impl Default for Start {
     fn default() -> Self {
+        handle_signals();
         let dir = folder();
         let mut command = Command::new(env!("CARGO_BIN_EXE_lastcall"));
         // Nothing of the tester's own environment or folder reaches the server.
