@@ -112,6 +112,9 @@ test-programs:
     # Their packages start services, at each boot too: only where no systemd runs, or nothing but tests.
     if [ -n "${CI:-}" ] || [ ! -d /run/systemd/system ]; then
         have supervisord || packages="$packages supervisor"
+    # As /usr/bin/python3: Debian's packages are for Debian's Python.
+    { have python3 && (cd / && python3 -c 'import websockets.version'); } 2>/dev/null ||
+        (cd / && /usr/bin/python3 -c 'import websockets.version') 2>/dev/null || packages="$packages python3-websockets"
         for one in nginx haproxy; do have $one || packages="$packages $one"; done
     fi
     [ -n "$packages" ] || exit 0

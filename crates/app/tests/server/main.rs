@@ -6,6 +6,7 @@ mod browser;
 mod control;
 mod deploy;
 mod drain;
+mod example_clients;
 mod flood;
 mod heartbeat;
 mod http_connection;

@@ -27,7 +27,7 @@ pub(crate) use http::{exchange, metric};
 pub(crate) use http_connection::Http;
 pub(crate) use log::message;
 pub(crate) use prefix_proxy::PrefixProxy;
-pub(crate) use program::{folder_for_programs, install_script, install_server, installed};
+pub(crate) use program::{folder_for_programs, install_script, install_server, installed, python_with};
 pub(crate) use proxy::{Api, Proxy, Software};
 pub(crate) use room::Room;
 pub(crate) use rustix::process::Signal;

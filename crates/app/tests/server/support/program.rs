@@ -39,6 +39,24 @@ fn install(from: &Path, at: &Path) {
     assert!(status.success(), "install {} {}: {status}", from.display(), at.display());
 }
 
+/// A Python that has this package, or `None` if none is installed. Where all programs have to be, that is a failure.
+pub(crate) fn python_with(package: &str) -> Option<PathBuf> {
+    // A package of the system is for the system's Python, which may not be the first on the PATH.
+    let candidates =
+        [installed("python3"), Some("/usr/bin/python3".into()).filter(|path: &PathBuf| path.is_file())];
+    let import = ["-c", &format!("import {package}.version")];
+    let has_it = |python: &PathBuf| {
+        let output = Command::new(python).args(import).current_dir("/").output();
+        output.is_ok_and(|output| output.status.success())
+    };
+    let found = candidates.into_iter().flatten().find(has_it);
+    if found.is_none() {
+        assert!(std::env::var_os("CI").is_none(), "no Python has the package {package}");
+        eprintln!("no Python has the package {package}: not tested with it");
+    }
+    found
+}
+
 /// The path of a program of the system, or `None` if it is not installed. Where all of them have to be, as in CI,
 /// that is a failure.
 pub(crate) fn installed(name: &str) -> Option<PathBuf> {

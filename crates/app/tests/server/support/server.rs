@@ -396,6 +396,12 @@ impl Server {
         code
     }
 
+    /// Kills the process that was started, before any upgrade; its port is free then.
+    pub(crate) async fn kill(mut self) {
+        assert!(self.serving.is_none(), "another process serves");
+        soon("the end of the server", self.child.kill()).await.unwrap();
+    }
+
     /// Waits until the log is complete: no process writes it any more.
     pub(crate) async fn log_ended(&self) {
         self.log.ended().await;
