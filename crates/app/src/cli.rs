@@ -5,7 +5,7 @@ use std::{env, path::PathBuf};
 use clap::{Arg, ArgMatches, Command, value_parser};
 use lastcall_core::settings::{Effective, Loaded, SPECS, Sources, Spec};
 
-use crate::program;
+use crate::{program, version};
 
 const ABOUT: &str =
     "A WebSocket server that notifies everyone connected, and closes without hurting anyone connected.";
@@ -67,7 +67,7 @@ fn command() -> Command {
         .global(true)
         .help("Read settings from this file instead of config/lastcall.toml");
     Command::new("lastcall")
-        .version(env!("CARGO_PKG_VERSION"))
+        .version(version::full())
         .about(ABOUT)
         .after_help(AFTER)
         .max_term_width(100)

@@ -20,7 +20,7 @@ use tokio::{
 };
 use tracing::info;
 
-use crate::front::Paused;
+use crate::{front::Paused, version};
 
 /// How long the old process has to answer. Longer than it gives the whole transfer: it decides, so this one
 /// must not be the first to give up.
@@ -71,7 +71,7 @@ impl TakeOver {
     /// that were read.
     pub(crate) async fn begin(descriptor: OwnedFd, files: Vec<PathBuf>) -> anyhow::Result<Self> {
         let channel = Channel::new(descriptor.into()).context("what was inherited is no socket")?;
-        let hello = move || Take::begin(channel, env!("CARGO_PKG_VERSION"), files, HELLO_TIMEOUT);
+        let hello = move || Take::begin(channel, version::full(), files, HELLO_TIMEOUT);
         Ok(Self { take: spawn_blocking(hello).await?? })
     }
 
@@ -95,7 +95,16 @@ impl TakeOver {
             spawn_blocking(move || taken.commit(HELLO_TIMEOUT)).await??;
         let count = clients.len();
         manager.adopt(state.manager, clients);
-        info!(clients = count, "took over from process {}, version {}", old.pid, old.version);
+        info!(
+            clients = count,
+            old_pid = old.pid,
+            old_version = old.version,
+            new_version = version::full(),
+            "took over from process {}: version {} in place of {}",
+            old.pid,
+            version::full(),
+            old.version
+        );
         Ok(Inherited {
             front,
             control,

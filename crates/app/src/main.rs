@@ -8,9 +8,11 @@ mod inherit;
 mod operate;
 mod program;
 mod server;
+mod status;
 mod supervisor;
 mod threads;
 mod upgrade;
+mod version;
 
 use std::{
     io::{self, ErrorKind, Write},
@@ -34,6 +36,7 @@ use crate::{cli::Action, server::Inheritance, supervisor::Role};
 const WRONG_SETTINGS: u8 = 2;
 
 fn main() -> ExitCode {
+    version::note_start();
     let invocation = cli::parse();
     if let Err(error) = raise_fd_limit() {
         complain(&error);
@@ -96,7 +99,7 @@ fn log_panics() {
 
 fn status(settings: &Settings) -> anyhow::Result<ExitCode> {
     let runtime = Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
-    runtime.block_on(operate::status(settings))
+    runtime.block_on(status::status(settings))
 }
 
 fn show_config(loaded: &Loaded) -> anyhow::Result<ExitCode> {

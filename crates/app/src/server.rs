@@ -15,7 +15,9 @@ use lastcall_core::{
     memory,
     settings::{FOREGROUND, Loaded, RuntimeDir, Settings},
 };
-use lastcall_endpoints::{Context, Handovers, Health, HealthReport, Page, Patience, Refusals, router};
+use lastcall_endpoints::{
+    Context, Handovers, Health, HealthReport, Page, Patience, ProcessReport, Refusals, router,
+};
 use lastcall_handover::{
     ControlSocket, Name,
     fault::{self, Step},
@@ -33,6 +35,7 @@ use crate::{
     program::Program,
     supervisor::{Role, supervise},
     upgrade::{Handover, Requests, Upgrader},
+    version,
 };
 
 /// How long a part may take to start or to stop, on top of what the settings give it.
@@ -177,8 +180,10 @@ pub(crate) async fn run(loaded: &Loaded, inheritance: Inheritance) -> anyhow::Re
         },
     };
     info!(
-        max_connections = settings.max_connections,
+        version = version::VERSION,
+        commit = version::COMMIT,
         pid = std::process::id(),
+        max_connections = settings.max_connections,
         "listening on http://{address}"
     );
     let ending = life.run(manager, settings, &mut upgrader).await;
@@ -221,6 +226,16 @@ impl Health for ProcessHealth {
             ready: status.phase == Phase::Serving,
             seconds_left: status.time_left().map(seconds),
             drain_clients: status.drain_clients,
+        }
+    }
+
+    fn process(&self) -> ProcessReport {
+        ProcessReport {
+            version: version::VERSION,
+            commit: version::COMMIT,
+            pid: std::process::id(),
+            start_time: version::start_time(),
+            uptime: version::uptime(),
         }
     }
 

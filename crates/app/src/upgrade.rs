@@ -36,6 +36,7 @@ use crate::{
     operate::UPGRADE_TIMEOUT,
     program::Program,
     supervisor::{Inheritable, Role, Supervised},
+    version,
 };
 
 /// How long requests have to be finished before their connections, or what they ask for, can move. Every WebSocket
@@ -234,7 +235,7 @@ impl Handover {
         let most_seconds = (self.timeout + UPGRADE_TIMEOUT).as_secs();
         let _ = started.send(Progress::Started { pid, program: program.clone(), most_seconds });
         let deadline = Instant::now() + self.timeout;
-        let ready = spawn_blocking(move || Give::begin(channel, env!("CARGO_PKG_VERSION"), deadline));
+        let ready = spawn_blocking(move || Give::begin(channel, version::full(), deadline));
         let prepared = tokio::select! {
             prepared = timeout(self.timeout, ready) => match prepared {
                 Ok(Ok(prepared)) => prepared.map_err(anyhow::Error::from),
@@ -389,13 +390,23 @@ impl Handover {
         frozen.give_away();
         drop(paused);
         let paused_ms = paused_for.as_secs_f64() * 1e3;
-        info!(pid, clients, paused_ms, version = hello.version, "process {pid} has taken over");
+        info!(
+            new_pid = pid,
+            clients,
+            paused_ms,
+            old_version = version::full(),
+            new_version = hello.version,
+            "process {pid} has taken over: version {} in place of {}",
+            hello.version,
+            version::full()
+        );
         Ok(Done {
             new: NewProcess { pid, is_main: matches!(self.role, Role::Followed) },
             progress: Progress::Done {
                 pid,
                 program,
                 version: hello.version,
+                old_version: Some(version::full().to_owned()),
                 files: hello.files,
                 clients,
                 paused_ms,

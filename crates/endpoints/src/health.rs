@@ -1,6 +1,6 @@
 //! Whether the process works, and whether it wants newcomers.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Json,
@@ -19,6 +19,24 @@ pub trait Health: Send + Sync + 'static {
 
     /// The upgrades so far.
     fn handovers(&self) -> Handovers;
+
+    /// Which process it is.
+    fn process(&self) -> ProcessReport;
+}
+
+/// The process that serves.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ProcessReport {
+    /// The version of the program.
+    pub version: &'static str,
+    /// The commit that it was built from, if that is known.
+    pub commit: Option<&'static str>,
+    /// The number of the process.
+    pub pid: u32,
+    /// When it started, in seconds since 1970.
+    pub start_time: f64,
+    /// For how long it has run.
+    pub uptime: Duration,
 }
 
 /// The state of the process.
@@ -28,7 +46,7 @@ pub struct HealthReport {
     pub phase: &'static str,
     /// Whether newcomers are welcome.
     pub ready: bool,
-    /// While draining: seconds until those who stay are closed.
+    /// Once the process was asked to end: seconds until the clients that remain are closed.
     pub seconds_left: Option<f64>,
     /// Once draining: how many clients there were when that started.
     pub drain_clients: Option<usize>,
@@ -40,6 +58,12 @@ struct Body {
     clients: usize,
     seconds_left: Option<f64>,
     drain_clients: Option<usize>,
+    max_connections: usize,
+    version: &'static str,
+    commit: Option<&'static str>,
+    pid: u32,
+    uptime_seconds: f64,
+    upgrades: u64,
 }
 
 pub(crate) async fn live() -> &'static str {
@@ -49,6 +73,18 @@ pub(crate) async fn live() -> &'static str {
 pub(crate) async fn ready(State(context): State<Arc<Context>>) -> Response {
     let HealthReport { phase, ready, seconds_left, drain_clients } = context.health.report();
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let clients = context.manager.count();
-    (status, Json(Body { phase, clients, seconds_left, drain_clients })).into_response()
+    let ProcessReport { version, commit, pid, uptime, .. } = context.health.process();
+    let body = Body {
+        phase,
+        clients: context.manager.count(),
+        seconds_left,
+        drain_clients,
+        max_connections: context.limits.max_connections,
+        version,
+        commit,
+        pid,
+        uptime_seconds: (uptime.as_secs_f64() * 1e3).round() / 1e3,
+        upgrades: context.health.handovers().done,
+    };
+    (status, Json(body)).into_response()
 }

@@ -20,7 +20,7 @@ mod websocket;
 
 pub use axum::Router;
 pub use error::ErrorCode;
-pub use health::{Health, HealthReport};
+pub use health::{Health, HealthReport, ProcessReport};
 pub use listener::{BindError, bind};
 pub use metrics::Handovers;
 pub use page::{Page, PageError};

@@ -26,7 +26,7 @@ use tokio::time::timeout;
 use crate::{
     accept::Format,
     error::{ApiError, ErrorCode},
-    health::HealthReport,
+    health::{HealthReport, ProcessReport},
     refusals::RefusalCounts,
     routes::Context,
 };
@@ -47,12 +47,17 @@ struct Snapshot {
     handovers: Handovers,
     limits: Limits,
     refused: RefusalCounts,
+    process: ProcessReport,
 }
+
+/// What every process tells under the same name, whatever the program.
+#[derive(Debug)]
+struct Process(ProcessReport);
 
 /// What the settings of these names allow, in bytes where they are sizes; 0 where there is no bound.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
-    max_connections: usize,
+    pub(crate) max_connections: usize,
     max_queue: usize,
     max_message_size: usize,
     max_client_rate: u64,
@@ -93,8 +98,10 @@ pub(crate) async fn metrics(State(context): State<Arc<Context>>, headers: Header
         .into_response();
     };
     let format = Format::asked(&headers);
-    let mut registry = Registry::with_prefix("lastcall");
-    registry.register_collector(Box::new(Snapshot {
+    let process = context.health.process();
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(Process(process)));
+    registry.sub_registry_with_prefix("lastcall").register_collector(Box::new(Snapshot {
         format,
         figures,
         occupancy: context.manager.occupancy(),
@@ -102,6 +109,7 @@ pub(crate) async fn metrics(State(context): State<Arc<Context>>, headers: Header
         handovers: context.health.handovers(),
         limits: context.limits,
         refused: context.refusals.counts(),
+        process,
     }));
     let mut text = String::new();
     let encoded = match format {
@@ -116,9 +124,20 @@ pub(crate) async fn metrics(State(context): State<Arc<Context>>, headers: Header
     }
 }
 
+impl Collector for Process {
+    fn encode(&self, mut to: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let help = "When the process that serves has started, in seconds since 1970";
+        gauge(&mut to, "process_start_time_seconds", help, self.0.start_time)
+    }
+}
+
 impl Collector for Snapshot {
     fn encode(&self, mut to: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let Self { format, figures, occupancy, report, handovers, limits, refused } = self;
+        let Self { format, figures, occupancy, report, handovers, limits, refused, process } = self;
+        let help = "1, with the version of the program and the commit that it was built from";
+        let mut family = to.encode_descriptor("build_info", help, None, MetricType::Gauge)?;
+        let labels = [("version", process.version), ("commit", process.commit.unwrap_or("unknown"))];
+        ConstGauge::new(1_i64).encode(family.encode_family(&labels)?)?;
         gauge(&mut to, "clients", "Clients that are connected", occupancy.clients as f64)?;
         counter(&mut to, *format, "connections_opened_total", "Clients that came", figures.opened)?;
         let mut family =
@@ -193,7 +212,7 @@ impl Collector for Snapshot {
         gauge(
             &mut to,
             "drain_seconds_left",
-            "Seconds until those who stay are closed; 0: not draining",
+            "Seconds until the clients that remain are closed; 0: the server is not shutting down",
             left,
         )?;
         let total = report.drain_clients.unwrap_or(0) as f64;

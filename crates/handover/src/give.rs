@@ -18,7 +18,7 @@ use crate::{
 pub enum GiveError {
     /// The new process does it differently.
     #[error(
-        "the new process (version {version}) speaks version {theirs} of the handover, this one {PROTOCOL}"
+        "the new process, version {version}, speaks version {theirs} of the handover, this one {PROTOCOL}"
     )]
     Protocol {
         /// Its version.

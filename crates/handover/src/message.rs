@@ -64,6 +64,9 @@ pub enum Progress {
         program: PathBuf,
         /// Its version.
         version: String,
+        /// The version of the process before it; older builds do not say it.
+        #[serde(default)]
+        old_version: Option<String>,
         /// The settings files that it has read, by their absolute paths.
         files: Vec<PathBuf>,
         /// Clients that were handed over.

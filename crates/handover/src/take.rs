@@ -22,7 +22,7 @@ pub enum TakeError {
     Refused(String),
     /// It does it differently.
     #[error(
-        "the old process (version {version}) speaks version {theirs} of the handover, this one {PROTOCOL}"
+        "the old process, version {version}, speaks version {theirs} of the handover, this one {PROTOCOL}"
     )]
     Protocol {
         /// Its version.

@@ -101,6 +101,11 @@ impl Phases {
         }
     }
 
+    /// Goes on to withdrawing. The drain that follows ends at `deadline` if nothing cuts it short.
+    pub(crate) fn enter_withdrawing(&self, deadline: Instant) {
+        self.enter_with(Phase::Withdrawing, |status| status.deadline = Some(deadline));
+    }
+
     /// Goes on to draining, until `deadline`.
     pub(crate) fn enter_draining(&self, deadline: Instant, clients: usize) {
         self.enter_with(Phase::Draining, |status| {

@@ -126,7 +126,8 @@ impl Lifecycle {
     /// Waits for the clients to leave, and closes those who do not.
     async fn drain(&self, first: Signal, manager: ConnectionManager, settings: &Settings) {
         if !settings.shutdown_delay.is_zero() {
-            self.phases.enter(Phase::Withdrawing);
+            let closing = settings.shutdown_delay + settings.shutdown_timeout;
+            self.phases.enter_withdrawing(Instant::now() + closing);
             info!(
                 signal = first.name(),
                 "no longer ready; serving newcomers for {} more, while load balancers notice",

@@ -180,7 +180,7 @@ async fn receive(
         Opening::Command(Command::Upgrade) => Ok(Operator(connection)),
         Opening::Hello(hello) => {
             let reason = format!(
-                "the new process (version {}) speaks version {} of the handover, this one {PROTOCOL}",
+                "the new process, version {}, speaks version {} of the handover, this one {PROTOCOL}",
                 hello.version, hello.protocol
             );
             stream.write_all(&encode(&refusal(&reason))?).await?;

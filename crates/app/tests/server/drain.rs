@@ -117,6 +117,10 @@ async fn balancers_are_told_first_while_newcomers_are_still_served() {
     server.logged("no longer ready").await;
     let ready = server.get("/health/ready").await;
     assert_eq!((ready.status, &ready.json()["phase"]), (503, &"withdrawing".into()));
+    let left = ready.json()["seconds_left"].as_f64().unwrap();
+    assert!((1.0..=61.0).contains(&left), "the delay and the drain: {left}");
+    let status = server.run("status").await;
+    assert_eq!(status.code, Some(3), "{}", status.stderr);
     let mut late = server.client().await;
     late.say("I came late").await;
     assert_eq!(late.next().await["data"], "I came late", "and has heard of nothing yet");

@@ -2,25 +2,90 @@
 
 use tokio::net::TcpSocket;
 
-use crate::support::{Server, Signal, Start, metric, own_address, soon};
+use crate::support::{PATIENCE, Server, Signal, Start, message, metric, own_address, soon};
 
 #[tokio::test]
 async fn status_tells_the_phase_and_the_counts() {
     let mut server = Server::start().await;
     let clients = server.clients(3).await;
     let ended = server.run("status").await;
-    assert_eq!((ended.code, ended.stdout.as_str()), (Some(0), "serving: 3 clients\n"), "{}", ended.stderr);
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    let most = server.get("/health/ready").await.json()["max_connections"].as_u64().unwrap();
+    let [first, process] = ended.stdout.lines().collect::<Vec<_>>()[..] else { panic!("{}", ended.stdout) };
+    assert_eq!(first, format!("serving: 3 clients of at most {most}"));
+    assert!(
+        process.starts_with(&format!("process {}, version ", server.pid().as_raw_nonzero())),
+        "{process}"
+    );
+    assert!(process.ends_with(", after 0 upgrades"), "{process}");
     server.signal(Signal::TERM);
     server.logged("drain started").await;
     let mut clients = clients.into_iter();
     clients.next().unwrap().leave().await;
     server.logged("drain progress: 1 of 3").await;
     let ended = server.run("status").await;
-    assert!(ended.stdout.starts_with("draining: 2 clients; 1 of 3 have left, 1"), "{}", ended.stdout);
+    assert_eq!(ended.code, Some(3), "{}", ended.stderr);
+    let start = "draining: 2 clients still connected, 1 of 3 gone; the rest is closed in ";
+    let left = ended.stdout.strip_prefix(start).unwrap_or_else(|| panic!("{}", ended.stdout));
+    assert!(left.starts_with("30m") || left.starts_with("29m ") || left.starts_with("28m "), "{left}");
     for client in clients {
         client.leave().await;
     }
     assert_eq!(server.exit_code().await, 0);
+}
+
+/// The text between these two.
+fn between<'a>(text: &'a str, start: &str, end: &str) -> &'a str {
+    let (_, rest) = text.split_once(start).unwrap_or_else(|| panic!("no {start:?} in {text}"));
+    rest.split_once(end).unwrap_or_else(|| panic!("no {end:?} in {rest}")).0
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_version_and_the_process_are_the_same_wherever_they_are_shown() {
+    let mut server = Server::start().await;
+    let shown = Start::default().args(&["--version"]).end().await.stdout;
+    let full = shown.trim_end().strip_prefix("lastcall ").unwrap();
+    assert!(full.starts_with(env!("CARGO_PKG_VERSION")), "{full}");
+    let first = server.pid();
+    let listening = server.logged("listening on ").await;
+    let text = server.upgrade().await;
+    assert!(text.contains(&format!(", version {full}, in place of {full}; ")), "{text}");
+    for start in ["took over from process ", "process "] {
+        let line = server
+            .log()
+            .line(|line| message(line).starts_with(start) && !line["fields"]["old_version"].is_null())
+            .await;
+        assert_eq!(
+            (&line["fields"]["old_version"], &line["fields"]["new_version"]),
+            (&full.into(), &full.into())
+        );
+        assert!(message(&line).ends_with(&format!(": version {full} in place of {full}")), "{line}");
+    }
+    let pids = [first, server.pid()].map(|pid| pid.as_raw_nonzero().get());
+    let log = server.log();
+    let new = log.line(|line| line["fields"]["version"].is_string() && line["fields"]["pid"] == pids[1]);
+    for (line, pid) in [(listening, pids[0]), (new.await, pids[1])] {
+        assert_eq!(line["fields"]["pid"], pid);
+        let commit =
+            line["fields"]["commit"].as_str().map(|commit| format!(" ({commit})")).unwrap_or_default();
+        assert_eq!(format!("{}{commit}", line["fields"]["version"].as_str().unwrap()), full);
+    }
+    let health = server.get("/health/ready").await.json();
+    assert_eq!((&health["pid"], &health["upgrades"]), (&pids[1].into(), &1.into()));
+    assert!(health["uptime_seconds"].as_f64().unwrap() >= 0.0);
+    let text = server.run("status").await.stdout;
+    let process = text.lines().nth(1).unwrap();
+    assert_eq!(between(process, ", version ", ", running for "), full);
+    assert!(process.starts_with(&format!("process {}, ", pids[1])), "{process}");
+    assert!(process.ends_with(", after 1 upgrade"), "{process}");
+    let text = server.get("/metrics").await.body;
+    let labels = between(&text, "\nlastcall_build_info{", "} 1\n");
+    let version = between(labels, "version=\"", "\"");
+    let commit = between(labels, "commit=\"", "\"");
+    assert_eq!(if commit == "unknown" { version.to_owned() } else { format!("{version} ({commit})") }, full);
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64();
+    let ago = now - metric(&text, "process_start_time_seconds");
+    assert!((0.0..PATIENCE.as_secs_f64()).contains(&ago), "the new process's start: {ago}");
 }
 
 #[tokio::test]

@@ -182,10 +182,10 @@ async fn a_third_signal_exits_at_once() {
 async fn newcomers_are_refused_while_it_drains_and_http_goes_on() {
     let mut server = Server::start().await;
     let ready = server.get("/health/ready").await;
-    assert_eq!(
-        (ready.status, ready.body.as_str()),
-        (200, r#"{"phase":"serving","clients":0,"seconds_left":null,"drain_clients":null}"#)
-    );
+    assert_eq!(ready.status, 200);
+    let start =
+        r#"{"phase":"serving","clients":0,"seconds_left":null,"drain_clients":null,"max_connections":"#;
+    assert!(ready.body.starts_with(start), "{ready:?}");
     let client = server.client().await;
     server.signal(Signal::TERM);
     server.logged("waiting up to").await;

@@ -101,7 +101,11 @@ async fn config_help_and_version_answer_and_end() {
     assert!(!ended.stdout.contains("0123456789abcdef"));
 
     let version = Start::default().args(&["--version"]).end().await;
-    assert_eq!(version.stdout, format!("lastcall {}\n", env!("CARGO_PKG_VERSION")));
+    assert!(
+        version.stdout.starts_with(&format!("lastcall {}", env!("CARGO_PKG_VERSION"))),
+        "{}",
+        version.stdout
+    );
     // A reader that has seen enough is no error.
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);

@@ -1,0 +1,160 @@
+//! How the server that runs is doing: `lastcall status`.
+
+use std::{
+    io::{self, IsTerminal},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    process::ExitCode,
+    time::Duration,
+};
+
+use anyhow::Context;
+use http_body_util::{BodyExt, Empty};
+use humantime::format_duration;
+use hyper::{Request, body::Bytes, client::conn::http1, header::HOST};
+use hyper_util::rt::TokioIo;
+use indicatif::{ProgressBar, ProgressStyle};
+use lastcall_core::settings::Settings;
+use serde::Deserialize;
+use tokio::{
+    net::{TcpStream, lookup_host},
+    time::{sleep, timeout},
+};
+
+use crate::operate::{ANSWER_TIMEOUT, counted, say};
+
+/// How often the progress of a drain is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// The exit code for a server that is shutting down: it answers, but newcomers should go elsewhere.
+pub(crate) const SHUTTING_DOWN: u8 = 3;
+
+/// What `/health/ready` says. Older servers leave some of it out.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Status {
+    phase: String,
+    clients: u64,
+    max_connections: Option<u64>,
+    seconds_left: Option<f64>,
+    drain_clients: Option<u64>,
+    version: Option<String>,
+    commit: Option<String>,
+    pid: Option<u32>,
+    uptime_seconds: Option<f64>,
+    upgrades: Option<u64>,
+}
+
+impl Status {
+    fn is_shutting_down(&self) -> bool {
+        self.phase != "serving"
+    }
+
+    fn exit_code(&self) -> ExitCode {
+        if self.is_shutting_down() { ExitCode::from(SHUTTING_DOWN) } else { ExitCode::SUCCESS }
+    }
+
+    fn lines(&self) -> String {
+        let (phase, clients) = (&self.phase, counted(self.clients));
+        let first = match (self.drain_clients, self.max_connections) {
+            (Some(total), _) => {
+                format!(
+                    "{phase}: {clients} still connected, {} of {total} gone",
+                    total.saturating_sub(self.clients)
+                )
+            }
+            (None, Some(most)) => format!("{phase}: {clients} of at most {most}"),
+            (None, None) => format!("{phase}: {clients}"),
+        };
+        let closes = self.seconds_left.map(|left| format!("; the rest is closed in {}", duration(left)));
+        format!("{first}{}{}", closes.unwrap_or_default(), self.process())
+    }
+
+    /// Which process it is: a line of its own.
+    fn process(&self) -> String {
+        let (Some(pid), Some(version)) = (self.pid, &self.version) else { return String::new() };
+        let commit = self.commit.as_ref().map(|commit| format!(" ({commit})")).unwrap_or_default();
+        let uptime = self.uptime_seconds.map(|seconds| format!(", running for {}", duration(seconds)));
+        let upgrades = self.upgrades.map(|upgrades| match upgrades {
+            1 => ", after 1 upgrade".to_owned(),
+            upgrades => format!(", after {upgrades} upgrades"),
+        });
+        let rest = [uptime, upgrades].into_iter().flatten().collect::<String>();
+        format!("\nprocess {pid}, version {version}{commit}{rest}")
+    }
+}
+
+/// A number of seconds, as one says it.
+fn duration(seconds: f64) -> String {
+    // A number that is no duration does not come from lastcall.
+    let whole = Duration::try_from_secs_f64(seconds.round()).unwrap_or_default();
+    format_duration(whole).to_string()
+}
+
+/// Says how the server that runs is doing; on a terminal, it follows a shutdown to its end. The exit code tells whether it serves.
+pub(crate) async fn status(settings: &Settings) -> anyhow::Result<ExitCode> {
+    let mut now = ask(settings).await?;
+    if !now.is_shutting_down() || !io::stdout().is_terminal() {
+        say(&now.lines())?;
+        return Ok(now.exit_code());
+    }
+    let bar = ProgressBar::new(now.clients);
+    bar.set_style(ProgressStyle::with_template("{msg} {wide_bar} {pos} of {len} gone")?);
+    loop {
+        let total = now.drain_clients.unwrap_or(now.clients);
+        bar.set_length(total);
+        bar.set_position(total.saturating_sub(now.clients));
+        let left = now.seconds_left.map(|left| format!(", the rest is closed in {}", duration(left)));
+        bar.set_message(format!("{}{}", now.phase, left.unwrap_or_default()));
+        sleep(LOOK_EVERY).await;
+        match ask(settings).await {
+            Ok(next) if next.is_shutting_down() => now = next,
+            // It has ended, or another one has started in its place.
+            _ => break,
+        }
+    }
+    bar.finish_and_clear();
+    say("the server has ended")?;
+    Ok(ExitCode::from(SHUTTING_DOWN))
+}
+
+async fn ask(settings: &Settings) -> anyhow::Result<Status> {
+    let asked = timeout(ANSWER_TIMEOUT, async {
+        let addresses = reachable(&settings.host, settings.port).await.context("the host is not known")?;
+        // Tries one after the other.
+        let stream = TcpStream::connect(addresses.as_slice()).await.context("nothing listens there")?;
+        let peer = stream.peer_addr()?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        let connection = tokio::spawn(connection);
+        let request = Request::get("/health/ready")
+            // The zone of an IPv6 address is for this machine alone (RFC 6874 section 1): without it.
+            .header(HOST, SocketAddr::new(peer.ip(), peer.port()).to_string())
+            .body(Empty::<Bytes>::new())?;
+        let body = sender.send_request(request).await?.into_body().collect().await?.to_bytes();
+        connection.abort();
+        serde_json::from_slice(&body).context("what answers is not lastcall")
+    });
+    let answer = match asked.await {
+        Ok(answer) => answer,
+        Err(_) => Err(anyhow::anyhow!("no answer within {ANSWER_TIMEOUT:?}")),
+    };
+    let (host, port) = (&settings.host, settings.port);
+    answer.with_context(|| format!("cannot ask the server at {}", authority(host, port)))
+}
+
+/// A host and a port, as URLs have them.
+fn authority(host: &str, port: u16) -> String {
+    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+}
+
+/// Where a server with this setting of `host` is reached: the addresses of a name, and for all addresses this
+/// machine's own. `::` stands for IPv4, too, and where IPv6 is off, for IPv4 alone.
+async fn reachable(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+    let own: &[IpAddr] = match host.parse::<IpAddr>() {
+        Ok(IpAddr::V4(ip)) if ip.is_unspecified() => &[IpAddr::V4(Ipv4Addr::LOCALHOST)],
+        Ok(IpAddr::V6(ip)) if ip.is_unspecified() => {
+            &[IpAddr::V6(Ipv6Addr::LOCALHOST), IpAddr::V4(Ipv4Addr::LOCALHOST)]
+        }
+        _ => return Ok(lookup_host((host, port)).await?.collect()),
+    };
+    Ok(own.iter().map(|ip| SocketAddr::new(*ip, port)).collect())
+}
