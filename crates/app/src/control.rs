@@ -68,13 +68,13 @@ impl ControlShare {
 
 impl Control {
     /// Accepts connections at `path`: goes on with the socket of the old process if it is there, or makes one, now
-    /// or when that becomes possible, and again when it is removed.
-    pub(crate) fn start(path: PathBuf, inherited: Option<ControlSocket>) -> Self {
+    /// or when that becomes possible, and again when it is removed. `is_default`: its folder was not set.
+    pub(crate) fn start(path: PathBuf, is_default: bool, inherited: Option<ControlSocket>) -> Self {
         // Another one is for another address, or in another folder: it is removed.
         let inherited = inherited.filter(|socket| socket.path() == path);
         let socket = Arc::new(Mutex::new(inherited));
         let (sender, operators) = mpsc::channel(MAX_CONNECTIONS);
-        let acceptor = Acceptor { path, socket: Arc::clone(&socket), operators: sender };
+        let acceptor = Acceptor { path, is_default, socket: Arc::clone(&socket), operators: sender };
         let waiting = acceptor.prepare();
         let accepting = tokio::spawn(acceptor.run(waiting));
         Self { socket: ControlShare(socket), operators, accepting }

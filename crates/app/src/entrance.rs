@@ -71,6 +71,16 @@ pub(crate) fn warn_if_open(address: SocketAddr, loaded: &Loaded) {
     }
 }
 
+/// Logs that only this machine can call the API, as there are no keys: a warning only where other machines can reach the
+/// server, and not at each upgrade.
+pub(crate) fn log_api_is_local(address: SocketAddr, takes_over: bool) {
+    if takes_over || address.ip().to_canonical().is_loopback() {
+        info!("no api_keys are set: only this machine may call /api/");
+    } else {
+        warn!("no api_keys are set: only this machine may call /api/, while others can reach {address}");
+    }
+}
+
 /// Says so if the socket that was taken over is not where the settings say.
 pub(crate) async fn compare(address: SocketAddr, host: String, port: u16) {
     let wanted = lookup_host((host.as_str(), port)).await;

@@ -22,7 +22,7 @@ use lastcall_handover::{
     ControlSocket, Name,
     fault::{self, Step},
 };
-use lastcall_lifecycle::{Ending, Hooks, Lifecycle, Phase, Phases, Signals, is_in_foreground};
+use lastcall_lifecycle::{Ending, Hooks, Lifecycle, NewProcess, Phase, Phases, Signals, is_in_foreground};
 use lastcall_websockets::{ConnectionManager, ManagerConfig, NotifierState};
 use tokio::task::spawn_blocking;
 use tracing::{info, warn};
@@ -158,13 +158,17 @@ pub(crate) async fn run(loaded: &Loaded, inheritance: Inheritance) -> anyhow::Re
         entrance::warn_if_open(address, loaded);
     }
     if settings.api_keys.is_empty() {
-        warn!("no api_keys are set: only this machine may call /api/");
+        entrance::log_api_is_local(address, takes_over);
     }
     let mut upgrader = Upgrader {
         requests: Requests {
             signals: signals.all(),
             listening: signals.clone(),
-            control: Some(Control::start(control_path(settings, address), inherited_control)),
+            control: Some(Control::start(
+                control_path(settings, address),
+                matches!(settings.runtime_dir, RuntimeDir::Default(_)),
+                inherited_control,
+            )),
         },
         handover: Handover {
             program,
@@ -187,15 +191,22 @@ pub(crate) async fn run(loaded: &Loaded, inheritance: Inheritance) -> anyhow::Re
         "listening on http://{address}"
     );
     let ending = life.run(manager, settings, &mut upgrader).await;
-    info!("stopped");
     let Upgrader { handover: Handover { supervised, .. }, .. } = upgrader;
+    let pid = std::process::id();
+    match (ending, &supervised) {
+        (Ending::HandedOver(_), Some(_)) => {}
+        (Ending::HandedOver(NewProcess { pid: new_pid, .. }), None) => {
+            info!(pid, new_pid, "handed over to process {new_pid}: this process ends");
+        }
+        _ => info!(pid, "stopped"),
+    }
     let code = match (ending, supervised) {
         // Also when a part of this process did not stop as it should: the service goes on.
-        (Ending::HandedOver | Ending::Failed | Ending::Graceful, Some(supervised)) => {
+        (Ending::HandedOver(_) | Ending::Failed | Ending::Graceful, Some(supervised)) => {
             memory::give_back();
             supervise(supervised).await?
         }
-        (Ending::Graceful | Ending::HandedOver, _) => ExitCode::SUCCESS,
+        (Ending::Graceful | Ending::HandedOver(_), _) => ExitCode::SUCCESS,
         (Ending::Failed, _) => ExitCode::FAILURE,
         (Ending::AtOnce(signal), _) => ExitCode::from(128 + signal.number()),
     };

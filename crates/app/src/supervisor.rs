@@ -109,7 +109,10 @@ impl Link {
                 match stream.read_u8().await {
                     Ok(number) => match Signal::from_number(number) {
                         Some(signal) => signals.forwarded(signal),
-                        None => debug!(number, "the supervisor passed on a signal that is not known here"),
+                        None => debug!(
+                            signal_number = number,
+                            "the supervisor passed on a signal that is not known here"
+                        ),
                     },
                     Err(error) => {
                         error!(%error, "the process that was started is gone: closing all connections now");
@@ -246,8 +249,9 @@ pub(crate) async fn supervise(supervised: Supervised) -> anyhow::Result<ExitCode
     let (mut reports, mut forward) = tokio::net::UnixStream::from_std(own)?.into_split();
     let mut child_ended = signal(SignalKind::child()).context("cannot handle signals")?;
     info!(
-        pid = serving.as_raw_pid(),
-        "process {serving} serves; this one stays, and passes signals on to it"
+        pid = std::process::id(),
+        new_pid = serving.as_raw_pid(),
+        "handed over to process {serving}: this process supervises it, and passes signals on to it"
     );
     let mut linked = true;
     // How the process that serves ended, or the last one that did.
@@ -288,7 +292,7 @@ pub(crate) async fn supervise(supervised: Supervised) -> anyhow::Result<ExitCode
             report = reports.read(&mut pid), if linked => match report {
                 // Four bytes are written at once, and so they are read.
                 Ok(4) => if let Some(pid) = Pid::from_raw(i32::from_le_bytes(pid)) {
-                    debug!(pid = pid.as_raw_pid(), "another process serves");
+                    debug!(new_pid = pid.as_raw_pid(), "another process serves");
                     (serving, ended, give_up) = (pid, None, None);
                 }
                 _ => {
@@ -305,7 +309,11 @@ pub(crate) async fn supervise(supervised: Supervised) -> anyhow::Result<ExitCode
     };
     // Not before: the runtime would wait for it, too.
     drop(child);
-    info!(code, "the process that served has ended, and so does this one");
+    info!(
+        pid = std::process::id(),
+        exit_code = code,
+        "the process that served has ended with code {code}: the supervisor ends, too"
+    );
     Ok(ExitCode::from(code))
 }
 

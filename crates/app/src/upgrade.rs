@@ -4,7 +4,6 @@
 //! goes on as if nothing had happened.
 
 use std::{
-    fmt,
     future::Future,
     os::fd::AsFd,
     path::PathBuf,
@@ -27,7 +26,7 @@ use tokio::{
     task::spawn_blocking,
     time::timeout,
 };
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::{
     control::{Control, ControlShare, Operator},
@@ -135,7 +134,7 @@ impl Upgrade for Upgrader {
     }
 
     async fn refuse(&mut self, request: Request, reason: &str) {
-        warn!(?request, "no upgrade: {reason}");
+        warn!(requested_by = request.name(), "no upgrade: {reason}");
         if let Request::Operator(mut operator) = request {
             operator.tell(&Progress::Failed { reason: reason.to_owned() }).await;
         }
@@ -145,7 +144,7 @@ impl Upgrade for Upgrader {
         let Self { requests, handover } = self;
         let handovers = Arc::clone(&handover.handovers);
         let mut waiting = Vec::new();
-        info!(?request, "an upgrade was asked for");
+        info!(requested_by = request.name(), "an upgrade was requested");
         waiting.extend(request.operator());
         let control = requests.control.as_ref().map(Control::to_share);
         let (started, mut has_started) = oneshot::channel();
@@ -184,15 +183,17 @@ impl Upgrade for Upgrader {
                 Some(new)
             }
             Err(error) => {
-                let reason = match error.downcast_ref::<Disconnected>() {
-                    Some(_) => format!("the server goes on without its clients: {error:#}"),
-                    None => format!("the server goes on as before: {error:#}"),
-                };
-                warn!("the upgrade failed; {reason}");
                 handover.role.reset();
-                if error.is::<Disconnected>() {
+                let reason = if error.is::<Disconnected>() {
                     handover.role.report();
-                }
+                    let reason = format!("the server goes on without its clients: {error:#}");
+                    error!("the upgrade failed; {reason}");
+                    reason
+                } else {
+                    let reason = format!("the server goes on as before: {error:#}");
+                    warn!("the upgrade failed; {reason}");
+                    reason
+                };
                 handovers.lock().unwrap_or_else(PoisonError::into_inner).failed += 1;
                 tell_all(&mut waiting, &Progress::Failed { reason }).await;
                 None
@@ -205,11 +206,11 @@ impl Upgrade for Upgrader {
 fn pass_on(signals: &[Signal], pid: u32) {
     let Some(process) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return };
     for signal in signals {
-        info!(pid, signal = signal.name(), "passing a signal on to the new process");
+        info!(new_pid = pid, signal = signal.name(), "passing a signal on to the new process");
         if let Some(number) = rustix::process::Signal::from_named_raw(i32::from(signal.number()))
             && let Err(error) = kill_process(process, number)
         {
-            warn!(%error, pid, signal = signal.name(), "a signal could not be passed on");
+            warn!(%error, new_pid = pid, signal = signal.name(), "a signal could not be passed on");
         }
     }
 }
@@ -230,7 +231,7 @@ impl Handover {
         let mut interrupted = pin!(interrupted);
         let (mut child, channel, program) = self.start()?;
         let pid = child.id().context("the new process ended at once")?;
-        info!(pid, program = %program.display(), "upgrade: process {pid} gets ready to take over");
+        info!(new_pid = pid, program = %program.display(), "upgrade: process {pid} gets ready to take over");
         // The receiver is there as long as this is polled.
         let most_seconds = (self.timeout + UPGRADE_TIMEOUT).as_secs();
         let _ = started.send(Progress::Started { pid, program: program.clone(), most_seconds });
@@ -458,19 +459,18 @@ fn micros_since_1970() -> u64 {
 }
 
 impl Request {
+    /// Where it came from.
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Signal(signal) => signal.name(),
+            Self::Operator(_) => "lastcall upgrade",
+        }
+    }
+
     fn operator(self) -> Option<Operator> {
         match self {
             Self::Signal(_) => None,
             Self::Operator(operator) => Some(operator),
         }
-    }
-}
-
-impl fmt::Debug for Request {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Signal(signal) => signal.name(),
-            Self::Operator(_) => "lastcall upgrade",
-        })
     }
 }

@@ -20,7 +20,7 @@ use tokio::{
     time::timeout,
 };
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
+use tracing::info;
 
 pub(crate) use self::upgrade::Upgrade;
 use crate::{own_hosts::OnLoopback, refusals::Refusals};
@@ -139,12 +139,12 @@ impl HttpServer {
         if let Ok(ended) = timeout(patience.in_flight, &mut self.accepting).await {
             return ended;
         }
-        warn!("some HTTP requests took too long and get 503");
+        info!("requests that are not answered yet get 503: the server is replaced, or ends");
         stopping.late.cancel();
         if let Ok(ended) = timeout(LAST_ANSWERS, &mut self.accepting).await {
             return ended;
         }
-        warn!("some HTTP clients did not take their answers and are cut off");
+        info!("HTTP clients that do not take their answers are cut off: the server is replaced, or ends");
         stopping.now.cancel();
         self.accepting.await
     }

@@ -97,8 +97,14 @@ impl Phases {
             forward
         });
         if moved {
-            info!(from = from.name(), to = phase.name(), "phase");
+            let (from, to) = (from.name(), phase.name());
+            info!(pid = std::process::id(), from, to, "phase changed from {from} to {to}");
         }
+    }
+
+    /// Ends this process's part: another one serves. The log of both is one, and says there what that one does.
+    pub(crate) fn hand_over(&self) {
+        self.0.send_modify(|status| status.phase = Phase::Stopped);
     }
 
     /// Goes on to withdrawing. The drain that follows ends at `deadline` if nothing cuts it short.

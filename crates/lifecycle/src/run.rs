@@ -16,7 +16,7 @@ use crate::{
     phase::{Phase, Phases},
     service_manager,
     signals::{Signal, Signals},
-    upgrade::Upgrade,
+    upgrade::{NewProcess, Upgrade},
 };
 
 /// How a life ended.
@@ -29,7 +29,7 @@ pub enum Ending {
     /// The third signal: nothing was waited for.
     AtOnce(Signal),
     /// Another process serves the clients now.
-    HandedOver,
+    HandedOver(NewProcess),
 }
 
 /// A server's life, started by [`Lifecycle::start`].
@@ -102,8 +102,8 @@ impl Lifecycle {
                         true => service_manager::handed_over_to(new.pid),
                         false => service_manager::ready(),
                     }
-                    self.phases.enter(Phase::Stopped);
-                    return if self.started.stop().await { Ending::HandedOver } else { Ending::Failed };
+                    self.phases.hand_over();
+                    return if self.started.stop().await { Ending::HandedOver(new) } else { Ending::Failed };
                 }
                 None => service_manager::ready(),
             }
@@ -145,7 +145,7 @@ impl Lifecycle {
         service_manager::draining(clients);
         shutdown.give_notice();
         match clients {
-            0 => info!(signal = first.name(), "nobody is connected: stopping"),
+            0 => info!(signal = first.name(), "no client is connected: stopping"),
             clients => info!(
                 signal = first.name(),
                 "waiting up to {} for {} to leave; press Ctrl+C again (or send SIGTERM) to close {} now",

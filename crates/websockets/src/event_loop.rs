@@ -255,8 +255,8 @@ impl EventLoop {
             debug!(
                 client = %connection.id,
                 peer = connection.stream.peer_addr().ok().map(display),
-                seconds = connection.id.age().as_secs_f64(),
-                how = ?departure,
+                age_seconds = connection.id.age().as_secs_f64(),
+                departure = ?departure,
                 reason = connection.close_reason().map(CloseReason::reason),
                 "connection ended"
             );

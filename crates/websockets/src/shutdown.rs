@@ -81,8 +81,8 @@ impl GracefulShutdown {
         self.manager.give_notice(self.notice);
         info!(
             clients = self.before.clients,
-            seconds = self.timeout.as_secs_f64(),
-            "drain started: everyone has notice"
+            timeout_seconds = self.timeout.as_secs_f64(),
+            "drain started: all clients have been told"
         );
     }
 
@@ -130,7 +130,7 @@ impl GracefulShutdown {
                 () = &mut closing, if !paced => {
                     paced = true;
                     let over = format_duration(self.pace);
-                    info!(clients, "closing those who stay, {clients} of them, spread over {over}");
+                    info!(clients, "closing the remaining clients one by one: {clients} over {over}");
                     self.manager.close_until(CloseReason::ServiceRestart, self.notice.deadline);
                 }
                 // Fails only when the manager is gone, and this holds it.
@@ -203,11 +203,11 @@ impl Progress {
         news
     }
 
-    fn log(&self, left: usize) {
-        let gone = self.total.saturating_sub(left);
+    fn log(&self, clients: usize) {
+        let gone = self.total.saturating_sub(clients);
         info!(
             total = self.total,
-            gone, left, "drain progress: {gone} of {} left, {left} still here", self.total
+            gone, clients, "drain progress: {gone} of {} gone, {clients} still connected", self.total
         );
     }
 }
@@ -263,7 +263,7 @@ mod tests {
         shutdown.give_notice();
         assert_eq!(shutdown.drain(std::future::pending::<()>()).await, DrainEnd::Deadline);
         let log = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
-        assert_eq!(log.matches("drain progress: 0 of 1 left, 1 still here").count(), 2, "{log}");
+        assert_eq!(log.matches("drain progress: 0 of 1 gone, 1 still connected").count(), 2, "{log}");
         shutdown.close().await;
         assert_eq!(shutdown.finish(), Summary { left: 0, closed: 0, cut: 1 });
         drop(stays);

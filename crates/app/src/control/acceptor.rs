@@ -44,6 +44,9 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(30);
 
 pub(super) struct Acceptor {
     pub(super) path: PathBuf,
+    /// Whether its folder was not set: then it may well be that there can be none, as in a container whose files are
+    /// read-only.
+    pub(super) is_default: bool,
     /// `None` while it cannot be made.
     pub(super) socket: Arc<Mutex<Option<ControlSocket>>>,
     pub(super) operators: mpsc::Sender<Operator>,
@@ -133,10 +136,12 @@ impl Acceptor {
                 Ok(made) => *socket = Some(made),
                 Err(error) => {
                     if !std::mem::replace(&mut waiting.reported, true) {
-                        warn!(
-                            "there is no control socket, so `lastcall upgrade` cannot reach this server: {:#}",
-                            anyhow::Error::from(error)
-                        );
+                        let error = anyhow::Error::from(error);
+                        let why = format!("so `lastcall upgrade` cannot reach this server: {error:#}");
+                        match self.is_default {
+                            true => info!("there is no control socket, {why}"),
+                            false => warn!("there is no control socket, {why}"),
+                        }
                     }
                     return;
                 }

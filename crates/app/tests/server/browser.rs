@@ -166,7 +166,7 @@ async fn people_see_what_happens_say_hello_and_come_back() {
 
     // When the last tab is closed, the process ends by itself.
     phone.close().await.unwrap();
-    server.logged("drain progress: 1 of 2 left").await;
+    server.logged("drain progress: 1 of 2 gone").await;
     desktop.goto("about:blank").await.unwrap();
     assert_eq!(server.exit_code().await, 0);
 

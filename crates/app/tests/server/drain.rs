@@ -104,7 +104,7 @@ async fn by_default_the_last_third_is_for_closing() {
     server.signal(Signal::TERM);
     let seen = soon("everybody's close", clients.join_all()).await;
     none_too_early(&seen, signalled + Duration::from_secs(1), Duration::from_millis(500));
-    server.logged("closing those who stay, 100 of them, spread over 500ms").await;
+    server.logged("closing the remaining clients one by one: 100 over 500ms").await;
     assert_eq!(server.exit_code().await, 0);
 }
 

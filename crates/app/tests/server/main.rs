@@ -15,6 +15,7 @@ mod http_upgrade;
 mod leaks;
 mod limits;
 mod listen;
+mod log_lines;
 mod logging;
 mod messages;
 mod metrics;

@@ -54,7 +54,7 @@ async fn pages_of_idle_users_leave_so_that_a_drain_ends_early() {
     // A hidden page leaves at once, and says when it comes back.
     until(&hidden, LEFT).await;
     assert!(text(&hidden, "#wait").await.starts_with("in "));
-    server.logged("drain progress: 1 of 3 left").await;
+    server.logged("drain progress: 1 of 3 gone").await;
     for browser in [&active, &writing] {
         until(browser, STAYS).await;
     }
@@ -62,7 +62,7 @@ async fn pages_of_idle_users_leave_so_that_a_drain_ends_early() {
     pass_two_minutes(&active).await;
     until(&active, LEFT).await;
     pass_two_minutes(&writing).await;
-    server.logged("drain progress: 2 of 3 left").await;
+    server.logged("drain progress: 2 of 3 gone").await;
     until(&writing, "document.querySelector('#countdown').textContent.startsWith('27 min')").await;
     assert_eq!(text(&writing, "#state").await, "Connected");
     // When its text is sent or deleted, it leaves, too: there are 28 minutes left, but the server ends.

@@ -82,7 +82,7 @@ async fn with_keys_one_of_them_is_needed() {
     assert_eq!(with("Authorization: Bearer 0123456789abcdeX").await.error(), (401, "unauthorized".into()));
     assert_eq!(with("X-Nothing: at all").await.error(), (401, "unauthorized".into()));
     assert!(server.log_lines("no api_keys").is_empty());
-    assert_eq!(Server::start().await.logged("no api_keys").await["level"], Value::from("WARN"));
+    assert_eq!(Server::start().await.logged("no api_keys").await["level"], Value::from("INFO"));
 }
 
 #[tokio::test]

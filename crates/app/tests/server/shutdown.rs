@@ -250,8 +250,9 @@ async fn progress_is_logged_at_every_tenth() {
         let gone = index + 1;
         if gone % 2 == 0 {
             // Awaited one by one: who leaves together is told of together.
-            let line =
-                server.logged(&format!("drain progress: {gone} of 20 left, {} still here", 20 - gone)).await;
+            let line = server
+                .logged(&format!("drain progress: {gone} of 20 gone, {} still connected", 20 - gone))
+                .await;
             assert_eq!(line["fields"]["total"], 20);
         }
     }

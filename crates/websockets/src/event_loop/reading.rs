@@ -91,7 +91,7 @@ impl EventLoop {
     /// Does not read from a client for this long. It counts as waiting to be read meanwhile.
     fn throttle(&mut self, slot: usize, wait: Duration) {
         let Some(connection) = self.clients.get_mut(slot) else { return };
-        trace!(client = %connection.id, ms = wait.as_millis(), "said too much: not read from for a while");
+        trace!(client = %connection.id, wait_ms = wait.as_millis(), "a client that sends too fast is not read from");
         connection.is_throttled = true;
         self.setup.budget.hold_back();
         self.throttled.push(Reverse((Instant::now() + wait, slot, connection.id)));
