@@ -95,6 +95,20 @@ const fn fan_out(clients: usize, rate: f64, payload: usize, burst: usize, second
     Work::Load { clients, rate, payload, burst, seconds }
 }
 
+/// The names of the tables that have this in their name.
+pub(crate) fn names(only: &str) -> impl Iterator<Item = &'static str> {
+    TABLES.iter().map(|table| table.name).filter(move |name| name.contains(only))
+}
+
+/// Parses a part of a table's name: a text that is in at least one.
+pub(crate) fn part_of_a_name(text: &str) -> Result<String, String> {
+    if names(text).next().is_some() {
+        return Ok(text.to_owned());
+    }
+    let all: Vec<_> = names("").collect();
+    Err(format!("no table has this in its name; the tables are:\n  {}", all.join("\n  ")))
+}
+
 /// What was measured of one server, once: figures by name.
 type Figures = BTreeMap<&'static str, f64>;
 

@@ -2,13 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::ensure;
 use clap::Args;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 use url::Url;
 
-use crate::{client::text_frame, fleet::Fleet, process::Process};
+use crate::{arguments, client::text_frame, fleet::Fleet, process::Process};
 
 /// What a text begins with, before the time stamp: found in whatever the server wraps it in.
 const MARK: &[u8] = b"@lc:";
@@ -26,26 +25,32 @@ const LINGER: Duration = Duration::from_secs(20);
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Load {
     /// Clients that listen
-    #[arg(long, default_value_t = 1000)]
+    #[arg(long, default_value_t = 1000, value_parser = arguments::count)]
     pub(crate) clients: usize,
     /// Clients that dial at once; the next one dials when one of them is connected
-    #[arg(long, default_value_t = 512)]
+    #[arg(long, default_value_t = 512, value_parser = arguments::count)]
     pub(crate) at_once: usize,
     /// Publications a second, each of --burst texts
-    #[arg(long, default_value_t = 20.0)]
+    #[arg(long, default_value_t = 20.0, value_parser = arguments::positive)]
     pub(crate) rate: f64,
     /// Bytes of each text, at least 20
-    #[arg(long, default_value_t = 64)]
+    #[arg(long, default_value_t = 64, value_parser = payload)]
     pub(crate) payload: usize,
     /// Texts published at once
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = arguments::count)]
     pub(crate) burst: usize,
     /// Seconds to publish for
-    #[arg(long, default_value_t = 5.0)]
+    #[arg(long, default_value_t = 5.0, value_parser = arguments::positive)]
     pub(crate) seconds: f64,
     /// The server's process, on this machine: measures its CPU time and memory
     #[arg(long)]
     pub(crate) server_pid: Option<u32>,
+}
+
+fn payload(text: &str) -> Result<usize, String> {
+    let least = MARK.len() + STAMP;
+    let bytes = arguments::count(text)?;
+    if bytes < least { Err(format!("it must be at least {least}")) } else { Ok(bytes) }
 }
 
 /// What came of it.
@@ -83,9 +88,6 @@ pub(crate) struct Latency {
 
 /// Loads the server at `url`.
 pub(crate) fn run(url: &Url, load: &Load, progress: bool) -> anyhow::Result<Outcome> {
-    ensure!(load.payload >= MARK.len() + STAMP, "a payload has at least {} bytes", MARK.len() + STAMP);
-    ensure!(load.clients > 0 && load.burst > 0, "at least one client, and one text at once");
-    ensure!(load.rate > 0.0 && load.seconds > 0.0, "a rate and a time over 0");
     let server = load.server_pid.map(Process);
     let usage = || server.map(Process::usage).transpose();
 

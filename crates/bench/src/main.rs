@@ -3,6 +3,7 @@
 //! It works with any server that sends each text that a client sends to everyone. Clients are counted in
 //! thousands, so they are sockets in one poll loop, without tasks or buffers of their own.
 
+mod arguments;
 mod chart;
 mod client;
 mod compare;
@@ -60,11 +61,14 @@ enum Command {
         #[arg(long)]
         out: PathBuf,
         /// Pairs for each figure
-        #[arg(long, default_value_t = 9)]
+        #[arg(long, default_value_t = 9, value_parser = arguments::count)]
         pairs: usize,
-        /// Only the tables whose name contains this
-        #[arg(long, default_value = "")]
+        /// Only the tables whose name contains this; --list shows the names
+        #[arg(long, default_value = "", hide_default_value = true, value_parser = compare::part_of_a_name)]
         only: String,
+        /// Print the names of the tables that would be made, and end
+        #[arg(long)]
+        list: bool,
     },
     /// Restart servers under load: who is cut off, what is lost, how long clients wait; write tables and a chart
     Restart {
@@ -78,16 +82,16 @@ enum Command {
         #[arg(long)]
         out: PathBuf,
         /// Clients of lastcall's upgrades in a row
-        #[arg(long, default_value_t = 10_000)]
+        #[arg(long, default_value_t = 10_000, value_parser = arguments::count)]
         clients: usize,
         /// Clients of the restart beside others
-        #[arg(long, default_value_t = 1000)]
+        #[arg(long, default_value_t = 1000, value_parser = arguments::count)]
         fewer: usize,
         /// Texts a second
-        #[arg(long, default_value_t = 20.0)]
+        #[arg(long, default_value_t = 20.0, value_parser = arguments::positive)]
         rate: f64,
         /// Upgrades in a row
-        #[arg(long, default_value_t = 10)]
+        #[arg(long, default_value_t = 10, value_parser = arguments::count)]
         upgrades: usize,
     },
 }
@@ -96,7 +100,11 @@ enum Command {
 fn run() -> anyhow::Result<()> {
     let cli = Cli::parse();
     match (cli.command, cli.url) {
-        (Some(Command::Compare { peers, binaries, out, pairs, only }), _) => {
+        (Some(Command::Compare { only, list: true, .. }), _) => {
+            compare::names(&only).for_each(|name| println!("{name}"));
+            Ok(())
+        }
+        (Some(Command::Compare { peers, binaries, out, pairs, only, list: false }), _) => {
             let servers = Servers { peers, binaries, runtime_dir: out.join("run") };
             compare::Suite { servers, pairs, only }.run(&out)
         }
@@ -124,6 +132,42 @@ fn main() -> ExitCode {
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory, error::ErrorKind};
+
+    use super::*;
+
+    fn compare(arguments: &[&str]) -> Result<Cli, clap::Error> {
+        let needed = ["lastcall-bench", "compare", "--peers", "a", "--binaries", "b", "--out", "c"];
+        Cli::try_parse_from(needed.iter().chain(arguments))
+    }
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_name_that_no_table_has_is_refused_with_the_names() {
+        assert!(compare(&["--only", "dial at once"]).is_ok());
+        let error = compare(&["--only", "idle"]).err().unwrap();
+        assert_eq!((error.kind(), error.exit_code()), (ErrorKind::ValueValidation, 2));
+        let text = error.to_string();
+        assert!(text.contains("no table has this in its name"), "{text}");
+        assert!(compare::names("").all(|name| text.contains(name)), "{text}");
+    }
+
+    #[test]
+    fn what_measures_nothing_is_refused() {
+        assert_eq!(compare(&["--pairs", "0"]).err().unwrap().exit_code(), 2);
+        for zero in ["--clients", "--at-once", "--rate", "--payload", "--burst", "--seconds"] {
+            let line = ["lastcall-bench", "--url", "ws://127.0.0.1:1/ws", zero, "0"];
+            assert_eq!(Cli::try_parse_from(line).err().unwrap().exit_code(), 2, "{zero}");
         }
     }
 }
