@@ -1,13 +1,16 @@
-# What people do with lastcall. Without `just`: ./justw does the same, and installs what it needs.
+# What people do with lastcall; needs just 1.54 or later. Without it, ./justw does the same, and installs what it needs.
 
 set shell := ["bash", "-euo", "pipefail", "-c"]
 
 tools := justfile_directory() / "target/tools"
 
+# To run a recipe from within another
+just := quote(just_executable()) + " --justfile " + quote(justfile())
+
 # List the recipes
 [private]
 default:
-    @{{ quote(just_executable()) }} --justfile {{ quote(justfile()) }} --list --unsorted
+    @{{ just }} --list --unsorted
 
 # Run the server; arguments go to it: `just run --port 9000`
 [continue]
@@ -26,26 +29,75 @@ dev *arguments: (tool "watchexec" "watchexec-cli" "2.5.1")
     # Ctrl+C must not wait long for the tab that is open; templates are read from their folder. These are
     # environment variables: they win over config/lastcall.toml.
     export SHUTDOWN_TIMEOUT="${SHUTDOWN_TIMEOUT:-0}" CLOSE_TIMEOUT="${CLOSE_TIMEOUT:-1}" TEMPLATES_DIR="${TEMPLATES_DIR:-templates}"
-    export PID_FILE=$(mktemp)
-    trap 'kill "$(cat "$PID_FILE")" 2>/dev/null || true; rm -f "$PID_FILE"' EXIT
-    # A server that runs hands over to a new one; if there is none (yet, or because it could not start), one is started.
-    change='
-        cargo build --package lastcall
-        if kill -0 "$(cat "$PID_FILE")" 2>/dev/null; then
-            target/debug/lastcall upgrade "$@"
-        else
-            target/debug/lastcall "$@" &
-            echo $! >"$PID_FILE"
-        fi'
+    # The control socket has a fixed name in such a folder (docs/continuity.md): an upgrade finds it after a change of `port`, too.
+    export RUNTIME_DIRECTORY=$(mktemp --directory)
+    export PID_FILE="$RUNTIME_DIRECTORY/pid"
+    stop() {
+        # Ctrl+C reaches this script and the server at once: it may have ended.
+        if pid=$(cat "$PID_FILE" 2>/dev/null) && kill "$pid" 2>/dev/null; then tail --pid="$pid" -s 0.1 -f /dev/null; fi
+        rm -rf "$RUNTIME_DIRECTORY"
+    }
+    trap stop EXIT
     "{{ tools }}/watchexec-cli-2.5.1/bin/watchexec" --quiet --on-busy-update=queue --shell=none --wrap-process=none \
         --watch crates --watch templates --watch config --watch Cargo.toml --watch Cargo.lock \
-        -- bash -euo pipefail -c "$change" change "$@"
+        -- {{ just }} dev-change "$@"
+
+# After a change: a server that runs hands over to a new process; if there is none (yet, or because it could not start), one is started
+[positional-arguments]
+[private]
+dev-change *arguments:
+    #!/usr/bin/env bash
+    set -euo pipefail
+    program=$({{ just }} build-program --package lastcall)
+    if kill -0 "$(cat "$PID_FILE" 2>/dev/null)" 2>/dev/null; then
+        "$program" upgrade "$@"
+    else
+        "$program" "$@" &
+        echo $! >"$PID_FILE"
+    fi
+
+# Build a program; prints its path, as CARGO_TARGET_DIR and cargo's configuration may move it
+[positional-arguments]
+[private]
+build-program *arguments:
+    @cargo build --message-format json-render-diagnostics "$@" | sed -n 's/.*"executable":"\([^"]*\)".*/\1/p'
+
+# Build an archive to install elsewhere, with checksums, in this folder; its program is static if the musl target can be had
+[group('run')]
+package folder="target/package":
+    #!/usr/bin/env bash
+    set -euo pipefail
+    target=$(uname -m)-unknown-linux-musl
+    if ! [ -d "$(rustc --print target-libdir --target "$target")" ] && ! rustup target add "$target"; then
+        target=$(rustc --version --verbose | sed -n 's/^host: //p')
+        echo "The target for a static program cannot be had here: the program will need a C library that is at least as" \
+            "new as that of this machine ($target). To add the target: rustup target add $(uname -m)-unknown-linux-musl" >&2
+    fi
+    program=$({{ just }} build-program --release --locked --package lastcall --target "$target")
+    version=$(cargo pkgid --package lastcall)
+    name=lastcall-${version##*[#@]}-$target
+    mkdir -p {{ quote(folder) }}
+    cd {{ quote(folder) }}
+    rm -rf "$name"
+    mkdir "$name"
+    install -m 755 "$program" "$name/lastcall"
+    root={{ quote(justfile_directory()) }}
+    cp -r "$root"/{README.md,CHANGELOG.md,LICENSE,docs,config,deploy} "$name"
+    # These build from the source.
+    rm "$name"/deploy/{Dockerfile,compose.yaml}
+    (cd "$name" && find . -type f ! -name SHA256SUMS | LC_ALL=C sort | xargs -d '\n' sha256sum >SHA256SUMS)
+    # The same commit makes the same archive.
+    tar --create --sort=name --owner=0 --group=0 --numeric-owner --mode=u=rwX,go=rX \
+        --mtime="@$(git -C "$root" log -1 --format=%ct 2>/dev/null || echo 0)" "$name" | gzip --no-name >"$name.tar.gz"
+    rm -rf "$name"
+    sha256sum ./*.tar.gz >SHA256SUMS
+    echo "$PWD/$name.tar.gz"
 
 # Run all tests; arguments go to cargo: `just test -p lastcall-websockets`
 [group('check')]
 [positional-arguments]
 test *arguments: test-programs
-    cargo test --locked "${@:---workspace}"
+    JUST={{ quote(just_executable()) }} cargo test --locked "${@:---workspace}"
 
 # Check format, lints and documentation
 [group('check')]
@@ -64,17 +116,17 @@ fmt:
 conformance: python
     #!/usr/bin/env bash
     set -euo pipefail
-    cargo build --locked --package lastcall
+    program=$({{ just }} build-program --locked --package lastcall)
     log=$(mktemp)
     env -i PORT=0 LOG_FORMAT=json CLIENT_MESSAGES=echo SHUTDOWN_TIMEOUT=0 MAX_MESSAGE_SIZE=16MiB MAX_QUEUE=64MiB \
-        target/debug/lastcall >"$log" &
+        "$program" >"$log" &
     server=$!
     trap 'kill $server 2>/dev/null || true; rm -f "$log"' EXIT
     url=""
-    for _ in $(seq 100); do
-        url=$(sed -n 's|.*listening on http://\([^"]*\)".*|ws://\1/ws|p' "$log")
-        [ -z "$url" ] || break
+    while [ -z "$url" ]; do
+        kill -0 $server 2>/dev/null || { echo "The server did not start:" >&2; cat "$log" >&2; exit 1; }
         sleep 0.1
+        url=$(sed -n 's|.*listening on http://\([^"]*\)".*|ws://\1/ws|p' "$log")
     done
     AUTOBAHN_HOME="$PWD/target/conformance" conformance/run "$url"
 
@@ -83,21 +135,34 @@ conformance: python
 fuzz seconds="600": (tool "cargo-fuzz" "cargo-fuzz" "0.13.2")
     cd fuzz && PATH="{{ tools }}/cargo-fuzz-0.13.2/bin:$PATH" cargo +nightly fuzz run decoder -- -max_total_time={{ seconds }}
 
-# Measure beside other servers: tables on stdout, a chart under target/bench; takes half an hour
+# Measure beside other servers: tables on stdout, a chart under target/bench; takes half an hour. `just bench --list`: the tables
 [group('check')]
 [positional-arguments]
 bench *arguments:
-    crates/bench/peers/setup target/bench/peers
-    cargo build --release --locked --package lastcall --package lastcall-bench
-    target/release/lastcall-bench compare --peers target/bench/peers --binaries target/release --out target/bench "$@"
+    @{{ just }} measure compare "$@"
 
 # Restart servers under load, lastcall by upgrades: tables on stdout, a chart under target/bench; takes two minutes
 [group('check')]
 [positional-arguments]
 bench-upgrade *arguments:
+    @{{ just }} measure restart "$@"
+
+# The load generator comes first: it refuses wrong arguments before anything that takes long
+[positional-arguments]
+[private]
+measure kind *arguments:
+    #!/usr/bin/env bash
+    set -euo pipefail
+    shift
+    bench=$({{ just }} build-program --release --locked --package lastcall-bench --bin lastcall-bench)
+    run() { "$bench" {{ kind }} --peers target/bench/peers --binaries "$(dirname "$bench")" --out target/bench "$@"; }
+    run "$@" --check
+    for argument in "$@"; do
+        case $argument in --list | --help | -h) exit ;; esac
+    done
     crates/bench/peers/setup target/bench/peers
     cargo build --release --locked --package lastcall --package lastcall-bench
-    target/release/lastcall-bench restart --peers target/bench/peers --binaries target/release --out target/bench "$@"
+    run "$@"
 
 # Install the programs that tests start, where that is possible; without the browser, its tests cannot run
 [private]
@@ -155,5 +220,5 @@ python:
 [private]
 tool command package version:
     @[ -x "{{ tools }}/{{ package }}-{{ version }}/bin/{{ command }}" ] || { \
-        echo "Installing {{ package }} {{ version }} under target/tools, once (a few minutes)"; \
-        cargo install "{{ package }}" --locked --version "{{ version }}" --root "{{ tools }}/{{ package }}-{{ version }}" --quiet; }
+        echo "Compiling {{ package }} {{ version }} for target/tools, once: some minutes"; \
+        cargo install "{{ package }}" --locked --version "{{ version }}" --root "{{ tools }}/{{ package }}-{{ version }}"; }

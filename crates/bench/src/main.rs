@@ -41,6 +41,9 @@ struct Cli {
     /// Print one JSON object instead of a table
     #[arg(long)]
     json: bool,
+    /// Check the arguments, and end
+    #[arg(long, global = true, hide = true)]
+    check: bool,
     #[command(flatten)]
     load: Load,
     #[command(subcommand)]
@@ -104,6 +107,7 @@ fn run() -> anyhow::Result<()> {
             compare::names(&only).for_each(|name| println!("{name}"));
             Ok(())
         }
+        _ if cli.check => Ok(()),
         (Some(Command::Compare { peers, binaries, out, pairs, only, list: false }), _) => {
             let servers = Servers { peers, binaries, runtime_dir: out.join("run") };
             compare::Suite { servers, pairs, only }.run(&out)

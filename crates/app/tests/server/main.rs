@@ -30,6 +30,7 @@ mod processes;
 mod protocol;
 mod proxies;
 mod publish;
+mod recipes;
 mod refusals;
 mod settings;
 mod shutdown;

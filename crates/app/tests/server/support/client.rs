@@ -3,7 +3,10 @@
 use futures_util::{SinkExt, StreamExt};
 use serde_json::Value;
 use tokio::net::TcpStream;
-use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, tungstenite::Message};
+use tokio_tungstenite::{
+    MaybeTlsStream, WebSocketStream, connect_async,
+    tungstenite::{self, Message, client::IntoClientRequest, http::Response},
+};
 
 use super::soon;
 
@@ -105,5 +108,30 @@ impl Client {
     pub(crate) async fn leave(mut self) {
         soon("closing", self.socket.close(None)).await.unwrap();
         while let Some(Ok(_)) = soon("the answer to a close", self.socket.next()).await {}
+    }
+}
+
+/// Shakes hands at this URL, with these headers too.
+pub(crate) async fn dial(
+    url: &str,
+    headers: &[(&'static str, &str)],
+) -> Result<(Client, Response<Option<Vec<u8>>>), tungstenite::Error> {
+    let mut request = url.into_client_request().unwrap();
+    for (name, value) in headers {
+        request.headers_mut().insert(*name, value.parse().unwrap());
+    }
+    let (socket, response) = soon("the handshake", connect_async(request)).await?;
+    Ok((Client { socket, id: String::new() }, response))
+}
+
+/// How a handshake was refused: the status, the headers and the body.
+pub(crate) fn refusal_of<T>(dialled: Result<(Client, T), tungstenite::Error>) -> Answer {
+    match dialled {
+        Err(tungstenite::Error::Http(response)) => Answer {
+            status: response.status().as_u16(),
+            head: format!("{:?}", response.headers()),
+            body: String::from_utf8(response.body().clone().unwrap_or_default()).unwrap(),
+        },
+        other => panic!("to be refused, but {:?}", other.map(|_| "let in")),
     }
 }

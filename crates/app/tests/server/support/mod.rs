@@ -21,7 +21,7 @@ use std::{
 };
 
 pub(crate) use browser::{Chromium, Driver};
-pub(crate) use client::{Answer, Client};
+pub(crate) use client::{Answer, Client, dial, refusal_of};
 pub(crate) use exposition::{Exposition, Format};
 pub(crate) use http::{exchange, metric};
 pub(crate) use http_connection::Http;
@@ -31,7 +31,7 @@ pub(crate) use program::{folder_for_programs, install_script, install_server, in
 pub(crate) use proxy::{Api, Proxy, Software};
 pub(crate) use room::Room;
 pub(crate) use rustix::process::Signal;
-pub(crate) use server::{Ended, Server, Start, adopt_orphans, dial, refusal_of};
+pub(crate) use server::{Ended, Server, Start, adopt_orphans};
 use tempfile::TempDir;
 use tokio::{
     io::AsyncReadExt,

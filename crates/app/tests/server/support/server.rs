@@ -16,13 +16,12 @@ use tokio::{
     process::{Child, Command},
     task::spawn_blocking,
 };
-use tokio_tungstenite::{
-    connect_async,
-    tungstenite::{self, client::IntoClientRequest, http::Response},
-};
+use tokio_tungstenite::tungstenite::{self, http::Response};
 
 use super::{
-    Answer, Client, Signal, folder,
+    Answer, Client, Signal,
+    client::{dial, refusal_of},
+    folder,
     log::{Log, message},
     own_address,
     process::ProcessGroup,
@@ -214,31 +213,6 @@ impl Start {
             stdout: String::from_utf8(output.stdout).unwrap(),
             stderr: String::from_utf8(output.stderr).unwrap(),
         }
-    }
-}
-
-/// Shakes hands at this URL, with these headers too.
-pub(crate) async fn dial(
-    url: &str,
-    headers: &[(&'static str, &str)],
-) -> Result<(Client, Response<Option<Vec<u8>>>), tungstenite::Error> {
-    let mut request = url.into_client_request().unwrap();
-    for (name, value) in headers {
-        request.headers_mut().insert(*name, value.parse().unwrap());
-    }
-    let (socket, response) = soon("the handshake", connect_async(request)).await?;
-    Ok((Client { socket, id: String::new() }, response))
-}
-
-/// How a handshake was refused: the status, the headers and the body.
-pub(crate) fn refusal_of<T>(dialled: Result<(Client, T), tungstenite::Error>) -> Answer {
-    match dialled {
-        Err(tungstenite::Error::Http(response)) => Answer {
-            status: response.status().as_u16(),
-            head: format!("{:?}", response.headers()),
-            body: String::from_utf8(response.body().clone().unwrap_or_default()).unwrap(),
-        },
-        other => panic!("to be refused, but {:?}", other.map(|_| "let in")),
     }
 }
 
