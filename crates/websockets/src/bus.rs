@@ -17,8 +17,13 @@ use mio::Waker;
 use tokio::sync::{Notify, mpsc};
 
 use crate::{
-    client_id::ClientId, close::CloseReason, figures::Figures, frame::Frame, freeze::FrozenLoop,
-    handshake::Handshake, notice::Notice, occupancy::Place, state::ConnectionState,
+    client_id::ClientId,
+    codec::{CloseReason, Frame},
+    handshake::Handshake,
+    notice::Notice,
+    occupancy::Place,
+    snapshot::{ConnectionState, FrozenLoop},
+    stats::Figures,
 };
 
 /// When this much waits for the slowest loop, publishers have to wait: it is a few turns' worth, so

@@ -1,6 +1,8 @@
 //! One client: plain data, and what happens to it. Which loop serves it, and when, is not its concern.
 
-mod reading;
+mod input;
+mod outbox;
+mod ping;
 
 use std::{
     io::{ErrorKind, Write},
@@ -16,14 +18,13 @@ use serde::{Deserialize, Serialize};
 use crate::{
     budget::Used,
     client_id::ClientId,
-    close::CloseReason,
-    decoder::{Accept, Decoder},
-    frame::Frame,
+    codec::{Accept, CloseReason, Decoder, Frame},
     occupancy::{Departure, Place},
-    outbox::Outbox,
-    ping::Ping,
-    state::ConnectionState,
+    snapshot::ConnectionState,
 };
+
+pub(crate) use outbox::Outbox;
+pub(crate) use ping::Ping;
 
 /// What all clients must keep to.
 #[derive(Debug, Clone, Copy)]

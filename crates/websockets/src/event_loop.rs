@@ -4,10 +4,12 @@
 //! written to everyone, then the timers. Each part stops after [`SLICE`] and goes on in the next turn, so
 //! neither a flood from one client nor a broadcast to ten thousand keeps anybody waiting for long.
 
-mod arrivals;
+mod clock;
+mod fanout;
+mod heartbeat;
 mod reading;
+mod registration;
 mod timers;
-mod work;
 
 use std::{
     cmp::Reverse,
@@ -25,17 +27,16 @@ use crate::{
     budget::Budget,
     bus::{Bus, Command},
     client_id::ClientId,
-    clock::Clock,
-    close::CloseReason,
+    codec::{CloseReason, Frame},
     connection::{Connection, Outcome, Rules},
-    figures::Figures,
-    frame::Frame,
-    heartbeat::Heartbeat,
     notice::Notice,
     occupancy::Departure,
     pace::Pace,
+    stats::Figures,
 };
-use work::Fanout;
+use clock::Clock;
+use fanout::Fanout;
+use heartbeat::Heartbeat;
 
 const WAKE: Token = Token(usize::MAX);
 

@@ -6,40 +6,31 @@
 mod budget;
 mod bus;
 mod client_id;
-mod clock;
-mod close;
+mod codec;
 mod connection;
-mod decoder;
 mod event_loop;
-mod figures;
-mod frame;
-mod freeze;
 mod handshake;
-mod heartbeat;
 mod manager;
-mod message;
 mod notice;
 mod notifier;
 mod occupancy;
-mod outbox;
 mod pace;
-mod ping;
+mod protocol;
 mod shutdown;
-mod state;
+mod snapshot;
+mod stats;
 
 pub use client_id::ClientId;
-pub use close::CloseReason;
-pub use figures::{Durations, Figures};
-pub use frame::Frame;
-pub use freeze::Frozen;
+pub use codec::{CloseReason, Frame};
 pub use handshake::Handshake;
 pub use manager::{ConnectionManager, ManagerConfig};
-pub use message::{BROADCAST, Reconnect, Server, ServerMessage, Source};
 pub use notice::Notice;
 pub use notifier::{Notifier, NotifierState};
 pub use occupancy::{Gate, Occupancy, Place, Refusal};
+pub use protocol::{BROADCAST, Reconnect, Server, ServerMessage, Source};
 pub use shutdown::{DrainEnd, GracefulShutdown, Summary};
-pub use state::{ConnectionState, ManagerState};
+pub use snapshot::{ConnectionState, Frozen, ManagerState};
+pub use stats::{Durations, Figures};
 
 /// The decoder, for the fuzzer only: it is no part of the interface.
 #[cfg(fuzzing)]
@@ -47,7 +38,7 @@ pub use state::{ConnectionState, ManagerState};
 pub mod fuzzing {
     use std::ops::ControlFlow;
 
-    use crate::decoder::{Accept, Decoder};
+    use crate::codec::{Accept, Decoder};
 
     /// What comes of these pieces, as text.
     pub fn decode(pieces: &[&[u8]]) -> Vec<String> {

@@ -19,16 +19,15 @@ use crate::{
     budget::{Budget, Rates},
     bus::{Bus, Command, Newcomer, Origin},
     client_id::ClientId,
-    close::CloseReason,
+    codec::CloseReason,
     connection::Rules,
     event_loop::{EventLoop, Setup},
-    figures::Figures,
-    freeze::{Frozen, Quiet},
     handshake::Handshake,
-    message::ServerMessage,
     notice::Notice,
     occupancy::{Door, Gate, Occupancy, Place, Refusal},
-    state::{ConnectionState, ManagerState},
+    protocol::ServerMessage,
+    snapshot::{ConnectionState, Frozen, ManagerState, Quiet},
+    stats::Figures,
 };
 
 /// What the manager needs to know. Its meaning and units are those of the settings of the same names.
@@ -321,7 +320,7 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
-    use crate::frame::Frame;
+    use crate::codec::Frame;
 
     /// A manager, and the two ends of a connection to be.
     async fn manager() -> (ConnectionManager, net::TcpStream, TcpStream) {
@@ -343,7 +342,7 @@ mod tests {
         manager.disconnect(ClientId::generate(), CloseReason::Idle);
         manager.disconnect(id, CloseReason::ServiceRestart);
         let expected = [
-            ServerMessage::Welcome { client: id, server: crate::message::Server }.frame().bytes().to_vec(),
+            ServerMessage::Welcome { client: id, server: crate::protocol::Server }.frame().bytes().to_vec(),
             Frame::close(Some((1012, "service restart"))).bytes().to_vec(),
         ]
         .concat();

@@ -6,8 +6,8 @@ use jiff::Timestamp;
 
 use crate::{
     client_id::ClientId,
-    frame::Frame,
-    message::{Reconnect, ServerMessage},
+    codec::Frame,
+    protocol::{Reconnect, ServerMessage},
 };
 
 /// Soonest that clients are asked to come back, and the shortest window over which they are: they must not

@@ -13,7 +13,7 @@ use tokio::{
 
 use crate::{
     manager::ConnectionManager,
-    message::{BROADCAST, ServerMessage, Source},
+    protocol::{BROADCAST, ServerMessage, Source},
 };
 
 #[derive(Serialize)]

@@ -10,7 +10,7 @@ use lastcall_core::settings::Settings;
 use tokio::time::{Instant as TokioInstant, MissedTickBehavior, interval_at, sleep_until, timeout};
 use tracing::{info, warn};
 
-use crate::{close::CloseReason, manager::ConnectionManager, notice::Notice, occupancy::Occupancy};
+use crate::{codec::CloseReason, manager::ConnectionManager, notice::Notice, occupancy::Occupancy};
 
 /// How much longer than `close_timeout` to wait for the event loops to have cut everyone off. They do it
 /// in their own turn; this bound only matters when one is stuck, or when the process was stopped meanwhile and

@@ -12,9 +12,9 @@ use tracing::trace;
 use super::{EventLoop, SLICE};
 use crate::{
     client_id::ClientId,
+    codec::Frame,
     connection::Readable,
-    frame::Frame,
-    message::{BROADCAST, ServerMessage},
+    protocol::{BROADCAST, ServerMessage},
 };
 
 /// Reads between two looks at the clock. A read that fills the buffer takes much longer than one of a message.

@@ -2,11 +2,12 @@
 
 use std::time::Instant;
 
-use super::{EventLoop, SLICE};
-use crate::{
-    close::CloseReason,
-    frame::Frame,
+use super::{
+    EventLoop, SLICE,
     heartbeat::{BUCKETS, Beat},
+};
+use crate::{
+    codec::{CloseReason, Frame},
     occupancy::Departure,
 };
 

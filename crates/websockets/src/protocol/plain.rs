@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use serde::{Serialize, Serializer, ser::SerializeStruct};
 use serde_json::value::RawValue;
 
-use crate::{client_id::ClientId, frame::Frame};
+use crate::{client_id::ClientId, codec::Frame};
 
 /// The one channel there is.
 pub const BROADCAST: &str = "broadcast";

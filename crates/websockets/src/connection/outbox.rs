@@ -9,7 +9,7 @@ use std::{
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::frame::next_boundary;
+use crate::codec::next_boundary;
 
 /// Chunks handed to the kernel in one call.
 const MOST_SLICES: usize = 16;
@@ -143,7 +143,7 @@ impl Queue {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::frame::Frame;
+    use crate::codec::Frame;
 
     /// Takes `room` bytes, then would block.
     struct Socket {

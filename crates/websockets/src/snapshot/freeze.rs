@@ -11,12 +11,12 @@ use std::{
 
 use slab::Slab;
 
+use super::state::{ConnectionState, ManagerState};
 use crate::{
     bus::{Bus, Command},
     connection::Connection,
-    figures::Figures,
     occupancy::Occupancy,
-    state::{ConnectionState, ManagerState},
+    stats::Figures,
 };
 
 /// One loop's clients while it stands still. They go back to it when this is dropped.

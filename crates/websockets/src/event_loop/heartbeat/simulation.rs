@@ -7,8 +7,8 @@ use proptest::prelude::*;
 
 use super::{BUCKETS, Beat, Heartbeat};
 use crate::{
-    clock::{ALLOWANCE, Clock},
-    ping::Ping,
+    connection::Ping,
+    event_loop::clock::{ALLOWANCE, Clock},
 };
 
 /// A time in which the process is stopped.

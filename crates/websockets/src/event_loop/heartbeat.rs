@@ -3,7 +3,7 @@
 //! Clients are dealt into buckets by their slot. Every `interval / BUCKETS` one bucket is pinged; after
 //! `timeout` it is checked for clients that sent nothing since. A bucket is never pinged between its ping and its
 //! check, so a check only looks at answers to the ping that it belongs to. All moments are those of the loop's
-//! [`Clock`](crate::clock::Clock).
+//! [`Clock`](crate::event_loop::clock::Clock).
 
 use std::{
     collections::VecDeque,
@@ -130,5 +130,4 @@ mod tests {
 }
 
 #[cfg(test)]
-#[path = "heartbeat_tests.rs"]
-mod with_clients;
+mod simulation;

@@ -10,8 +10,11 @@ use lastcall_core::settings::ClientMessages;
 
 use super::{Connection, Life, Outcome, Readable, Rules};
 use crate::{
-    client_id::ClientId, close::CloseReason, decoder::Event, figures::Figures, frame::Frame,
-    message::ServerMessage, occupancy::Departure,
+    client_id::ClientId,
+    codec::{CloseReason, Event, Frame},
+    occupancy::Departure,
+    protocol::ServerMessage,
+    stats::Figures,
 };
 
 /// Most bytes of one read from a client whose texts go to everyone, when there is a bound on these: what comes of one

@@ -11,10 +11,7 @@ use proptest::prelude::*;
 use serde::Serialize;
 
 use super::*;
-use crate::{
-    decoder::Accept,
-    frame::{Frame, Header, Opcode},
-};
+use crate::codec::{Accept, Frame, Header, Opcode};
 
 #[derive(Debug, Serialize)]
 struct State {

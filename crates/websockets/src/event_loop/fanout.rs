@@ -7,8 +7,8 @@ use tokio::sync::mpsc;
 
 use super::{EventLoop, SLICE};
 use crate::{
-    bus::Command, close::CloseReason, connection::Connection, figures::Figures, freeze::FrozenLoop,
-    notice::Notice, pace::Pace,
+    bus::Command, codec::CloseReason, connection::Connection, notice::Notice, pace::Pace,
+    snapshot::FrozenLoop, stats::Figures,
 };
 
 /// Clients between two looks at the clock, which costs about as much as a hundredth of a write.

@@ -4,8 +4,10 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    client_id::ClientId, close::CloseReason, connection::Life, decoder::Decoder, figures::Figures,
-    outbox::Outbox,
+    client_id::ClientId,
+    codec::{CloseReason, Decoder},
+    connection::{Life, Outbox},
+    stats::Figures,
 };
 
 /// The state of one client. Other builds read it too: fields that they do not know are ignored, those that
@@ -54,10 +56,7 @@ mod tests {
     use serde::de::DeserializeOwned;
 
     use super::*;
-    use crate::{
-        decoder::{Accept, Event},
-        frame::Frame,
-    };
+    use crate::codec::{Accept, Event, Frame};
 
     /// A client in the middle of everything: fragments, half a frame, output that was written in part, a close.
     fn busy() -> ConnectionState {
@@ -154,5 +153,4 @@ mod tests {
 }
 
 #[cfg(test)]
-#[path = "state_tests.rs"]
-mod with_anything_in_it;
+mod fuzz;

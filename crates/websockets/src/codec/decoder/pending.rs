@@ -4,10 +4,12 @@ use std::ops::ControlFlow;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Accept, Event, check, event};
-use crate::{
-    close::CloseReason,
-    frame::{Header, MAX_HEADER, Opcode, parse_header, unmask},
+use super::{
+    super::{
+        close_code::CloseReason,
+        frame::{Header, MAX_HEADER, Opcode, parse_header, unmask},
+    },
+    Accept, Event, check, event,
 };
 
 #[derive(Debug, Default, Clone, PartialEq, Serialize, Deserialize)]

@@ -5,7 +5,7 @@ use std::{borrow::Cow, collections::BTreeMap, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{close::CloseReason, occupancy::Departure};
+use crate::{codec::CloseReason, occupancy::Departure};
 
 /// Counts since the start, of this process and of those it took over from.
 ///

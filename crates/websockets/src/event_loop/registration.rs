@@ -14,9 +14,9 @@ use crate::{
     bus::{Newcomer, Origin},
     connection::Connection,
     handshake::Handshake,
-    message::{Server, ServerMessage},
     occupancy::{Departure, Place},
-    state::ConnectionState,
+    protocol::{Server, ServerMessage},
+    snapshot::ConnectionState,
 };
 
 impl EventLoop {

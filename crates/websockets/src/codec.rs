@@ -1,0 +1,12 @@
+//! The WebSocket protocol (RFC 6455): frames, their decoding, and close codes. No sockets, no JSON.
+
+mod close_code;
+pub(crate) mod decoder;
+mod frame;
+
+pub use close_code::CloseReason;
+pub(crate) use decoder::{Accept, Decoder, Event};
+pub use frame::Frame;
+pub(crate) use frame::next_boundary;
+#[cfg(test)]
+pub(crate) use frame::{Header, Opcode};

@@ -1,0 +1,5 @@
+//! What clients and the server say to each other, as types.
+
+mod plain;
+
+pub use plain::{BROADCAST, Reconnect, Server, ServerMessage, Source};

@@ -1,0 +1,8 @@
+//! What a handover needs of the connections: the event loops stopped, and each connection's state as plain data.
+
+mod freeze;
+mod state;
+
+pub use freeze::Frozen;
+pub(crate) use freeze::{FrozenLoop, Quiet};
+pub use state::{ConnectionState, ManagerState};
