@@ -7,8 +7,7 @@ use lastcall_core::settings::{Effective, Loaded, SPECS, Sources, Spec};
 
 use crate::{program, version};
 
-const ABOUT: &str =
-    "A WebSocket server that notifies everyone connected, and closes without hurting anyone connected.";
+const ABOUT: &str = "A WebSocket notification server with graceful drain and live upgrades.";
 
 const AFTER: &str = "\
 Settings come from, lowest to highest: the defaults, config/lastcall.toml (or --config), .env,
@@ -18,7 +17,16 @@ units (64KiB): KiB, MiB and GiB are powers of 1024, kB, MB and GB of 1000.
 
 SIGTERM or Ctrl+C: gives notice, waits for the clients to leave, closes those who stay.
 A second one closes them now, a third one exits at once.
+Exit codes: 0: it ended in order; 1: a failure, whose reason is in the log or on stderr; 2: a setting is wrong, or
+cannot be used on this machine; 128 + the number of a third signal.
 SIGUSR2, SIGHUP or lastcall upgrade: a new process of this program takes over, with every connection.";
+
+const AFTER_UPGRADE: &str = "\
+The server is the one that listens at the host and port of the settings. It reads its own settings anew.
+Exit codes: 0: the new process serves; 1: the upgrade failed, for the reason on stderr; 2: a setting is wrong.";
+
+const AFTER_STATUS: &str = "\
+Exit codes: 0: it serves; 1: it does not answer; 2: a setting is wrong; 3: it is shutting down.";
 
 /// What was asked for.
 pub(crate) enum Action {
@@ -38,24 +46,29 @@ pub(crate) struct Invocation {
 /// `--version`, or with code 2 when the command line is wrong.
 pub(crate) fn parse() -> Invocation {
     let matches = command().get_matches();
-    let (action, matches) = match matches.subcommand() {
-        Some(("upgrade", matches)) => (Action::Upgrade, matches),
-        Some(("status", matches)) => (Action::Status, matches),
-        Some((_, matches)) => (Action::ShowConfig, matches),
-        None => (Action::Serve, &matches),
+    let action = match matches.subcommand_name() {
+        Some("upgrade") => Action::Upgrade,
+        Some("status") => Action::Status,
+        Some(_) => Action::ShowConfig,
+        None => Action::Serve,
     };
     let sources = Sources {
         // Relative paths work from anywhere the process may be; a folder that is gone has no files.
         working_dir: program::working_dir().unwrap_or_default(),
         config_file: matches.get_one::<PathBuf>("config").cloned(),
         environment: env::vars_os().collect(),
-        command_line: command_line(matches),
+        command_line: command_line(&matches),
     };
     Invocation { sources, action }
 }
 
+/// The settings on the command line, before and after a subcommand.
 fn command_line(matches: &ArgMatches) -> Vec<(&'static str, String)> {
-    let value = |spec: &Spec| matches.get_one::<String>(spec.key).map(|value| (spec.key, value.clone()));
+    let after = matches.subcommand().map(|(_, matches)| matches);
+    let value = |spec: &Spec| {
+        let value = after.and_then(|after| after.get_one::<String>(spec.key)).or(matches.get_one(spec.key));
+        value.map(|value| (spec.key, value.clone()))
+    };
     SPECS.iter().filter_map(value).collect()
 }
 
@@ -75,18 +88,28 @@ fn command() -> Command {
         .arg(config)
         .args(SPECS.iter().map(arg))
         .subcommand(
-            Command::new("config")
+            subcommand("config", &[])
                 .about("Show the settings in force and where each comes from")
                 .hide_possible_values(true),
         )
         .subcommand(
-            Command::new("upgrade")
-                .about("Replace the server that runs by a new process, which keeps every connection"),
+            subcommand("upgrade", &["host", "port", "runtime_dir"])
+                .about("Replace the server that runs by a new process, which keeps every connection")
+                .after_help(AFTER_UPGRADE),
         )
         .subcommand(
-            Command::new("status")
-                .about("Show how the server that runs is doing; follows a drain to its end"),
+            subcommand("status", &["host", "port"])
+                .about(
+                    "Show how the server that runs is doing. On a terminal, it follows a shutdown to its end",
+                )
+                .after_help(AFTER_STATUS),
         )
+}
+
+/// A command that reads all settings, as the server does. The help shows the ones that it `uses`; all if there are none.
+fn subcommand(name: &'static str, uses: &[&str]) -> Command {
+    let shown = |spec: &Spec| uses.is_empty() || uses.contains(&spec.key);
+    Command::new(name).args(SPECS.iter().map(|spec| arg(spec).hide(!shown(spec))))
 }
 
 fn arg(spec: &Spec) -> Arg {
@@ -100,7 +123,6 @@ fn arg(spec: &Spec) -> Arg {
         .long(spec.flag())
         .value_name(spec.placeholder)
         .allow_hyphen_values(true)
-        .global(true)
         .help_heading(spec.group.0)
         .help(format!("{}{warning}\n[env: {}]{}", spec.help, spec.variable(), default.unwrap_or_default()))
 }
@@ -122,9 +144,7 @@ mod tests {
     use super::*;
 
     fn flags(line: &[&str]) -> Vec<(&'static str, String)> {
-        let matches = command().try_get_matches_from(line).unwrap();
-        let matches = matches.subcommand().map_or(&matches, |(_, matches)| matches);
-        command_line(matches)
+        command_line(&command().try_get_matches_from(line).unwrap())
     }
 
     #[test]
@@ -140,6 +160,7 @@ mod tests {
             assert_eq!(flags(&["lastcall", &flag, "-5"]), expected);
             assert_eq!(flags(&["lastcall", "config", &flag, "-5"]), expected);
             assert_eq!(flags(&["lastcall", &flag, "-5", "config"]), expected);
+            assert_eq!(flags(&["lastcall", &flag, "-4", "status", &flag, "-5"]), expected);
         }
     }
 
@@ -162,6 +183,16 @@ mod tests {
             .collect();
         assert!(columns[0].is_some() && columns.iter().all(|column| *column == columns[0]), "{table}");
         assert!(row("api_keys").contains("(1 hidden)") && !table.contains("0123456789abcdef"), "{table}");
+    }
+
+    #[test]
+    fn a_command_s_help_shows_only_the_settings_that_it_uses() {
+        for (name, flags) in [("status", 2), ("upgrade", 3), ("config", SPECS.len())] {
+            let mut command = command();
+            let help = command.find_subcommand_mut(name).unwrap().render_help().to_string();
+            assert_eq!(help.matches("[env: ").count(), flags, "{help}");
+            assert_eq!(help.contains("Exit codes"), name != "config", "{help}");
+        }
     }
 
     #[test]

@@ -2,8 +2,8 @@
 
 use std::{env, net::SocketAddr};
 
-use anyhow::{Context, anyhow, bail};
-use lastcall_core::settings::{ClientMessages, Loaded, Origin, Settings};
+use anyhow::{Context, bail};
+use lastcall_core::settings::{ClientMessages, Loaded, Origin, SettingError, Settings};
 use lastcall_endpoints::{BindError, Entrance, bind};
 use listenfd::ListenFd;
 use rustix::net::sockopt::set_tcp_nodelay;
@@ -15,11 +15,15 @@ pub(crate) fn is_activated() -> bool {
     env::var_os("LISTEN_FDS").is_some()
 }
 
-/// Takes the socket that systemd passed (systemd.socket(5)), or binds one as the settings say.
-pub(crate) async fn open(settings: &Settings) -> anyhow::Result<Entrance> {
+/// Takes the socket that systemd passed (systemd.socket(5)), or binds one as the settings say. `None` if `host` or
+/// `port` is `unusable`: it is added there.
+pub(crate) async fn open(
+    loaded: &Loaded,
+    unusable: &mut Vec<SettingError>,
+) -> anyhow::Result<Option<Entrance>> {
     let mut passed = ListenFd::from_env();
     if passed.len() == 0 {
-        return Ok(bind(&settings.host, settings.port).await?.into());
+        return bind_as_set(loaded, unusable).await;
     }
     if passed.len() > 1 {
         bail!(
@@ -37,24 +41,28 @@ pub(crate) async fn open(settings: &Settings) -> anyhow::Result<Entrance> {
     let listener =
         TcpListener::from_std(listener).context("the socket that systemd passed cannot be used")?;
     info!("listening on the socket that systemd passed; `host` and `port` do not matter");
-    Ok(listener.into())
+    Ok(Some(listener.into()))
 }
 
-/// Adds to an error of binding where the host or the port came from if that is a variable with a name that other
-/// programs use, too.
-pub(crate) fn explain(error: anyhow::Error, loaded: &Loaded) -> anyhow::Error {
-    let key = match error.downcast_ref() {
-        Some(BindError::Host { .. } | BindError::NotLocal(_) | BindError::NoIpv6(_)) => "host",
-        Some(BindError::InUse(_) | BindError::Privileged(_)) => "port",
-        _ => return error,
+async fn bind_as_set(loaded: &Loaded, unusable: &mut Vec<SettingError>) -> anyhow::Result<Option<Entrance>> {
+    let Settings { host, port, .. } = &loaded.settings;
+    let error = match bind(host, *port).await {
+        Ok(listener) => return Ok(Some(listener.into())),
+        Err(error) => error,
     };
-    let Some(origin) = loaded.origin(key).filter(|origin| origin.shared_variable().is_some()) else {
-        return error;
+    let key = match error {
+        BindError::Host { .. } | BindError::NotLocal(_) | BindError::NoIpv6(_) => "host",
+        BindError::InUse(_) | BindError::Privileged(_) => "port",
+        BindError::Other { .. } => return Err(error.into()),
     };
-    let (own, example) = if key == "host" { ("HOST", " (conda and csh set HOST)") } else { ("PORT", "") };
-    anyhow!(
-        "{error:#}; `{key}` comes from {origin}: if that is another program's{example}, set LASTCALL_{own}, which wins"
-    )
+    // The other program may end: the settings need not be wrong.
+    let may_pass = matches!(error, BindError::InUse(_));
+    let error = loaded.unusable(key, &format_args!("{:#}", anyhow::Error::from(error)));
+    if may_pass && unusable.is_empty() {
+        bail!("{error}");
+    }
+    unusable.push(error);
+    Ok(None)
 }
 
 /// Logs a warning if other machines can connect, and their clients may send texts to all others without that having

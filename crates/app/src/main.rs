@@ -23,8 +23,11 @@ use std::{
 
 use anyhow::Context;
 use lastcall_core::{
-    logging,
-    settings::{Loaded, Settings, TAKE_OVER, TooFewDescriptors, make_room_for_descriptors, raise_fd_limit},
+    logging::{self, LoggingError},
+    settings::{
+        Loaded, Settings, SettingsErrors, TAKE_OVER, TooFewDescriptors, make_room_for_descriptors,
+        raise_fd_limit,
+    },
 };
 use rustix::io::Errno;
 use tokio::runtime::Builder;
@@ -32,7 +35,7 @@ use tracing::{error, warn};
 
 use crate::{cli::Action, server::Inheritance, supervisor::Role};
 
-/// Wrong settings; the same code as for a wrong command line.
+/// The exit code for settings that are wrong, or that this machine does not allow; the same as for a wrong command line.
 const WRONG_SETTINGS: u8 = 2;
 
 fn main() -> ExitCode {
@@ -59,7 +62,7 @@ fn main() -> ExitCode {
         let error =
             if is_out_of_descriptors(&error) { error.context(TooFewDescriptors::now()) } else { error };
         complain(&format_args!("{error:#}"));
-        ExitCode::FAILURE
+        if error.is::<SettingsErrors>() { ExitCode::from(WRONG_SETTINGS) } else { ExitCode::FAILURE }
     })
 }
 
@@ -70,7 +73,14 @@ fn serve(loaded: &Loaded) -> anyhow::Result<ExitCode> {
     // Before the log: that may have a thread.
     let room = make_room_for_descriptors(settings.max_connections);
     // Dropped last: what is logged on the way down is written, too.
-    let mut log = logging::init(settings)?;
+    let (mut log, unusable) = match logging::init(settings) {
+        Ok(log) => (Some(log), Vec::new()),
+        Err(LoggingError::Dir { source, .. }) => {
+            let reason = format_args!("cannot write log files there: {source}");
+            (None, vec![loaded.unusable("log_dir", &reason)])
+        }
+        Err(error) => return Err(error.into()),
+    };
     log_panics();
     for warning in &loaded.warnings {
         warn!("settings: {warning}");
@@ -79,11 +89,13 @@ fn serve(loaded: &Loaded) -> anyhow::Result<ExitCode> {
         warn!(%error, "cannot make room for descriptors: newcomers may have to wait for it");
     }
     let runtime = threads::runtime()?;
-    let exit = runtime.block_on(server::run(loaded, inheritance));
+    let exit = runtime.block_on(server::run(loaded, inheritance, unusable));
     // A task that is stuck must not keep the process: whatever had to end in order has ended.
     runtime.shutdown_background();
-    let exit = exit.map_err(|error| entrance::explain(error, loaded))?;
-    if exit.at_once {
+    let exit = exit?;
+    if let Some(log) = &mut log
+        && exit.at_once
+    {
         log.end_at_once();
     }
     Ok(exit.code)

@@ -13,7 +13,7 @@ use std::{
 use anyhow::Context as _;
 use lastcall_core::{
     memory,
-    settings::{FOREGROUND, Loaded, RuntimeDir, Settings},
+    settings::{FOREGROUND, Loaded, RuntimeDir, SettingError, Settings, SettingsErrors},
 };
 use lastcall_endpoints::{
     Context, Handovers, Health, HealthReport, Page, Patience, ProcessReport, Refusals, router,
@@ -65,16 +65,18 @@ pub(crate) struct Exit {
     pub(crate) at_once: bool,
 }
 
-/// Serves until the process is to end, or takes over from an old process first.
-pub(crate) async fn run(loaded: &Loaded, inheritance: Inheritance) -> anyhow::Result<Exit> {
+/// Serves until the process is to end, or takes over from an old process first. What is `unusable` among the settings
+/// is reported together with what is found to be so here.
+///
+/// # Errors
+/// [`SettingsErrors`] if a setting cannot be used on this machine; other errors if the system does not allow it.
+pub(crate) async fn run(
+    loaded: &Loaded,
+    inheritance: Inheritance,
+    mut unusable: Vec<SettingError>,
+) -> anyhow::Result<Exit> {
     let Loaded { settings, files, .. } = loaded;
     let Inheritance { take_over, mut role } = inheritance;
-    match &settings.runtime_dir {
-        RuntimeDir::Default(_) => {}
-        // Now, as nothing may fail any more once this process has taken over.
-        set => ControlSocket::check(set.path(), Name::Address(LONGEST_ADDRESS))
-            .context("there could be no control socket; change `runtime_dir`")?,
-    }
     let program = Program::this().inspect_err(|error| warn!("there will be no upgrades: {error:#}"));
     let in_foreground = match env::var_os(FOREGROUND) {
         Some(said) => said == "1",
@@ -87,7 +89,26 @@ pub(crate) async fn run(loaded: &Loaded, inheritance: Inheritance) -> anyhow::Re
         }
         None => None,
     };
-    let page = Page::load(settings.templates_dir.as_deref(), settings.max_message_size)?;
+    // Now, as nothing may fail any more once this process has taken over.
+    if !matches!(settings.runtime_dir, RuntimeDir::Default(_))
+        && let Err(error) = ControlSocket::check(settings.runtime_dir.path(), Name::Address(LONGEST_ADDRESS))
+    {
+        let reason = format_args!("there can be no control socket: {:#}", anyhow::Error::from(error));
+        unusable.push(loaded.unusable("runtime_dir", &reason));
+    }
+    let page = Page::load(settings.templates_dir.as_deref(), settings.max_message_size).map_err(|error| {
+        unusable.push(loaded.unusable("templates_dir", &format_args!("{:#}", anyhow::Error::from(error))));
+    });
+    // To be asked first: what is found is taken out of the environment.
+    let mut activated = entrance::is_activated();
+    let bound = match take_over {
+        Some(_) => None,
+        None => entrance::open(loaded, &mut unusable).await?,
+    };
+    let Ok(page) = page else { return Err(SettingsErrors(unusable).into()) };
+    if !unusable.is_empty() {
+        return Err(SettingsErrors(unusable).into());
+    }
     let manager =
         ConnectionManager::start(ManagerConfig::from(settings)).context("cannot start the event loops")?;
     let phases = Phases::default();
@@ -103,8 +124,6 @@ pub(crate) async fn run(loaded: &Loaded, inheritance: Inheritance) -> anyhow::Re
         refusals.clone(),
     ));
 
-    // To be asked first: what is found is taken out of the environment.
-    let mut activated = entrance::is_activated();
     let (paused, inherited_control, served_before) = match take_over {
         Some(take_over) => {
             let inherited = take_over.inherit(&manager, settings).await?;
@@ -114,7 +133,7 @@ pub(crate) async fn run(loaded: &Loaded, inheritance: Inheritance) -> anyhow::Re
             (inherited.front, inherited.control, Some((inherited.frozen_at, inherited.serving)))
         }
         None => {
-            let entrance = entrance::open(settings).await?;
+            let entrance = bound.context("there is no socket to listen on")?;
             (Paused { entrance, notifier: NotifierState::default() }, None, None)
         }
     };

@@ -444,7 +444,8 @@ async fn end(child: &mut Child, error: anyhow::Error) -> anyhow::Error {
     let gone = matches!(error.downcast_ref(), Some(GiveError::Channel(ChannelError::Gone)));
     let time = if gone { EXIT_TIMEOUT } else { Duration::ZERO };
     if let Ok(Ok(status)) = timeout(time, child.wait()).await {
-        return error.context(format!("it ended by itself ({status}), and its log says why"));
+        let ended = anyhow!("it ended by itself ({status}); its own output says why");
+        return if gone { ended } else { error.context(ended) };
     }
     // Killed, and waited for: whatever it has of this process's is closed then.
     match child.kill().await {

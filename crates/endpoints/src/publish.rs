@@ -111,8 +111,13 @@ fn parse(body: &[u8]) -> Result<Publication<'_>, ApiError> {
     // RFC 8259 section 8.1 allows to skip the mark that some editors put before UTF-8.
     let body = body.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(body);
     // serde would read an array as the fields in their order.
-    if body.trim_ascii_start().first() != Some(&b'{') {
-        return Err(wrong(&"it is not an object"));
+    match body.trim_ascii_start().first() {
+        Some(b'{') => {}
+        None => return Err(wrong(&"it is empty")),
+        Some(_) => match serde_json::from_slice::<serde::de::IgnoredAny>(body) {
+            Ok(_) => return Err(wrong(&"it is JSON, but not an object")),
+            Err(error) => return Err(wrong(&format_args!("it is not JSON ({error})"))),
+        },
     }
     let publication: Publication<'_> = serde_json::from_slice(body).map_err(|error| wrong(&error))?;
     // Raw JSON is not looked into; what clients could not read, such as half a surrogate pair or a thousand

@@ -9,6 +9,13 @@ fn complaint(ended: &Ended) -> &str {
     line
 }
 
+/// The setting that cannot be used here, as the only one on stderr, after exit code 2.
+fn unusable(ended: &Ended) -> &str {
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(2), ""), "{}", ended.stderr);
+    let line = ended.stderr.strip_prefix("error: 1 setting is wrong\n  ");
+    line.filter(|line| line.lines().count() == 1).unwrap_or_else(|| panic!("{}", ended.stderr))
+}
+
 #[tokio::test]
 async fn a_port_in_use_is_told_in_one_sentence() {
     let first = Server::start().await;
@@ -27,23 +34,43 @@ async fn a_port_in_use_is_told_in_one_sentence() {
 async fn an_address_that_is_not_ours_is_told_in_one_sentence() {
     // For documentation (RFC 5737): nobody has it.
     let ended = Start::default().env("HOST", "203.0.113.1").end().await;
-    assert_eq!(ended.code, Some(1));
-    assert!(complaint(&ended).contains("change `host`"), "{}", ended.stderr);
+    assert!(unusable(&ended).contains("change `host`"), "{}", ended.stderr);
+}
+
+#[tokio::test]
+async fn settings_that_this_machine_does_not_allow_are_told_together() {
+    let ended = Start::default()
+        .file("file", "")
+        .file("config/lastcall.toml", "templates_dir = \"none\"\n")
+        .env("LASTCALL_HOST", "203.0.113.1")
+        .env("LOG_DIR", "file/logs")
+        .args(&["--runtime-dir", "file/run"])
+        .end()
+        .await;
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(2), ""));
+    let mut lines: Vec<_> = ended.stderr.lines().collect();
+    assert_eq!(lines.remove(0), "error: 4 settings are wrong");
+    lines.sort_unstable();
+    let expected = [
+        ("  host = 203.0.113.1 (environment variable LASTCALL_HOST): ", "does not have that address"),
+        ("  log_dir = file/logs (environment variable LOG_DIR): ", "cannot write log files there: "),
+        ("  runtime_dir = file/run (command line --runtime-dir): ", "there can be no control socket: "),
+        ("  templates_dir = none (config/lastcall.toml:1): ", "none/index.html: No such file"),
+    ];
+    for (line, (start, reason)) in lines.iter().zip(expected) {
+        assert!(line.starts_with(start) && line.contains(reason), "{line}");
+    }
+    assert_eq!(lines.len(), expected.len(), "{}", ended.stderr);
 }
 
 #[tokio::test]
 async fn a_bad_template_is_told_with_its_place() {
     let ended =
         Start::default().env("TEMPLATES_DIR", "pages").file("pages/index.html", "<p>\n{% if %}").end().await;
-    assert_eq!(ended.code, Some(1));
-    assert!(
-        complaint(&ended).contains("pages/index.html") && complaint(&ended).contains(":2"),
-        "{}",
-        ended.stderr
-    );
+    let text = unusable(&ended);
+    assert!(text.contains("pages/index.html") && text.contains(":2"), "{text}");
     let ended = Start::default().env("TEMPLATES_DIR", "none").end().await;
-    assert_eq!(ended.code, Some(1));
-    assert!(complaint(&ended).contains("none/index.html"), "{}", ended.stderr);
+    assert!(unusable(&ended).contains("none/index.html"), "{}", ended.stderr);
 }
 
 #[tokio::test]
@@ -147,8 +174,8 @@ async fn log_files_have_everything_to_the_last_line() {
 #[tokio::test]
 async fn a_log_dir_that_cannot_be_written_is_told_in_one_sentence() {
     let ended = Start::default().env("LOG_DIR", "file/logs").file("file", "").end().await;
-    assert_eq!(ended.code, Some(1));
-    assert!(complaint(&ended).contains("log_dir file/logs"), "{}", ended.stderr);
+    let text = unusable(&ended);
+    assert!(text.starts_with("log_dir = file/logs (") && text.matches("(os error ").count() == 1, "{text}");
 }
 
 #[tokio::test]

@@ -265,7 +265,7 @@ async fn a_program_that_cannot_take_over_is_told_of_and_the_old_one_goes_on() {
         &format!("RUNTIME_DIR=/dev/null/x exec {} \"$@\"", env!("CARGO_BIN_EXE_lastcall")),
     );
     let told = server.failed_upgrade().await;
-    assert!(told.contains("it ended by itself (exit status: 1)"), "{told}");
+    assert!(told.contains("it ended by itself (exit status: 2)"), "{told}");
     install_script(&program, "exit 3");
     let told = server.failed_upgrade().await;
     assert!(told.contains("it ended by itself (exit status: 3)"), "{told}");
@@ -390,7 +390,7 @@ async fn the_socket_is_for_this_user_alone_and_nobody_there_is_told() {
 
     fs::set_permissions(&folder, fs::Permissions::from_mode(0o777)).unwrap();
     let ended = Start::default().env("RUNTIME_DIR", folder.display()).end().await;
-    assert_eq!(ended.code, Some(1));
+    assert_eq!(ended.code, Some(2));
     assert!(ended.stderr.contains("writable by no other user"), "{}", ended.stderr);
 }
 

@@ -30,6 +30,13 @@ pub enum Problem {
         /// The nearest one there is.
         nearest: Option<&'static str>,
     },
+    /// The value is one that this setting may have, but this machine does not allow what it says: why.
+    Unusable {
+        /// As it is shown; `None` for a secret.
+        value: Option<String>,
+        /// Why it cannot be used, and what would be right.
+        reason: String,
+    },
     /// A file could not be read or understood.
     File(String),
 }
@@ -39,18 +46,14 @@ impl fmt::Display for SettingError {
         let Self { key, origin, problem } = self;
         match problem {
             Problem::Wrong { value, expected } => {
-                match value {
-                    Some(value) => write!(f, "{key} = {value} ({origin}): expected {expected}")?,
-                    None => write!(f, "{key} ({origin}): expected {expected}")?,
-                }
-                // HOST, PORT, LOG_LEVEL … are the variables of many programs.
-                match origin.shared_variable() {
-                    Some(name) => {
-                        let own = format!("{PREFIX}{}", key.to_ascii_uppercase());
-                        write!(f, "; if {name} is another program's, set {own}, which wins")
-                    }
-                    None => Ok(()),
-                }
+                named(f, key, value.as_deref(), origin)?;
+                write!(f, "expected {expected}")?;
+                hint(f, key, origin)
+            }
+            Problem::Unusable { value, reason } => {
+                named(f, key, value.as_deref(), origin)?;
+                f.write_str(reason)?;
+                hint(f, key, origin)
             }
             Problem::Unknown { nearest: Some(nearest) } => {
                 write!(f, "{key} ({origin}): unknown setting; did you mean {nearest}?")
@@ -61,6 +64,21 @@ impl fmt::Display for SettingError {
             Problem::File(what) => write!(f, "{origin}: {what}"),
         }
     }
+}
+
+fn named(f: &mut fmt::Formatter<'_>, key: &str, value: Option<&str>, origin: &Origin) -> fmt::Result {
+    match value {
+        Some(value) => write!(f, "{key} = {value} ({origin}): "),
+        None => write!(f, "{key} ({origin}): "),
+    }
+}
+
+/// Says what to do if the variable is not meant for lastcall: HOST, PORT, LOG_LEVEL … are the variables of many programs.
+fn hint(f: &mut fmt::Formatter<'_>, key: &str, origin: &Origin) -> fmt::Result {
+    let Some(name) = origin.shared_variable() else { return Ok(()) };
+    let example = if name == "HOST" { " (conda and csh set HOST)" } else { "" };
+    let own = key.to_ascii_uppercase();
+    write!(f, "; if {name} is another program's{example}, set {PREFIX}{own}, which wins")
 }
 
 /// Everything that is wrong.

@@ -1,8 +1,8 @@
 //! The result of loading: the settings, and where each came from.
 
-use std::path::PathBuf;
+use std::{fmt::Display, path::PathBuf};
 
-use super::{Origin, Settings};
+use super::{Origin, Problem, SettingError, Settings};
 
 /// The settings in force, and where each came from.
 #[derive(Debug, Clone)]
@@ -31,6 +31,19 @@ impl Loaded {
     /// Where the setting with this key came from; `None` if there is no such setting.
     pub fn origin(&self, key: &str) -> Option<&Origin> {
         self.effective.iter().find(|one| one.key == key).map(|one| &one.origin)
+    }
+
+    /// Says that the value of this setting cannot be used on this machine, and why.
+    pub fn unusable(&self, key: &str, reason: &dyn Display) -> SettingError {
+        let setting = self.effective.iter().find(|one| one.key == key);
+        SettingError {
+            key: key.to_owned(),
+            origin: setting.map_or(Origin::Default, |one| one.origin.clone()),
+            problem: Problem::Unusable {
+                value: setting.map(|one| one.value.clone()),
+                reason: reason.to_string(),
+            },
+        }
     }
 }
 
