@@ -94,7 +94,7 @@ impl TakeOver {
         let Committed { server: state, clients, serving } =
             spawn_blocking(move || taken.commit(HELLO_TIMEOUT)).await??;
         let count = clients.len();
-        manager.adopt(state.manager, clients);
+        manager.restore(state.manager, clients);
         info!(
             clients = count,
             old_pid = old.pid,

@@ -11,7 +11,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use lastcall_core::settings::Settings;
-use lastcall_websockets::{Durations, Figures, Occupancy};
+use lastcall_websockets::{ConnectionCounts, Durations, Figures};
 use prometheus_client::{
     collector::Collector,
     encoding::{
@@ -42,7 +42,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 struct Snapshot {
     format: Format,
     figures: Figures,
-    occupancy: Occupancy,
+    counts: ConnectionCounts,
     report: HealthReport,
     handovers: Handovers,
     limits: Limits,
@@ -90,7 +90,7 @@ pub struct Handovers {
 }
 
 pub(crate) async fn metrics(State(context): State<Arc<Context>>, headers: HeaderMap) -> Response {
-    let Ok(Some(figures)) = timeout(PATIENCE, context.manager.figures()).await else {
+    let Ok(Some(figures)) = timeout(PATIENCE, context.manager.stats()).await else {
         return ApiError::new(
             ErrorCode::Overloaded,
             "The event loops did not answer in time; try again later.",
@@ -104,7 +104,7 @@ pub(crate) async fn metrics(State(context): State<Arc<Context>>, headers: Header
     registry.sub_registry_with_prefix("lastcall").register_collector(Box::new(Snapshot {
         format,
         figures,
-        occupancy: context.manager.occupancy(),
+        counts: context.manager.counts(),
         report: context.health.report(),
         handovers: context.health.handovers(),
         limits: context.limits,
@@ -133,12 +133,12 @@ impl Collector for Process {
 
 impl Collector for Snapshot {
     fn encode(&self, mut to: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let Self { format, figures, occupancy, report, handovers, limits, refused, process } = self;
+        let Self { format, figures, counts, report, handovers, limits, refused, process } = self;
         let help = "1, with the version of the program and the commit that it was built from";
         let mut family = to.encode_descriptor("build_info", help, None, MetricType::Gauge)?;
         let labels = [("version", process.version), ("commit", process.commit.unwrap_or("unknown"))];
         ConstGauge::new(1_i64).encode(family.encode_family(&labels)?)?;
-        gauge(&mut to, "clients", "Clients that are connected", occupancy.clients as f64)?;
+        gauge(&mut to, "clients", "Clients that are connected", counts.connections as f64)?;
         counter(&mut to, *format, "connections_opened_total", "Clients that came", figures.opened)?;
         let mut family =
             counters(&mut to, *format, "connections_closed_total", "Clients that went, by reason")?;

@@ -12,7 +12,7 @@ use axum::{
     },
 };
 use jiff::Timestamp;
-use lastcall_websockets::{BROADCAST, Gate, ServerMessage, Source};
+use lastcall_websockets::{AdmissionState, BROADCAST, ServerMessage, Source};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tokio::time::timeout;
@@ -76,7 +76,7 @@ pub(crate) async fn publish(
             format!("There is no channel {:?}; the only one is \"{BROADCAST}\".", publication.channel),
         ));
     }
-    if context.manager.occupancy().gate == Gate::Closing {
+    if context.manager.counts().state == AdmissionState::Closing {
         return Err(ApiError::new(
             ErrorCode::Closing,
             "The server is closing its clients: none would get this.",

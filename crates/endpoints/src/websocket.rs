@@ -12,7 +12,7 @@ use axum::{
     },
     response::{IntoResponse, Response},
 };
-use lastcall_websockets::Refusal;
+use lastcall_websockets::AdmitError;
 use tungstenite::{Error, error::ProtocolError, handshake::server::create_response_with_body};
 
 use crate::{
@@ -46,11 +46,11 @@ pub(crate) async fn upgrade(
     if let Err(refused) = check_page(&context, on_loopback, request.headers(), &target) {
         return refused.into_response();
     }
-    let place = match context.manager.admit() {
-        Ok(place) => place,
-        Err(refusal) => return refuse(refusal),
+    let permit = match context.manager.admit() {
+        Ok(permit) => permit,
+        Err(error) => return refuse(error),
     };
-    upgrade.confirm(place);
+    upgrade.confirm(permit);
     answer
 }
 
@@ -76,13 +76,13 @@ fn check_page(
     context.own_hosts.check_page(&context.allowed_origins, on_loopback, headers, target)
 }
 
-fn refuse(refusal: Refusal) -> Response {
-    match refusal {
-        Refusal::Draining => ApiError::new(
+fn refuse(error: AdmitError) -> Response {
+    match error {
+        AdmitError::Draining => ApiError::new(
             ErrorCode::Draining,
             "The server is shutting down and takes no new clients; try again soon.",
         ),
-        Refusal::Full => {
+        AdmitError::Full => {
             ApiError::new(ErrorCode::Full, "The server has as many clients as it may; try again later.")
         }
     }

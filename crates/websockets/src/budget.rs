@@ -11,10 +11,10 @@ use std::{
 };
 
 /// For so long a client may send nothing, and then as much at once as it might have sent meanwhile.
-const BURST: Duration = Duration::from_secs(2);
+const CLIENT_BURST: Duration = Duration::from_secs(2);
 
 /// The part of the total that goes to clients that are held back. The rest is for the others, which so find no queue.
-const HELD_BACK: f64 = 0.75;
+const THROTTLED_SHARE: f64 = 0.75;
 
 /// What the settings allow. All in bytes of frames as every client gets them.
 #[derive(Debug, Clone, Copy)]
@@ -41,7 +41,7 @@ pub(crate) struct Budget {
     client: Option<f64>,
     total: Option<Total>,
     /// Clients that are held back now.
-    held_back: AtomicUsize,
+    throttled: AtomicUsize,
     start: Instant,
 }
 
@@ -65,7 +65,7 @@ impl Budget {
             let rate = rate as f64;
             Total { rate, burst: nanos(rates.burst, rate), full_at: AtomicU64::new(0) }
         });
-        Self { client: rates.client.map(|rate| rate as f64), total, held_back: AtomicUsize::new(0), start }
+        Self { client: rates.client.map(|rate| rate as f64), total, throttled: AtomicUsize::new(0), start }
     }
 
     /// Charges one client, and all of them together, for what it said. How long it is not to be read from, if it is
@@ -73,9 +73,9 @@ impl Budget {
     pub(crate) fn charge(&self, used: &mut Used, now: Instant, bytes: usize) -> Option<Duration> {
         let now = self.since_start(now);
         let is_strained = self.total.as_ref().is_some_and(|total| total.charge(now, bytes));
-        used.0 = used.0.max(now).saturating_add(nanos(bytes, self.share()?));
+        used.0 = used.0.max(now).saturating_add(nanos(bytes, self.fair_rate()?));
         // Before all have to wait, those wait that have just said something.
-        over(used.0, now, if is_strained { 0 } else { BURST.as_nanos() as u64 })
+        over(used.0, now, if is_strained { 0 } else { CLIENT_BURST.as_nanos() as u64 })
     }
 
     /// How long no client's texts are to be read, if all of them together are over the budget.
@@ -85,19 +85,19 @@ impl Budget {
     }
 
     /// Notes that a client is held back from now on.
-    pub(crate) fn hold_back(&self) {
-        self.held_back.fetch_add(1, Ordering::Relaxed);
+    pub(crate) fn add_throttled(&self) {
+        self.throttled.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Notes that a client is no longer held back.
-    pub(crate) fn let_go(&self) {
-        self.held_back.fetch_sub(1, Ordering::Relaxed);
+    pub(crate) fn remove_throttled(&self) {
+        self.throttled.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// Bytes a second for one client, while so many others are held back.
-    fn share(&self) -> Option<f64> {
-        let clients = self.held_back.load(Ordering::Relaxed) + 1;
-        let share = self.total.as_ref().map(|total| total.rate * HELD_BACK / clients as f64);
+    fn fair_rate(&self) -> Option<f64> {
+        let clients = self.throttled.load(Ordering::Relaxed) + 1;
+        let share = self.total.as_ref().map(|total| total.rate * THROTTLED_SHARE / clients as f64);
         [self.client, share].into_iter().flatten().reduce(f64::min)
     }
 
@@ -148,18 +148,18 @@ mod tests {
         let mut all = vec![(Used::default(), Duration::ZERO, false, 0_u64); clients];
         let mut now = Duration::ZERO;
         while now < time {
-            for (used, until, held_back, sent) in &mut all {
+            for (used, until, throttled, sent) in &mut all {
                 if *until > now || budget.wait(start + now).is_some() {
                     continue;
                 }
-                if std::mem::take(held_back) {
-                    budget.let_go();
+                if std::mem::take(throttled) {
+                    budget.remove_throttled();
                 }
                 *sent += size as u64;
                 if let Some(wait) = budget.charge(used, start + now, size) {
                     *until = now + wait;
-                    *held_back = true;
-                    budget.hold_back();
+                    *throttled = true;
+                    budget.add_throttled();
                 }
             }
             now += Duration::from_millis(1);
@@ -202,7 +202,7 @@ mod tests {
         let start = Instant::now();
         let budget = Budget::new(RATES, start);
         for _ in 0..100 {
-            budget.hold_back();
+            budget.add_throttled();
         }
         let mut talker = Used::default();
         for second in 0..60 {

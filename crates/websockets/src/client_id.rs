@@ -28,7 +28,7 @@ impl ClientId {
     }
 
     /// A number from 0 up to 1 that stays the same for this client and is spread evenly over all.
-    pub(crate) fn share(self) -> f64 {
+    pub(crate) fn jitter(self) -> f64 {
         // The last 32 bits of a UUID v7 are random; 32 bits fit a f64 exactly.
         let random = self.0.as_u128() as u32;
         f64::from(random) / (f64::from(u32::MAX) + 1.0)
@@ -49,7 +49,7 @@ mod tests {
     fn shares_are_spread_evenly() {
         let mut tenths = [0; 10];
         for _ in 0..10_000 {
-            tenths[(ClientId::generate().share() * 10.0) as usize] += 1;
+            tenths[(ClientId::generate().jitter() * 10.0) as usize] += 1;
         }
         // 1,000 each are expected; the standard deviation is 30.
         assert!(tenths.iter().all(|n| (700..1300).contains(n)), "{tenths:?}");

@@ -16,10 +16,10 @@ use mio::net::TcpStream;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    admission::{Disconnect, Permit},
     budget::Used,
     client_id::ClientId,
     codec::{Accept, CloseReason, Decoder, Frame},
-    occupancy::{Departure, Place},
     snapshot::ConnectionState,
 };
 
@@ -74,7 +74,7 @@ pub(crate) enum Outcome {
     /// It is closing now; it has `close_timeout` to finish.
     CloseStarted,
     /// It ended.
-    Over(Departure),
+    Over(Disconnect),
 }
 
 /// Whether a socket may have more to read.
@@ -108,11 +108,11 @@ pub(crate) struct Connection {
     close_reason: Option<CloseReason>,
     decoder: Decoder,
     outbox: Outbox,
-    place: Place,
+    permit: Permit,
 }
 
 impl Connection {
-    pub(crate) fn new(stream: TcpStream, id: ClientId, place: Place) -> Self {
+    pub(crate) fn new(stream: TcpStream, id: ClientId, permit: Permit) -> Self {
         Self {
             stream,
             id,
@@ -127,19 +127,19 @@ impl Connection {
             close_reason: None,
             decoder: Decoder::default(),
             outbox: Outbox::default(),
-            place,
+            permit,
         }
     }
 
     /// Goes on with a client of another process.
-    pub(crate) fn restore(stream: TcpStream, state: ConnectionState, place: Place) -> Self {
+    pub(crate) fn restore(stream: TcpStream, state: ConnectionState, permit: Permit) -> Self {
         Self {
             life: state.life,
             ping: Ping::restore(state.heard, !state.outbox.is_empty()),
             close_reason: state.close_reason,
             decoder: state.decoder,
             outbox: state.outbox,
-            ..Self::new(stream, state.id, place)
+            ..Self::new(stream, state.id, permit)
         }
     }
 
@@ -177,8 +177,8 @@ impl Connection {
     }
 
     /// Ends the connection: its place is free, its socket goes.
-    pub(crate) fn depart(self, departure: Departure) {
-        self.place.leave(departure);
+    pub(crate) fn depart(self, disconnect: Disconnect) {
+        self.permit.release(disconnect);
     }
 
     /// Sends the answer to the handshake, and the first frames behind it.
@@ -266,7 +266,7 @@ impl Connection {
             return Outcome::Unchanged;
         }
         match self.life {
-            Life::Answering => Outcome::Over(Departure::Left),
+            Life::Answering => Outcome::Over(Disconnect::ByClient),
             Life::Deaf => match self.stream.shutdown(Shutdown::Write) {
                 Ok(()) => Outcome::Unchanged,
                 Err(_) => self.hung_up(),
@@ -278,8 +278,8 @@ impl Connection {
     /// The TCP connection is gone, or as good as gone.
     pub(crate) fn hung_up(&self) -> Outcome {
         Outcome::Over(match self.life {
-            Life::Open | Life::Answering => Departure::Left,
-            Life::CloseSent | Life::Deaf => Departure::Closed,
+            Life::Open | Life::Answering => Disconnect::ByClient,
+            Life::CloseSent | Life::Deaf => Disconnect::ByServer,
         })
     }
 }

@@ -24,14 +24,14 @@ use slab::Slab;
 use tracing::debug;
 
 use crate::{
+    admission::Disconnect,
     budget::Budget,
-    bus::{Bus, Command},
     client_id::ClientId,
+    close_schedule::CloseSchedule,
     codec::{CloseReason, Frame},
     connection::{Connection, Outcome, Rules},
-    notice::Notice,
-    occupancy::Departure,
-    pace::Pace,
+    mailbox::{LoopCommand, Mailboxes},
+    notice::ShutdownNotice,
     stats::Figures,
 };
 use clock::Clock;
@@ -51,7 +51,7 @@ const EVENTS: usize = 1024;
 
 /// What a loop needs to know from the start.
 pub(crate) struct Setup {
-    /// Which of the bus's inboxes is its own.
+    /// Which of the mailboxes is its own.
     pub(crate) index: usize,
     pub(crate) poll: Poll,
     pub(crate) rules: Rules,
@@ -64,7 +64,7 @@ pub(crate) struct Setup {
 
 pub(crate) struct EventLoop {
     setup: Setup,
-    bus: Arc<Bus>,
+    mailboxes: Arc<Mailboxes>,
     clock: Clock,
     clients: Slab<Connection>,
     /// Clients to read from, each once. They take turns, one read each.
@@ -76,15 +76,15 @@ pub(crate) struct EventLoop {
     closing: VecDeque<(Instant, usize, ClientId)>,
     heartbeat: Option<Heartbeat>,
     /// Who is closed when, and why, once those inside are being closed one by one.
-    pace: Option<(Pace, CloseReason)>,
+    close_schedule: Option<(CloseSchedule, CloseReason)>,
     fanout: Option<Fanout>,
     /// The command that comes after the fan-out.
-    then: Option<Command>,
-    /// Whether the inbox holds more.
+    then: Option<LoopCommand>,
+    /// Whether the mailbox holds more.
     more: bool,
-    /// What newcomers are told, once a drain started.
-    notice: Option<Notice>,
-    /// Why newcomers are closed, once all are being closed.
+    /// What new connections are told, once a drain started.
+    notice: Option<ShutdownNotice>,
+    /// Why new connections are closed, once all are being closed.
     close_reason: Option<CloseReason>,
     /// Whether nothing is to be read.
     hushed: bool,
@@ -103,7 +103,7 @@ impl EventLoop {
         Ok((poll, waker))
     }
 
-    pub(crate) fn new(setup: Setup, bus: Arc<Bus>) -> Self {
+    pub(crate) fn new(setup: Setup, mailboxes: Arc<Mailboxes>) -> Self {
         let clock = Clock::start(Instant::now());
         let heartbeat = setup
             .heartbeat
@@ -111,14 +111,14 @@ impl EventLoop {
             .map(|(interval, timeout)| Heartbeat::new(interval, timeout, clock.now()));
         Self {
             setup,
-            bus,
+            mailboxes,
             clock,
             clients: Slab::new(),
             readers: VecDeque::new(),
             throttled: BinaryHeap::new(),
             closing: VecDeque::new(),
             heartbeat,
-            pace: None,
+            close_schedule: None,
             fanout: None,
             then: None,
             more: false,
@@ -132,7 +132,7 @@ impl EventLoop {
         }
     }
 
-    /// Serves until [`Command::Stop`]; then every client that is left is cut off.
+    /// Serves until [`LoopCommand::Stop`]; then every client that is left is cut off.
     pub(crate) fn run(mut self) {
         let mut events = Events::with_capacity(EVENTS);
         while !self.stopped {
@@ -174,13 +174,13 @@ impl EventLoop {
             self.beat();
             self.close_those_due();
             self.cut_off_late_ones();
-            self.bus.crowd(self.setup.index, self.clients.len());
+            self.mailboxes.report_load(self.setup.index, self.clients.len());
             let end = Instant::now();
             self.clock.read(end);
             self.figures.turns.count(end.saturating_duration_since(woken));
         }
         for connection in self.clients.drain() {
-            connection.depart(Departure::Cut);
+            connection.depart(Disconnect::Forced);
         }
     }
 
@@ -192,7 +192,7 @@ impl EventLoop {
         }
         let beat = self.heartbeat.as_ref().filter(|_| !self.clients.is_empty()).map(Heartbeat::next);
         let cut = self.closing.front().map(|(deadline, ..)| *deadline);
-        let close = self.pace.as_ref().and_then(|(pace, _)| pace.next());
+        let close = self.close_schedule.as_ref().and_then(|(close_schedule, _)| close_schedule.next());
         let running = [beat, cut].into_iter().flatten().min();
         let running = running.map(|next| next.saturating_duration_since(self.clock.now()));
         // Clients know when the drain ends: that is a moment of the system's clock. So are the others here.
@@ -217,7 +217,7 @@ impl EventLoop {
                     self.let_go(slot);
                 }
             }
-            Outcome::Over(departure) => self.end(slot, departure),
+            Outcome::Over(disconnect) => self.end(slot, disconnect),
         }
     }
 
@@ -243,26 +243,26 @@ impl EventLoop {
         {
             // Without it the output would wait for ever.
             debug!(client = %connection.id, %error, "a socket could not be watched");
-            self.end(slot, Departure::Cut);
+            self.end(slot, Disconnect::Forced);
         }
     }
 
-    fn end(&mut self, slot: usize, departure: Departure) {
+    fn end(&mut self, slot: usize, disconnect: Disconnect) {
         if let Some(connection) = self.clients.try_remove(slot) {
             if connection.is_throttled {
-                self.setup.budget.let_go();
+                self.setup.budget.remove_throttled();
             }
             // Closing the socket takes it off the poll.
             debug!(
                 client = %connection.id,
                 peer = connection.stream.peer_addr().ok().map(display),
                 age_seconds = connection.id.age().as_secs_f64(),
-                departure = ?departure,
+                disconnect = ?disconnect,
                 reason = connection.close_reason().map(CloseReason::reason),
                 "connection ended"
             );
-            self.figures.count_end(departure, connection.close_reason());
-            connection.depart(departure);
+            self.figures.count_end(disconnect, connection.close_reason());
+            connection.depart(disconnect);
         }
     }
 }

@@ -5,8 +5,8 @@ use bytes::Bytes;
 /// What is left of a client's handshake.
 #[derive(Debug, Default)]
 pub struct Handshake {
-    /// The HTTP answer, if it is not sent yet: it goes out in one write with the first message.
-    pub answer: Vec<u8>,
+    /// The HTTP response, if it is not sent yet: it goes out in one write with the first message.
+    pub response: Vec<u8>,
     /// What the client sent right behind its request.
-    pub already_read: Bytes,
+    pub early_input: Bytes,
 }

@@ -3,30 +3,30 @@
 //! Knows no HTTP framework: whoever answers the handshake asks [`ConnectionManager::admit`] first and
 //! then gives the socket to [`ConnectionManager::connect`].
 
+mod admission;
 mod budget;
-mod bus;
 mod client_id;
+mod close_schedule;
 mod codec;
 mod connection;
 mod event_loop;
 mod handshake;
+mod mailbox;
 mod manager;
 mod notice;
 mod notifier;
-mod occupancy;
-mod pace;
 mod protocol;
 mod shutdown;
 mod snapshot;
 mod stats;
 
+pub use admission::{AdmissionState, AdmitError, ConnectionCounts, Permit};
 pub use client_id::ClientId;
 pub use codec::{CloseReason, Frame};
 pub use handshake::Handshake;
 pub use manager::{ConnectionManager, ManagerConfig};
-pub use notice::Notice;
+pub use notice::ShutdownNotice;
 pub use notifier::{Notifier, NotifierState};
-pub use occupancy::{Gate, Occupancy, Place, Refusal};
 pub use protocol::{BROADCAST, Reconnect, Server, ServerMessage, Source};
 pub use shutdown::{DrainEnd, GracefulShutdown, Summary};
 pub use snapshot::{ConnectionState, Frozen, ManagerState};

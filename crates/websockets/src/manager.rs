@@ -16,15 +16,15 @@ use tokio::{
 };
 
 use crate::{
+    admission::{Admission, AdmissionState, AdmitError, ConnectionCounts, Permit},
     budget::{Budget, Rates},
-    bus::{Bus, Command, Newcomer, Origin},
     client_id::ClientId,
     codec::CloseReason,
     connection::Rules,
     event_loop::{EventLoop, Setup},
     handshake::Handshake,
-    notice::Notice,
-    occupancy::{Door, Gate, Occupancy, Place, Refusal},
+    mailbox::{ConnectionSource, LoopCommand, Mailboxes, NewConnection},
+    notice::ShutdownNotice,
     protocol::ServerMessage,
     snapshot::{ConnectionState, Frozen, ManagerState, Quiet},
     stats::Figures,
@@ -78,10 +78,10 @@ pub struct ConnectionManager {
 
 #[derive(Debug)]
 struct Inner {
-    door: Arc<Door>,
-    bus: Arc<Bus>,
+    admission: Arc<Admission>,
+    mailboxes: Arc<Mailboxes>,
     /// What the processes before this one counted.
-    inherited: OnceLock<Figures>,
+    previous_stats: OnceLock<Figures>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     /// Whether an event loop has panicked.
     failed: watch::Sender<bool>,
@@ -100,13 +100,13 @@ impl ConnectionManager {
             polls.push(poll);
             wakers.push(waker);
         }
-        let bus = Arc::new(Bus::new(wakers));
+        let mailboxes = Arc::new(Mailboxes::new(wakers));
         let budget = Arc::new(Budget::new(config.rates, Instant::now()));
         let manager = Self {
             inner: Arc::new(Inner {
-                door: Door::new(config.max_connections),
-                bus: Arc::clone(&bus),
-                inherited: OnceLock::new(),
+                admission: Admission::new(config.max_connections),
+                mailboxes: Arc::clone(&mailboxes),
+                previous_stats: OnceLock::new(),
                 threads: Mutex::default(),
                 failed: watch::Sender::new(false),
             }),
@@ -120,7 +120,7 @@ impl ConnectionManager {
                 close_timeout: config.close_timeout,
                 heartbeat: config.heartbeat,
             };
-            let event_loop = EventLoop::new(setup, Arc::clone(&bus));
+            let event_loop = EventLoop::new(setup, Arc::clone(&mailboxes));
             let failed = manager.inner.failed.clone();
             let run = move || {
                 // Its clients are disconnected: what a panic left of them cannot be trusted.
@@ -140,13 +140,13 @@ impl ConnectionManager {
         Ok(manager)
     }
 
-    /// Lets one newcomer in, before its handshake is answered: from here on it counts, and a drain
-    /// waits for it. Give the [`Place`] to [`ConnectionManager::connect`], or drop it.
+    /// Lets one connection in, before its handshake is answered: from here on it counts, and a drain
+    /// waits for it. Give the [`Permit`] to [`ConnectionManager::connect`], or drop it.
     ///
     /// # Errors
     /// When the server is draining or full.
-    pub fn admit(&self) -> Result<Place, Refusal> {
-        self.inner.door.admit()
+    pub fn admit(&self) -> Result<Permit, AdmitError> {
+        self.inner.admission.admit()
     }
 
     /// Takes over the socket of a client that made its handshake. To be
@@ -155,33 +155,40 @@ impl ConnectionManager {
     ///
     /// # Errors
     /// When the socket cannot be taken off the runtime.
-    pub fn connect(&self, place: Place, stream: TcpStream, handshake: Handshake) -> io::Result<ClientId> {
+    pub fn connect(&self, permit: Permit, stream: TcpStream, handshake: Handshake) -> io::Result<ClientId> {
         let stream = stream.into_std()?;
         let id = ClientId::generate();
-        let from = Origin::Handshake(id, handshake);
-        if self.inner.bus.hand_over(Newcomer { stream, place, from }) {
-            let bus = Arc::clone(&self.inner.bus);
+        let source = ConnectionSource::Handshake(id, handshake);
+        if self.inner.mailboxes.assign(NewConnection { stream, permit, source }) {
+            let mailboxes = Arc::clone(&self.inner.mailboxes);
             tokio::spawn(async move {
                 tokio::task::yield_now().await;
-                bus.wake();
+                mailboxes.wake();
             });
         }
         Ok(id)
     }
 
     /// Goes on with clients of another process, whose sockets this one has from now on.
-    pub fn adopt(&self, state: ManagerState, clients: Vec<(OwnedFd, ConnectionState)>) {
+    pub fn restore(&self, state: ManagerState, clients: Vec<(OwnedFd, ConnectionState)>) {
         let ManagerState { figures, left, closed, cut } = state;
         // Set once: a process takes over once, at its start.
-        let _ = self.inner.inherited.set(figures);
-        let places =
-            self.inner.door.reopen(Occupancy { left, closed, cut, ..Occupancy::default() }, clients.len());
-        for ((socket, state), place) in clients.into_iter().zip(places) {
-            let from = Origin::Handover(Box::new(state));
+        let _ = self.inner.previous_stats.set(figures);
+        let permits = self.inner.admission.restore(
+            ConnectionCounts {
+                by_client: left,
+                by_server: closed,
+                forced: cut,
+                ..ConnectionCounts::default()
+            },
+            clients.len(),
+        );
+        for ((socket, state), permit) in clients.into_iter().zip(permits) {
+            let source = ConnectionSource::Handover(Box::new(state));
             // All are woken for together, below.
-            let _ = self.inner.bus.hand_over(Newcomer { stream: socket.into(), place, from });
+            let _ = self.inner.mailboxes.assign(NewConnection { stream: socket.into(), permit, source });
         }
-        self.inner.bus.wake();
+        self.inner.mailboxes.wake();
     }
 
     /// Has all event loops stand still, once they have written, or queued, all that was published. Whoever
@@ -189,35 +196,35 @@ impl ConnectionManager {
     ///
     /// Ends only when every loop answers: bound it.
     pub async fn freeze(&self) -> Option<Frozen> {
-        let loops = self.inner.bus.loops();
+        let loops = self.inner.mailboxes.loops();
         // First nobody reads: what one loop reads, another one still has to write.
-        let (hushed, mut replies) = mpsc::channel(loops);
-        let quiet = Quiet(Arc::clone(&self.inner.bus));
-        self.inner.bus.send(&Command::Hush(hushed));
+        let (acks, mut replies) = mpsc::channel(loops);
+        let quiet = Quiet(Arc::clone(&self.inner.mailboxes));
+        self.inner.mailboxes.send(&LoopCommand::PauseReads(acks));
         for _ in 0..loops {
             replies.recv().await?;
         }
         let (frozen, mut replies) = mpsc::channel(loops);
-        self.inner.bus.send(&Command::Freeze(frozen));
+        self.inner.mailboxes.send(&LoopCommand::Freeze(frozen));
         let mut frozen = Vec::new();
         for _ in 0..loops {
             frozen.push(replies.recv().await?);
         }
         Some(Frozen {
             loops: frozen,
-            inherited: self.inner.inherited.get().cloned().unwrap_or_default(),
-            occupancy: self.occupancy(),
+            previous_stats: self.inner.previous_stats.get().cloned().unwrap_or_default(),
+            counts: self.counts(),
             _quiet: quiet,
         })
     }
 
     /// What the loops, and those of the processes before this one, counted. Ends only when every loop
     /// answers: bound it.
-    pub async fn figures(&self) -> Option<Figures> {
-        let loops = self.inner.bus.loops();
-        let (measured, mut replies) = mpsc::channel(loops);
-        self.inner.bus.send(&Command::Measure(measured));
-        let mut figures = self.inner.inherited.get().cloned().unwrap_or_default();
+    pub async fn stats(&self) -> Option<Figures> {
+        let loops = self.inner.mailboxes.loops();
+        let (reply, mut replies) = mpsc::channel(loops);
+        self.inner.mailboxes.send(&LoopCommand::CollectStats(reply));
+        let mut figures = self.inner.previous_stats.get().cloned().unwrap_or_default();
         for _ in 0..loops {
             figures.add(&replies.recv().await?);
         }
@@ -226,62 +233,62 @@ impl ConnectionManager {
 
     /// Closes one client, if it is there.
     pub fn disconnect(&self, client: ClientId, reason: CloseReason) {
-        self.inner.bus.send(&Command::Disconnect(client, reason));
+        self.inner.mailboxes.send(&LoopCommand::Disconnect(client, reason));
     }
 
     /// Sends a message to everyone, encoded once; waits while the event loops are behind. How many
     /// clients there are.
     pub async fn broadcast(&self, message: &ServerMessage<'_>) -> usize {
         let frame = message.frame();
-        self.inner.bus.room().await;
-        self.inner.bus.send(&Command::Publish(frame));
+        self.inner.mailboxes.wait_for_capacity().await;
+        self.inner.mailboxes.send(&LoopCommand::Publish(frame));
         self.count()
     }
 
-    /// Admits no newcomers any more. The occupancy at that moment: no client comes after it.
-    pub fn stop_admitting(&self) -> Occupancy {
-        self.inner.door.shut(Gate::Draining)
+    /// Admits no new connections any more. The counts at that moment: no client comes after it.
+    pub fn stop_admitting(&self) -> ConnectionCounts {
+        self.inner.admission.shut(AdmissionState::Draining)
     }
 
     /// Tells all clients that the server is going to close; to be called again to remind them. Newcomers are not
     /// admitted any more; one that was admitted before gets the notice with its greeting.
-    pub fn give_notice(&self, notice: Notice) {
-        self.inner.door.shut(Gate::Draining);
-        self.inner.bus.send(&Command::Notice(notice));
+    pub fn give_notice(&self, notice: ShutdownNotice) {
+        self.inner.admission.shut(AdmissionState::Draining);
+        self.inner.mailboxes.send(&LoopCommand::BeginDrain(notice));
     }
 
     /// Starts closing those inside one by one, in random order, spread evenly from now until `until`.
-    pub fn close_until(&self, reason: CloseReason, until: Instant) {
-        self.inner.door.shut(Gate::Draining);
-        self.inner.bus.send(&Command::CloseUntil(reason, until));
+    pub fn close_gradually(&self, reason: CloseReason, until: Instant) {
+        self.inner.admission.shut(AdmissionState::Draining);
+        self.inner.mailboxes.send(&LoopCommand::CloseGradually(reason, until));
     }
 
     /// Starts closing everyone: what is queued for a client is flushed first; a client that does not
     /// answer within `close_timeout` is cut off.
     pub fn close_all(&self, reason: CloseReason) {
-        self.inner.door.shut(Gate::Closing);
-        self.inner.bus.send(&Command::CloseAll(reason));
+        self.inner.admission.shut(AdmissionState::Closing);
+        self.inner.mailboxes.send(&LoopCommand::CloseAll(reason));
     }
 
     /// Clients there are, counted from before their handshake is answered.
     pub fn count(&self) -> usize {
-        self.occupancy().clients
+        self.counts().connections
     }
 
     /// How many there are, and how many went, and how.
-    pub fn occupancy(&self) -> Occupancy {
-        self.inner.door.occupancy()
+    pub fn counts(&self) -> ConnectionCounts {
+        self.inner.admission.counts()
     }
 
-    /// Every change of the occupancy.
-    pub fn watch(&self) -> watch::Receiver<Occupancy> {
-        self.inner.door.watch()
+    /// Every change of the counts.
+    pub fn watch(&self) -> watch::Receiver<ConnectionCounts> {
+        self.inner.admission.watch()
     }
 
     /// Waits until nobody is left.
-    pub async fn empty(&self) {
-        // Fails only when the door is gone, and this holds it.
-        let _ = self.watch().wait_for(|now| now.clients == 0).await;
+    pub async fn wait_until_empty(&self) {
+        // Fails only when the admission is gone, and this holds it.
+        let _ = self.watch().wait_for(|now| now.connections == 0).await;
     }
 
     /// Waits until an event loop has panicked, which is a bug. Its clients are disconnected then, and no other loop
@@ -299,7 +306,7 @@ impl ConnectionManager {
     /// Ends the event loops; who is still there is cut off. Blocks until the threads have ended, which
     /// takes a turn.
     pub fn stop(&self) {
-        self.inner.bus.send(&Command::Stop);
+        self.inner.mailboxes.send(&LoopCommand::Stop);
         for thread in std::mem::take(&mut *self.threads()) {
             if thread.join().is_err() {
                 tracing::error!("an event loop had panicked");
@@ -351,8 +358,8 @@ mod tests {
         assert_eq!(got, expected);
         assert_eq!(manager.count(), 1, "it has not answered yet");
         drop(client);
-        manager.empty().await;
-        assert_eq!(manager.occupancy().closed, 1);
+        manager.wait_until_empty().await;
+        assert_eq!(manager.counts().by_server, 1);
         manager.stop();
     }
 
@@ -363,23 +370,23 @@ mod tests {
         let mut welcome = [0; 2];
         client.read_exact(&mut welcome).unwrap();
         assert!(!manager.has_failed());
-        manager.inner.bus.send(&Command::Panic);
+        manager.inner.mailboxes.send(&LoopCommand::Panic);
         manager.failed().await;
         assert!(manager.has_failed());
         // The end comes after the rest of the welcome.
         client.read_to_end(&mut Vec::new()).unwrap();
-        manager.empty().await;
+        manager.wait_until_empty().await;
         manager.stop();
     }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn who_comes_after_the_notice_hears_it_and_who_comes_after_the_close_is_closed() {
         let (manager, mut client, server) = manager().await;
-        let place = manager.admit().unwrap();
-        manager.give_notice(Notice::new("service restart", Duration::from_secs(60), Duration::ZERO));
-        assert_eq!(manager.admit().unwrap_err(), Refusal::Draining);
+        let permit = manager.admit().unwrap();
+        manager.give_notice(ShutdownNotice::new("service restart", Duration::from_secs(60), Duration::ZERO));
+        assert_eq!(manager.admit().unwrap_err(), AdmitError::Draining);
         manager.close_all(CloseReason::ServiceRestart);
-        manager.connect(place, server, Handshake::default()).unwrap();
+        manager.connect(permit, server, Handshake::default()).unwrap();
         let mut got = Vec::new();
         while !got.ends_with(b"\x03\xF4service restart") {
             let mut byte = [0];

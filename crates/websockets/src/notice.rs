@@ -12,26 +12,26 @@ use crate::{
 
 /// Soonest that clients are asked to come back, and the shortest window over which they are: they must not
 /// all knock in the same moment.
-const SOONEST: Duration = Duration::from_secs(1);
+const MIN_RECONNECT_DELAY: Duration = Duration::from_secs(1);
 
 /// That the server is going to close, and when.
 #[derive(Debug, Clone, Copy)]
-pub struct Notice {
+pub struct ShutdownNotice {
     /// Why, for people.
     pub reason: &'static str,
     /// When those who stay are closed.
     pub deadline: Instant,
     /// How long before the deadline the closes begin.
-    pace: Duration,
+    spread: Duration,
     /// How long the process may go on after the deadline, where no other server admits its clients meanwhile.
     close_timeout: Option<Duration>,
 }
 
-impl Notice {
-    /// A notice of a drain that takes `shutdown_timeout` from now on, the last `pace` of which is for closing
+impl ShutdownNotice {
+    /// A notice of a drain that takes `shutdown_timeout` from now on, the last `spread` of which is for closing
     /// those who stay. Clients are to come back spread over as long.
-    pub fn new(reason: &'static str, shutdown_timeout: Duration, pace: Duration) -> Self {
-        Self { reason, deadline: Instant::now() + shutdown_timeout, pace, close_timeout: None }
+    pub fn new(reason: &'static str, shutdown_timeout: Duration, spread: Duration) -> Self {
+        Self { reason, deadline: Instant::now() + shutdown_timeout, spread, close_timeout: None }
     }
 
     /// The same, where there is no other server: whatever replaces this process admits clients only once this one
@@ -41,17 +41,17 @@ impl Notice {
     }
 
     /// When this client should come back, counted from its close, which happens now. Each client has a moment
-    /// of its own within a window as long as the pace.
+    /// of its own within a window as long as the spread.
     ///
     /// While clients are being closed, the window begins when this process has ended. Before, that moment
     /// is not known: the process ends with its last client, maybe long before the deadline.
     pub(crate) fn reconnect_after(&self, client: ClientId, now: Instant) -> Duration {
         let left = self.deadline.saturating_duration_since(now);
         let until_ended = match self.close_timeout {
-            Some(close_timeout) if left <= self.pace => left + close_timeout,
+            Some(close_timeout) if left <= self.spread => left + close_timeout,
             _ => Duration::ZERO,
         };
-        until_ended + SOONEST + self.pace.max(SOONEST).mul_f64(client.share())
+        until_ended + MIN_RECONNECT_DELAY + self.spread.max(MIN_RECONNECT_DELAY).mul_f64(client.jitter())
     }
 
     /// The notice as this client gets it, now.
@@ -75,20 +75,20 @@ impl Notice {
 mod tests {
     use super::*;
 
-    const PACE: Duration = Duration::from_secs(10);
+    const SPREAD: Duration = Duration::from_secs(10);
     const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
-    fn notice() -> Notice {
-        Notice::new("service restart", Duration::from_secs(30), PACE)
+    fn notice() -> ShutdownNotice {
+        ShutdownNotice::new("service restart", Duration::from_secs(30), SPREAD)
     }
 
-    /// Asserts that these moments are spread over the pace, from this one on.
+    /// Asserts that these moments are spread over the spread, from this one on.
     fn are_spread(mut moments: Vec<Duration>, from: Duration) {
         moments.sort();
-        assert!(moments[0] >= from && *moments.last().unwrap() <= from + PACE);
+        assert!(moments[0] >= from && *moments.last().unwrap() <= from + SPREAD);
         for tenth in 0..10 {
-            let start = from + PACE * tenth / 10;
-            let count = moments.iter().filter(|at| (start..start + PACE / 10).contains(*at)).count();
+            let start = from + SPREAD * tenth / 10;
+            let count = moments.iter().filter(|at| (start..start + SPREAD / 10).contains(*at)).count();
             // 100 are expected; the standard deviation is 9.
             assert!((50..150).contains(&count), "{count} in tenth {tenth}");
         }
@@ -100,8 +100,8 @@ mod tests {
             let clients: Vec<_> = (0..1000).map(|_| ClientId::generate()).collect();
             let start = Instant::now();
             let moments = clients.iter().map(|id| notice.reconnect_after(*id, start));
-            are_spread(moments.collect(), SOONEST);
-            let before_closes = notice.deadline - PACE - Duration::from_millis(1);
+            are_spread(moments.collect(), MIN_RECONNECT_DELAY);
+            let before_closes = notice.deadline - SPREAD - Duration::from_millis(1);
             for client in clients {
                 let first = notice.reconnect_after(client, start);
                 assert_eq!(notice.reconnect_after(client, before_closes), first, "the same each time");
@@ -112,18 +112,18 @@ mod tests {
     #[test]
     fn clients_that_are_closed_come_back_spread_out_once_the_process_has_ended() {
         let notice = notice().without_other_server(CLOSE_TIMEOUT);
-        let began = notice.deadline - PACE;
-        // In the order and at the times of `Pace`.
+        let began = notice.deadline - SPREAD;
+        // In the order and at the times of `CloseSchedule`.
         let mut clients: Vec<_> = (0..1000).map(|_| ClientId::generate()).collect();
-        clients.sort_by(|a, b| a.share().total_cmp(&b.share()));
+        clients.sort_by(|a, b| a.jitter().total_cmp(&b.jitter()));
         let back = |late: Duration| -> Vec<_> {
             let moments = clients.iter().enumerate().map(|(number, client)| {
-                let closed = began + PACE.mul_f64((number as f64 + 0.5) / 1000.0) + late;
+                let closed = began + SPREAD.mul_f64((number as f64 + 0.5) / 1000.0) + late;
                 closed + notice.reconnect_after(*client, closed) - notice.deadline
             });
             moments.collect()
         };
-        let ended = CLOSE_TIMEOUT + SOONEST;
+        let ended = CLOSE_TIMEOUT + MIN_RECONNECT_DELAY;
         are_spread(back(Duration::ZERO), ended);
         // Closes that are late move no client to before the end.
         assert!(back(Duration::from_millis(50)).iter().all(|moment| *moment >= ended));
@@ -135,7 +135,7 @@ mod tests {
         notice.deadline = Instant::now();
         let client = ClientId::generate();
         let after = notice.reconnect_after(client, notice.deadline + Duration::from_millis(1));
-        assert_eq!(after, CLOSE_TIMEOUT + SOONEST + PACE.mul_f64(client.share()));
+        assert_eq!(after, CLOSE_TIMEOUT + MIN_RECONNECT_DELAY + SPREAD.mul_f64(client.jitter()));
     }
 
     #[test]
@@ -143,7 +143,7 @@ mod tests {
         let notice = notice();
         let client = ClientId::generate();
         let early = notice.reconnect_after(client, Instant::now());
-        assert_eq!(notice.reconnect_after(client, notice.deadline - PACE / 2), early);
-        assert!(early <= SOONEST + PACE);
+        assert_eq!(notice.reconnect_after(client, notice.deadline - SPREAD / 2), early);
+        assert!(early <= MIN_RECONNECT_DELAY + SPREAD);
     }
 }

@@ -10,7 +10,9 @@ use lastcall_core::settings::Settings;
 use tokio::time::{Instant as TokioInstant, MissedTickBehavior, interval_at, sleep_until, timeout};
 use tracing::{info, warn};
 
-use crate::{codec::CloseReason, manager::ConnectionManager, notice::Notice, occupancy::Occupancy};
+use crate::{
+    admission::ConnectionCounts, codec::CloseReason, manager::ConnectionManager, notice::ShutdownNotice,
+};
 
 /// How much longer than `close_timeout` to wait for the event loops to have cut everyone off. They do it
 /// in their own turn; this bound only matters when one is stuck, or when the process was stopped meanwhile and
@@ -45,20 +47,20 @@ pub struct Summary {
 #[derive(Debug)]
 pub struct GracefulShutdown {
     manager: ConnectionManager,
-    notice: Notice,
+    notice: ShutdownNotice,
     timeout: Duration,
     /// Time before the deadline over which the closes are spread.
-    pace: Duration,
+    spread: Duration,
     close_timeout: Duration,
     remind_every: Option<Duration>,
-    before: Occupancy,
+    before: ConnectionCounts,
 }
 
 impl GracefulShutdown {
-    /// Admits no newcomers any more, and counts the clients. What follows is [`GracefulShutdown::give_notice`].
+    /// Admits no new connections any more, and counts the clients. What follows is [`GracefulShutdown::give_notice`].
     pub fn begin(manager: ConnectionManager, settings: &Settings) -> Self {
         let reason = CloseReason::ServiceRestart.reason();
-        let mut notice = Notice::new(reason, settings.shutdown_timeout, settings.shutdown_pace);
+        let mut notice = ShutdownNotice::new(reason, settings.shutdown_timeout, settings.shutdown_pace);
         // With a delay, there is a load balancer: it sends clients to another server at once.
         if settings.shutdown_delay.is_zero() {
             notice = notice.without_other_server(settings.close_timeout);
@@ -69,7 +71,7 @@ impl GracefulShutdown {
             manager,
             notice,
             timeout: settings.shutdown_timeout,
-            pace: settings.shutdown_pace,
+            spread: settings.shutdown_pace,
             close_timeout: settings.close_timeout,
             remind_every: settings.notification_interval,
             before,
@@ -80,15 +82,15 @@ impl GracefulShutdown {
     pub fn give_notice(&self) {
         self.manager.give_notice(self.notice);
         info!(
-            clients = self.before.clients,
+            clients = self.before.connections,
             timeout_seconds = self.timeout.as_secs_f64(),
             "drain started: all clients have been told"
         );
     }
 
-    /// Clients there were when newcomers were no longer admitted.
+    /// Clients there were when new connections were no longer admitted.
     pub fn clients_at_start(&self) -> usize {
-        self.before.clients
+        self.before.connections
     }
 
     /// When those who stay are closed.
@@ -104,8 +106,8 @@ impl GracefulShutdown {
     /// Waits until everyone left, the deadline passed, or `cut_short` is ready; reminds the clients, and
     /// logs how it goes, meanwhile. Towards the deadline, it closes those who stay one by one.
     pub async fn drain(&self, cut_short: impl Future) -> DrainEnd {
-        let mut occupancy = self.manager.watch();
-        let mut progress = Progress::new(self.before.clients);
+        let mut counts = self.manager.watch();
+        let mut progress = Progress::new(self.before.connections);
         let now = TokioInstant::now();
         let mut minutes = interval_at(now + MINUTE, MINUTE);
         // Off: an interval that is never asked.
@@ -113,12 +115,12 @@ impl GracefulShutdown {
         let mut reminders = interval_at(now + every, every);
         reminders.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let deadline = sleep_until(self.notice.deadline.into());
-        let closing = sleep_until((self.notice.deadline - self.pace).into());
+        let closing = sleep_until((self.notice.deadline - self.spread).into());
         // At the deadline all are closed at once, if there was no time to spread it over.
-        let mut paced = self.pace.is_zero();
+        let mut closing_started = self.spread.is_zero();
         tokio::pin!(cut_short, deadline, closing);
         loop {
-            let clients = occupancy.borrow_and_update().clients;
+            let clients = counts.borrow_and_update().connections;
             progress.tenths(clients);
             if clients == 0 {
                 return DrainEnd::Empty;
@@ -127,14 +129,14 @@ impl GracefulShutdown {
                 biased;
                 _ = &mut cut_short => return DrainEnd::CutShort,
                 () = &mut deadline => return DrainEnd::Deadline,
-                () = &mut closing, if !paced => {
-                    paced = true;
-                    let over = format_duration(self.pace);
+                () = &mut closing, if !closing_started => {
+                    closing_started = true;
+                    let over = format_duration(self.spread);
                     info!(clients, "closing the remaining clients one by one: {clients} over {over}");
-                    self.manager.close_until(CloseReason::ServiceRestart, self.notice.deadline);
+                    self.manager.close_gradually(CloseReason::ServiceRestart, self.notice.deadline);
                 }
                 // Fails only when the manager is gone, and this holds it.
-                _ = occupancy.changed() => {}
+                _ = counts.changed() => {}
                 _ = minutes.tick() => progress.log(clients),
                 _ = reminders.tick(), if self.remind_every.is_some() => {
                     self.manager.give_notice(self.notice);
@@ -148,8 +150,8 @@ impl GracefulShutdown {
     pub async fn close(&self) {
         self.manager.close_all(CloseReason::ServiceRestart);
         // One after the other: when the process was stopped, the second one still begins after that.
-        if timeout(self.close_timeout, self.manager.empty()).await.is_err()
-            && timeout(GRACE, self.manager.empty()).await.is_err()
+        if timeout(self.close_timeout, self.manager.wait_until_empty()).await.is_err()
+            && timeout(GRACE, self.manager.wait_until_empty()).await.is_err()
         {
             warn!(
                 clients = self.manager.count(),
@@ -160,11 +162,11 @@ impl GracefulShutdown {
 
     /// How they went; logs it.
     pub fn finish(&self) -> Summary {
-        let now = self.manager.occupancy();
-        let closed = now.closed - self.before.closed;
-        let cut = now.cut - self.before.cut + now.clients as u64;
+        let now = self.manager.counts();
+        let closed = now.by_server - self.before.by_server;
+        let cut = now.forced - self.before.forced + now.connections as u64;
         // Those who never finished their handshake, too: the three add up to the clients at the start.
-        let left = (self.before.clients as u64).saturating_sub(closed + cut);
+        let left = (self.before.connections as u64).saturating_sub(closed + cut);
         let summary = Summary { left, closed, cut };
         info!(
             left = summary.left,

@@ -5,7 +5,7 @@ use std::{borrow::Cow, collections::BTreeMap, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{codec::CloseReason, occupancy::Departure};
+use crate::{admission::Disconnect, codec::CloseReason};
 
 /// Counts since the start, of this process and of those it took over from.
 ///
@@ -60,15 +60,15 @@ impl Figures {
     }
 
     /// Counts a client that went.
-    pub(crate) fn count_end(&mut self, departure: Departure, reason: Option<CloseReason>) {
-        let reason = match (departure, reason) {
-            (Departure::Left, _) => "left",
+    pub(crate) fn count_end(&mut self, disconnect: Disconnect, reason: Option<CloseReason>) {
+        let reason = match (disconnect, reason) {
+            (Disconnect::ByClient, _) => "left",
             (_, Some(reason)) => reason.name(),
             // Cut without having been closed: its socket could not be served.
             (_, None) => "failed",
         };
         *self.closed.entry(Cow::Borrowed(reason)).or_default() += 1;
-        self.cut += u64::from(departure == Departure::Cut);
+        self.cut += u64::from(disconnect == Disconnect::Forced);
     }
 }
 
@@ -112,8 +112,8 @@ mod tests {
     #[test]
     fn figures_add_up() {
         let mut one = Figures { opened: 2, ..Figures::default() };
-        one.count_end(Departure::Left, None);
-        one.count_end(Departure::Cut, Some(CloseReason::SlowConsumer));
+        one.count_end(Disconnect::ByClient, None);
+        one.count_end(Disconnect::Forced, Some(CloseReason::SlowConsumer));
         one.turns.count(Duration::from_micros(50));
         one.turns.count(Duration::from_secs(1));
         let mut both = one.clone();

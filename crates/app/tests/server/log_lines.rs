@@ -149,7 +149,7 @@ async fn every_field_has_one_meaning() {
         }
     }
     for name in
-        ["pid", "new_pid", "old_pid", "client", "clients", "departure", "code", "peer", "from", "signal"]
+        ["pid", "new_pid", "old_pid", "client", "clients", "disconnect", "code", "peer", "from", "signal"]
     {
         assert!(seen.iter().any(|seen| seen == name), "no line has {name}");
     }

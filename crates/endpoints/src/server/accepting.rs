@@ -73,7 +73,7 @@ pub(super) async fn accept(
 async fn give_memory_back(manager: ConnectionManager) {
     // When the event loops answer, they have taken in all of it, and freed what it brought along. Otherwise a
     // little more is kept.
-    let _ = timeout(SETTLING, manager.figures()).await;
+    let _ = timeout(SETTLING, manager.stats()).await;
     // Nothing waits for it, and it cannot fail.
     drop(spawn_blocking(memory::give_back));
 }

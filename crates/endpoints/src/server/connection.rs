@@ -157,7 +157,9 @@ async fn speak_http(connection: IdleConnection, peer: SocketAddr, shared: &Share
         return None;
     };
     let (stream, answer) = socket.into_upgraded();
-    if let Err(error) = shared.manager.connect(place, stream, Handshake { answer, already_read: read }) {
+    if let Err(error) =
+        shared.manager.connect(place, stream, Handshake { response: answer, early_input: read })
+    {
         warn!(%peer, %error, "a socket could not be handed to its event loop");
     }
     None

@@ -2,27 +2,27 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use lastcall_websockets::Place;
+use lastcall_websockets::Permit;
 
-/// Where a handler leaves the [`Place`] of a WebSocket whose handshake it answers. When the answer is written,
+/// Where a handler leaves the [`Permit`] of a WebSocket whose handshake it answers. When the answer is written,
 /// the socket goes to the connection manager with it; if that never happens, the place is free again.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Upgrade(Arc<Mutex<Option<Place>>>);
+pub(crate) struct Upgrade(Arc<Mutex<Option<Permit>>>);
 
 impl Upgrade {
-    pub(crate) fn confirm(&self, place: Place) {
-        *self.lock() = Some(place);
+    pub(crate) fn confirm(&self, permit: Permit) {
+        *self.lock() = Some(permit);
     }
 
     pub(super) fn is_confirmed(&self) -> bool {
         self.lock().is_some()
     }
 
-    pub(super) fn take(&self) -> Option<Place> {
+    pub(super) fn take(&self) -> Option<Permit> {
         self.lock().take()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Place>> {
+    fn lock(&self) -> MutexGuard<'_, Option<Permit>> {
         // Nothing that holds it can panic.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -10,9 +10,9 @@ use lastcall_core::settings::ClientMessages;
 
 use super::{Connection, Life, Outcome, Readable, Rules};
 use crate::{
+    admission::Disconnect,
     client_id::ClientId,
     codec::{CloseReason, Event, Frame},
-    occupancy::Departure,
     protocol::ServerMessage,
     stats::Figures,
 };
@@ -135,7 +135,7 @@ impl Connection {
                 self.life = Life::Answering;
                 self.last_frame(&Frame::close(status.map(|(code, _)| (code, ""))))
             }
-            (Life::CloseSent, Event::Close(_)) => Outcome::Over(Departure::Closed),
+            (Life::CloseSent, Event::Close(_)) => Outcome::Over(Disconnect::ByServer),
             // After a close frame, nothing counts but the other side's (RFC 6455 §5.5.1).
             _ => Outcome::Unchanged,
         }

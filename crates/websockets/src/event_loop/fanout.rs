@@ -1,4 +1,4 @@
-//! What comes from the bus: commands, and what is written to everyone.
+//! What comes from the mailboxes: commands, and what is written to everyone.
 
 use std::time::Instant;
 
@@ -7,8 +7,8 @@ use tokio::sync::mpsc;
 
 use super::{EventLoop, SLICE};
 use crate::{
-    bus::Command, codec::CloseReason, connection::Connection, notice::Notice, pace::Pace,
-    snapshot::FrozenLoop, stats::Figures,
+    close_schedule::CloseSchedule, codec::CloseReason, connection::Connection, mailbox::LoopCommand,
+    notice::ShutdownNotice, snapshot::FrozenLoop, stats::Figures,
 };
 
 /// Clients between two looks at the clock, which costs about as much as a hundredth of a write.
@@ -25,22 +25,22 @@ enum FanoutKind {
     /// Publications as one run of bytes, and how many these are.
     Frames(Bytes, usize),
     /// The first notice, which every client gets.
-    Notice(Notice),
+    Notice(ShutdownNotice),
     /// The same again, for those that have nothing waiting.
-    Reminder(Notice),
+    Reminder(ShutdownNotice),
     Close(CloseReason),
 }
 
 impl EventLoop {
-    /// Goes on with the fan-out, then takes what gathered in the inbox meanwhile.
+    /// Goes on with the fan-out, then takes what gathered in the mailbox meanwhile.
     pub(super) fn work(&mut self) {
         let started = Instant::now();
-        // A newcomer does not wait for the end of a fan-out. It comes into it if there is a slot for it further on;
+        // A connection does not wait for the end of a fan-out. It comes into it if there is a slot for it further on;
         // its greeting goes first either way. Only the notice it has with the greeting, and must not have twice.
         let notice = |fanout: &Fanout| matches!(fanout.kind, FanoutKind::Notice(_) | FanoutKind::Reminder(_));
         if self.more && self.fanout.as_ref().is_some_and(|fanout| !notice(fanout)) {
-            for newcomer in self.bus.take_newcomers(self.setup.index) {
-                self.welcome(newcomer);
+            for connection in self.mailboxes.take_new_connections(self.setup.index) {
+                self.welcome(connection);
             }
         }
         loop {
@@ -51,10 +51,10 @@ impl EventLoop {
             } else if let Some(command) = self.then.take() {
                 self.start(command);
             } else if self.more && started.elapsed() < SLICE {
-                let (taken, more) = self.bus.take(self.setup.index);
+                let (taken, more) = self.mailboxes.take(self.setup.index);
                 self.more = more;
-                for newcomer in taken.newcomers {
-                    self.welcome(newcomer);
+                for connection in taken.new_connections {
+                    self.welcome(connection);
                 }
                 self.then = taken.command;
                 if !taken.frames.is_empty() && !self.setup.rules.is_echo() {
@@ -68,23 +68,23 @@ impl EventLoop {
     }
 
     /// Starts what a command asks for.
-    fn start(&mut self, command: Command) {
+    fn start(&mut self, command: LoopCommand) {
         let kind = match command {
-            Command::Publish(frame) => FanoutKind::Frames(frame.bytes().clone(), 1),
-            Command::Notice(notice) => {
+            LoopCommand::Publish(frame) => FanoutKind::Frames(frame.bytes().clone(), 1),
+            LoopCommand::BeginDrain(notice) => {
                 let first = self.notice.replace(notice).is_none();
                 if self.setup.rules.is_echo() {
                     return;
                 }
                 if first { FanoutKind::Notice(notice) } else { FanoutKind::Reminder(notice) }
             }
-            Command::CloseUntil(reason, until) => {
+            LoopCommand::CloseGradually(reason, until) => {
                 let open = self.clients.iter().filter(|(_, connection)| connection.is_open());
                 let open = open.map(|(slot, connection)| (slot, connection.id));
-                self.pace = Some((Pace::new(open, Instant::now(), until), reason));
+                self.close_schedule = Some((CloseSchedule::new(open, Instant::now(), until), reason));
                 return;
             }
-            Command::CloseAll(reason) => {
+            LoopCommand::CloseAll(reason) => {
                 self.close_reason = Some(reason);
                 if let Some(notice) = &mut self.notice {
                     // A drain that is cut short ends now.
@@ -92,34 +92,34 @@ impl EventLoop {
                 }
                 FanoutKind::Close(reason)
             }
-            Command::Disconnect(id, reason) => {
+            LoopCommand::Disconnect(id, reason) => {
                 let found = self.clients.iter().find(|(_, connection)| connection.id == id);
                 if let Some((slot, _)) = found {
                     self.close(slot, reason);
                 }
                 return;
             }
-            Command::Measure(reply) => {
+            LoopCommand::CollectStats(reply) => {
                 // Whoever asked may have gone.
                 let _ = reply.try_send(self.measure());
                 return;
             }
-            Command::Hush(reply) => {
+            LoopCommand::PauseReads(reply) => {
                 self.hushed = true;
                 let _ = reply.try_send(());
                 return;
             }
-            Command::Listen => {
+            LoopCommand::ResumeReads => {
                 self.hushed = false;
                 return;
             }
-            Command::Freeze(reply) => return self.freeze(&reply),
-            Command::Stop => {
+            LoopCommand::Freeze(reply) => return self.freeze(&reply),
+            LoopCommand::Stop => {
                 self.stopped = true;
                 return;
             }
             #[cfg(test)]
-            Command::Panic => panic!("as a test wants it"),
+            LoopCommand::Panic => panic!("as a test wants it"),
         };
         self.fanout = Some(Fanout { kind, next: 0 });
     }

@@ -1,4 +1,4 @@
-//! Reading: clients take turns, and what they say goes to the bus.
+//! Reading: clients take turns, and what they say goes to the mailboxes.
 
 use std::{
     cmp::Reverse,
@@ -29,7 +29,7 @@ impl EventLoop {
         if self.setup.rules.client_messages != ClientMessages::Broadcast {
             return true;
         }
-        self.bus.has_room() && self.setup.budget.wait(Instant::now()).is_none()
+        self.mailboxes.has_capacity() && self.setup.budget.wait(Instant::now()).is_none()
     }
 
     /// When a client can be read from that cannot now, by the system's clock.
@@ -73,7 +73,7 @@ impl EventLoop {
             if !self.said.is_empty() {
                 let bytes = self.said.iter().map(|frame| frame.bytes().len()).sum();
                 wait = self.setup.budget.charge(&mut connection.used, Instant::now(), bytes);
-                self.bus.publish(&mut self.said);
+                self.mailboxes.publish(&mut self.said);
             }
             match (wait, readable) {
                 (Some(wait), _) => self.throttle(slot, wait),
@@ -93,7 +93,7 @@ impl EventLoop {
         let Some(connection) = self.clients.get_mut(slot) else { return };
         trace!(client = %connection.id, wait_ms = wait.as_millis(), "a client that sends too fast is not read from");
         connection.is_throttled = true;
-        self.setup.budget.hold_back();
+        self.setup.budget.add_throttled();
         self.throttled.push(Reverse((Instant::now() + wait, slot, connection.id)));
     }
 
@@ -110,7 +110,7 @@ impl EventLoop {
         if let Some(connection) = self.clients.get_mut(slot)
             && std::mem::take(&mut connection.is_throttled)
         {
-            self.setup.budget.let_go();
+            self.setup.budget.remove_throttled();
             self.readers.push_back(slot);
         }
     }

@@ -11,21 +11,21 @@ use tracing::{debug, trace};
 
 use super::EventLoop;
 use crate::{
-    bus::{Newcomer, Origin},
+    admission::{Disconnect, Permit},
     connection::Connection,
     handshake::Handshake,
-    occupancy::{Departure, Place},
+    mailbox::{ConnectionSource, NewConnection},
     protocol::{Server, ServerMessage},
     snapshot::ConnectionState,
 };
 
 impl EventLoop {
     /// Takes in a client.
-    pub(super) fn welcome(&mut self, newcomer: Newcomer) {
-        let Newcomer { stream, place, from } = newcomer;
-        let (id, Handshake { answer, already_read }) = match from {
-            Origin::Handshake(id, handshake) => (id, handshake),
-            Origin::Handover(state) => return self.adopt(stream, *state, place),
+    pub(super) fn welcome(&mut self, new: NewConnection) {
+        let NewConnection { stream, permit, source } = new;
+        let (id, Handshake { response, early_input }) = match source {
+            ConnectionSource::Handshake(id, handshake) => (id, handshake),
+            ConnectionSource::Handover(state) => return self.adopt(stream, *state, permit),
         };
         let mut stream = mio::net::TcpStream::from_std(stream);
         let entry = self.clients.vacant_entry();
@@ -34,19 +34,19 @@ impl EventLoop {
         if let Err(error) = self.setup.poll.registry().register(&mut stream, Token(slot), Interest::READABLE)
         {
             debug!(client = %id, %error, "a new socket could not be registered");
-            return place.leave(Departure::Cut);
+            return permit.release(Disconnect::Forced);
         }
-        let connection = entry.insert(Connection::new(stream, id, place));
+        let connection = entry.insert(Connection::new(stream, id, permit));
         self.figures.opened += 1;
         trace!(client = %id, peer = connection.stream.peer_addr().ok().map(display), "connected");
 
         let rules = &self.setup.rules;
         let mut outcome;
         if rules.is_echo() {
-            outcome = connection.greet(answer, &Bytes::new());
+            outcome = connection.greet(response, &Bytes::new());
         } else {
             let welcome = ServerMessage::Welcome { client: id, server: Server };
-            outcome = connection.greet(answer, welcome.frame().bytes());
+            outcome = connection.greet(response, welcome.frame().bytes());
             if let Some(notice) = &self.notice {
                 outcome = outcome.max(connection.send_however_full(notice.frame(id).bytes()));
             }
@@ -54,8 +54,8 @@ impl EventLoop {
         if let Some(reason) = self.close_reason {
             outcome = outcome.max(connection.close(reason, None));
         }
-        let has_early_input = !already_read.is_empty();
-        connection.set_early_input(already_read);
+        let has_early_input = !early_input.is_empty();
+        connection.set_early_input(early_input);
         self.settle(slot, outcome);
         if has_early_input {
             self.wants_to_be_read(slot);
@@ -63,7 +63,7 @@ impl EventLoop {
     }
 
     /// Goes on with a client that another process served until now.
-    fn adopt(&mut self, stream: TcpStream, state: ConnectionState, place: Place) {
+    fn adopt(&mut self, stream: TcpStream, state: ConnectionState, permit: Permit) {
         let (id, cut_off_in_ms) = (state.id, state.cut_off_in_ms);
         let early_input = state.early_input.clone();
         let mut stream = mio::net::TcpStream::from_std(stream);
@@ -77,9 +77,9 @@ impl EventLoop {
         // The kernel tells at once what there is to be read, and whether the socket takes output.
         if let Err(error) = self.setup.poll.registry().register(&mut stream, Token(slot), interest) {
             debug!(client = %id, %error, "a socket that was handed over could not be registered");
-            return place.leave(Departure::Cut);
+            return permit.release(Disconnect::Forced);
         }
-        let mut connection = Connection::restore(stream, state, place);
+        let mut connection = Connection::restore(stream, state, permit);
         connection.output_is_watched = connection.has_output();
         let has_early_input = !early_input.is_empty();
         connection.set_early_input(early_input);

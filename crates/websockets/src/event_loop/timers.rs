@@ -7,8 +7,8 @@ use super::{
     heartbeat::{BUCKETS, Beat},
 };
 use crate::{
+    admission::Disconnect,
     codec::{CloseReason, Frame},
-    occupancy::Departure,
 };
 
 impl EventLoop {
@@ -46,17 +46,17 @@ impl EventLoop {
 
     /// Closes those whose moment has come; each hears once more when to come back.
     pub(super) fn close_those_due(&mut self) {
-        let Some((mut pace, reason)) = self.pace.take() else { return };
+        let Some((mut close_schedule, reason)) = self.close_schedule.take() else { return };
         let started = Instant::now();
         while started.elapsed() < SLICE
-            && let Some((slot, id)) = pace.due(started)
+            && let Some((slot, id)) = close_schedule.due(started)
         {
             // The slot may have been given to another client since.
             if self.clients.get(slot).is_some_and(|connection| connection.id == id) {
                 self.close(slot, reason);
             }
         }
-        self.pace = Some((pace, reason));
+        self.close_schedule = Some((close_schedule, reason));
     }
 
     pub(super) fn cut_off_late_ones(&mut self) {
@@ -67,7 +67,7 @@ impl EventLoop {
             self.closing.pop_front();
             // The slot may have been given to somebody else since.
             if self.clients.get(slot).is_some_and(|connection| connection.id == id) {
-                self.end(slot, Departure::Cut);
+                self.end(slot, Disconnect::Forced);
             }
         }
     }

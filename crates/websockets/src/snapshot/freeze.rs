@@ -13,9 +13,9 @@ use slab::Slab;
 
 use super::state::{ConnectionState, ManagerState};
 use crate::{
-    bus::{Bus, Command},
+    admission::ConnectionCounts,
     connection::Connection,
-    occupancy::Occupancy,
+    mailbox::{LoopCommand, Mailboxes},
     stats::Figures,
 };
 
@@ -63,11 +63,11 @@ impl Drop for FrozenLoop {
 
 /// Has the loops read again when it is dropped.
 #[derive(Debug)]
-pub(crate) struct Quiet(pub(crate) Arc<Bus>);
+pub(crate) struct Quiet(pub(crate) Arc<Mailboxes>);
 
 impl Drop for Quiet {
     fn drop(&mut self) {
-        self.0.send(&Command::Listen);
+        self.0.send(&LoopCommand::ResumeReads);
     }
 }
 
@@ -77,8 +77,8 @@ impl Drop for Quiet {
 pub struct Frozen {
     // Dropped in this order: first the loops have their clients back, then they read again.
     pub(crate) loops: Vec<FrozenLoop>,
-    pub(crate) inherited: Figures,
-    pub(crate) occupancy: Occupancy,
+    pub(crate) previous_stats: Figures,
+    pub(crate) counts: ConnectionCounts,
     pub(crate) _quiet: Quiet,
 }
 
@@ -95,11 +95,11 @@ impl Frozen {
 
     /// What there is beside the clients.
     pub fn manager_state(&self) -> ManagerState {
-        let mut figures = self.inherited.clone();
+        let mut figures = self.previous_stats.clone();
         for one in &self.loops {
             figures.add(&one.figures);
         }
-        let Occupancy { left, closed, cut, .. } = self.occupancy;
+        let ConnectionCounts { by_client: left, by_server: closed, forced: cut, .. } = self.counts;
         ManagerState { figures, left, closed, cut }
     }
 

@@ -6,12 +6,12 @@ use crate::client_id::ClientId;
 
 /// Who of a loop's clients is closed when.
 #[derive(Debug)]
-pub(crate) struct Pace {
+pub(crate) struct CloseSchedule {
     /// Ordered by time.
     queue: VecDeque<(Instant, usize, ClientId)>,
 }
 
-impl Pace {
+impl CloseSchedule {
     /// Spreads these clients, with their slots, over the time between the two moments.
     pub(crate) fn new(
         clients: impl Iterator<Item = (usize, ClientId)>,
@@ -20,7 +20,7 @@ impl Pace {
     ) -> Self {
         let mut clients: Vec<_> = clients.collect();
         // By the random part of their ids: neither by the time nor by the order in which they came.
-        clients.sort_by(|(_, a), (_, b)| a.share().total_cmp(&b.share()));
+        clients.sort_by(|(_, a), (_, b)| a.jitter().total_cmp(&b.jitter()));
         let step = until.saturating_duration_since(from).div_f64(clients.len().max(1) as f64);
         let at = |n: usize| from + step.mul_f64(n as f64 + 0.5);
         Self { queue: clients.into_iter().enumerate().map(|(n, (slot, id))| (at(n), slot, id)).collect() }
@@ -50,32 +50,33 @@ mod tests {
     fn ten_thousand_are_due_one_by_one_in_even_steps() {
         let from = Instant::now();
         let until = from + Duration::from_secs(10);
-        let mut pace = Pace::new((0..10_000).map(|slot| (slot, ClientId::generate())), from, until);
+        let mut schedule =
+            CloseSchedule::new((0..10_000).map(|slot| (slot, ClientId::generate())), from, until);
         for n in 0..10_000 {
             // Each in the middle of a millisecond of its own: 1 % of them in any tenth of a second.
             let moment = from + Duration::from_micros(1000 * n + 500);
-            assert_eq!(pace.next(), Some(moment));
-            assert_eq!(pace.due(moment - Duration::from_nanos(1)), None);
-            assert!(pace.due(moment).is_some());
+            assert_eq!(schedule.next(), Some(moment));
+            assert_eq!(schedule.due(moment - Duration::from_nanos(1)), None);
+            assert!(schedule.due(moment).is_some());
         }
-        assert_eq!((pace.next(), pace.due(until)), (None, None));
+        assert_eq!((schedule.next(), schedule.due(until)), (None, None));
     }
 
     #[test]
     fn those_who_are_late_are_due_at_once_and_the_others_keep_their_moments() {
         let from = Instant::now();
         let until = from + Duration::from_secs(10);
-        let mut pace = Pace::new((0..10).map(|slot| (slot, ClientId::generate())), from, until);
+        let mut schedule = CloseSchedule::new((0..10).map(|slot| (slot, ClientId::generate())), from, until);
         let now = from + Duration::from_millis(3700);
-        assert_eq!(std::iter::from_fn(|| pace.due(now)).count(), 4);
-        assert_eq!(pace.next(), Some(from + Duration::from_millis(4500)));
+        assert_eq!(std::iter::from_fn(|| schedule.due(now)).count(), 4);
+        assert_eq!(schedule.next(), Some(from + Duration::from_millis(4500)));
     }
 
     #[test]
     fn the_order_is_neither_that_of_the_slots_nor_that_of_coming() {
         let now = Instant::now();
-        let mut pace = Pace::new((0..1000).map(|slot| (slot, ClientId::generate())), now, now);
-        let order: Vec<_> = std::iter::from_fn(|| pace.due(now)).map(|(slot, _)| slot).collect();
+        let mut schedule = CloseSchedule::new((0..1000).map(|slot| (slot, ClientId::generate())), now, now);
+        let order: Vec<_> = std::iter::from_fn(|| schedule.due(now)).map(|(slot, _)| slot).collect();
         assert_eq!(order.len(), 1000);
         let in_sequence = order.windows(2).filter(|two| two[0] < two[1]).count();
         // 500 are expected; the standard deviation is 9.
@@ -85,8 +86,8 @@ mod tests {
     #[test]
     fn nobody_and_no_time_are_fine() {
         let now = Instant::now();
-        assert_eq!(Pace::new(std::iter::empty(), now, now).next(), None);
-        let mut pace = Pace::new(std::iter::once((7, ClientId::generate())), now, now);
-        assert_eq!(pace.due(now).unwrap().0, 7);
+        assert_eq!(CloseSchedule::new(std::iter::empty(), now, now).next(), None);
+        let mut schedule = CloseSchedule::new(std::iter::once((7, ClientId::generate())), now, now);
+        assert_eq!(schedule.due(now).unwrap().0, 7);
     }
 }
