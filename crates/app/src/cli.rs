@@ -5,7 +5,7 @@ use std::{env, path::PathBuf};
 use clap::{Arg, ArgMatches, Command, value_parser};
 use lastcall_core::settings::{Effective, Loaded, SPECS, Sources, Spec};
 
-use crate::{program, version};
+use crate::{upgrade, version};
 
 const ABOUT: &str = "A WebSocket notification server with graceful drain and live upgrades.";
 
@@ -54,7 +54,7 @@ pub(crate) fn parse() -> Invocation {
     };
     let sources = Sources {
         // Relative paths work from anywhere the process may be; a folder that is gone has no files.
-        working_dir: program::working_dir().unwrap_or_default(),
+        working_dir: upgrade::working_dir().unwrap_or_default(),
         config_file: matches.get_one::<PathBuf>("config").cloned(),
         environment: env::vars_os().collect(),
         command_line: command_line(&matches),

@@ -1,15 +1,10 @@
 //! The `lastcall` server: settings, logging, start, run, exit code.
 
 mod cli;
-mod control;
+mod commands;
 mod entrance;
 mod front;
-mod inherit;
-mod operate;
-mod program;
 mod server;
-mod status;
-mod supervisor;
 mod threads;
 mod upgrade;
 mod version;
@@ -25,7 +20,7 @@ use anyhow::Context;
 use lastcall_core::{
     logging::{self, LoggingError},
     settings::{
-        Loaded, Settings, SettingsErrors, TAKE_OVER, TooFewDescriptors, make_room_for_descriptors,
+        HANDOVER_VARIABLE, Loaded, Settings, SettingsErrors, TooFewDescriptors, make_room_for_descriptors,
         raise_fd_limit,
     },
 };
@@ -33,7 +28,7 @@ use rustix::io::Errno;
 use tokio::runtime::Builder;
 use tracing::{error, warn};
 
-use crate::{cli::Action, server::Inheritance, supervisor::Role};
+use crate::{cli::Action, server::Inherited, upgrade::Role};
 
 /// The exit code for settings that are wrong, or that this machine does not allow; the same as for a wrong command line.
 const WRONG_SETTINGS: u8 = 2;
@@ -55,7 +50,7 @@ fn main() -> ExitCode {
     let result = match invocation.action {
         Action::ShowConfig => show_config(&loaded),
         Action::Serve => serve(&loaded),
-        Action::Upgrade => operate::upgrade(&loaded.settings),
+        Action::Upgrade => commands::upgrade(&loaded.settings),
         Action::Status => status(&loaded.settings),
     };
     result.unwrap_or_else(|error| {
@@ -68,8 +63,8 @@ fn main() -> ExitCode {
 
 fn serve(loaded: &Loaded) -> anyhow::Result<ExitCode> {
     let settings = &loaded.settings;
-    let inheritance =
-        Inheritance { take_over: supervisor::inherited(TAKE_OVER)?, role: Role::of_this_process()? };
+    let inherited =
+        Inherited { handover: upgrade::inherited_descriptor(HANDOVER_VARIABLE)?, role: Role::detect()? };
     // Before the log: that may have a thread.
     let room = make_room_for_descriptors(settings.max_connections);
     // Dropped last: what is logged on the way down is written, too.
@@ -89,7 +84,7 @@ fn serve(loaded: &Loaded) -> anyhow::Result<ExitCode> {
         warn!(%error, "cannot make room for descriptors: newcomers may have to wait for it");
     }
     let runtime = threads::runtime()?;
-    let exit = runtime.block_on(server::run(loaded, inheritance, unusable));
+    let exit = runtime.block_on(server::run(loaded, inherited, unusable));
     // A task that is stuck must not keep the process: whatever had to end in order has ended.
     runtime.shutdown_background();
     let exit = exit?;
@@ -111,7 +106,7 @@ fn log_panics() {
 
 fn status(settings: &Settings) -> anyhow::Result<ExitCode> {
     let runtime = Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
-    runtime.block_on(status::status(settings))
+    runtime.block_on(commands::status(settings))
 }
 
 fn show_config(loaded: &Loaded) -> anyhow::Result<ExitCode> {

@@ -13,14 +13,14 @@ use std::{
 use anyhow::Context as _;
 use lastcall_core::{
     memory,
-    settings::{FOREGROUND, Loaded, RuntimeDir, SettingError, Settings, SettingsErrors},
+    settings::{FOREGROUND_VARIABLE, Loaded, RuntimeDir, SettingError, Settings, SettingsErrors},
 };
 use lastcall_endpoints::{
     Context, Handovers, Health, HealthReport, Page, Patience, ProcessReport, Refusals, router,
 };
 use lastcall_handover::{
-    ControlSocket, Name,
-    fault::{self, Step},
+    ControlSocket, SocketName,
+    failpoint::{self, Step},
 };
 use lastcall_lifecycle::{Ending, Hooks, Lifecycle, NewProcess, Phase, Phases, Signals, is_in_foreground};
 use lastcall_websockets::{ConnectionManager, ManagerConfig, NotifierState};
@@ -28,13 +28,11 @@ use tokio::task::spawn_blocking;
 use tracing::{info, warn};
 
 use crate::{
-    control::Control,
     entrance,
     front::{Front, Paused},
-    inherit::TakeOver,
-    program::Program,
-    supervisor::{Role, supervise},
-    upgrade::{Handover, Requests, Upgrader},
+    upgrade::{
+        ControlServer, Handover, IncomingHandover, Program, Role, UpgradeRequests, Upgrader, supervise,
+    },
     version,
 };
 
@@ -49,12 +47,12 @@ const LONGEST_ADDRESS: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V6(Ipv6Addr::new(!0, !0, !0, !0, !0, !0, !0, !0)), u16::MAX);
 
 /// How long clients have to close connections whose last answer was sent, when the server ends.
-const FAREWELL: Duration = Duration::from_millis(50);
+const PARTIAL_REQUEST_TIMEOUT: Duration = Duration::from_millis(50);
 
-/// What the process that started this one left to it.
-pub(crate) struct Inheritance {
-    /// Where an old process speaks, that this one is to take over from.
-    pub(crate) take_over: Option<OwnedFd>,
+/// Descriptors that this process has from the one that started it.
+pub(crate) struct Inherited {
+    /// The socket to the old process, if this one is to take over from it.
+    pub(crate) handover: Option<OwnedFd>,
     pub(crate) role: Role,
 }
 
@@ -72,26 +70,28 @@ pub(crate) struct Exit {
 /// [`SettingsErrors`] if a setting cannot be used on this machine; other errors if the system does not allow it.
 pub(crate) async fn run(
     loaded: &Loaded,
-    inheritance: Inheritance,
+    inherited: Inherited,
     mut unusable: Vec<SettingError>,
 ) -> anyhow::Result<Exit> {
     let Loaded { settings, files, .. } = loaded;
-    let Inheritance { take_over, mut role } = inheritance;
-    let program = Program::this().inspect_err(|error| warn!("there will be no upgrades: {error:#}"));
-    let in_foreground = match env::var_os(FOREGROUND) {
+    let Inherited { handover, mut role } = inherited;
+    let program = Program::current().inspect_err(|error| warn!("there will be no upgrades: {error:#}"));
+    let in_foreground = match env::var_os(FOREGROUND_VARIABLE) {
         Some(said) => said == "1",
         None => is_in_foreground(),
     };
     let signals = Signals::listen(in_foreground).context("cannot handle signals")?;
-    let take_over = match take_over {
-        Some(descriptor) => {
-            Some(TakeOver::begin(descriptor, files.iter().map(|file| file.path.clone()).collect()).await?)
-        }
+    let handover = match handover {
+        Some(descriptor) => Some(
+            IncomingHandover::connect(descriptor, files.iter().map(|file| file.path.clone()).collect())
+                .await?,
+        ),
         None => None,
     };
     // Now, as nothing may fail any more once this process has taken over.
     if !matches!(settings.runtime_dir, RuntimeDir::Default(_))
-        && let Err(error) = ControlSocket::check(settings.runtime_dir.path(), Name::Address(LONGEST_ADDRESS))
+        && let Err(error) =
+            ControlSocket::check_directory(settings.runtime_dir.path(), SocketName::Address(LONGEST_ADDRESS))
     {
         let reason = format_args!("there can be no control socket: {:#}", anyhow::Error::from(error));
         unusable.push(loaded.unusable("runtime_dir", &reason));
@@ -101,7 +101,7 @@ pub(crate) async fn run(
     });
     // To be asked first: what is found is taken out of the environment.
     let mut activated = entrance::is_activated();
-    let bound = match take_over {
+    let bound = match handover {
         Some(_) => None,
         None => entrance::open(loaded, &mut unusable).await?,
     };
@@ -124,13 +124,13 @@ pub(crate) async fn run(
         refusals.clone(),
     ));
 
-    let (paused, inherited_control, served_before) = match take_over {
-        Some(take_over) => {
-            let inherited = take_over.inherit(&manager, settings).await?;
-            *handovers.lock().unwrap_or_else(PoisonError::into_inner) = inherited.handovers;
-            activated = inherited.activated;
-            refusals.add(&inherited.refused);
-            (inherited.front, inherited.control, Some((inherited.frozen_at, inherited.serving)))
+    let (paused, inherited_control, served_before) = match handover {
+        Some(handover) => {
+            let received = handover.receive(&manager, settings).await?;
+            *handovers.lock().unwrap_or_else(PoisonError::into_inner) = received.handovers;
+            activated = received.activated;
+            refusals.add(&received.refused);
+            (received.front, received.control, Some((received.frozen_at, received.serving)))
         }
         None => {
             let entrance = bound.context("there is no socket to listen on")?;
@@ -149,7 +149,7 @@ pub(crate) async fn run(
             async move {
                 front.start(paused);
                 Ok(async move {
-                    front.pause(Patience { closing: FAREWELL, in_flight }).await?;
+                    front.pause(Patience { closing: PARTIAL_REQUEST_TIMEOUT, in_flight }).await?;
                     Ok(())
                 })
             }
@@ -158,7 +158,7 @@ pub(crate) async fn run(
     let life = Lifecycle::start(hooks, phases, signals.clone(), takes_over).await?;
     if let Role::Supervised(link) = &mut role {
         link.serve(signals.clone()).context("cannot speak to the process that was started")?;
-        fault::point(Step::Reported);
+        failpoint::hit(Step::Reported);
     }
     if let Some((frozen_at, serving)) = served_before {
         // 0 if the clock was set back meanwhile.
@@ -180,10 +180,10 @@ pub(crate) async fn run(
         entrance::log_api_is_local(address, takes_over);
     }
     let mut upgrader = Upgrader {
-        requests: Requests {
+        requests: UpgradeRequests {
             signals: signals.all(),
             listening: signals.clone(),
-            control: Some(Control::start(
+            control: Some(ControlServer::start(
                 control_path(settings, address),
                 matches!(settings.runtime_dir, RuntimeDir::Default(_)),
                 inherited_control,
@@ -235,8 +235,8 @@ pub(crate) async fn run(
 /// The path of the control socket.
 fn control_path(settings: &Settings, address: SocketAddr) -> PathBuf {
     let name = match &settings.runtime_dir {
-        RuntimeDir::Service(_) => Name::Only,
-        _ => Name::Address(address),
+        RuntimeDir::Service(_) => SocketName::Only,
+        _ => SocketName::Address(address),
     };
     name.path(settings.runtime_dir.path())
 }

@@ -36,12 +36,12 @@ pub(crate) fn runtime() -> anyhow::Result<Runtime> {
         .thread_keep_alive(Duration::MAX)
         .build()
         .context("cannot start the runtime")?;
-    let gate = Gate::default();
-    let closed = gate.close();
+    let latch = Latch::default();
+    let closed = latch.close();
     for _ in 0..BLOCKING_THREADS {
-        let gate = gate.clone();
-        // None is idle while the gate is closed, so each of these gets a thread of its own.
-        drop(runtime.spawn_blocking(move || gate.pass()));
+        let latch = latch.clone();
+        // None is idle while the latch is closed, so each of these gets a thread of its own.
+        drop(runtime.spawn_blocking(move || latch.wait()));
     }
     drop(closed);
     Ok(runtime)
@@ -49,11 +49,11 @@ pub(crate) fn runtime() -> anyhow::Result<Runtime> {
 
 /// Starts as many threads as are needed, and ends them.
 fn try_threads() -> io::Result<()> {
-    let gate = Gate::default();
-    let closed = gate.close();
+    let latch = Latch::default();
+    let closed = latch.close();
     let start = |_| {
-        let gate = gate.clone();
-        thread::Builder::new().spawn(move || gate.pass())
+        let latch = latch.clone();
+        thread::Builder::new().spawn(move || latch.wait())
     };
     let threads: io::Result<Vec<_>> = (0..BLOCKING_THREADS).map(start).collect();
     drop(closed);
@@ -66,15 +66,15 @@ fn try_threads() -> io::Result<()> {
 
 /// Holds threads up until it is opened.
 #[derive(Clone, Default)]
-struct Gate(Arc<Mutex<()>>);
+struct Latch(Arc<Mutex<()>>);
 
-impl Gate {
+impl Latch {
     /// Closed until this is dropped.
     fn close(&self) -> MutexGuard<'_, ()> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn pass(&self) {
+    fn wait(&self) {
         drop(self.close());
     }
 }

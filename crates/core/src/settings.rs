@@ -34,7 +34,7 @@ pub use origin::Origin;
 pub use runtime_dir::RuntimeDir;
 pub use sources::Sources;
 pub use spec::{GROUPS, Group, SPECS, Spec};
-pub use variable::{FOREGROUND, SUPERVISOR, TAKE_OVER};
+pub use variable::{FOREGROUND_VARIABLE, HANDOVER_VARIABLE, SUPERVISOR_VARIABLE};
 
 /// What a client's text does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

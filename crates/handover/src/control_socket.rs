@@ -29,7 +29,7 @@ use rustix::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::channel::Channel;
+use crate::stream::FramedStream;
 
 /// The name in a folder that belongs to one server alone, as a service manager makes it.
 const ONLY: &str = "lastcall.sock";
@@ -105,14 +105,14 @@ pub enum SocketError {
 
 /// Where a control socket is: its name in the folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Name {
+pub enum SocketName {
     /// The folder is the server's own.
     Only,
     /// Several servers may have the folder: the name tells on which address its server listens.
     Address(SocketAddr),
 }
 
-impl Name {
+impl SocketName {
     /// The path of the socket with this name.
     pub fn path(self, folder: &Path) -> PathBuf {
         match self {
@@ -126,7 +126,7 @@ impl Name {
 /// address, or on all addresses of this machine.
 ///
 /// Returns its path, or `None` when the folder has no such socket.
-pub fn find(folder: &Path, addresses: &[SocketAddr]) -> Option<PathBuf> {
+pub fn find_socket(folder: &Path, addresses: &[SocketAddr]) -> Option<PathBuf> {
     let unspecified = |address: &SocketAddr| {
         let v4: IpAddr = [0; 4].into();
         let v6: IpAddr = [0; 16].into();
@@ -135,19 +135,19 @@ pub fn find(folder: &Path, addresses: &[SocketAddr]) -> Option<PathBuf> {
         hosts.into_iter().map(|host| SocketAddr::new(host, address.port())).collect::<Vec<_>>()
     };
     let exact = addresses.iter().copied();
-    let names = exact.chain(addresses.iter().flat_map(unspecified)).map(Name::Address);
-    let bound = others();
+    let names = exact.chain(addresses.iter().flat_map(unspecified)).map(SocketName::Address);
+    let bound = bound_sockets();
     // A file without a process is left over from one that was killed. Without /proc, all of them count.
     let is_used = |path: &PathBuf| {
         let listed = fs::canonicalize(path).is_ok_and(|path| bound.contains(&path)) || bound.contains(path);
         fs::symlink_metadata(path).is_ok() && (bound.is_empty() || listed)
     };
-    names.chain([Name::Only]).map(|name| name.path(folder)).find(is_used)
+    names.chain([SocketName::Only]).map(|name| name.path(folder)).find(is_used)
 }
 
 /// The control sockets that are bound on this machine, whatever their folder: unix(7) lists them in
 /// /proc/net/unix. Without /proc, there are none.
-pub fn others() -> Vec<PathBuf> {
+pub fn bound_sockets() -> Vec<PathBuf> {
     let text = fs::read_to_string("/proc/net/unix").unwrap_or_default();
     let mut paths: Vec<_> = text
         .lines()
@@ -166,14 +166,14 @@ pub fn others() -> Vec<PathBuf> {
 /// The file of a socket in its file system. A new file at the same path has another identity.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Identity {
+pub struct FileIdentity {
     /// The path of the socket.
     pub path: PathBuf,
     device: u64,
     inode: u64,
 }
 
-impl Identity {
+impl FileIdentity {
     fn of(path: &Path) -> io::Result<Self> {
         let file = fs::symlink_metadata(path)?;
         Ok(Self { path: path.into(), device: file.dev(), inode: file.ino() })
@@ -185,12 +185,12 @@ impl Identity {
     }
 }
 
-/// A control socket that listens. Its file is removed when this is dropped, unless [`ControlSocket::leave`] was
+/// A control socket that listens. Its file is removed when this is dropped, unless [`ControlSocket::keep_file`] was
 /// called.
 #[derive(Debug)]
 pub struct ControlSocket {
     listener: UnixListener,
-    identity: Identity,
+    identity: FileIdentity,
     remove: bool,
 }
 
@@ -199,7 +199,7 @@ impl ControlSocket {
     ///
     /// # Errors
     /// When it could not, as for [`ControlSocket::bind`].
-    pub fn check(folder: &Path, name: Name) -> Result<(), SocketError> {
+    pub fn check_directory(folder: &Path, name: SocketName) -> Result<(), SocketError> {
         let path = name.path(folder);
         make_folder(folder)?;
         access(folder, Access::WRITE_OK | Access::EXEC_OK)
@@ -237,7 +237,7 @@ impl ControlSocket {
             // Until here, the folder alone keeps other users away.
             fs::set_permissions(path, Permissions::from_mode(0o600))?;
             listener.set_nonblocking(true)?;
-            Identity::of(path)
+            FileIdentity::of(path)
         };
         let identity = made().map_err(error)?;
         Ok(Self { listener, identity, remove: true })
@@ -247,14 +247,14 @@ impl ControlSocket {
     ///
     /// # Errors
     /// When the descriptor cannot be used.
-    pub fn inherit(listener: OwnedFd, identity: Identity) -> io::Result<Self> {
+    pub fn from_listener(listener: OwnedFd, identity: FileIdentity) -> io::Result<Self> {
         let listener = UnixListener::from(listener);
         listener.set_nonblocking(true)?;
         Ok(Self { listener, identity, remove: true })
     }
 
     /// The file of the socket.
-    pub fn identity(&self) -> &Identity {
+    pub fn identity(&self) -> &FileIdentity {
         &self.identity
     }
 
@@ -269,7 +269,7 @@ impl ControlSocket {
     }
 
     /// Leaves the file to the new process, which has the listener: it is not removed when this is dropped.
-    pub fn leave(&mut self) {
+    pub fn keep_file(&mut self) {
         self.remove = false;
     }
 
@@ -277,7 +277,7 @@ impl ControlSocket {
     ///
     /// # Errors
     /// When no process listens there, or when another user could have put the socket there.
-    pub fn connect(path: &Path) -> Result<Channel, SocketError> {
+    pub fn connect(path: &Path) -> Result<FramedStream, SocketError> {
         let folder = path.parent().unwrap_or(Path::new("."));
         let error = |source| SocketError::Connect { path: path.into(), source };
         let file = fs::metadata(folder).map_err(error)?;
@@ -287,7 +287,7 @@ impl ControlSocket {
         }
         let stream = connect_now(path).map_err(error)?;
         check_peer(&stream, path, file.uid())?;
-        Channel::new(stream).map_err(error)
+        FramedStream::new(stream).map_err(error)
     }
 
     /// Checks that a connection that was accepted comes from this user, or from root.
@@ -403,7 +403,7 @@ mod tests {
     #[test]
     fn the_socket_is_for_this_user_only_and_is_removed_with_its_process() {
         let folder = tempfile::tempdir().unwrap();
-        let path = Name::Only.path(&folder.path().join("new"));
+        let path = SocketName::Only.path(&folder.path().join("new"));
         let socket = ControlSocket::bind(&path).unwrap();
         assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o600, 0o700));
 
@@ -411,7 +411,7 @@ mod tests {
         let accepted = socket.listener().accept().unwrap().0;
         socket.check_peer(&accepted).unwrap();
         client.send(&"hello", soon()).unwrap();
-        assert_eq!(Channel::new(accepted).unwrap().receive::<String>(soon()).unwrap(), "hello");
+        assert_eq!(FramedStream::new(accepted).unwrap().receive::<String>(soon()).unwrap(), "hello");
 
         drop(socket);
         assert!(!path.exists());
@@ -421,20 +421,20 @@ mod tests {
     #[test]
     fn the_kernel_lists_the_socket_under_the_name_that_it_has() {
         let folder = tempfile::tempdir().unwrap();
-        let path = Name::Address("127.0.0.1:8000".parse().unwrap()).path(folder.path());
+        let path = SocketName::Address("127.0.0.1:8000".parse().unwrap()).path(folder.path());
         let _socket = ControlSocket::bind(&path).unwrap();
-        assert!(others().contains(&path), "{:?}", others());
+        assert!(bound_sockets().contains(&path), "{:?}", bound_sockets());
     }
 
     #[test]
     fn a_name_that_a_process_uses_is_refused_and_one_that_is_left_over_is_taken() {
         let folder = tempfile::tempdir().unwrap();
-        let path = Name::Only.path(folder.path());
+        let path = SocketName::Only.path(folder.path());
         let mut socket = ControlSocket::bind(&path).unwrap();
         assert!(matches!(ControlSocket::bind(&path), Err(SocketError::InUse { .. })));
         ControlSocket::connect(&path).unwrap();
         // As after kill -9: the file is there, and no process listens.
-        socket.leave();
+        socket.keep_file();
         drop(socket);
         let next = ControlSocket::bind(&path).unwrap();
         ControlSocket::connect(&path).unwrap();
@@ -444,7 +444,7 @@ mod tests {
     #[test]
     fn a_process_removes_only_its_own_socket() {
         let folder = tempfile::tempdir().unwrap();
-        let path = Name::Only.path(folder.path());
+        let path = SocketName::Only.path(folder.path());
         let first = ControlSocket::bind(&path).unwrap();
         fs::remove_file(&path).unwrap();
         assert!(!first.identity().is_there());
@@ -457,13 +457,13 @@ mod tests {
     #[test]
     fn a_socket_goes_on_in_another_process() {
         let folder = tempfile::tempdir().unwrap();
-        let path = Name::Only.path(folder.path());
+        let path = SocketName::Only.path(folder.path());
         let mut old = ControlSocket::bind(&path).unwrap();
         let descriptor = OwnedFd::from(old.listener().try_clone().unwrap());
-        let new = ControlSocket::inherit(descriptor, old.identity().clone()).unwrap();
+        let new = ControlSocket::from_listener(descriptor, old.identity().clone()).unwrap();
         // Connected while both have it, and accepted by the new one.
         let _client = ControlSocket::connect(&path).unwrap();
-        old.leave();
+        old.keep_file();
         drop(old);
         new.listener().accept().unwrap();
         drop(new);
@@ -474,11 +474,11 @@ mod tests {
     fn a_folder_that_other_users_can_write_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         fs::set_permissions(folder.path(), Permissions::from_mode(0o777)).unwrap();
-        let path = Name::Only.path(folder.path());
+        let path = SocketName::Only.path(folder.path());
         let error = ControlSocket::bind(&path).unwrap_err().to_string();
         assert!(error.contains("writable by no other user") && error.contains("mode 777"), "{error}");
         assert!(matches!(ControlSocket::connect(&path), Err(SocketError::FolderNotPrivate { .. })));
-        let check = |folder: &Path| ControlSocket::check(folder, Name::Only);
+        let check = |folder: &Path| ControlSocket::check_directory(folder, SocketName::Only);
         assert!(matches!(check(folder.path()), Err(SocketError::FolderNotPrivate { .. })));
         fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
         check(folder.path()).unwrap();
@@ -493,11 +493,11 @@ mod tests {
     fn a_server_is_found_by_an_address_at_which_it_is_reached() {
         let folder = tempfile::tempdir().unwrap();
         let found = |address: &str| {
-            let path = find(folder.path(), &[address.parse().unwrap()])?;
+            let path = find_socket(folder.path(), &[address.parse().unwrap()])?;
             Some(path.file_name().unwrap().to_str().unwrap().to_owned())
         };
         let listen = |address: &str| {
-            ControlSocket::bind(&Name::Address(address.parse().unwrap()).path(folder.path())).unwrap()
+            ControlSocket::bind(&SocketName::Address(address.parse().unwrap()).path(folder.path())).unwrap()
         };
         let _other = listen("127.0.0.2:8000");
         assert_eq!(found("127.0.0.1:8000"), None, "the server at another address is another server");

@@ -18,15 +18,15 @@
 //! Until the new process has read `Commit` it touches no socket, and until the old one has sent it, that keeps
 //! every descriptor and all of its state: if anything goes wrong before, it goes on as if nothing had happened.
 
-mod channel;
 mod control_socket;
-pub mod fault;
-mod give;
-mod message;
-mod take;
+pub mod failpoint;
+mod protocol;
+mod receiver;
+mod sender;
+mod stream;
 
-pub use channel::{Channel, ChannelError, HEADER, body_length, decode, encode};
-pub use control_socket::{ControlSocket, Identity, Name, SocketError, find, others};
-pub use give::{Give, GiveError, refusal};
-pub use message::{Command, Hello, Opening, PROTOCOL, Progress};
-pub use take::{Committed, Serving, Take, TakeError, Taken};
+pub use control_socket::{ControlSocket, FileIdentity, SocketError, SocketName, bound_sockets, find_socket};
+pub use protocol::{ControlCommand, FirstMessage, Hello, PROTOCOL, UpgradeProgress};
+pub use receiver::{Committed, HandoverReceiver, ReceiveError, Received, Serving};
+pub use sender::{HandoverSender, SendError, refusal};
+pub use stream::{FramedStream, HEADER_LEN, StreamError, body_len, decode, encode};

@@ -7,7 +7,7 @@ use std::{
     process::Stdio,
 };
 
-use lastcall_handover::fault;
+use lastcall_handover::failpoint;
 
 use crate::support::{Server, Signal, Start, folder_for_programs, install_server, soon, until};
 
@@ -241,7 +241,7 @@ async fn commands_at_the_same_time_hear_the_same_success() {
 )]
 async fn a_new_process_that_dies_after_the_commit_is_no_success() {
     let faults = tempfile::NamedTempFile::new().unwrap();
-    let mut server = Start::default().env(fault::FILE, faults.path().display()).serve().await;
+    let mut server = Start::default().env(failpoint::FILE, faults.path().display()).serve().await;
     let client = server.client().await;
     fs::write(faults.path(), "Committed:kill").unwrap();
     let told = server.failed_upgrade().await;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use lastcall_handover::fault::{self, Step};
+use lastcall_handover::failpoint::{self, Step};
 use tokio::{
     io::AsyncWriteExt,
     sync::watch,
@@ -173,7 +173,7 @@ async fn busy_publishers_that_keep_their_connections_lose_no_call_over_upgrades(
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failed_upgrade_keeps_connections_as_one_that_works_does() {
     let faults = tempfile::NamedTempFile::new().unwrap();
-    let mut server = Start::default().env(fault::FILE, faults.path().display()).serve().await;
+    let mut server = Start::default().env(failpoint::FILE, faults.path().display()).serve().await;
     let (mut silent, mut idle, mut half) =
         (Http::connect(&server).await, Http::connect(&server).await, Http::connect(&server).await);
     is_answered(&mut idle).await;

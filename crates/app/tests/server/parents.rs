@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use lastcall_handover::fault;
+use lastcall_handover::failpoint;
 use rustix::process::{Pid, kill_process};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -140,7 +140,7 @@ async fn the_exit_code_is_that_of_the_last_process() {
 )]
 async fn a_new_process_that_dies_once_the_supervisor_knows_it_is_forgotten() {
     let faults = tempfile::NamedTempFile::new().unwrap();
-    let mut server = Start::default().env(fault::FILE, faults.path().display()).serve().await;
+    let mut server = Start::default().env(failpoint::FILE, faults.path().display()).serve().await;
     server.upgrade().await;
     std::fs::write(faults.path(), "Reported:kill").unwrap();
     let told = server.failed_upgrade().await;

@@ -8,7 +8,7 @@ use std::{
 };
 
 use futures_util::StreamExt;
-use lastcall_handover::fault::{self, Step};
+use lastcall_handover::failpoint::{self, Step};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpStream, UnixDatagram},
@@ -177,7 +177,7 @@ async fn whatever_goes_wrong_before_the_commit_leaves_the_old_process_serving() 
     let server = Start::default()
         .env("UPGRADE_TIMEOUT", "1")
         .env("MAX_QUEUE", "64MiB")
-        .env(fault::FILE, faults.path().display())
+        .env(failpoint::FILE, faults.path().display())
         .serve()
         .await;
     let mut clients = server.clients(20).await;

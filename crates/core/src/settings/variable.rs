@@ -7,18 +7,18 @@ pub(super) const PREFIX: &str = "LASTCALL_";
 
 /// Set for a new process that is to take over from the one that runs: the number of the descriptor by which the
 /// two speak. No setting.
-pub const TAKE_OVER: &str = "LASTCALL_TAKE_OVER";
+pub const HANDOVER_VARIABLE: &str = "LASTCALL_TAKE_OVER";
 
 /// Set for a process that another one supervises: the number of the descriptor by which the two speak. No setting.
-pub const SUPERVISOR: &str = "LASTCALL_SUPERVISOR";
+pub const SUPERVISOR_VARIABLE: &str = "LASTCALL_SUPERVISOR";
 
 /// Set for a process that takes over: `1` if the first of these processes was started in the foreground of a
 /// terminal, else `0`. No setting.
-pub const FOREGROUND: &str = "LASTCALL_FOREGROUND";
+pub const FOREGROUND_VARIABLE: &str = "LASTCALL_FOREGROUND";
 
 /// The setting that a variable is about, known or not; `None`: it is not about this program.
 pub(super) fn key_of(variable: &str) -> Option<String> {
-    if [TAKE_OVER, SUPERVISOR, FOREGROUND].contains(&variable) {
+    if [HANDOVER_VARIABLE, SUPERVISOR_VARIABLE, FOREGROUND_VARIABLE].contains(&variable) {
         return None;
     }
     match variable.strip_prefix(PREFIX) {

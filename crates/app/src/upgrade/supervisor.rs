@@ -21,7 +21,7 @@ use std::{
 };
 
 use anyhow::Context;
-use lastcall_core::settings::SUPERVISOR;
+use lastcall_core::settings::SUPERVISOR_VARIABLE;
 use lastcall_lifecycle::{AllSignals, Signal, Signals};
 use rustix::process::{
     Pid, WaitId, WaitIdOptions, WaitOptions, WaitStatus, getpid, set_child_subreaper, wait, waitid,
@@ -43,7 +43,7 @@ const NEXT_PROCESS_TIMEOUT: Duration = Duration::from_secs(15);
 ///
 /// # Errors
 /// When it is no number, or no open descriptor.
-pub(crate) fn inherited(variable: &str) -> anyhow::Result<Option<OwnedFd>> {
+pub(crate) fn inherited_descriptor(variable: &str) -> anyhow::Result<Option<OwnedFd>> {
     let Some(number) = env::var_os(variable) else { return Ok(None) };
     let number = number.to_str().and_then(|number| number.parse().ok()).filter(|number| *number > 2);
     let number: i32 = number
@@ -158,8 +158,8 @@ impl Role {
     ///
     /// # Errors
     /// When the environment has something in place of the number of a descriptor.
-    pub(crate) fn of_this_process() -> anyhow::Result<Self> {
-        if let Some(descriptor) = inherited(SUPERVISOR)? {
+    pub(crate) fn detect() -> anyhow::Result<Self> {
+        if let Some(descriptor) = inherited_descriptor(SUPERVISOR_VARIABLE)? {
             return Ok(Self::Supervised(Link::new(descriptor)));
         }
         // A container ends with its process 1, whatever its manager hears.
@@ -199,7 +199,7 @@ impl Role {
     }
 
     /// Takes no more signals from the supervisor: the new process serves.
-    pub(crate) async fn handed_over(&mut self) {
+    pub(crate) async fn stop_receiving_signals(&mut self) {
         if let Self::Supervised(link) = self {
             link.stop().await;
         }

@@ -20,10 +20,10 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use crate::operate::{ANSWER_TIMEOUT, counted, say};
+use super::upgrade::{ANSWER_TIMEOUT, count_clients, print_line};
 
 /// How often the progress of a drain is looked at.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
 /// The exit code for a server that is shutting down: it answers, but newcomers should go elsewhere.
 pub(crate) const SHUTTING_DOWN: u8 = 3;
@@ -54,7 +54,7 @@ impl Status {
     }
 
     fn lines(&self) -> String {
-        let (phase, clients) = (&self.phase, counted(self.clients));
+        let (phase, clients) = (&self.phase, count_clients(self.clients));
         let first = match (self.drain_clients, self.max_connections) {
             (Some(total), _) => {
                 format!(
@@ -92,9 +92,9 @@ fn duration(seconds: f64) -> String {
 
 /// Says how the server that runs is doing; on a terminal, it follows a shutdown to its end. The exit code tells whether it serves.
 pub(crate) async fn status(settings: &Settings) -> anyhow::Result<ExitCode> {
-    let mut now = ask(settings).await?;
+    let mut now = fetch_status(settings).await?;
     if !now.is_shutting_down() || !io::stdout().is_terminal() {
-        say(&now.lines())?;
+        print_line(&now.lines())?;
         return Ok(now.exit_code());
     }
     let bar = ProgressBar::new(now.clients);
@@ -105,21 +105,22 @@ pub(crate) async fn status(settings: &Settings) -> anyhow::Result<ExitCode> {
         bar.set_position(total.saturating_sub(now.clients));
         let left = now.seconds_left.map(|left| format!(", the rest is closed in {}", duration(left)));
         bar.set_message(format!("{}{}", now.phase, left.unwrap_or_default()));
-        sleep(LOOK_EVERY).await;
-        match ask(settings).await {
+        sleep(POLL_INTERVAL).await;
+        match fetch_status(settings).await {
             Ok(next) if next.is_shutting_down() => now = next,
             // It has ended, or another one has started in its place.
             _ => break,
         }
     }
     bar.finish_and_clear();
-    say("the server has ended")?;
+    print_line("the server has ended")?;
     Ok(ExitCode::from(SHUTTING_DOWN))
 }
 
-async fn ask(settings: &Settings) -> anyhow::Result<Status> {
+async fn fetch_status(settings: &Settings) -> anyhow::Result<Status> {
     let asked = timeout(ANSWER_TIMEOUT, async {
-        let addresses = reachable(&settings.host, settings.port).await.context("the host is not known")?;
+        let addresses =
+            dial_addresses(&settings.host, settings.port).await.context("the host is not known")?;
         // Tries one after the other.
         let stream = TcpStream::connect(addresses.as_slice()).await.context("nothing listens there")?;
         let peer = stream.peer_addr()?;
@@ -148,7 +149,7 @@ fn authority(host: &str, port: u16) -> String {
 
 /// Where a server with this setting of `host` is reached: the addresses of a name, and for all addresses this
 /// machine's own. `::` stands for IPv4, too, and where IPv6 is off, for IPv4 alone.
-async fn reachable(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+async fn dial_addresses(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
     let own: &[IpAddr] = match host.parse::<IpAddr>() {
         Ok(IpAddr::V4(ip)) if ip.is_unspecified() => &[IpAddr::V4(Ipv4Addr::LOCALHOST)],
         Ok(IpAddr::V6(ip)) if ip.is_unspecified() => {

@@ -51,7 +51,7 @@ impl Spare {
 /// A connection. Its descriptor becomes the spare one, if that was used, at the moment at which it is closed: the
 /// HTTP server would take it otherwise.
 pub(super) struct Connection {
-    /// Taken only when it is closed.
+    /// Received only when it is closed.
     stream: Option<UnixStream>,
     spare: Spare,
 }

@@ -36,7 +36,7 @@ impl Program {
     ///
     /// # Errors
     /// When /proc is not mounted, or the working directory is gone.
-    pub(crate) fn this() -> anyhow::Result<Self> {
+    pub(crate) fn current() -> anyhow::Result<Self> {
         let executable =
             env::current_exe().context("cannot tell which program this is: is /proc mounted?")?;
         let working_dir = working_dir().context("the working directory is gone")?;
@@ -54,7 +54,7 @@ impl Program {
         match &self.lookup {
             Lookup::Path(path) => Ok(path.clone()),
             Lookup::Name(name) => {
-                search(name).with_context(|| format!("there is no program {} in PATH", name.display()))
+                search_path(name).with_context(|| format!("there is no program {} in PATH", name.display()))
             }
         }
     }
@@ -89,7 +89,7 @@ pub(crate) fn working_dir() -> std::io::Result<PathBuf> {
         // POSIX, "Environment Variables", PWD: absolute, and without . or .. in it.
         said.is_absolute()
             && said.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)))
-            && same(said, &actual)
+            && is_same_file(said, &actual)
     });
     Ok(said.unwrap_or(actual))
 }
@@ -98,21 +98,23 @@ fn lookup(name: &OsStr, executable: &Path, working_dir: &Path) -> Lookup {
     let by_name = if name.as_bytes().contains(&b'/') {
         // Joined part by part: `./` is left out.
         Some(Lookup::Path(working_dir.join(name).components().collect()))
-    } else if search(name).is_some_and(|path| same(&path, executable)) {
+    } else if search_path(name).is_some_and(|path| is_same_file(&path, executable)) {
         Some(Lookup::Name(name.to_owned()))
     } else {
         None
     };
     match by_name {
-        Some(Lookup::Path(path)) if !same(&path, executable) => Lookup::Path(without_mark(executable)),
+        Some(Lookup::Path(path)) if !is_same_file(&path, executable) => {
+            Lookup::Path(strip_deleted_suffix(executable))
+        }
         Some(lookup) => lookup,
         // The name was made up, as that of a login shell is.
-        None => Lookup::Path(without_mark(executable)),
+        None => Lookup::Path(strip_deleted_suffix(executable)),
     }
 }
 
 /// The first executable file of this name in PATH.
-fn search(name: &OsStr) -> Option<PathBuf> {
+fn search_path(name: &OsStr) -> Option<PathBuf> {
     if name.is_empty() {
         return None;
     }
@@ -123,7 +125,7 @@ fn search(name: &OsStr) -> Option<PathBuf> {
 }
 
 /// The kernel marks the path of a file that was removed: proc(5), /proc/pid/exe.
-fn without_mark(executable: &Path) -> PathBuf {
+fn strip_deleted_suffix(executable: &Path) -> PathBuf {
     let bytes = executable.as_os_str().as_bytes();
     match bytes.strip_suffix(b" (deleted)") {
         Some(path) if !executable.exists() => PathBuf::from(OsStr::from_bytes(path)),
@@ -132,7 +134,7 @@ fn without_mark(executable: &Path) -> PathBuf {
 }
 
 /// Whether both paths lead to the same file.
-fn same(one: &Path, other: &Path) -> bool {
+fn is_same_file(one: &Path, other: &Path) -> bool {
     let id = |file: Metadata| (file.dev(), file.ino());
     matches!((fs::metadata(one).map(id), fs::metadata(other).map(id)), (Ok(one), Ok(other)) if one == other)
 }
@@ -157,16 +159,16 @@ mod tests {
         }
         fs::remove_file(&program).unwrap();
         let marked = PathBuf::from(format!("{} (deleted)", program.display()));
-        assert_eq!(without_mark(&marked), program);
+        assert_eq!(strip_deleted_suffix(&marked), program);
     }
 
     #[test]
     fn a_name_is_looked_up_in_the_path_as_a_shell_does() {
-        let shell = search(OsStr::new("sh")).unwrap();
+        let shell = search_path(OsStr::new("sh")).unwrap();
         assert!(shell.is_absolute() && shell.is_file(), "{}", shell.display());
         assert_eq!(lookup(OsStr::new("sh"), &shell, Path::new("/")), Lookup::Name("sh".into()));
-        assert_eq!(search(OsStr::new("no such program")), None);
+        assert_eq!(search_path(OsStr::new("no such program")), None);
         // A folder is no program.
-        assert_eq!(search(OsStr::new("")), None);
+        assert_eq!(search_path(OsStr::new("")), None);
     }
 }

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, bail};
 use lastcall_core::SpareDescriptor;
 use lastcall_handover::{
-    Command, ControlSocket, HEADER, Opening, PROTOCOL, body_length, decode, encode, refusal,
+    ControlCommand, ControlSocket, FirstMessage, HEADER_LEN, PROTOCOL, body_len, decode, encode, refusal,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -21,7 +21,7 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use super::{
-    Operator, lock,
+    UpgradeClient, lock,
     spare::{Connection, Spare},
     watch::Watch,
 };
@@ -49,7 +49,7 @@ pub(super) struct Acceptor {
     pub(super) is_default: bool,
     /// `None` while it cannot be made.
     pub(super) socket: Arc<Mutex<Option<ControlSocket>>>,
-    pub(super) operators: mpsc::Sender<Operator>,
+    pub(super) requests: mpsc::Sender<UpgradeClient>,
 }
 
 /// What the acceptor waits at.
@@ -104,12 +104,12 @@ impl Acceptor {
             match accepted {
                 Ok(stream) => {
                     let connection = Connection::new(stream, spare.clone());
-                    let (socket, operators) = (Arc::clone(&self.socket), self.operators.clone());
+                    let (socket, requests) = (Arc::clone(&self.socket), self.requests.clone());
                     tokio::spawn(async move {
                         let _permit = permit;
                         match timeout(COMMAND_TIMEOUT, receive(connection, &socket)).await {
                             // Closed when this process ends: the operator sees that.
-                            Ok(Ok(operator)) => drop(operators.send(operator).await),
+                            Ok(Ok(operator)) => drop(requests.send(operator).await),
                             Ok(Err(error)) => warn!("a command at the control socket was refused: {error:#}"),
                             Err(_) => debug!("a process connected to the control socket and sent nothing"),
                         }
@@ -171,19 +171,19 @@ async fn accept(listener: Option<&UnixListener>) -> io::Result<UnixStream> {
 async fn receive(
     mut connection: Connection,
     socket: &Mutex<Option<ControlSocket>>,
-) -> anyhow::Result<Operator> {
+) -> anyhow::Result<UpgradeClient> {
     let stream = connection.stream()?;
     match lock(socket).as_ref() {
         Some(socket) => socket.check_peer(stream)?,
         None => bail!("there is no control socket any more"),
     }
-    let mut header = [0; HEADER];
+    let mut header = [0; HEADER_LEN];
     stream.read_exact(&mut header).await.context("no command came")?;
-    let mut body = vec![0; body_length(header, MAX_COMMAND)?];
+    let mut body = vec![0; body_len(header, MAX_COMMAND)?];
     stream.read_exact(&mut body).await.context("half a command came")?;
     match decode(&body)? {
-        Opening::Command(Command::Upgrade) => Ok(Operator(connection)),
-        Opening::Hello(hello) => {
+        FirstMessage::Command(ControlCommand::Upgrade) => Ok(UpgradeClient(connection)),
+        FirstMessage::Hello(hello) => {
             let reason = format!(
                 "the new process, version {}, speaks version {} of the handover, this one {PROTOCOL}",
                 hello.version, hello.protocol

@@ -14,11 +14,11 @@ pub const PROTOCOL: u32 = 2;
 /// The first message on a connection to the control socket, and of a new process.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Opening {
+pub enum FirstMessage {
     /// A new process that is to take over. On the control socket, only builds of protocol 1 send it.
     Hello(Hello),
     /// What an operator asks for.
-    Command(Command),
+    Command(ControlCommand),
 }
 
 /// What a process says of itself.
@@ -38,15 +38,15 @@ pub struct Hello {
 /// What an operator can ask of a running process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Command {
-    /// Start a new process and hand everything to it. Answered with [`Progress`].
+pub enum ControlCommand {
+    /// Start a new process and hand everything to it. Answered with [`UpgradeProgress`].
     Upgrade,
 }
 
 /// How an upgrade goes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Progress {
+pub enum UpgradeProgress {
     /// A new process was started.
     Started {
         /// The number of the new process.

@@ -11,7 +11,7 @@ use anyhow::Context;
 use bytes::Bytes;
 use lastcall_core::settings::Settings;
 use lastcall_endpoints::{Entrance, Handovers, IdleConnection, RefusalCounts};
-use lastcall_handover::{Channel, Committed, ControlSocket, Identity, Serving, Take};
+use lastcall_handover::{Committed, ControlSocket, FileIdentity, FramedStream, HandoverReceiver, Serving};
 use lastcall_websockets::{ConnectionManager, ConnectionState, ManagerState, NotifierState};
 use serde::{Deserialize, Serialize};
 use tokio::{
@@ -34,7 +34,7 @@ pub(crate) struct ServerState {
     pub(crate) manager: ManagerState,
     pub(crate) notifier: NotifierState,
     /// The control socket, if its descriptor comes second.
-    pub(crate) control: Option<Identity>,
+    pub(crate) control: Option<FileIdentity>,
     /// Whether a service manager chose the listening socket, for the first of these processes.
     pub(crate) activated: bool,
     /// Upgrades before this one.
@@ -49,12 +49,12 @@ pub(crate) struct ServerState {
 }
 
 /// A take-over that has begun: the old process knows that this one is there.
-pub(crate) struct TakeOver {
-    take: Take,
+pub(crate) struct IncomingHandover {
+    receiver: HandoverReceiver,
 }
 
 /// What was inherited, and is served from here on.
-pub(crate) struct Inherited {
+pub(crate) struct ReceivedServer {
     pub(crate) front: Paused,
     pub(crate) control: Option<ControlSocket>,
     pub(crate) activated: bool,
@@ -66,33 +66,34 @@ pub(crate) struct Inherited {
     pub(crate) serving: Serving,
 }
 
-impl TakeOver {
+impl IncomingHandover {
     /// Says hello to the old process, which is at the other end of this descriptor. `files` are the settings files
     /// that were read.
-    pub(crate) async fn begin(descriptor: OwnedFd, files: Vec<PathBuf>) -> anyhow::Result<Self> {
-        let channel = Channel::new(descriptor.into()).context("what was inherited is no socket")?;
-        let hello = move || Take::begin(channel, version::full(), files, HELLO_TIMEOUT);
-        Ok(Self { take: spawn_blocking(hello).await?? })
+    pub(crate) async fn connect(descriptor: OwnedFd, files: Vec<PathBuf>) -> anyhow::Result<Self> {
+        let stream = FramedStream::new(descriptor.into()).context("what was inherited is no socket")?;
+        let hello = move || HandoverReceiver::begin(stream, version::full(), files, HELLO_TIMEOUT);
+        Ok(Self { receiver: spawn_blocking(hello).await?? })
     }
 
     /// Says that everything is ready, and takes over. Before the old process has handed over everything, nothing of
     /// it is touched.
-    pub(crate) async fn inherit(
+    pub(crate) async fn receive(
         self,
         manager: &ConnectionManager,
         settings: &Settings,
-    ) -> anyhow::Result<Inherited> {
+    ) -> anyhow::Result<ReceivedServer> {
         let room = settings.max_connections;
         // The old process has so long, too.
         let timeout = settings.upgrade_timeout + HELLO_TIMEOUT;
-        let old = self.take.old().clone();
-        let taken = spawn_blocking(move || self.take.receive::<ServerState, ConnectionState>(room, timeout));
-        let mut taken = taken.await??;
+        let old = self.receiver.old().clone();
+        let received =
+            spawn_blocking(move || self.receiver.receive::<ServerState, ConnectionState>(room, timeout));
+        let mut received = received.await??;
         // Whatever can fail must fail before the commit.
-        let (state, descriptors) = &mut taken.server;
+        let (state, descriptors) = &mut received.server;
         let (front, control) = descriptors_of(state, std::mem::take(descriptors))?;
         let Committed { server: state, clients, serving } =
-            spawn_blocking(move || taken.commit(HELLO_TIMEOUT)).await??;
+            spawn_blocking(move || received.commit(HELLO_TIMEOUT)).await??;
         let count = clients.len();
         manager.restore(state.manager, clients);
         info!(
@@ -105,7 +106,7 @@ impl TakeOver {
             version::full(),
             old.version
         );
-        Ok(Inherited {
+        Ok(ReceivedServer {
             front,
             control,
             activated: state.activated,
@@ -133,7 +134,7 @@ fn descriptors_of(
     let control = match &state.control {
         Some(identity) => {
             let listener = descriptors.next().context("the control socket did not come")?;
-            Some(ControlSocket::inherit(listener, identity.clone()).context("the control socket")?)
+            Some(ControlSocket::from_listener(listener, identity.clone()).context("the control socket")?)
         }
         None => None,
     };

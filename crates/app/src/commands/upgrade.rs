@@ -10,7 +10,9 @@ use std::{
 
 use anyhow::{Context, bail};
 use lastcall_core::settings::{RuntimeDir, Settings};
-use lastcall_handover::{Command, ControlSocket, Opening, Progress, find, others};
+use lastcall_handover::{
+    ControlCommand, ControlSocket, FirstMessage, UpgradeProgress, bound_sockets, find_socket,
+};
 
 /// How long a running server has to answer.
 pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -22,39 +24,42 @@ pub(crate) const UPGRADE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Has the server that runs replace itself, and waits until it has. The exit code says how the upgrade went,
 /// whatever becomes of the output.
 pub(crate) fn upgrade(settings: &Settings) -> anyhow::Result<ExitCode> {
-    let channel = ControlSocket::connect(&control_socket(settings)?)?;
-    channel.send(&Opening::Command(Command::Upgrade), Instant::now() + ANSWER_TIMEOUT)?;
+    let stream = ControlSocket::connect(&control_socket(settings)?)?;
+    stream.send(&FirstMessage::Command(ControlCommand::Upgrade), Instant::now() + ANSWER_TIMEOUT)?;
     // One upgrade may be under way already, whose end this waits for.
     let mut deadline = Instant::now() + settings.upgrade_timeout + UPGRADE_TIMEOUT;
     loop {
-        let progress = channel.receive(deadline).context("the server did not say how the upgrade went")?;
+        let progress = stream.receive(deadline).context("the server did not say how the upgrade went")?;
         // A pipe that is closed must not end this before the upgrade has.
         let _ = report(&progress);
         match progress {
             // The server's own `upgrade_timeout` counts.
-            Progress::Started { most_seconds, .. } => {
+            UpgradeProgress::Started { most_seconds, .. } => {
                 deadline = Instant::now() + Duration::from_secs(most_seconds) + ANSWER_TIMEOUT;
             }
-            Progress::Done { .. } => return Ok(ExitCode::SUCCESS),
-            Progress::Failed { reason } => bail!("the upgrade failed; {reason}"),
+            UpgradeProgress::Done { .. } => return Ok(ExitCode::SUCCESS),
+            UpgradeProgress::Failed { reason } => bail!("the upgrade failed; {reason}"),
         }
     }
 }
 
-fn report(progress: &Progress) -> anyhow::Result<()> {
+fn report(progress: &UpgradeProgress) -> anyhow::Result<()> {
     match progress {
-        Progress::Started { pid, program, .. } => {
-            say(&format!("process {pid} gets ready to take over: {}", program.display()))
+        UpgradeProgress::Started { pid, program, .. } => {
+            print_line(&format!("process {pid} gets ready to take over: {}", program.display()))
         }
-        Progress::Done { pid, program, version, old_version, files, clients, paused_ms } => {
-            let clients = counted(*clients as u64);
-            say(&format!("process {pid} has taken over {clients}, who waited {paused_ms:.0} ms"))?;
+        UpgradeProgress::Done { pid, program, version, old_version, files, clients, paused_ms } => {
+            let clients = count_clients(*clients as u64);
+            print_line(&format!("process {pid} has taken over {clients}, who waited {paused_ms:.0} ms"))?;
             let files: Vec<_> = files.iter().map(|file| file.display().to_string()).collect();
             let files = if files.is_empty() { "none".to_owned() } else { files.join(", ") };
             let old = old_version.as_ref().map(|old| format!(", in place of {old}")).unwrap_or_default();
-            say(&format!("it runs {}, version {version}{old}; settings files: {files}", program.display()))
+            print_line(&format!(
+                "it runs {}, version {version}{old}; settings files: {files}",
+                program.display()
+            ))
         }
-        Progress::Failed { .. } => Ok(()),
+        UpgradeProgress::Failed { .. } => Ok(()),
     }
 }
 
@@ -69,10 +74,10 @@ fn control_socket(settings: &Settings) -> anyhow::Result<PathBuf> {
         .to_socket_addrs()
         .with_context(|| format!("cannot find the host {host:?}; set `host` to a name or an address"))?
         .collect();
-    if let Some(path) = find(folder, &addresses) {
+    if let Some(path) = find_socket(folder, &addresses) {
         return Ok(path);
     }
-    let others: Vec<_> = others().iter().map(|path| format!("\n  {}", path.display())).collect();
+    let others: Vec<_> = bound_sockets().iter().map(|path| format!("\n  {}", path.display())).collect();
     let others = match others.len() {
         0 => String::new(),
         _ => format!("\nServers that run on this machine have theirs at:{}", others.concat()),
@@ -85,10 +90,10 @@ fn control_socket(settings: &Settings) -> anyhow::Result<PathBuf> {
     )
 }
 
-pub(crate) fn counted(clients: u64) -> String {
+pub(crate) fn count_clients(clients: u64) -> String {
     format!("{clients} client{}", if clients == 1 { "" } else { "s" })
 }
 
-pub(crate) fn say(line: &str) -> anyhow::Result<()> {
+pub(crate) fn print_line(line: &str) -> anyhow::Result<()> {
     writeln!(io::stdout(), "{line}").context("cannot write to stdout")
 }

@@ -17,17 +17,17 @@ use rustix::net::{
 use serde::{Serialize, de::DeserializeOwned};
 
 /// Most descriptors in one message: SCM_MAX_FD of the kernel is 253.
-pub(crate) const MOST_DESCRIPTORS: usize = 250;
+pub(crate) const MAX_DESCRIPTORS: usize = 250;
 
 /// Largest message: far more than a batch of clients is allowed to take up, and a bound on what is believed.
-const LARGEST: usize = 2 << 30;
+const MAX_MESSAGE: usize = 2 << 30;
 
 /// Bytes before each message: its length and the number of its descriptors.
-pub const HEADER: usize = 8;
+pub const HEADER_LEN: usize = 8;
 
 /// What went wrong between two processes.
 #[derive(Debug, thiserror::Error)]
-pub enum ChannelError {
+pub enum StreamError {
     /// The other side is gone.
     #[error("the other process is gone")]
     Gone,
@@ -45,7 +45,7 @@ pub enum ChannelError {
     Io(#[source] io::Error),
 }
 
-impl From<io::Error> for ChannelError {
+impl From<io::Error> for StreamError {
     fn from(error: io::Error) -> Self {
         match error.kind() {
             ErrorKind::WouldBlock | ErrorKind::TimedOut => Self::TimedOut,
@@ -57,11 +57,11 @@ impl From<io::Error> for ChannelError {
 
 /// A connection to another process. Blocks, but never past a deadline.
 #[derive(Debug)]
-pub struct Channel {
+pub struct FramedStream {
     stream: UnixStream,
 }
 
-impl Channel {
+impl FramedStream {
     /// Uses this connection.
     ///
     /// # Errors
@@ -84,36 +84,36 @@ impl Channel {
     ///
     /// # Errors
     /// When the other side is gone, or does not read until `deadline`.
-    pub fn send(&self, message: &impl Serialize, deadline: Instant) -> Result<(), ChannelError> {
+    pub fn send(&self, message: &impl Serialize, deadline: Instant) -> Result<(), StreamError> {
         self.send_with(message, &[], deadline)
     }
 
-    /// Sends a message with descriptors: at most [`MOST_DESCRIPTORS`].
+    /// Sends a message with descriptors: at most [`MAX_DESCRIPTORS`].
     pub(crate) fn send_with(
         &self,
         message: &impl Serialize,
         descriptors: &[BorrowedFd<'_>],
         deadline: Instant,
-    ) -> Result<(), ChannelError> {
+    ) -> Result<(), StreamError> {
         let body = body(message)?;
         let header = header(body.len(), descriptors.len());
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS))];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
         if !descriptors.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(descriptors)) {
-            return Err(ChannelError::Io(io::Error::other("too many descriptors in one message")));
+            return Err(StreamError::Io(io::Error::other("too many descriptors in one message")));
         }
-        self.stream.set_write_timeout(Some(left(deadline)?))?;
+        self.stream.set_write_timeout(Some(remaining(deadline)?))?;
         // The descriptors travel with the header, which is sent whole or not at all.
         let sent =
             retry(|| sendmsg(&self.stream, &[IoSlice::new(&header)], &mut ancillary, SendFlags::NOSIGNAL))?;
-        if sent != HEADER {
-            return Err(ChannelError::Io(io::Error::other("half a header was sent")));
+        if sent != HEADER_LEN {
+            return Err(StreamError::Io(io::Error::other("half a header was sent")));
         }
         let mut rest = body.as_slice();
         while !rest.is_empty() {
-            self.stream.set_write_timeout(Some(left(deadline)?))?;
+            self.stream.set_write_timeout(Some(remaining(deadline)?))?;
             match (&self.stream).write(rest) {
-                Ok(0) => return Err(ChannelError::Gone),
+                Ok(0) => return Err(StreamError::Gone),
                 Ok(written) => rest = &rest[written..],
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return Err(error.into()),
@@ -126,7 +126,7 @@ impl Channel {
     ///
     /// # Errors
     /// When the other side is gone, says nothing until `deadline`, or nothing that is understood.
-    pub fn receive<T: DeserializeOwned>(&self, deadline: Instant) -> Result<T, ChannelError> {
+    pub fn receive<T: DeserializeOwned>(&self, deadline: Instant) -> Result<T, StreamError> {
         self.receive_with(deadline).map(|(message, _)| message)
     }
 
@@ -134,13 +134,13 @@ impl Channel {
     pub(crate) fn receive_with<T: DeserializeOwned>(
         &self,
         deadline: Instant,
-    ) -> Result<(T, Vec<OwnedFd>), ChannelError> {
-        let mut header = [0; HEADER];
+    ) -> Result<(T, Vec<OwnedFd>), StreamError> {
+        let mut header = [0; HEADER_LEN];
         let mut descriptors = Vec::new();
         let mut got = 0;
-        while got < HEADER {
-            self.stream.set_read_timeout(Some(left(deadline)?))?;
-            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS))];
+        while got < HEADER_LEN {
+            self.stream.set_read_timeout(Some(remaining(deadline)?))?;
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
             let mut ancillary = RecvAncillaryBuffer::new(&mut space);
             let message = retry(|| {
                 let mut parts = [IoSliceMut::new(&mut header[got..])];
@@ -153,27 +153,27 @@ impl Channel {
                 }
             }
             if message.bytes == 0 {
-                return Err(ChannelError::Gone);
+                return Err(StreamError::Gone);
             }
             if message.flags.contains(ReturnFlags::CTRUNC) {
                 // recvmsg(2): the kernel drops the descriptors for which there was no room.
-                return Err(ChannelError::NoDescriptors);
+                return Err(StreamError::NoDescriptors);
             }
             got += message.bytes;
         }
         let (length, count) = read_header(header);
-        if length > LARGEST || count != descriptors.len() {
+        if length > MAX_MESSAGE || count != descriptors.len() {
             let what =
                 format!("{length} bytes with {count} descriptors, of which {} came", descriptors.len());
-            return Err(ChannelError::NotUnderstood(what.into()));
+            return Err(StreamError::NotUnderstood(what.into()));
         }
         let mut body = Vec::new();
         let mut piece = vec![0; length.min(256 << 10)];
         while body.len() < length {
-            self.stream.set_read_timeout(Some(left(deadline)?))?;
+            self.stream.set_read_timeout(Some(remaining(deadline)?))?;
             let wanted = piece.len().min(length - body.len());
             match (&self.stream).read(&mut piece[..wanted]) {
-                Ok(0) => return Err(ChannelError::Gone),
+                Ok(0) => return Err(StreamError::Gone),
                 Ok(read) => body.extend_from_slice(&piece[..read]),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return Err(error.into()),
@@ -183,17 +183,17 @@ impl Channel {
     }
 }
 
-impl AsFd for Channel {
+impl AsFd for FramedStream {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.stream.as_fd()
     }
 }
 
-/// A message without descriptors, as [`Channel::send`] writes it: for a caller that does its own writing.
+/// A message without descriptors, as [`FramedStream::send`] writes it: for a caller that does its own writing.
 ///
 /// # Errors
 /// When the message cannot be encoded.
-pub fn encode(message: &impl Serialize) -> Result<Vec<u8>, ChannelError> {
+pub fn encode(message: &impl Serialize) -> Result<Vec<u8>, StreamError> {
     let body = body(message)?;
     Ok([&header(body.len(), 0)[..], &body].concat())
 }
@@ -202,11 +202,11 @@ pub fn encode(message: &impl Serialize) -> Result<Vec<u8>, ChannelError> {
 ///
 /// # Errors
 /// When the body is longer than `most` bytes, or comes with descriptors.
-pub fn body_length(header: [u8; HEADER], most: usize) -> Result<usize, ChannelError> {
+pub fn body_len(header: [u8; HEADER_LEN], most: usize) -> Result<usize, StreamError> {
     match read_header(header) {
         (length, 0) if length <= most => Ok(length),
         (length, count) => {
-            Err(ChannelError::NotUnderstood(format!("{length} bytes with {count} descriptors").into()))
+            Err(StreamError::NotUnderstood(format!("{length} bytes with {count} descriptors").into()))
         }
     }
 }
@@ -215,33 +215,33 @@ pub fn body_length(header: [u8; HEADER], most: usize) -> Result<usize, ChannelEr
 ///
 /// # Errors
 /// When it is no message of this type.
-pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, ChannelError> {
-    rmp_serde::from_slice(body).map_err(|error| ChannelError::NotUnderstood(error.into()))
+pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, StreamError> {
+    rmp_serde::from_slice(body).map_err(|error| StreamError::NotUnderstood(error.into()))
 }
 
-fn body(message: &impl Serialize) -> Result<Vec<u8>, ChannelError> {
-    rmp_serde::to_vec_named(message).map_err(|error| ChannelError::NotUnderstood(error.into()))
+fn body(message: &impl Serialize) -> Result<Vec<u8>, StreamError> {
+    rmp_serde::to_vec_named(message).map_err(|error| StreamError::NotUnderstood(error.into()))
 }
 
-fn header(length: usize, descriptors: usize) -> [u8; HEADER] {
-    // Both fit: a message is bounded by LARGEST when it is read, and descriptors by MOST_DESCRIPTORS.
-    let mut header = [0; HEADER];
+fn header(length: usize, descriptors: usize) -> [u8; HEADER_LEN] {
+    // Both fit: a message is bounded by MAX_MESSAGE when it is read, and descriptors by MAX_DESCRIPTORS.
+    let mut header = [0; HEADER_LEN];
     header[..4].copy_from_slice(&u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes());
     header[4..].copy_from_slice(&u32::try_from(descriptors).unwrap_or(u32::MAX).to_be_bytes());
     header
 }
 
-fn read_header([a, b, c, d, e, f, g, h]: [u8; HEADER]) -> (usize, usize) {
+fn read_header([a, b, c, d, e, f, g, h]: [u8; HEADER_LEN]) -> (usize, usize) {
     (u32::from_be_bytes([a, b, c, d]) as usize, u32::from_be_bytes([e, f, g, h]) as usize)
 }
 
 /// Time until `deadline`.
-fn left(deadline: Instant) -> Result<Duration, ChannelError> {
+fn remaining(deadline: Instant) -> Result<Duration, StreamError> {
     let left = deadline.saturating_duration_since(Instant::now());
-    if left.is_zero() { Err(ChannelError::TimedOut) } else { Ok(left) }
+    if left.is_zero() { Err(StreamError::TimedOut) } else { Ok(left) }
 }
 
-fn retry<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> Result<T, ChannelError> {
+fn retry<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> Result<T, StreamError> {
     loop {
         match call() {
             Err(rustix::io::Errno::INTR) => {}
@@ -260,9 +260,9 @@ mod tests {
         Instant::now() + Duration::from_secs(10)
     }
 
-    fn pair() -> (Channel, Channel) {
+    fn pair() -> (FramedStream, FramedStream) {
         let (a, b) = UnixStream::pair().unwrap();
-        (Channel::new(a).unwrap(), Channel::new(b).unwrap())
+        (FramedStream::new(a).unwrap(), FramedStream::new(b).unwrap())
     }
 
     #[test]
@@ -272,7 +272,7 @@ mod tests {
         let sender = thread::spawn({
             let large = large.clone();
             move || {
-                let files: Vec<_> = (0..MOST_DESCRIPTORS).map(|_| File::open("/dev/null").unwrap()).collect();
+                let files: Vec<_> = (0..MAX_DESCRIPTORS).map(|_| File::open("/dev/null").unwrap()).collect();
                 let descriptors: Vec<_> = files.iter().map(AsFd::as_fd).collect();
                 a.send_with(&1, &descriptors, soon()).unwrap();
                 a.send(&large, soon()).unwrap();
@@ -280,35 +280,35 @@ mod tests {
             }
         });
         let (number, descriptors): (i32, _) = b.receive_with(soon()).unwrap();
-        assert_eq!((number, descriptors.len()), (1, MOST_DESCRIPTORS));
+        assert_eq!((number, descriptors.len()), (1, MAX_DESCRIPTORS));
         assert!(rustix::io::fcntl_getfd(&descriptors[0]).unwrap().contains(rustix::io::FdFlags::CLOEXEC));
         assert_eq!(b.receive::<String>(soon()).unwrap(), large);
         let (number, descriptors): (i32, _) = b.receive_with(soon()).unwrap();
         assert_eq!((number, descriptors.len()), (2, 1));
         sender.join().unwrap();
-        assert!(matches!(b.receive::<i32>(soon()), Err(ChannelError::Gone)));
+        assert!(matches!(b.receive::<i32>(soon()), Err(StreamError::Gone)));
     }
 
     #[test]
     fn nobody_is_waited_for_past_the_deadline() {
         let (a, b) = pair();
         let near = || Instant::now() + Duration::from_millis(20);
-        assert!(matches!(b.receive::<i32>(near()), Err(ChannelError::TimedOut)));
+        assert!(matches!(b.receive::<i32>(near()), Err(StreamError::TimedOut)));
         // More than any socket buffer takes.
-        assert!(matches!(a.send(&"x".repeat(64 << 20), near()), Err(ChannelError::TimedOut)));
-        assert!(matches!(a.send(&1, Instant::now()), Err(ChannelError::TimedOut)));
+        assert!(matches!(a.send(&"x".repeat(64 << 20), near()), Err(StreamError::TimedOut)));
+        assert!(matches!(a.send(&1, Instant::now()), Err(StreamError::TimedOut)));
     }
 
     #[test]
     fn what_is_no_message_is_not_believed() {
         let (a, b) = pair();
-        (&a.stream).write_all(&[0xFF; HEADER]).unwrap();
-        assert!(matches!(b.receive::<i32>(soon()), Err(ChannelError::NotUnderstood(_))));
+        (&a.stream).write_all(&[0xFF; HEADER_LEN]).unwrap();
+        assert!(matches!(b.receive::<i32>(soon()), Err(StreamError::NotUnderstood(_))));
         let (a, b) = pair();
         a.send(&"a text", soon()).unwrap();
-        assert!(matches!(b.receive::<i32>(soon()), Err(ChannelError::NotUnderstood(_))));
+        assert!(matches!(b.receive::<i32>(soon()), Err(StreamError::NotUnderstood(_))));
         let (a, b) = pair();
         drop(a);
-        assert!(matches!(b.send(&1, soon()), Err(ChannelError::Gone)));
+        assert!(matches!(b.send(&1, soon()), Err(StreamError::Gone)));
     }
 }

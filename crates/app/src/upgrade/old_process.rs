@@ -14,9 +14,9 @@ use std::{
 
 use anyhow::{Context, anyhow, bail};
 use humantime::format_duration;
-use lastcall_core::settings::{FOREGROUND, SUPERVISOR, SettingsFile, TAKE_OVER};
+use lastcall_core::settings::{FOREGROUND_VARIABLE, HANDOVER_VARIABLE, SUPERVISOR_VARIABLE, SettingsFile};
 use lastcall_endpoints::{Handovers, Patience};
-use lastcall_handover::{Channel, ChannelError, Give, GiveError, Progress};
+use lastcall_handover::{FramedStream, HandoverSender, SendError, StreamError, UpgradeProgress};
 use lastcall_lifecycle::{AllSignals, NewProcess, Signal, Signals, Upgrade};
 use lastcall_websockets::{ConnectionManager, Frozen};
 use rustix::process::{Pid, kill_process};
@@ -28,19 +28,22 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
-use crate::{
-    control::{Control, ControlShare, Operator},
-    front::{Front, Paused},
-    inherit::ServerState,
-    operate::UPGRADE_TIMEOUT,
+use super::{
+    control::{ControlServer, SharedSocket, UpgradeClient},
+    new_process::ServerState,
     program::Program,
     supervisor::{Inheritable, Role, Supervised},
+};
+use crate::{
+    commands::UPGRADE_TIMEOUT,
+    front::{Front, Paused},
     version,
 };
 
 /// How long requests have to be finished before their connections, or what they ask for, can move. Every WebSocket
 /// is served meanwhile.
-const PATIENCE: Patience = Patience { closing: Duration::from_secs(1), in_flight: Duration::from_secs(2) };
+const STOP_TIMEOUTS: Patience =
+    Patience { closing: Duration::from_secs(1), in_flight: Duration::from_secs(2) };
 
 /// How long the event loops have to come to a stop: each writes what was published before.
 const FREEZE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -55,20 +58,20 @@ const SERVING_TIMEOUT: Duration = Duration::from_secs(10);
 const EXIT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Most commands that wait for the result of one upgrade: each has a descriptor.
-const MAX_WAITING: usize = 64;
+const MAX_CLIENTS: usize = 64;
 
 /// Carries out upgrades.
 pub(crate) struct Upgrader {
-    pub(crate) requests: Requests,
+    pub(crate) requests: UpgradeRequests,
     pub(crate) handover: Handover,
 }
 
 /// Where requests for upgrades come from.
-pub(crate) struct Requests {
+pub(crate) struct UpgradeRequests {
     pub(crate) signals: AllSignals,
     pub(crate) listening: Signals,
     /// `None`: it was left to the new process.
-    pub(crate) control: Option<Control>,
+    pub(crate) control: Option<ControlServer>,
 }
 
 /// What a handover needs.
@@ -93,7 +96,7 @@ pub(crate) struct Handover {
 pub(crate) enum Request {
     Signal(Signal),
     /// An operator waits to hear how it goes.
-    Operator(Operator),
+    Client(UpgradeClient),
 }
 
 /// The new process failed after the commit.
@@ -104,18 +107,18 @@ struct Disconnected {
 }
 
 /// A handover that was carried out.
-struct Done {
+struct HandoverSummary {
     new: NewProcess,
-    progress: Progress,
+    progress: UpgradeProgress,
 }
 
-impl Requests {
+impl UpgradeRequests {
     async fn next(&mut self) -> Request {
         loop {
             let signal = match &mut self.control {
                 Some(control) => tokio::select! {
                     signal = self.signals.next() => signal,
-                    operator = control.next() => return Request::Operator(operator),
+                    client = control.next() => return Request::Client(client),
                 },
                 None => self.signals.next().await,
             };
@@ -135,8 +138,8 @@ impl Upgrade for Upgrader {
 
     async fn refuse(&mut self, request: Request, reason: &str) {
         warn!(requested_by = request.name(), "no upgrade: {reason}");
-        if let Request::Operator(mut operator) = request {
-            operator.tell(&Progress::Failed { reason: reason.to_owned() }).await;
+        if let Request::Client(mut client) = request {
+            client.report(&UpgradeProgress::Failed { reason: reason.to_owned() }).await;
         }
     }
 
@@ -145,41 +148,41 @@ impl Upgrade for Upgrader {
         let handovers = Arc::clone(&handover.handovers);
         let mut waiting = Vec::new();
         info!(requested_by = request.name(), "an upgrade was requested");
-        waiting.extend(request.operator());
-        let control = requests.control.as_ref().map(Control::to_share);
+        waiting.extend(request.client());
+        let control = requests.control.as_ref().map(ControlServer::socket);
         let (started, mut has_started) = oneshot::channel();
         let mut first = None;
         let result = {
-            let mut handing_over = pin!(handover.hand_over(control, started, interrupted));
+            let mut handing_over = pin!(handover.run(control, started, interrupted));
             loop {
                 tokio::select! {
                     biased;
                     Ok(progress) = &mut has_started, if first.is_none() => {
-                        tell_all(&mut waiting, &progress).await;
+                        report_to_all(&mut waiting, &progress).await;
                         first = Some(progress);
                     }
                     result = &mut handing_over => break result,
-                    // Requests that come meanwhile are for the same.
-                    request = requests.next() => if let Some(mut operator) = request.operator() {
-                        if waiting.len() >= MAX_WAITING {
+                    // UpgradeRequests that come meanwhile are for the same.
+                    request = requests.next() => if let Some(mut client) = request.client() {
+                        if waiting.len() >= MAX_CLIENTS {
                             let reason = "too many commands wait for this upgrade already".to_owned();
-                            operator.tell(&Progress::Failed { reason }).await;
+                            client.report(&UpgradeProgress::Failed { reason }).await;
                             continue;
                         }
                         if let Some(progress) = &first {
-                            operator.tell(progress).await;
+                            client.report(progress).await;
                         }
-                        waiting.push(operator);
+                        waiting.push(client);
                     }
                 }
             }
         };
         match result {
-            Ok(Done { new, progress }) => {
+            Ok(HandoverSummary { new, progress }) => {
                 if let Some(control) = requests.control.take() {
-                    waiting.extend(control.leave().await);
+                    waiting.extend(control.leave_to_new_process().await);
                 }
-                tell_all(&mut waiting, &progress).await;
+                report_to_all(&mut waiting, &progress).await;
                 Some(new)
             }
             Err(error) => {
@@ -195,7 +198,7 @@ impl Upgrade for Upgrader {
                     reason
                 };
                 handovers.lock().unwrap_or_else(PoisonError::into_inner).failed += 1;
-                tell_all(&mut waiting, &Progress::Failed { reason }).await;
+                report_to_all(&mut waiting, &UpgradeProgress::Failed { reason }).await;
                 None
             }
         }
@@ -203,7 +206,7 @@ impl Upgrade for Upgrader {
 }
 
 /// Sends the signals that came during the handover to the new process, once more.
-fn pass_on(signals: &[Signal], pid: u32) {
+fn forward_signals(signals: &[Signal], pid: u32) {
     let Some(process) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return };
     for signal in signals {
         info!(new_pid = pid, signal = signal.name(), "passing a signal on to the new process");
@@ -215,28 +218,28 @@ fn pass_on(signals: &[Signal], pid: u32) {
     }
 }
 
-async fn tell_all(operators: &mut [Operator], progress: &Progress) {
-    for operator in operators {
-        operator.tell(progress).await;
+async fn report_to_all(clients: &mut [UpgradeClient], progress: &UpgradeProgress) {
+    for client in clients {
+        client.report(progress).await;
     }
 }
 
 impl Handover {
-    async fn hand_over(
+    async fn run(
         &mut self,
-        control: Option<ControlShare>,
-        started: oneshot::Sender<Progress>,
+        control: Option<SharedSocket>,
+        started: oneshot::Sender<UpgradeProgress>,
         interrupted: impl Future,
-    ) -> anyhow::Result<Done> {
+    ) -> anyhow::Result<HandoverSummary> {
         let mut interrupted = pin!(interrupted);
-        let (mut child, channel, program) = self.start()?;
+        let (mut child, stream, program) = self.start()?;
         let pid = child.id().context("the new process ended at once")?;
         info!(new_pid = pid, program = %program.display(), "upgrade: process {pid} gets ready to take over");
         // The receiver is there as long as this is polled.
         let most_seconds = (self.timeout + UPGRADE_TIMEOUT).as_secs();
-        let _ = started.send(Progress::Started { pid, program: program.clone(), most_seconds });
+        let _ = started.send(UpgradeProgress::Started { pid, program: program.clone(), most_seconds });
         let deadline = Instant::now() + self.timeout;
-        let ready = spawn_blocking(move || Give::begin(channel, version::full(), deadline));
+        let ready = spawn_blocking(move || HandoverSender::begin(stream, version::full(), deadline));
         let prepared = tokio::select! {
             prepared = timeout(self.timeout, ready) => match prepared {
                 Ok(Ok(prepared)) => prepared.map_err(anyhow::Error::from),
@@ -246,37 +249,37 @@ impl Handover {
             _ = child.wait() => Err(anyhow!("it never said that it was ready")),
             _ = &mut interrupted => Err(anyhow!("this process was asked to end meanwhile")),
         };
-        let unread = |give: &Give| {
-            let read = &give.new_process().files;
+        let unread = |sender: &HandoverSender| {
+            let read = &sender.new_process().files;
             self.files.iter().find(|file| !read.contains(&file.path)).map(|file| file.path.clone())
         };
-        let prepared = prepared.and_then(|give| match unread(&give) {
+        let prepared = prepared.and_then(|sender| match unread(&sender) {
             Some(file) => Err(anyhow!(
                 "it could not read the settings file {}, which this process has read",
                 file.display()
             )),
-            None => Ok(give),
+            None => Ok(sender),
         });
         let handed_over = match prepared {
-            Ok(give) => self.transfer(give, control, &mut child, program).await,
-            Err(error) => Err(end(&mut child, error).await),
+            Ok(sender) => self.transfer(sender, control, &mut child, program).await,
+            Err(error) => Err(kill(&mut child, error).await),
         };
         let done = handed_over.with_context(|| format!("process {pid} did not take over"))?;
-        self.role.handed_over().await;
+        self.role.stop_receiving_signals().await;
         // No signal can come in between: there is no await from here on.
         let (signals, pending) = (self.signals.all(), self.signals.asked_to_end());
         match std::mem::replace(&mut self.role, Role::Followed) {
             Role::Started(Some(supervision)) => {
                 self.supervised = Some(Supervised { supervision, child, signals, pending });
             }
-            _ => pass_on(&pending, pid),
+            _ => forward_signals(&pending, pid),
         }
         Ok(done)
     }
 
     /// Starts the new process. It has the same standard streams, so its log goes on where this one's ends. Returns
-    /// it, the channel to it, and the file that it runs.
-    fn start(&mut self) -> anyhow::Result<(Child, Channel, PathBuf)> {
+    /// it, the stream to it, and the file that it runs.
+    fn start(&mut self) -> anyhow::Result<(Child, FramedStream, PathBuf)> {
         let program = self.program.as_ref().map_err(|error| anyhow!("{error:#}"))?;
         if let Some(gone) = self.files.iter().map(|file| &file.path).find(|path| !path.exists()) {
             bail!(
@@ -287,44 +290,44 @@ impl Handover {
         }
         let path = program.path()?;
         let mut command = program.command(&path)?;
-        let (channel, inherited) = Channel::pair().context("there are no sockets left to speak by")?;
+        let (stream, inherited) = FramedStream::pair().context("there are no sockets left to speak by")?;
         let inheritable = Inheritable::new(&inherited).context("a socket cannot be inherited")?;
-        command.env(TAKE_OVER, inheritable.number()).env_remove(SUPERVISOR);
-        command.env(FOREGROUND, if self.signals.are_of_a_foreground() { "1" } else { "0" });
+        command.env(HANDOVER_VARIABLE, inheritable.number()).env_remove(SUPERVISOR_VARIABLE);
+        command.env(FOREGROUND_VARIABLE, if self.signals.are_of_a_foreground() { "1" } else { "0" });
         let link = self.role.link().context("this process cannot become a supervisor")?;
         let link = link.map(Inheritable::new).transpose().context("a socket cannot be inherited")?;
         if let Some(link) = &link {
-            command.env(SUPERVISOR, link.number());
+            command.env(SUPERVISOR_VARIABLE, link.number());
         }
         let child = process::Command::from(command)
             .spawn()
             .with_context(|| format!("cannot start {}", path.display()))?;
-        Ok((child, channel, path))
+        Ok((child, stream, path))
     }
 
     /// From here on it is not interrupted: every step has its bound.
     async fn transfer(
         &self,
-        give: Give,
-        control: Option<ControlShare>,
+        sender: HandoverSender,
+        control: Option<SharedSocket>,
         child: &mut Child,
         program: PathBuf,
-    ) -> anyhow::Result<Done> {
+    ) -> anyhow::Result<HandoverSummary> {
         let pid = child.id().context("the new process ended")?;
-        if let Err(error) = give.check_room(self.manager.count()) {
-            return Err(end(child, error.into()).await);
+        if let Err(error) = sender.check_capacity(self.manager.count()) {
+            return Err(kill(child, error.into()).await);
         }
-        let paused = match self.front.pause(PATIENCE).await {
+        let paused = match self.front.pause(STOP_TIMEOUTS).await {
             Ok(Some(paused)) => paused,
-            Ok(None) => return Err(end(child, anyhow!("this process does not serve")).await),
-            Err(error) => return Err(end(child, error).await),
+            Ok(None) => return Err(kill(child, anyhow!("this process does not serve")).await),
+            Err(error) => return Err(kill(child, error).await),
         };
         let frozen_at = Instant::now();
         let frozen = match timeout(FREEZE_TIMEOUT, self.manager.freeze()).await {
             Ok(Some(frozen)) => frozen,
             _ => {
                 let error = anyhow!("the event loops did not stop within {FREEZE_TIMEOUT:?}");
-                let error = end(child, error).await;
+                let error = kill(child, error).await;
                 self.front.start(paused);
                 return Err(error);
             }
@@ -335,7 +338,7 @@ impl Handover {
             Ok(control) => control.flatten().unzip(),
             Err(error) => {
                 let error = anyhow::Error::from(error).context("the control socket cannot be shared");
-                let error = end(child, error).await;
+                let error = kill(child, error).await;
                 drop(frozen);
                 self.front.start(paused);
                 return Err(error);
@@ -352,35 +355,35 @@ impl Handover {
             frozen_at_us: micros_since_1970(),
             idle_read: paused.entrance.idle.iter().map(|connection| connection.read.clone()).collect(),
         };
-        let held = Arc::new(Mutex::new(Some((give, paused, frozen))));
+        let held = Arc::new(Mutex::new(Some((sender, paused, frozen))));
         let most = TRANSFER_TIMEOUT.min(self.timeout);
         let sent = spawn_blocking({
             let held = Arc::clone(&held);
             move || {
                 let mut held = held.lock().unwrap_or_else(PoisonError::into_inner);
-                let Some((give, paused, frozen)) = held.as_mut() else { return Err(GiveError::Unexpected) };
-                send(give, &state, paused, control.as_ref(), frozen, most)
+                let Some((sender, paused, frozen)) = held.as_mut() else { return Err(SendError::Unexpected) };
+                send(sender, &state, paused, control.as_ref(), frozen, most)
             }
         });
         let sent = sent.await.map_err(anyhow::Error::from).and_then(|sent| Ok(sent?));
         let held = held.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some((give, mut paused, frozen)) = held else { bail!("what was to be handed over is lost") };
+        let Some((sender, mut paused, frozen)) = held else { bail!("what was to be handed over is lost") };
         let clients = match sent {
             Ok(clients) => clients,
             Err(error) => {
                 // It must be gone before any connection is served here again.
-                let error = end(child, error).await;
+                let error = kill(child, error).await;
                 drop(frozen);
                 self.front.start(paused);
                 return Err(error);
             }
         };
-        let hello = give.new_process().clone();
+        let hello = sender.new_process().clone();
         let deadline = Instant::now() + SERVING_TIMEOUT;
-        let serving = spawn_blocking(move || give.wait_until_serving(deadline)).await;
+        let serving = spawn_blocking(move || sender.wait_until_serving(deadline)).await;
         if let Err(error) = serving.map_err(anyhow::Error::from).and_then(|serving| Ok(serving?)) {
             // What it has read and written by then is not known: the connections cannot go on here.
-            let error = end(child, error.context("it did not serve")).await;
+            let error = kill(child, error.context("it did not serve")).await;
             frozen.disconnect();
             paused.entrance.idle.clear();
             self.front.start(paused);
@@ -401,9 +404,9 @@ impl Handover {
             hello.version,
             version::full()
         );
-        Ok(Done {
+        Ok(HandoverSummary {
             new: NewProcess { pid, is_main: matches!(self.role, Role::Followed) },
-            progress: Progress::Done {
+            progress: UpgradeProgress::Done {
                 pid,
                 program,
                 version: hello.version,
@@ -421,13 +424,13 @@ impl Handover {
 }
 
 fn send(
-    give: &Give,
+    sender: &HandoverSender,
     state: &ServerState,
     paused: &Paused,
     control: Option<&std::os::fd::OwnedFd>,
     frozen: &Frozen,
     most: Duration,
-) -> Result<usize, GiveError> {
+) -> Result<usize, SendError> {
     let mut descriptors = vec![paused.entrance.listener.as_fd()];
     descriptors.extend(control.map(AsFd::as_fd));
     descriptors.extend(paused.entrance.idle.iter().map(|connection| connection.stream.as_fd()));
@@ -435,13 +438,13 @@ fn send(
         let size = state.size();
         (socket, state, size)
     });
-    give.hand_over((state, &descriptors), clients, most)
+    sender.send_all((state, &descriptors), clients, most)
 }
 
 /// Ends the new process; if it ended by itself, that is why nothing came of it.
-async fn end(child: &mut Child, error: anyhow::Error) -> anyhow::Error {
+async fn kill(child: &mut Child, error: anyhow::Error) -> anyhow::Error {
     // A process that ends closes its sockets a moment before its exit code is known.
-    let gone = matches!(error.downcast_ref(), Some(GiveError::Channel(ChannelError::Gone)));
+    let gone = matches!(error.downcast_ref(), Some(SendError::Stream(StreamError::Gone)));
     let time = if gone { EXIT_TIMEOUT } else { Duration::ZERO };
     if let Ok(Ok(status)) = timeout(time, child.wait()).await {
         let ended = anyhow!("it ended by itself ({status}); its own output says why");
@@ -464,14 +467,14 @@ impl Request {
     fn name(&self) -> &'static str {
         match self {
             Self::Signal(signal) => signal.name(),
-            Self::Operator(_) => "lastcall upgrade",
+            Self::Client(_) => "lastcall upgrade",
         }
     }
 
-    fn operator(self) -> Option<Operator> {
+    fn client(self) -> Option<UpgradeClient> {
         match self {
             Self::Signal(_) => None,
-            Self::Operator(operator) => Some(operator),
+            Self::Client(client) => Some(client),
         }
     }
 }

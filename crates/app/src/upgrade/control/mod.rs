@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use lastcall_handover::{ControlSocket, Identity, Progress, encode};
+use lastcall_handover::{ControlSocket, FileIdentity, UpgradeProgress, encode};
 use tokio::{io::AsyncWriteExt, sync::mpsc, task::JoinHandle, time::timeout};
 use tracing::{debug, warn};
 
@@ -20,20 +20,20 @@ use acceptor::{Acceptor, MAX_CONNECTIONS};
 use spare::Connection;
 
 /// How long an operator's terminal has to take a line.
-const TELL_TIMEOUT: Duration = Duration::from_secs(1);
+const REPORT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long the old process waits, after an upgrade, for commands that were on their way to it.
 const LATE_COMMAND_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// An operator who asked for an upgrade, and waits to hear how it goes.
-pub(crate) struct Operator(Connection);
+pub(crate) struct UpgradeClient(Connection);
 
-impl Operator {
+impl UpgradeClient {
     /// Tells the operator how it goes. The operator may have gone: then nothing happens.
-    pub(crate) async fn tell(&mut self, progress: &Progress) {
+    pub(crate) async fn report(&mut self, progress: &UpgradeProgress) {
         let told = async {
             let message = encode(progress)?;
-            timeout(TELL_TIMEOUT, self.0.stream()?.write_all(&message)).await??;
+            timeout(REPORT_TIMEOUT, self.0.stream()?.write_all(&message)).await??;
             anyhow::Ok(())
         };
         if let Err(error) = told.await {
@@ -43,46 +43,46 @@ impl Operator {
 }
 
 /// The control socket while this process serves. Its file is removed when this is dropped, unless
-/// [`Control::leave`] was called.
-pub(crate) struct Control {
-    socket: ControlShare,
-    operators: mpsc::Receiver<Operator>,
+/// [`ControlServer::leave_to_new_process`] was called.
+pub(crate) struct ControlServer {
+    socket: SharedSocket,
+    requests: mpsc::Receiver<UpgradeClient>,
     accepting: JoinHandle<()>,
 }
 
 /// Shares the socket with a new process.
 #[derive(Clone)]
-pub(crate) struct ControlShare(Arc<Mutex<Option<ControlSocket>>>);
+pub(crate) struct SharedSocket(Arc<Mutex<Option<ControlSocket>>>);
 
-impl ControlShare {
+impl SharedSocket {
     /// The listening descriptor, and the file that it has. `None`: there is no socket.
     ///
     /// # Errors
     /// When there is no descriptor left.
-    pub(crate) fn share(&self) -> io::Result<Option<(OwnedFd, Identity)>> {
+    pub(crate) fn share(&self) -> io::Result<Option<(OwnedFd, FileIdentity)>> {
         let socket = lock(&self.0);
         let Some(socket) = socket.as_ref() else { return Ok(None) };
         Ok(Some((socket.listener().try_clone()?.into(), socket.identity().clone())))
     }
 }
 
-impl Control {
+impl ControlServer {
     /// Accepts connections at `path`: goes on with the socket of the old process if it is there, or makes one, now
     /// or when that becomes possible, and again when it is removed. `is_default`: its folder was not set.
     pub(crate) fn start(path: PathBuf, is_default: bool, inherited: Option<ControlSocket>) -> Self {
         // Another one is for another address, or in another folder: it is removed.
         let inherited = inherited.filter(|socket| socket.path() == path);
         let socket = Arc::new(Mutex::new(inherited));
-        let (sender, operators) = mpsc::channel(MAX_CONNECTIONS);
-        let acceptor = Acceptor { path, is_default, socket: Arc::clone(&socket), operators: sender };
+        let (sender, requests) = mpsc::channel(MAX_CONNECTIONS);
+        let acceptor = Acceptor { path, is_default, socket: Arc::clone(&socket), requests: sender };
         let waiting = acceptor.prepare();
         let accepting = tokio::spawn(acceptor.run(waiting));
-        Self { socket: ControlShare(socket), operators, accepting }
+        Self { socket: SharedSocket(socket), requests, accepting }
     }
 
     /// The next operator who asks for an upgrade. May be dropped at any time without losing one.
-    pub(crate) async fn next(&mut self) -> Operator {
-        match self.operators.recv().await {
+    pub(crate) async fn next(&mut self) -> UpgradeClient {
+        match self.requests.recv().await {
             Some(operator) => operator,
             // The accepting task is gone, with the runtime: none will come.
             None => std::future::pending().await,
@@ -90,14 +90,14 @@ impl Control {
     }
 
     /// For sharing the socket with a new process.
-    pub(crate) fn to_share(&self) -> ControlShare {
+    pub(crate) fn socket(&self) -> SharedSocket {
         self.socket.clone()
     }
 
     /// Leaves the socket to the new process. Returns the operators who had asked meanwhile.
-    pub(crate) async fn leave(mut self) -> Vec<Operator> {
+    pub(crate) async fn leave_to_new_process(mut self) -> Vec<UpgradeClient> {
         if let Some(socket) = lock(&self.socket.0).as_mut() {
-            socket.leave();
+            socket.keep_file();
         }
         // Connections that were accepted are served by tasks of their own, which go on.
         self.accepting.abort();
@@ -108,7 +108,7 @@ impl Control {
         }
         let mut late = Vec::new();
         let all = async {
-            while let Some(operator) = self.operators.recv().await {
+            while let Some(operator) = self.requests.recv().await {
                 late.push(operator);
             }
         };
@@ -118,7 +118,7 @@ impl Control {
     }
 }
 
-impl Drop for Control {
+impl Drop for ControlServer {
     fn drop(&mut self) {
         self.accepting.abort();
     }

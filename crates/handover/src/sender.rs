@@ -8,14 +8,14 @@ use std::{
 use serde::Serialize;
 
 use crate::{
-    channel::{Channel, ChannelError, MOST_DESCRIPTORS},
-    fault::{Step, point},
-    message::{FromNew, FromOld, Hello, Opening, PROTOCOL},
+    failpoint::{Step, hit},
+    protocol::{FirstMessage, FromNew, FromOld, Hello, PROTOCOL},
+    stream::{FramedStream, MAX_DESCRIPTORS, StreamError},
 };
 
 /// Why nothing was handed over.
 #[derive(Debug, thiserror::Error)]
-pub enum GiveError {
+pub enum SendError {
     /// The new process does it differently.
     #[error(
         "the new process, version {version}, speaks version {theirs} of the handover, this one {PROTOCOL}"
@@ -28,7 +28,7 @@ pub enum GiveError {
     },
     /// It cannot take all clients.
     #[error("the new process has room for {room} clients, but {clients} are here")]
-    NoRoom {
+    TooManyClients {
         /// Most that it can take.
         room: usize,
         /// Those who are here.
@@ -39,13 +39,13 @@ pub enum GiveError {
     Unexpected,
     /// The connection to it failed.
     #[error(transparent)]
-    Channel(#[from] ChannelError),
+    Stream(#[from] StreamError),
 }
 
 /// A handover that this process makes.
 #[derive(Debug)]
-pub struct Give {
-    channel: Channel,
+pub struct HandoverSender {
+    stream: FramedStream,
     new: Hello,
     room: usize,
 }
@@ -53,17 +53,17 @@ pub struct Give {
 /// No state of this side's own is in its messages.
 type Said = FromOld<(), ()>;
 
-impl Give {
+impl HandoverSender {
     /// Waits for the new process to say hello, answers, and waits until it is ready.
     ///
     /// # Errors
     /// When it speaks another protocol, goes, or is not ready until `deadline`.
-    pub fn begin(channel: Channel, version: &str, deadline: Instant) -> Result<Self, GiveError> {
-        let Opening::Hello(new) = channel.receive(deadline)? else { return Err(GiveError::Unexpected) };
+    pub fn begin(stream: FramedStream, version: &str, deadline: Instant) -> Result<Self, SendError> {
+        let FirstMessage::Hello(new) = stream.receive(deadline)? else { return Err(SendError::Unexpected) };
         if new.protocol != PROTOCOL {
-            let error = GiveError::Protocol { version: new.version, theirs: new.protocol };
+            let error = SendError::Protocol { version: new.version, theirs: new.protocol };
             // It is told why, if it still listens; it makes no difference here.
-            let _ = channel.send(&refusal(&error), deadline);
+            let _ = stream.send(&refusal(&error), deadline);
             return Err(error);
         }
         let welcome = Hello {
@@ -72,10 +72,10 @@ impl Give {
             pid: std::process::id(),
             ..Hello::default()
         };
-        channel.send(&Said::Welcome(welcome), deadline)?;
-        match channel.receive(deadline)? {
-            FromNew::Ready { room } => Ok(Self { channel, new, room }),
-            FromNew::Complete { .. } | FromNew::Serving => Err(GiveError::Unexpected),
+        stream.send(&Said::Welcome(welcome), deadline)?;
+        match stream.receive(deadline)? {
+            FromNew::Ready { room } => Ok(Self { stream, new, room }),
+            FromNew::Complete { .. } | FromNew::Serving => Err(SendError::Unexpected),
         }
     }
 
@@ -88,9 +88,9 @@ impl Give {
     ///
     /// # Errors
     /// When it cannot.
-    pub fn check_room(&self, clients: usize) -> Result<(), GiveError> {
+    pub fn check_capacity(&self, clients: usize) -> Result<(), SendError> {
         if clients > self.room {
-            return Err(GiveError::NoRoom { room: self.room, clients });
+            return Err(SendError::TooManyClients { room: self.room, clients });
         }
         Ok(())
     }
@@ -100,32 +100,32 @@ impl Give {
     ///
     /// # Errors
     /// When it goes, or is not done within `timeout`. Then nothing has been handed over.
-    pub fn hand_over<'a, S: Serialize, C: Serialize>(
+    pub fn send_all<'a, S: Serialize, C: Serialize>(
         &self,
         server: (&S, &[BorrowedFd<'a>]),
         clients: impl Iterator<Item = (BorrowedFd<'a>, C, usize)>,
         timeout: Duration,
-    ) -> Result<usize, GiveError> {
+    ) -> Result<usize, SendError> {
         /// Large enough to make few messages, small enough to keep both sides busy.
         const BATCH: usize = 1 << 20;
         let deadline = Instant::now() + timeout;
         let (state, descriptors) = server;
-        let (first, more) = descriptors.split_at(descriptors.len().min(MOST_DESCRIPTORS));
-        self.channel.send_with(&FromOld::<&S, ()>::Server(state), first, deadline)?;
-        for more in more.chunks(MOST_DESCRIPTORS) {
-            self.channel.send_with(&Said::Descriptors, more, deadline)?;
+        let (first, more) = descriptors.split_at(descriptors.len().min(MAX_DESCRIPTORS));
+        self.stream.send_with(&FromOld::<&S, ()>::Server(state), first, deadline)?;
+        for more in more.chunks(MAX_DESCRIPTORS) {
+            self.stream.send_with(&Said::Descriptors, more, deadline)?;
         }
         let (mut states, mut descriptors, mut bytes, mut sent) = (Vec::new(), Vec::new(), 0, 0);
         let send = |states: &mut Vec<C>, descriptors: &mut Vec<BorrowedFd<'a>>| {
             let batch = FromOld::<(), C>::Clients(std::mem::take(states));
-            self.channel.send_with(&batch, &std::mem::take(descriptors), deadline)
+            self.stream.send_with(&batch, &std::mem::take(descriptors), deadline)
         };
         for (descriptor, state, size) in clients {
             states.push(state);
             descriptors.push(descriptor);
             bytes += size;
             sent += 1;
-            if states.len() == MOST_DESCRIPTORS || bytes >= BATCH {
+            if states.len() == MAX_DESCRIPTORS || bytes >= BATCH {
                 send(&mut states, &mut descriptors)?;
                 bytes = 0;
             }
@@ -133,17 +133,17 @@ impl Give {
         if !states.is_empty() {
             send(&mut states, &mut descriptors)?;
         }
-        self.channel.send(&Said::End { clients: sent }, deadline)?;
-        match self.channel.receive(deadline)? {
+        self.stream.send(&Said::End { clients: sent }, deadline)?;
+        match self.stream.receive(deadline)? {
             FromNew::Complete { clients } if clients == sent => {}
-            _ => return Err(GiveError::Unexpected),
+            _ => return Err(SendError::Unexpected),
         }
-        if point(Step::CommitTooLate) {
+        if hit(Step::CommitTooLate) {
             // The deadline passes, and nothing comes meanwhile.
             let _ = self.wait_until_serving(deadline);
         }
         // It fits into the socket's buffer, as nothing else is in there: it is sent, or the other side is gone.
-        self.channel.send(&Said::Commit, deadline)?;
+        self.stream.send(&Said::Commit, deadline)?;
         Ok(sent)
     }
 
@@ -151,10 +151,10 @@ impl Give {
     ///
     /// # Errors
     /// When it is gone, or says nothing until `deadline`. The sockets are its own all the same.
-    pub fn wait_until_serving(&self, deadline: Instant) -> Result<(), GiveError> {
-        match self.channel.receive(deadline)? {
+    pub fn wait_until_serving(&self, deadline: Instant) -> Result<(), SendError> {
+        match self.stream.receive(deadline)? {
             FromNew::Serving => Ok(()),
-            _ => Err(GiveError::Unexpected),
+            _ => Err(SendError::Unexpected),
         }
     }
 }

@@ -9,14 +9,14 @@ use std::{
 use serde::de::DeserializeOwned;
 
 use crate::{
-    channel::{Channel, ChannelError},
-    fault::{Step, point},
-    message::{FromNew, FromOld, Hello, Opening, PROTOCOL},
+    failpoint::{Step, hit},
+    protocol::{FirstMessage, FromNew, FromOld, Hello, PROTOCOL},
+    stream::{FramedStream, StreamError},
 };
 
 /// Why nothing was taken over.
 #[derive(Debug, thiserror::Error)]
-pub enum TakeError {
+pub enum ReceiveError {
     /// It does not want to.
     #[error("the old process refused: {0}")]
     Refused(String),
@@ -35,52 +35,54 @@ pub enum TakeError {
     Unexpected,
     /// The connection to it failed.
     #[error(transparent)]
-    Channel(#[from] ChannelError),
+    Stream(#[from] StreamError),
 }
 
 /// A handover that this process receives.
 #[derive(Debug)]
-pub struct Take {
-    channel: Channel,
+pub struct HandoverReceiver {
+    stream: FramedStream,
     old: Hello,
 }
 
-/// What was received. Nothing of it may be touched before [`Taken::commit`].
+/// What was received. Nothing of it may be touched before [`Received::commit`].
 #[derive(Debug)]
-pub struct Taken<S, C> {
+pub struct Received<S, C> {
     /// What there is once, with its descriptors.
     pub server: (S, Vec<OwnedFd>),
     /// The clients, each with its socket.
     pub clients: Vec<(OwnedFd, C)>,
-    channel: Channel,
+    stream: FramedStream,
 }
 
-impl Take {
-    /// Says hello to the old process, which is at the other end of `channel`. `files` are the settings files that
+impl HandoverReceiver {
+    /// Says hello to the old process, which is at the other end of `stream`. `files` are the settings files that
     /// this process has read.
     ///
     /// # Errors
     /// When the old process is gone, or refuses.
     pub fn begin(
-        channel: Channel,
+        stream: FramedStream,
         version: &str,
         files: Vec<PathBuf>,
         timeout: Duration,
-    ) -> Result<Self, TakeError> {
+    ) -> Result<Self, ReceiveError> {
         let deadline = Instant::now() + timeout;
-        point(Step::Started);
-        let protocol = if point(Step::OtherProtocol) { PROTOCOL + 1 } else { PROTOCOL };
+        hit(Step::Started);
+        let protocol = if hit(Step::OtherProtocol) { PROTOCOL + 1 } else { PROTOCOL };
         let hello = Hello { protocol, version: version.to_owned(), pid: std::process::id(), files };
-        channel.send(&Opening::Hello(hello), deadline)?;
-        point(Step::SaidHello);
-        match channel.receive::<FromOld<(), ()>>(deadline)? {
+        stream.send(&FirstMessage::Hello(hello), deadline)?;
+        hit(Step::SaidHello);
+        match stream.receive::<FromOld<(), ()>>(deadline)? {
             FromOld::Welcome(old) if old.protocol == PROTOCOL => {
-                point(Step::Welcomed);
-                Ok(Self { channel, old })
+                hit(Step::Welcomed);
+                Ok(Self { stream, old })
             }
-            FromOld::Welcome(old) => Err(TakeError::Protocol { version: old.version, theirs: old.protocol }),
-            FromOld::Refused { reason } => Err(TakeError::Refused(reason)),
-            _ => Err(TakeError::Unexpected),
+            FromOld::Welcome(old) => {
+                Err(ReceiveError::Protocol { version: old.version, theirs: old.protocol })
+            }
+            FromOld::Refused { reason } => Err(ReceiveError::Refused(reason)),
+            _ => Err(ReceiveError::Unexpected),
         }
     }
 
@@ -98,51 +100,51 @@ impl Take {
         self,
         room: usize,
         timeout: Duration,
-    ) -> Result<Taken<S, C>, TakeError> {
+    ) -> Result<Received<S, C>, ReceiveError> {
         let deadline = Instant::now() + timeout;
-        let channel = self.channel;
-        channel.send(&FromNew::Ready { room }, deadline)?;
-        point(Step::SaidReady);
-        let (message, descriptors) = channel.receive_with::<FromOld<S, ()>>(deadline)?;
-        let FromOld::Server(state) = message else { return Err(TakeError::Unexpected) };
+        let stream = self.stream;
+        stream.send(&FromNew::Ready { room }, deadline)?;
+        hit(Step::SaidReady);
+        let (message, descriptors) = stream.receive_with::<FromOld<S, ()>>(deadline)?;
+        let FromOld::Server(state) = message else { return Err(ReceiveError::Unexpected) };
         let mut server = (state, descriptors);
-        point(Step::GotServer);
+        hit(Step::GotServer);
         let mut clients = Vec::new();
         loop {
-            match channel.receive_with::<FromOld<(), C>>(deadline)? {
+            match stream.receive_with::<FromOld<(), C>>(deadline)? {
                 (FromOld::Descriptors, more) => server.1.extend(more),
                 (FromOld::Clients(states), descriptors) if states.len() == descriptors.len() => {
                     clients.extend(descriptors.into_iter().zip(states));
-                    point(Step::GotBatch);
+                    hit(Step::GotBatch);
                 }
                 (FromOld::End { clients: sent }, _) if sent == clients.len() => break,
-                _ => return Err(TakeError::Unexpected),
+                _ => return Err(ReceiveError::Unexpected),
             }
         }
-        point(Step::GotAll);
-        Ok(Taken { server, clients, channel })
+        hit(Step::GotAll);
+        Ok(Received { server, clients, stream })
     }
 }
 
-impl<S, C> Taken<S, C> {
+impl<S, C> Received<S, C> {
     /// Has the old process commit: from here on, the sockets are this process's.
     ///
     /// # Errors
     /// When the old process is gone, or went on by itself: then it serves, and this one must not.
-    pub fn commit(self, timeout: Duration) -> Result<Committed<S, C>, TakeError> {
-        point(Step::BeforeComplete);
+    pub fn commit(self, timeout: Duration) -> Result<Committed<S, C>, ReceiveError> {
+        hit(Step::BeforeComplete);
         let deadline = Instant::now() + timeout;
-        self.channel.send(&FromNew::Complete { clients: self.clients.len() }, deadline)?;
-        match self.channel.receive(deadline)? {
+        self.stream.send(&FromNew::Complete { clients: self.clients.len() }, deadline)?;
+        match self.stream.receive(deadline)? {
             FromOld::<(), ()>::Commit => {
-                point(Step::Committed);
+                hit(Step::Committed);
                 Ok(Committed {
                     server: self.server.0,
                     clients: self.clients,
-                    serving: Serving { channel: self.channel },
+                    serving: Serving { stream: self.stream },
                 })
             }
-            _ => Err(TakeError::Unexpected),
+            _ => Err(ReceiveError::Unexpected),
         }
     }
 }
@@ -161,7 +163,7 @@ pub struct Committed<S, C> {
 /// The old process waits to hear that this one serves.
 #[derive(Debug)]
 pub struct Serving {
-    channel: Channel,
+    stream: FramedStream,
 }
 
 impl Serving {
@@ -169,7 +171,7 @@ impl Serving {
     ///
     /// # Errors
     /// When the old process is gone. It makes no difference to this one.
-    pub fn tell(self, timeout: Duration) -> Result<(), TakeError> {
-        Ok(self.channel.send(&FromNew::Serving, Instant::now() + timeout)?)
+    pub fn tell(self, timeout: Duration) -> Result<(), ReceiveError> {
+        Ok(self.stream.send(&FromNew::Serving, Instant::now() + timeout)?)
     }
 }

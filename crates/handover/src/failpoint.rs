@@ -35,14 +35,14 @@ impl Step {
 
 /// The variable with the path of a file that says what is to happen: a step's name, a colon, and `kill`,
 /// `hang` or `do` (what the step's name says).
-pub const FILE: &str = "HANDOVER_FAULT_FILE";
+pub const FILE: &str = "HANDOVER_FAILPOINT_FILE";
 
 /// Does what the file says for this step; whether it says `do`.
 #[cfg(debug_assertions)]
-pub fn point(step: Step) -> bool {
+pub fn hit(step: Step) -> bool {
     let Some(path) = std::env::var_os(FILE) else { return false };
-    let fault = std::fs::read_to_string(path).unwrap_or_default();
-    match fault.trim().strip_prefix(&format!("{step:?}:")) {
+    let action = std::fs::read_to_string(path).unwrap_or_default();
+    match action.trim().strip_prefix(&format!("{step:?}:")) {
         Some("kill") => {
             // As `kill -9` does: nothing is said, nothing is flushed.
             let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
@@ -60,6 +60,6 @@ pub fn point(step: Step) -> bool {
 
 /// Nothing: this build has no such points.
 #[cfg(not(debug_assertions))]
-pub fn point(_: Step) -> bool {
+pub fn hit(_: Step) -> bool {
     false
 }

@@ -1,0 +1,7 @@
+//! What an operator does with a server that runs: `lastcall upgrade` and `lastcall status`.
+
+mod status;
+mod upgrade;
+
+pub(crate) use status::status;
+pub(crate) use upgrade::{UPGRADE_TIMEOUT, upgrade};
