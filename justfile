@@ -82,7 +82,7 @@ package folder="target/package":
     mkdir "$name"
     install -m 755 "$program" "$name/lastcall"
     root={{ quote(justfile_directory()) }}
-    cp -r "$root"/{README.md,CHANGELOG.md,LICENSE,docs,config,deploy} "$name"
+    cp -r "$root"/{README.md,CHANGELOG.md,LICENSE,docs,examples,config,deploy} "$name"
     # These build from the source.
     rm "$name"/deploy/{Dockerfile,compose.yaml}
     (cd "$name" && find . -type f ! -name SHA256SUMS | LC_ALL=C sort | xargs -d '\n' sha256sum >SHA256SUMS)
@@ -174,12 +174,12 @@ test-programs:
     packages=""
     have "${CHROMIUM:-chromium}" && have "${CHROMEDRIVER:-chromedriver}" || packages="chromium chromium-driver"
     for one in tini dumb-init; do have $one || packages="$packages $one"; done
-    # Their packages start services, at each boot too: only where no systemd runs, or nothing but tests.
-    if [ -n "${CI:-}" ] || [ ! -d /run/systemd/system ]; then
-        have supervisord || packages="$packages supervisor"
     # As /usr/bin/python3: Debian's packages are for Debian's Python.
     { have python3 && (cd / && python3 -c 'import websockets.version'); } 2>/dev/null ||
         (cd / && /usr/bin/python3 -c 'import websockets.version') 2>/dev/null || packages="$packages python3-websockets"
+    # Their packages start services, at each boot too: only where no systemd runs, or nothing but tests.
+    if [ -n "${CI:-}" ] || [ ! -d /run/systemd/system ]; then
+        have supervisord || packages="$packages supervisor"
         for one in nginx haproxy; do have $one || packages="$packages $one"; done
     fi
     [ -n "$packages" ] || exit 0
