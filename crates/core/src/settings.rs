@@ -34,7 +34,7 @@ pub use origin::Origin;
 pub use runtime_dir::RuntimeDir;
 pub use sources::Sources;
 pub use spec::{GROUPS, Group, SPECS, Spec};
-pub use variable::{FOREGROUND_VARIABLE, HANDOVER_VARIABLE, SUPERVISOR_VARIABLE};
+pub use variable::{FOREGROUND_VARIABLE, HANDOVER_VARIABLE, RENAMED, SUPERVISOR_VARIABLE};
 
 /// What a client's text does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,7 +85,7 @@ pub struct Settings {
     /// How long newcomers are still served once the process was asked to end.
     pub shutdown_delay: Duration,
     /// Time before the deadline over which the closes are spread; 0: all at the deadline.
-    pub shutdown_pace: Duration,
+    pub shutdown_spread: Duration,
     /// How long a new process has to get ready to take over.
     pub upgrade_timeout: Duration,
     /// Folder of the control socket.

@@ -60,7 +60,7 @@ impl GracefulShutdown {
     /// Admits no new connections any more, and counts the clients. What follows is [`GracefulShutdown::give_notice`].
     pub fn begin(manager: ConnectionManager, settings: &Settings) -> Self {
         let reason = CloseReason::ServiceRestart.reason();
-        let mut notice = ShutdownNotice::new(reason, settings.shutdown_timeout, settings.shutdown_pace);
+        let mut notice = ShutdownNotice::new(reason, settings.shutdown_timeout, settings.shutdown_spread);
         // With a delay, there is a load balancer: it sends clients to another server at once.
         if settings.shutdown_delay.is_zero() {
             notice = notice.without_other_server(settings.close_timeout);
@@ -71,7 +71,7 @@ impl GracefulShutdown {
             manager,
             notice,
             timeout: settings.shutdown_timeout,
-            spread: settings.shutdown_pace,
+            spread: settings.shutdown_spread,
             close_timeout: settings.close_timeout,
             remind_every: settings.notification_interval,
             before,

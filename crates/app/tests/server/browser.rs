@@ -173,7 +173,7 @@ async fn people_see_what_happens_say_hello_and_come_back() {
     // After a restart a tab comes back by itself, when it was told to last: this one in 6 to 9 s, but a page that
     // takes its own first delay comes in 1 s at most.
     console_has(&desktop, &[]).await;
-    let mut server = Start::default().own_address().env("SHUTDOWN_PACE", "3").serve().await;
+    let mut server = Start::default().own_address().env("SHUTDOWN_SPREAD", "3").serve().await;
     let (host, port) = (server.address.ip(), server.address.port());
     open(&desktop, &server).await;
     server.signal(Signal::TERM);

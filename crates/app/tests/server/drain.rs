@@ -59,7 +59,7 @@ async fn crowd(server: &Server, count: usize) -> JoinSet<Seen> {
 /// Asserts that everyone had notice and a close, and none of them before its time: closes are spread evenly over
 /// the time from `from` on, and a client cannot see one before it is sent, however busy the machine is. Each
 /// event loop has its own schedule, which may be ahead of the whole by one client. How even the schedule is,
-/// its own test says (pace.rs).
+/// its own test says (close_schedule.rs).
 fn none_too_early(seen: &[Seen], from: Instant, over: Duration) {
     assert!(seen.iter().all(|one| one.noticed), "everybody had notice");
     let codes_are_right = seen.iter().all(|one| one.closed.is_some_and(|(_, code)| code == 1012));
@@ -76,12 +76,12 @@ fn none_too_early(seen: &[Seen], from: Instant, over: Duration) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ten_thousand_closes_are_spread_over_the_pace() {
+async fn ten_thousand_closes_are_spread_over_the_shutdown_spread() {
     let room = Room::with(10_000, 1000).await;
     // A client on a busy machine may take a while to answer.
     let mut server = Start::default()
         .env("SHUTDOWN_TIMEOUT", "11")
-        .env("SHUTDOWN_PACE", "10")
+        .env("SHUTDOWN_SPREAD", "10")
         .env("CLOSE_TIMEOUT", "100")
         .serve()
         .await;

@@ -69,7 +69,7 @@ impl Python {
 /// A server at an address of its own, which another one can have after it. A client that comes back at its own first
 /// delay comes within 1 s, and one that does what the server says later.
 fn first_server() -> Start {
-    Start::default().own_address().env("SHUTDOWN_TIMEOUT", "60").env("SHUTDOWN_PACE", "3")
+    Start::default().own_address().env("SHUTDOWN_TIMEOUT", "60").env("SHUTDOWN_SPREAD", "3")
 }
 
 fn next_server(address: SocketAddr) -> Start {

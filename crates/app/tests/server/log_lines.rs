@@ -124,7 +124,7 @@ async fn every_field_has_one_meaning() {
         .collect();
     let level = "lastcall=trace,lastcall_core=trace,lastcall_endpoints=trace,lastcall_lifecycle=trace,lastcall_websockets=trace";
     let start =
-        Start::default().env("LOG_LEVEL", level).env("SHUTDOWN_PACE", "0.2").env("SHUTDOWN_TIMEOUT", "0.5");
+        Start::default().env("LOG_LEVEL", level).env("SHUTDOWN_SPREAD", "0.2").env("SHUTDOWN_TIMEOUT", "0.5");
     let mut server = start.env("SHUTDOWN_DELAY", "0.01").env("MAX_CONNECTIONS", "3").serve().await;
     let mut clients = server.clients(3).await;
     assert_eq!(server.refusal(&[]).await.status, 503);

@@ -106,7 +106,7 @@ async fn notifications_can_be_turned_off() {
         .file("config/lastcall.toml", "notification_interval = 0.05\n")
         .env("NOTIFICATION_INTERVAL", "0")
         .env("SHUTDOWN_TIMEOUT", "0.5")
-        .env("SHUTDOWN_PACE", "0")
+        .env("SHUTDOWN_SPREAD", "0")
         .serve()
         .await;
     let mut client = server.client().await;

@@ -84,12 +84,12 @@ async fn notices(mut client: Client) -> (Vec<Value>, u16) {
 #[tokio::test]
 async fn the_last_message_before_a_close_is_a_notice_however_it_comes_to_the_close() {
     // Closed one by one, all at the deadline, and by a second signal.
-    for (pace, signals) in [("0.3", 1), ("0", 1), ("0", 2)] {
+    for (spread, signals) in [("0.3", 1), ("0", 1), ("0", 2)] {
         let timeout = if signals == 2 { "60" } else { "0.5" };
         let mut server = Start::default()
             .env("NOTIFICATION_INTERVAL", "0")
             .env("SHUTDOWN_TIMEOUT", timeout)
-            .env("SHUTDOWN_PACE", pace)
+            .env("SHUTDOWN_SPREAD", spread)
             .serve()
             .await;
         let mut clients = server.clients(5).await;
@@ -137,11 +137,11 @@ fn comes_back(notice: &Value) -> i64 {
 #[tokio::test]
 async fn clients_that_are_closed_come_back_when_the_only_server_has_ended() {
     // Closed one by one, all at the deadline, and by a second signal.
-    for (pace, signals) in [("1", 1), ("0", 1), ("1", 2)] {
+    for (spread, signals) in [("1", 1), ("0", 1), ("1", 2)] {
         let timeout = if signals == 2 { "60" } else { "1.5" };
         let mut server = Start::default()
             .env("SHUTDOWN_TIMEOUT", timeout)
-            .env("SHUTDOWN_PACE", pace)
+            .env("SHUTDOWN_SPREAD", spread)
             .env("CLOSE_TIMEOUT", "30")
             .serve()
             .await;
@@ -171,7 +171,7 @@ async fn clients_that_are_closed_come_back_at_once_where_there_are_other_servers
     let mut server = Start::default()
         .env("SHUTDOWN_DELAY", "0.1")
         .env("SHUTDOWN_TIMEOUT", "1.5")
-        .env("SHUTDOWN_PACE", "1")
+        .env("SHUTDOWN_SPREAD", "1")
         .env("CLOSE_TIMEOUT", "30")
         .serve()
         .await;
@@ -265,7 +265,7 @@ async fn a_client_that_is_too_slow_during_a_drain_is_told_when_to_come_back() {
 async fn a_client_that_finishes_its_handshake_during_the_drain_has_its_notices() {
     for round in 0..20 {
         let mut server =
-            Start::default().env("SHUTDOWN_TIMEOUT", "0.2").env("SHUTDOWN_PACE", "0.1").serve().await;
+            Start::default().env("SHUTDOWN_TIMEOUT", "0.2").env("SHUTDOWN_SPREAD", "0.1").serve().await;
         let stays = server.client().await;
         let mut dialling = JoinSet::new();
         for n in 0..20 {

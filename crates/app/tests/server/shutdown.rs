@@ -72,7 +72,7 @@ async fn who_stays_is_closed_at_the_deadline_with_a_reason() {
     for signal in [Signal::TERM, Signal::INT] {
         let mut server = Start::default()
             .env("SHUTDOWN_TIMEOUT", "1")
-            .env("SHUTDOWN_PACE", "0")
+            .env("SHUTDOWN_SPREAD", "0")
             .env("CLOSE_TIMEOUT", "100")
             .serve()
             .await;
@@ -104,7 +104,7 @@ async fn one_that_never_reads_and_never_answers_is_cut_after_the_close_timeout()
     takes_at_most(both + Duration::from_secs(1), async || {
         let mut server = Start::default()
             .env("SHUTDOWN_TIMEOUT", "0.2")
-            .env("SHUTDOWN_PACE", "0")
+            .env("SHUTDOWN_SPREAD", "0")
             .env("CLOSE_TIMEOUT", "0.5")
             .env("MAX_QUEUE", "64MiB")
             .serve()

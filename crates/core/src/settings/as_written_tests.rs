@@ -71,7 +71,7 @@ fn a_value_with_more_than_one_meaning_is_refused_wherever_it_is_written() {
             ],
         ),
         ("ping_interval", &["0.0000000001", "5M", "off", "false"]),
-        ("shutdown_pace", &["Auto", "5M"]),
+        ("shutdown_spread", &["Auto", "5M"]),
         (
             "max_queue",
             &[
@@ -271,7 +271,7 @@ fn a_value_with_one_meaning_is_taken_as_written() {
         ("365d", 31_536_000_000),
     ] {
         for (how, operator) in written("shutdown_timeout", text) {
-            let operator = operator.flag("shutdown_pace", "0");
+            let operator = operator.flag("shutdown_spread", "0");
             assert_eq!(operator.settings().shutdown_timeout, Duration::from_millis(ms), "{text} by {how}");
         }
     }

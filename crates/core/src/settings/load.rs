@@ -12,8 +12,8 @@ use super::{
     value::{self, Expected},
 };
 
-/// The longest that `shutdown_pace = "auto"` makes the closing take.
-const MOST_PACE: Duration = Duration::from_secs(60);
+/// The longest that `shutdown_spread = "auto"` makes the closing take.
+const MAX_AUTO_SPREAD: Duration = Duration::from_secs(60);
 
 impl Settings {
     /// Reads all sources; each wins over those before it: defaults, settings file, `.env`, environment,
@@ -94,7 +94,7 @@ impl Reader {
     fn finish(mut self, xdg_runtime_dir: Option<&OsStr>) -> Result<Loaded, SettingsErrors> {
         use value::{
             client_messages, connections, duration, folder, host, interval, keys, log_format, log_level,
-            origins, pace, port, rate, size, some_time,
+            origins, port, rate, size, some_time, spread,
         };
         let most = limits::most_connections();
         let shutdown_timeout = self.read("shutdown_timeout", Duration::ZERO, duration);
@@ -108,9 +108,9 @@ impl Reader {
             client_messages: self.read("client_messages", super::ClientMessages::Broadcast, client_messages),
             shutdown_timeout,
             shutdown_delay: self.read("shutdown_delay", Duration::ZERO, duration),
-            shutdown_pace: self
-                .read("shutdown_pace", None, pace)
-                .unwrap_or_else(|| (shutdown_timeout / 3).min(MOST_PACE)),
+            shutdown_spread: self
+                .read("shutdown_spread", None, spread)
+                .unwrap_or_else(|| (shutdown_timeout / 3).min(MAX_AUTO_SPREAD)),
             close_timeout: self.read("close_timeout", Duration::ZERO, some_time),
             upgrade_timeout: self.read("upgrade_timeout", Duration::ZERO, some_time),
             runtime_dir: match self.read("runtime_dir", None, folder) {
@@ -154,12 +154,12 @@ impl Reader {
             );
             self.contradicts("pong_timeout", expected);
         }
-        if settings.shutdown_pace > settings.shutdown_timeout {
+        if settings.shutdown_spread > settings.shutdown_timeout {
             let expected = format!(
                 "at most shutdown_timeout, which is {:?}: the closes are spread over the end of the drain",
                 settings.shutdown_timeout
             );
-            self.contradicts("shutdown_pace", expected);
+            self.contradicts("shutdown_spread", expected);
         }
         if settings.max_queue < settings.max_message_size {
             let expected = format!(

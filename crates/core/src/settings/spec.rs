@@ -102,7 +102,7 @@ pub const SPECS: [Spec; 24] = [
         "How long newcomers are still served after SIGTERM, until load balancers have noticed",
     ),
     spec(
-        "shutdown_pace",
+        "shutdown_spread",
         SHUTDOWN,
         "DURATION",
         Some("\"auto\""),

@@ -128,7 +128,7 @@ pub(super) fn duration(value: &Value) -> Result<Duration, Expected> {
 }
 
 /// A duration, or `auto`.
-pub(super) fn pace(value: &Value) -> Result<Option<Duration>, Expected> {
+pub(super) fn spread(value: &Value) -> Result<Option<Duration>, Expected> {
     match word(value) {
         Some("auto") => Ok(None),
         _ => duration(value).map(Some).map_err(|expected| format!("auto, or {expected}")),
