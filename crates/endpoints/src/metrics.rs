@@ -11,7 +11,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use lastcall_core::settings::Settings;
-use lastcall_websockets::{ConnectionCounts, Durations, Figures};
+use lastcall_websockets::{ConnectionCounts, Histogram, Stats};
 use prometheus_client::{
     collector::Collector,
     encoding::{
@@ -41,7 +41,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 struct Snapshot {
     format: Format,
-    figures: Figures,
+    stats: Stats,
     counts: ConnectionCounts,
     report: HealthReport,
     handovers: Handovers,
@@ -90,7 +90,7 @@ pub struct Handovers {
 }
 
 pub(crate) async fn metrics(State(context): State<Arc<Context>>, headers: HeaderMap) -> Response {
-    let Ok(Some(figures)) = timeout(PATIENCE, context.manager.stats()).await else {
+    let Ok(Some(stats)) = timeout(PATIENCE, context.manager.stats()).await else {
         return ApiError::new(
             ErrorCode::Overloaded,
             "The event loops did not answer in time; try again later.",
@@ -103,7 +103,7 @@ pub(crate) async fn metrics(State(context): State<Arc<Context>>, headers: Header
     registry.register_collector(Box::new(Process(process)));
     registry.sub_registry_with_prefix("lastcall").register_collector(Box::new(Snapshot {
         format,
-        figures,
+        stats,
         counts: context.manager.counts(),
         report: context.health.report(),
         handovers: context.health.handovers(),
@@ -133,16 +133,16 @@ impl Collector for Process {
 
 impl Collector for Snapshot {
     fn encode(&self, mut to: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let Self { format, figures, counts, report, handovers, limits, refused, process } = self;
+        let Self { format, stats, counts, report, handovers, limits, refused, process } = self;
         let help = "1, with the version of the program and the commit that it was built from";
         let mut family = to.encode_descriptor("build_info", help, None, MetricType::Gauge)?;
         let labels = [("version", process.version), ("commit", process.commit.unwrap_or("unknown"))];
         ConstGauge::new(1_i64).encode(family.encode_family(&labels)?)?;
         gauge(&mut to, "clients", "Clients that are connected", counts.connections as f64)?;
-        counter(&mut to, *format, "connections_opened_total", "Clients that came", figures.opened)?;
+        counter(&mut to, *format, "connections_opened_total", "Clients that came", stats.opened)?;
         let mut family =
             counters(&mut to, *format, "connections_closed_total", "Clients that went, by reason")?;
-        for (reason, closed) in &figures.closed {
+        for (reason, closed) in &stats.disconnects {
             count(family.encode_family(&[("reason", reason.as_ref())])?, *format, *closed)?;
         }
         let help = "Handshakes, API calls and other requests that were refused, by the code of the answer";
@@ -156,9 +156,9 @@ impl Collector for Snapshot {
             *format,
             "connections_cut_total",
             "Clients that were closed and had to be cut off",
-            figures.cut,
+            stats.forced_disconnects,
         )?;
-        let slow = figures.closed.get("slow_consumer").copied().unwrap_or(0);
+        let slow = stats.disconnects.get("slow_consumer").copied().unwrap_or(0);
         counter(
             &mut to,
             *format,
@@ -171,36 +171,36 @@ impl Collector for Snapshot {
             *format,
             "messages_received_total",
             "Messages from clients",
-            figures.messages_received,
+            stats.messages_received,
         )?;
         counter(
             &mut to,
             *format,
             "messages_sent_total",
             "Messages to clients, once for each",
-            figures.messages_sent,
+            stats.messages_sent,
         )?;
         counter(
             &mut to,
             *format,
             "received_bytes_total",
             "Bytes from clients, with framing",
-            figures.bytes_received,
+            stats.bytes_received,
         )?;
         counter(
             &mut to,
             *format,
             "sent_bytes_total",
             "Bytes of messages to clients, with framing",
-            figures.bytes_sent,
+            stats.bytes_sent,
         )?;
-        gauge(&mut to, "queue_bytes", "Bytes that wait for slow clients", figures.queued_bytes as f64)?;
-        gauge(&mut to, "queue_clients", "Clients that have bytes waiting", figures.queued_clients as f64)?;
+        gauge(&mut to, "queue_bytes", "Bytes that wait for slow clients", stats.queued_bytes as f64)?;
+        gauge(&mut to, "queue_clients", "Clients that have bytes waiting", stats.queued_clients as f64)?;
         gauge(
             &mut to,
             "throttled_clients",
             "Clients that are read from more slowly, as they send texts faster than they may",
-            figures.throttled_clients as f64,
+            stats.throttled_clients as f64,
         )?;
         let mut family =
             to.encode_descriptor("phase", "1 for the phase of the process", None, MetricType::Gauge)?;
@@ -231,8 +231,8 @@ impl Collector for Snapshot {
         )?;
         let help = "Time that a turn of an event loop took";
         let mut histogram = to.encode_descriptor("loop_turn_seconds", help, None, MetricType::Histogram)?;
-        let Durations { counts, sum_us } = &figures.turns;
-        let limits = Durations::LIMITS.iter().map(|us| *us as f64 / 1e6).chain([f64::INFINITY]);
+        let Histogram { counts, sum_us } = &stats.loop_iterations;
+        let limits = Histogram::BOUNDS_US.iter().map(|us| *us as f64 / 1e6).chain([f64::INFINITY]);
         let buckets: Vec<_> = limits.zip(counts.iter().copied()).collect();
         histogram.encode_histogram::<NoLabelSet>(*sum_us as f64 / 1e6, counts.iter().sum(), &buckets, None)
     }

@@ -11,8 +11,7 @@ use axum::{
         header::{CONTENT_ENCODING, CONTENT_TYPE},
     },
 };
-use jiff::Timestamp;
-use lastcall_websockets::{AdmissionState, BROADCAST, ServerMessage, Source};
+use lastcall_websockets::{AdmissionState, BROADCAST, NotificationSource, ServerMessage};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tokio::time::timeout;
@@ -82,12 +81,7 @@ pub(crate) async fn publish(
             "The server is closing its clients: none would get this.",
         ));
     }
-    let notification = ServerMessage::Notification {
-        channel: BROADCAST,
-        source: Source::Api,
-        time: Timestamp::now(),
-        data: publication.data,
-    };
+    let notification = ServerMessage::notification(NotificationSource::Api, publication.data);
     match timeout(PATIENCE, context.manager.broadcast(&notification)).await {
         Ok(clients) => Ok(Json(Published { clients })),
         Err(_) => Err(ApiError::new(

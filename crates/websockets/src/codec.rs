@@ -5,7 +5,7 @@ pub(crate) mod decoder;
 mod frame;
 
 pub use close_code::CloseReason;
-pub(crate) use decoder::{Accept, Decoder, Event};
+pub(crate) use decoder::{Decoder, DecoderLimits, Event};
 pub use frame::Frame;
 pub(crate) use frame::next_boundary;
 #[cfg(test)]

@@ -19,7 +19,7 @@ use crate::{
     admission::{Disconnect, Permit},
     budget::Used,
     client_id::ClientId,
-    codec::{Accept, CloseReason, Decoder, Frame},
+    codec::{CloseReason, Decoder, DecoderLimits, Frame},
     snapshot::ConnectionState,
 };
 
@@ -28,7 +28,7 @@ pub(crate) use ping::Ping;
 
 /// What all clients must keep to.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Rules {
+pub(crate) struct ConnectionConfig {
     pub(crate) client_messages: ClientMessages,
     pub(crate) max_message_size: usize,
     pub(crate) max_queue: usize,
@@ -36,31 +36,33 @@ pub(crate) struct Rules {
     pub(crate) texts_are_bounded: bool,
 }
 
-impl Rules {
+impl ConnectionConfig {
     /// Whether nothing is sent but echoes.
     pub(crate) fn is_echo(&self) -> bool {
         self.client_messages == ClientMessages::Echo
     }
 
-    fn accept(&self) -> Accept {
-        Accept { max_message_size: self.max_message_size, binary: self.is_echo() }
+    fn decoder_limits(&self) -> DecoderLimits {
+        DecoderLimits { max_message_size: self.max_message_size, accept_binary: self.is_echo() }
     }
 }
 
-/// Where a connection is in its life.
+/// The state of a connection. The serialized names stay.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum Life {
-    /// Messages go both ways.
+pub(crate) enum State {
+    /// Messages go both ways (RFC 6455 §7.1: the connection is open).
     #[default]
     Open,
-    /// The server sent a close frame and waits for the client's.
+    /// The server has sent a close frame and waits for the client's.
     CloseSent,
-    /// The client closed; the connection ends as soon as the answer is written.
-    Answering,
-    /// The client's bytes cannot be understood any more: they are dropped until it hangs up, so that
-    /// the close frame is not lost to a reset (RFC 6455 §7.1.1).
-    Deaf,
+    /// The client has sent a close frame; ours is queued, and the connection ends once it is written.
+    #[serde(rename = "answering")]
+    CloseReceived,
+    /// The server has sent a close frame after input that it cannot decode. Later input is discarded until the client
+    /// closes the TCP connection, so that the close frame is not lost to a reset (RFC 6455 §7.1.1).
+    #[serde(rename = "deaf")]
+    Lingering,
 }
 
 /// What an action did to the connection.
@@ -74,7 +76,7 @@ pub(crate) enum Outcome {
     /// It is closing now; it has `close_timeout` to finish.
     CloseStarted,
     /// It ended.
-    Over(Disconnect),
+    Ended(Disconnect),
 }
 
 /// Whether a socket may have more to read.
@@ -92,7 +94,7 @@ pub(crate) struct Connection {
     /// What came of the last ping.
     pub(crate) ping: Ping,
     /// Whether it stands in the loop's list of those to read from.
-    pub(crate) waits_to_be_read: bool,
+    pub(crate) read_queued: bool,
     /// Whether it is not to be read from for a while, as it said too much.
     pub(crate) is_throttled: bool,
     /// What it has used of the budget for texts.
@@ -100,10 +102,10 @@ pub(crate) struct Connection {
     /// What it sent behind its handshake, and is not handled yet.
     early_input: Option<Box<Bytes>>,
     /// Whether the kernel tells when the socket takes output again.
-    pub(crate) output_is_watched: bool,
+    pub(crate) write_interest: bool,
     /// Whether the kernel said that the client sends no more: the end is to be read, too.
-    pub(crate) half_closed: bool,
-    life: Life,
+    pub(crate) peer_closed: bool,
+    state: State,
     /// Why it was closed, once it was.
     close_reason: Option<CloseReason>,
     decoder: Decoder,
@@ -117,13 +119,13 @@ impl Connection {
             stream,
             id,
             ping: Ping::default(),
-            waits_to_be_read: false,
+            read_queued: false,
             is_throttled: false,
             used: Used::default(),
             early_input: None,
-            output_is_watched: false,
-            half_closed: false,
-            life: Life::Open,
+            write_interest: false,
+            peer_closed: false,
+            state: State::Open,
             close_reason: None,
             decoder: Decoder::default(),
             outbox: Outbox::default(),
@@ -134,7 +136,7 @@ impl Connection {
     /// Goes on with a client of another process.
     pub(crate) fn restore(stream: TcpStream, state: ConnectionState, permit: Permit) -> Self {
         Self {
-            life: state.life,
+            state: state.state,
             ping: Ping::restore(state.heard, !state.outbox.is_empty()),
             close_reason: state.close_reason,
             decoder: state.decoder,
@@ -148,7 +150,7 @@ impl Connection {
     pub(crate) fn state(&self, cut_off_in: Option<Duration>) -> ConnectionState {
         ConnectionState {
             id: self.id,
-            life: self.life,
+            state: self.state,
             close_reason: self.close_reason,
             cut_off_in_ms: cut_off_in.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
             heard: self.ping == Ping::Answered,
@@ -159,7 +161,7 @@ impl Connection {
     }
 
     pub(crate) fn is_open(&self) -> bool {
-        self.life == Life::Open
+        self.state == State::Open
     }
 
     /// Bytes that wait for it.
@@ -176,13 +178,13 @@ impl Connection {
         self.close_reason
     }
 
-    /// Ends the connection: its place is free, its socket goes.
-    pub(crate) fn depart(self, disconnect: Disconnect) {
+    /// Ends the connection: its permit is free, its socket goes.
+    pub(crate) fn finish(self, disconnect: Disconnect) {
         self.permit.release(disconnect);
     }
 
     /// Sends the answer to the handshake, and the first frames behind it.
-    pub(crate) fn greet(&mut self, answer: Vec<u8>, frames: &Bytes) -> Outcome {
+    pub(crate) fn send_handshake(&mut self, answer: Vec<u8>, frames: &Bytes) -> Outcome {
         let (answer, mut all) = (answer.len(), answer);
         all.extend_from_slice(frames);
         loop {
@@ -195,23 +197,23 @@ impl Connection {
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 // A new socket takes some kilobytes: this one is gone, or its client did not read an answer before.
-                _ => return self.hung_up(),
+                _ => return self.disconnected(),
             }
         }
     }
 
     /// Sends whole frames: at once if the socket takes them, else they wait in the outbox, unless too much waits
     /// there already.
-    pub(crate) fn send(&mut self, frames: &Bytes, rules: &Rules) -> Outcome {
+    pub(crate) fn send(&mut self, frames: &Bytes, rules: &ConnectionConfig) -> Outcome {
         if self.is_open() && self.has_output() && self.outbox.len() + frames.len() > rules.max_queue {
             return Outcome::TooSlow;
         }
-        self.send_however_full(frames)
+        self.send_unbounded(frames)
     }
 
     /// The same, however much waits. For the few frames that every client must get.
-    pub(crate) fn send_however_full(&mut self, frames: &Bytes) -> Outcome {
-        if self.life != Life::Open {
+    pub(crate) fn send_unbounded(&mut self, frames: &Bytes) -> Outcome {
+        if self.state != State::Open {
             return Outcome::Unchanged;
         }
         if self.has_output() {
@@ -224,7 +226,7 @@ impl Connection {
                 Ok(written) => self.outbox.push(frames.clone(), written),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => self.outbox.push(frames.clone(), 0),
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-                Err(_) => return self.hung_up(),
+                Err(_) => return self.disconnected(),
             }
             return Outcome::Unchanged;
         }
@@ -233,22 +235,22 @@ impl Connection {
     /// Starts the closing handshake, if it has not started. What waits, and then `notice`, is flushed before; for a
     /// slow consumer, `notice` only.
     pub(crate) fn close(&mut self, reason: CloseReason, notice: Option<&Frame>) -> Outcome {
-        if self.life != Life::Open {
+        if self.state != State::Open {
             return Outcome::Unchanged;
         }
         self.close_reason = Some(reason);
         if reason == CloseReason::SlowConsumer {
-            self.outbox.keep_started_frame();
+            self.outbox.truncate_to_partial_frame();
         }
         if let Some(notice) = notice {
             self.outbox.push(notice.bytes().clone(), 0);
         }
-        self.life = if reason.breaks_the_stream() { Life::Deaf } else { Life::CloseSent };
-        self.last_frame(&Frame::close(Some((reason.code(), reason.reason()))))
+        self.state = if reason.breaks_the_stream() { State::Lingering } else { State::CloseSent };
+        self.send_close_frame(&Frame::close(Some((reason.code(), reason.reason()))))
     }
 
     /// Queues a close frame, after which nothing is sent.
-    fn last_frame(&mut self, frame: &Frame) -> Outcome {
+    fn send_close_frame(&mut self, frame: &Frame) -> Outcome {
         self.outbox.push(frame.bytes().clone(), 0);
         Outcome::CloseStarted.max(self.flush())
     }
@@ -257,7 +259,7 @@ impl Connection {
     pub(crate) fn flush(&mut self) -> Outcome {
         let before = self.outbox.len();
         if self.outbox.flush(&self.stream).is_err() {
-            return self.hung_up();
+            return self.disconnected();
         }
         if self.outbox.len() < before {
             self.ping.wrote(self.outbox.is_empty());
@@ -265,21 +267,21 @@ impl Connection {
         if self.has_output() {
             return Outcome::Unchanged;
         }
-        match self.life {
-            Life::Answering => Outcome::Over(Disconnect::ByClient),
-            Life::Deaf => match self.stream.shutdown(Shutdown::Write) {
+        match self.state {
+            State::CloseReceived => Outcome::Ended(Disconnect::ByClient),
+            State::Lingering => match self.stream.shutdown(Shutdown::Write) {
                 Ok(()) => Outcome::Unchanged,
-                Err(_) => self.hung_up(),
+                Err(_) => self.disconnected(),
             },
-            Life::Open | Life::CloseSent => Outcome::Unchanged,
+            State::Open | State::CloseSent => Outcome::Unchanged,
         }
     }
 
     /// The TCP connection is gone, or as good as gone.
-    pub(crate) fn hung_up(&self) -> Outcome {
-        Outcome::Over(match self.life {
-            Life::Open | Life::Answering => Disconnect::ByClient,
-            Life::CloseSent | Life::Deaf => Disconnect::ByServer,
+    pub(crate) fn disconnected(&self) -> Outcome {
+        Outcome::Ended(match self.state {
+            State::Open | State::CloseReceived => Disconnect::ByClient,
+            State::CloseSent | State::Lingering => Disconnect::ByServer,
         })
     }
 }

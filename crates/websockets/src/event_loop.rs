@@ -29,10 +29,10 @@ use crate::{
     client_id::ClientId,
     close_schedule::CloseSchedule,
     codec::{CloseReason, Frame},
-    connection::{Connection, Outcome, Rules},
+    connection::{Connection, ConnectionConfig, Outcome},
     mailbox::{LoopCommand, Mailboxes},
     notice::ShutdownNotice,
-    stats::Figures,
+    stats::Stats,
 };
 use clock::Clock;
 use fanout::Fanout;
@@ -50,11 +50,11 @@ const READ_BUFFER: usize = 64 << 10;
 const EVENTS: usize = 1024;
 
 /// What a loop needs to know from the start.
-pub(crate) struct Setup {
-    /// Which of the mailboxes is its own.
+pub(crate) struct LoopConfig {
+    /// Which of the bus's inboxes is its own.
     pub(crate) index: usize,
     pub(crate) poll: Poll,
-    pub(crate) rules: Rules,
+    pub(crate) rules: ConnectionConfig,
     /// For the texts of all loops' clients.
     pub(crate) budget: Arc<Budget>,
     pub(crate) close_timeout: Duration,
@@ -63,12 +63,12 @@ pub(crate) struct Setup {
 }
 
 pub(crate) struct EventLoop {
-    setup: Setup,
+    config: LoopConfig,
     mailboxes: Arc<Mailboxes>,
     clock: Clock,
-    clients: Slab<Connection>,
+    connections: Slab<Connection>,
     /// Clients to read from, each once. They take turns, one read each.
-    readers: VecDeque<usize>,
+    read_queue: VecDeque<usize>,
     /// Clients that are not read from for a while, and until when by the system's clock. Some may have gone, or have
     /// been let go since.
     throttled: BinaryHeap<Reverse<(Instant, usize, ClientId)>>,
@@ -80,18 +80,18 @@ pub(crate) struct EventLoop {
     fanout: Option<Fanout>,
     /// The command that comes after the fan-out.
     then: Option<LoopCommand>,
-    /// Whether the mailbox holds more.
+    /// Whether the inbox holds more.
     more: bool,
     /// What new connections are told, once a drain started.
     notice: Option<ShutdownNotice>,
     /// Why new connections are closed, once all are being closed.
     close_reason: Option<CloseReason>,
     /// Whether nothing is to be read.
-    hushed: bool,
+    reads_paused: bool,
     stopped: bool,
-    figures: Figures,
+    stats: Stats,
     /// What one client said at once; empty between reads.
-    said: Vec<Frame>,
+    received_texts: Vec<Frame>,
     buffer: Vec<u8>,
 }
 
@@ -103,18 +103,18 @@ impl EventLoop {
         Ok((poll, waker))
     }
 
-    pub(crate) fn new(setup: Setup, mailboxes: Arc<Mailboxes>) -> Self {
+    pub(crate) fn new(config: LoopConfig, mailboxes: Arc<Mailboxes>) -> Self {
         let clock = Clock::start(Instant::now());
-        let heartbeat = setup
+        let heartbeat = config
             .heartbeat
-            .filter(|_| !setup.rules.is_echo())
+            .filter(|_| !config.rules.is_echo())
             .map(|(interval, timeout)| Heartbeat::new(interval, timeout, clock.now()));
         Self {
-            setup,
+            config,
             mailboxes,
             clock,
-            clients: Slab::new(),
-            readers: VecDeque::new(),
+            connections: Slab::new(),
+            read_queue: VecDeque::new(),
             throttled: BinaryHeap::new(),
             closing: VecDeque::new(),
             heartbeat,
@@ -124,10 +124,10 @@ impl EventLoop {
             more: false,
             notice: None,
             close_reason: None,
-            hushed: false,
+            reads_paused: false,
             stopped: false,
-            figures: Figures::default(),
-            said: Vec::new(),
+            stats: Stats::default(),
+            received_texts: Vec::new(),
             buffer: vec![0; READ_BUFFER],
         }
     }
@@ -136,10 +136,10 @@ impl EventLoop {
     pub(crate) fn run(mut self) {
         let mut events = Events::with_capacity(EVENTS);
         while !self.stopped {
-            let patience = self.patience();
-            let polled = self.setup.poll.poll(&mut events, patience);
-            let woken = Instant::now();
-            self.clock.after_wait(woken, patience);
+            let timeout = self.poll_timeout();
+            let polled = self.config.poll.poll(&mut events, timeout);
+            let woke_at = Instant::now();
+            self.clock.after_wait(woke_at, timeout);
             match polled {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
@@ -158,39 +158,39 @@ impl EventLoop {
                     self.flush(slot);
                 }
                 if event.is_read_closed()
-                    && let Some(connection) = self.clients.get_mut(slot)
+                    && let Some(connection) = self.connections.get_mut(slot)
                 {
-                    connection.half_closed = true;
+                    connection.peer_closed = true;
                 }
                 if event.is_readable() || event.is_read_closed() {
-                    self.wants_to_be_read(slot);
+                    self.queue_read(slot);
                 }
                 if event.is_error() || event.is_write_closed() {
                     self.end_if_throttled(slot);
                 }
             }
             self.read();
-            self.work();
-            self.beat();
-            self.close_those_due();
-            self.cut_off_late_ones();
-            self.mailboxes.report_load(self.setup.index, self.clients.len());
+            self.process_mailbox();
+            self.run_heartbeat();
+            self.run_scheduled_closes();
+            self.enforce_close_timeouts();
+            self.mailboxes.report_load(self.config.index, self.connections.len());
             let end = Instant::now();
             self.clock.read(end);
-            self.figures.turns.count(end.saturating_duration_since(woken));
+            self.stats.loop_iterations.observe(end.saturating_duration_since(woke_at));
         }
-        for connection in self.clients.drain() {
-            connection.depart(Disconnect::Forced);
+        for connection in self.connections.drain() {
+            connection.finish(Disconnect::Forced);
         }
     }
 
     /// How long the kernel may let the loop sleep.
-    fn patience(&self) -> Option<Duration> {
-        let reads = !self.readers.is_empty() && self.may_read();
+    fn poll_timeout(&self) -> Option<Duration> {
+        let reads = !self.read_queue.is_empty() && self.may_read();
         if reads || self.more || self.fanout.is_some() || self.then.is_some() {
             return Some(Duration::ZERO);
         }
-        let beat = self.heartbeat.as_ref().filter(|_| !self.clients.is_empty()).map(Heartbeat::next);
+        let beat = self.heartbeat.as_ref().filter(|_| !self.connections.is_empty()).map(Heartbeat::next);
         let cut = self.closing.front().map(|(deadline, ..)| *deadline);
         let close = self.close_schedule.as_ref().and_then(|(close_schedule, _)| close_schedule.next());
         let running = [beat, cut].into_iter().flatten().min();
@@ -204,53 +204,53 @@ impl EventLoop {
     }
 
     /// Does what an outcome asks for.
-    fn settle(&mut self, slot: usize, outcome: Outcome) {
+    fn apply_outcome(&mut self, slot: usize, outcome: Outcome) {
         self.watch_output(slot);
         match outcome {
             Outcome::Unchanged => {}
             Outcome::TooSlow => self.close(slot, CloseReason::SlowConsumer),
             Outcome::CloseStarted => {
-                if let Some(connection) = self.clients.get(slot) {
-                    let deadline = self.clock.read(Instant::now()) + self.setup.close_timeout;
+                if let Some(connection) = self.connections.get(slot) {
+                    let deadline = self.clock.read(Instant::now()) + self.config.close_timeout;
                     self.closing.push_back((deadline, slot, connection.id));
                     // Its answer is waited for, and nothing that it says is passed on any more.
                     self.let_go(slot);
                 }
             }
-            Outcome::Over(disconnect) => self.end(slot, disconnect),
+            Outcome::Ended(disconnect) => self.remove(slot, disconnect),
         }
     }
 
     /// Closes a client; during a drain, it is told once more when to come back.
     fn close(&mut self, slot: usize, reason: CloseReason) {
-        let Some(connection) = self.clients.get_mut(slot) else { return };
-        let notice = self.notice.filter(|_| connection.is_open() && !self.setup.rules.is_echo());
+        let Some(connection) = self.connections.get_mut(slot) else { return };
+        let notice = self.notice.filter(|_| connection.is_open() && !self.config.rules.is_echo());
         let notice = notice.map(|notice| notice.frame(connection.id));
         let outcome = connection.close(reason, notice.as_ref());
-        self.settle(slot, outcome);
+        self.apply_outcome(slot, outcome);
     }
 
     /// Has the kernel tell when a client takes output again.
     fn watch_output(&mut self, slot: usize) {
-        let Some(connection) = self.clients.get_mut(slot) else { return };
-        if connection.output_is_watched || !connection.has_output() {
+        let Some(connection) = self.connections.get_mut(slot) else { return };
+        if connection.write_interest || !connection.has_output() {
             return;
         }
-        connection.output_is_watched = true;
+        connection.write_interest = true;
         let interest = Interest::READABLE | Interest::WRITABLE;
         if let Err(error) =
-            self.setup.poll.registry().reregister(&mut connection.stream, Token(slot), interest)
+            self.config.poll.registry().reregister(&mut connection.stream, Token(slot), interest)
         {
             // Without it the output would wait for ever.
             debug!(client = %connection.id, %error, "a socket could not be watched");
-            self.end(slot, Disconnect::Forced);
+            self.remove(slot, Disconnect::Forced);
         }
     }
 
-    fn end(&mut self, slot: usize, disconnect: Disconnect) {
-        if let Some(connection) = self.clients.try_remove(slot) {
+    fn remove(&mut self, slot: usize, disconnect: Disconnect) {
+        if let Some(connection) = self.connections.try_remove(slot) {
             if connection.is_throttled {
-                self.setup.budget.remove_throttled();
+                self.config.budget.remove_throttled();
             }
             // Closing the socket takes it off the poll.
             debug!(
@@ -261,8 +261,8 @@ impl EventLoop {
                 reason = connection.close_reason().map(CloseReason::reason),
                 "connection ended"
             );
-            self.figures.count_end(disconnect, connection.close_reason());
-            connection.depart(disconnect);
+            self.stats.record_disconnect(disconnect, connection.close_reason());
+            connection.finish(disconnect);
         }
     }
 }

@@ -1,12 +1,12 @@
-//! What the HTTP server leaves to the event loop.
+//! What the event loop must finish of a WebSocket handshake that the HTTP server has accepted.
 
 use bytes::Bytes;
 
-/// What is left of a client's handshake.
+/// The rest of a handshake (RFC 6455 §4.2).
 #[derive(Debug, Default)]
 pub struct Handshake {
-    /// The HTTP response, if it is not sent yet: it goes out in one write with the first message.
+    /// The HTTP response 101 as bytes, if it is not sent yet: it is written together with the first message.
     pub response: Vec<u8>,
-    /// What the client sent right behind its request.
+    /// What the client sent right after its request: frames that arrived before the response.
     pub early_input: Bytes,
 }

@@ -27,10 +27,10 @@ pub use handshake::Handshake;
 pub use manager::{ConnectionManager, ManagerConfig};
 pub use notice::ShutdownNotice;
 pub use notifier::{Notifier, NotifierState};
-pub use protocol::{BROADCAST, Reconnect, Server, ServerMessage, Source};
+pub use protocol::{BROADCAST, NotificationSource, ServerMessage};
 pub use shutdown::{DrainEnd, GracefulShutdown, Summary};
 pub use snapshot::{ConnectionState, Frozen, ManagerState};
-pub use stats::{Durations, Figures};
+pub use stats::{Histogram, Stats};
 
 /// The decoder, for the fuzzer only: it is no part of the interface.
 #[cfg(fuzzing)]
@@ -38,15 +38,15 @@ pub use stats::{Durations, Figures};
 pub mod fuzzing {
     use std::ops::ControlFlow;
 
-    use crate::codec::{Accept, Decoder};
+    use crate::codec::{Decoder, DecoderLimits};
 
     /// What comes of these pieces, as text.
     pub fn decode(pieces: &[&[u8]]) -> Vec<String> {
         let mut decoder = Decoder::default();
         let mut heard = Vec::new();
         for piece in pieces {
-            let accept = Accept { max_message_size: 4096, binary: true };
-            let result = decoder.decode(&mut piece.to_vec(), accept, |event| {
+            let limits = DecoderLimits { max_message_size: 4096, accept_binary: true };
+            let result = decoder.decode(&mut piece.to_vec(), limits, |event| {
                 heard.push(format!("{event:?}"));
                 ControlFlow::Continue(())
             });

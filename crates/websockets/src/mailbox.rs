@@ -23,7 +23,7 @@ use crate::{
     handshake::Handshake,
     notice::ShutdownNotice,
     snapshot::{ConnectionState, FrozenLoop},
-    stats::Figures,
+    stats::Stats,
 };
 
 /// When this much waits for the slowest loop, publishers have to wait: it is a few turns' worth, so
@@ -67,7 +67,7 @@ pub(crate) enum LoopCommand {
     CloseGradually(CloseReason, Instant),
     Disconnect(ClientId, CloseReason),
     /// Tell what was counted.
-    CollectStats(mpsc::Sender<Figures>),
+    CollectStats(mpsc::Sender<Stats>),
     /// Do not read any more, and say so: nothing more is published because a client said it.
     PauseReads(mpsc::Sender<()>),
     /// Read again.

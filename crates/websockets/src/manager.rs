@@ -20,14 +20,14 @@ use crate::{
     budget::{Budget, Rates},
     client_id::ClientId,
     codec::CloseReason,
-    connection::Rules,
-    event_loop::{EventLoop, Setup},
+    connection::ConnectionConfig,
+    event_loop::{EventLoop, LoopConfig},
     handshake::Handshake,
     mailbox::{ConnectionSource, LoopCommand, Mailboxes, NewConnection},
     notice::ShutdownNotice,
     protocol::ServerMessage,
-    snapshot::{ConnectionState, Frozen, ManagerState, Quiet},
-    stats::Figures,
+    snapshot::{ConnectionState, Frozen, ManagerState, ReadsPaused},
+    stats::Stats,
 };
 
 /// What the manager needs to know. Its meaning and units are those of the settings of the same names.
@@ -41,7 +41,7 @@ pub struct ManagerConfig {
     pub close_timeout: Duration,
     /// Time between pings and time to answer one; `None`: no pings.
     pub heartbeat: Option<(Duration, Duration)>,
-    pub(crate) rules: Rules,
+    pub(crate) rules: ConnectionConfig,
     pub(crate) rates: Rates,
 }
 
@@ -59,7 +59,7 @@ impl From<&Settings> for ManagerConfig {
             max_connections: settings.max_connections,
             close_timeout: settings.close_timeout,
             heartbeat: settings.ping_interval.map(|interval| (interval, settings.pong_timeout)),
-            rules: Rules {
+            rules: ConnectionConfig {
                 client_messages: settings.client_messages,
                 max_message_size: settings.max_message_size,
                 max_queue: settings.max_queue,
@@ -81,7 +81,7 @@ struct Inner {
     admission: Arc<Admission>,
     mailboxes: Arc<Mailboxes>,
     /// What the processes before this one counted.
-    previous_stats: OnceLock<Figures>,
+    previous_stats: OnceLock<Stats>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     /// Whether an event loop has panicked.
     failed: watch::Sender<bool>,
@@ -112,7 +112,7 @@ impl ConnectionManager {
             }),
         };
         for (index, poll) in polls.into_iter().enumerate() {
-            let setup = Setup {
+            let setup = LoopConfig {
                 index,
                 poll,
                 rules: config.rules,
@@ -171,9 +171,9 @@ impl ConnectionManager {
 
     /// Goes on with clients of another process, whose sockets this one has from now on.
     pub fn restore(&self, state: ManagerState, clients: Vec<(OwnedFd, ConnectionState)>) {
-        let ManagerState { figures, left, closed, cut } = state;
+        let ManagerState { stats, left, closed, cut } = state;
         // Set once: a process takes over once, at its start.
-        let _ = self.inner.previous_stats.set(figures);
+        let _ = self.inner.previous_stats.set(stats);
         let permits = self.inner.admission.restore(
             ConnectionCounts {
                 by_client: left,
@@ -199,7 +199,7 @@ impl ConnectionManager {
         let loops = self.inner.mailboxes.loops();
         // First nobody reads: what one loop reads, another one still has to write.
         let (acks, mut replies) = mpsc::channel(loops);
-        let quiet = Quiet(Arc::clone(&self.inner.mailboxes));
+        let quiet = ReadsPaused(Arc::clone(&self.inner.mailboxes));
         self.inner.mailboxes.send(&LoopCommand::PauseReads(acks));
         for _ in 0..loops {
             replies.recv().await?;
@@ -220,15 +220,15 @@ impl ConnectionManager {
 
     /// What the loops, and those of the processes before this one, counted. Ends only when every loop
     /// answers: bound it.
-    pub async fn stats(&self) -> Option<Figures> {
+    pub async fn stats(&self) -> Option<Stats> {
         let loops = self.inner.mailboxes.loops();
         let (reply, mut replies) = mpsc::channel(loops);
         self.inner.mailboxes.send(&LoopCommand::CollectStats(reply));
-        let mut figures = self.inner.previous_stats.get().cloned().unwrap_or_default();
+        let mut stats = self.inner.previous_stats.get().cloned().unwrap_or_default();
         for _ in 0..loops {
-            figures.add(&replies.recv().await?);
+            stats.add(&replies.recv().await?);
         }
-        Some(figures)
+        Some(stats)
     }
 
     /// Closes one client, if it is there.
@@ -349,7 +349,10 @@ mod tests {
         manager.disconnect(ClientId::generate(), CloseReason::Idle);
         manager.disconnect(id, CloseReason::ServiceRestart);
         let expected = [
-            ServerMessage::Welcome { client: id, server: crate::protocol::Server }.frame().bytes().to_vec(),
+            ServerMessage::Welcome { client: id, server: crate::protocol::ServerInfo }
+                .frame()
+                .bytes()
+                .to_vec(),
             Frame::close(Some((1012, "service restart"))).bytes().to_vec(),
         ]
         .concat();

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::value::to_raw_value;
 use tokio::{
@@ -13,7 +12,7 @@ use tokio::{
 
 use crate::{
     manager::ConnectionManager,
-    protocol::{BROADCAST, ServerMessage, Source},
+    protocol::{NotificationSource, ServerMessage},
 };
 
 #[derive(Serialize)]
@@ -85,12 +84,7 @@ async fn notify(
         };
         // Numbers and a string are always valid JSON.
         let data = to_raw_value(&Data { sequence, clients, message }).expect("plain data is valid JSON");
-        let notification = ServerMessage::Notification {
-            channel: BROADCAST,
-            source: Source::Server,
-            time: Timestamp::now(),
-            data: &data,
-        };
+        let notification = ServerMessage::notification(NotificationSource::Server, &data);
         manager.broadcast(&notification).await;
     }
 }

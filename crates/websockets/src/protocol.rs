@@ -2,4 +2,5 @@
 
 mod plain;
 
-pub use plain::{BROADCAST, Reconnect, Server, ServerMessage, Source};
+pub use plain::{BROADCAST, NotificationSource, ServerMessage};
+pub(crate) use plain::{Reconnect, ServerInfo};

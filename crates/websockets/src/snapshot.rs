@@ -4,5 +4,5 @@ mod freeze;
 mod state;
 
 pub use freeze::Frozen;
-pub(crate) use freeze::{FrozenLoop, Quiet};
+pub(crate) use freeze::{FrozenLoop, ReadsPaused};
 pub use state::{ConnectionState, ManagerState};

@@ -1,5 +1,5 @@
-//! What an event loop counts of its work. A loop counts for itself alone and is asked now and then: counting
-//! costs no atomic operation and shares no cache line.
+//! Counters of the event loops. Each loop has its own and is asked for them by a command, so counting needs no atomic
+//! operation and shares no cache line.
 
 use std::{borrow::Cow, collections::BTreeMap, time::Duration};
 
@@ -7,90 +7,95 @@ use serde::{Deserialize, Serialize};
 
 use crate::{admission::Disconnect, codec::CloseReason};
 
-/// Counts since the start, of this process and of those it took over from.
+/// Counters since the start of this process, and of the processes before it that handed their connections over.
 ///
-/// Plain data: it can be written down and read by another process, of another version too.
+/// Plain data: it is serialized for the new process, which may be another build. The serialized names stay.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Figures {
-    /// Clients that came.
+pub struct Stats {
+    /// Connections that were registered.
     pub opened: u64,
-    /// Clients that went, by reason: `left`, or why the server closed them.
-    pub closed: BTreeMap<Cow<'static, str>, u64>,
-    /// Of those, the ones whose TCP socket had to be cut.
-    pub cut: u64,
-    /// Whole messages that clients sent.
+    /// Connections that ended, by reason: `left` if the client ended it, else why the server closed it.
+    #[serde(rename = "closed")]
+    pub disconnects: BTreeMap<Cow<'static, str>, u64>,
+    /// Of these, the ones that the server ended without a closing handshake.
+    #[serde(rename = "cut")]
+    pub forced_disconnects: u64,
+    /// Messages received from clients, all fragments of one counted as one.
     pub messages_received: u64,
-    /// Bytes that clients sent, with all framing.
+    /// Bytes received from clients, with all framing.
     pub bytes_received: u64,
-    /// Messages that went to clients, once for each: written, or queued to be.
+    /// Messages sent, once for each client: written or queued.
     pub messages_sent: u64,
-    /// Their bytes, with all framing.
+    /// Bytes of these, with all framing.
     pub bytes_sent: u64,
-    /// Turns of the loops, by how long they took.
-    pub turns: Durations,
-    /// Bytes that wait for slow clients now.
+    /// Iterations of the loops, by how long they took.
+    #[serde(rename = "turns")]
+    pub loop_iterations: Histogram,
+    /// Bytes that are queued for slow clients now.
     #[serde(skip)]
     pub queued_bytes: u64,
-    /// Clients that have something waiting now.
+    /// Clients that have bytes queued now.
     #[serde(skip)]
     pub queued_clients: u64,
-    /// Clients that are not read from for a while, as they send texts faster than they may.
+    /// Clients whose reads are paused now, because they send texts faster than they may.
     #[serde(skip)]
     pub throttled_clients: u64,
 }
 
-impl Figures {
-    /// Adds what another one counted, which may be another process: sums stop at the largest number.
+impl Stats {
+    /// Adds the counters of another loop or process. Sums saturate.
     pub fn add(&mut self, other: &Self) {
         self.opened = self.opened.saturating_add(other.opened);
-        for (reason, count) in &other.closed {
-            let sum = self.closed.entry(reason.clone()).or_default();
+        for (reason, count) in &other.disconnects {
+            let sum = self.disconnects.entry(reason.clone()).or_default();
             *sum = sum.saturating_add(*count);
         }
-        self.cut = self.cut.saturating_add(other.cut);
+        self.forced_disconnects = self.forced_disconnects.saturating_add(other.forced_disconnects);
         self.messages_received = self.messages_received.saturating_add(other.messages_received);
         self.bytes_received = self.bytes_received.saturating_add(other.bytes_received);
         self.messages_sent = self.messages_sent.saturating_add(other.messages_sent);
         self.bytes_sent = self.bytes_sent.saturating_add(other.bytes_sent);
-        self.turns.add(&other.turns);
+        self.loop_iterations.add(&other.loop_iterations);
         self.queued_bytes = self.queued_bytes.saturating_add(other.queued_bytes);
         self.queued_clients = self.queued_clients.saturating_add(other.queued_clients);
         self.throttled_clients = self.throttled_clients.saturating_add(other.throttled_clients);
     }
 
-    /// Counts a client that went.
-    pub(crate) fn count_end(&mut self, disconnect: Disconnect, reason: Option<CloseReason>) {
+    /// Counts a connection that ended.
+    pub(crate) fn record_disconnect(&mut self, disconnect: Disconnect, reason: Option<CloseReason>) {
         let reason = match (disconnect, reason) {
             (Disconnect::ByClient, _) => "left",
             (_, Some(reason)) => reason.name(),
-            // Cut without having been closed: its socket could not be served.
+            // Ended by the server without a close: its socket could not be watched.
             (_, None) => "failed",
         };
-        *self.closed.entry(Cow::Borrowed(reason)).or_default() += 1;
-        self.cut += u64::from(disconnect == Disconnect::Forced);
+        *self.disconnects.entry(Cow::Borrowed(reason)).or_default() += 1;
+        self.forced_disconnects += u64::from(disconnect == Disconnect::Forced);
     }
 }
 
-/// How long something took, each time: a histogram.
+/// A histogram of durations.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Durations {
-    /// How many took at most as long as each of [`Durations::LIMITS`], and more than the one before; the last
-    /// is for those that took longer than all.
-    pub counts: [u64; Durations::LIMITS.len() + 1],
-    /// All of them together, in microseconds.
+pub struct Histogram {
+    /// How many durations were at most each of [`Histogram::BOUNDS_US`] and above the one before. The last is for
+    /// durations above all bounds.
+    pub counts: [u64; Histogram::BOUNDS_US.len() + 1],
+    /// Sum of all durations, in microseconds.
     pub sum_us: u64,
 }
 
-impl Durations {
-    /// The limits, in microseconds. A slice of a turn is 4 ms, and 50 ms is what nobody should wait.
-    pub const LIMITS: [u64; 11] = [50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000];
+impl Histogram {
+    /// Upper bounds of the buckets, in microseconds. One part of a loop iteration may take 4 ms; beyond 50 ms, clients
+    /// notice.
+    pub const BOUNDS_US: [u64; 11] =
+        [50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000];
 
-    pub(crate) fn count(&mut self, duration: Duration) {
+    pub(crate) fn observe(&mut self, duration: Duration) {
         let us = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
-        let bucket = Self::LIMITS.iter().position(|limit| us <= *limit).unwrap_or(Self::LIMITS.len());
-        // Always there: there is one more of them than limits.
+        let bucket = Self::BOUNDS_US.iter().position(|bound| us <= *bound).unwrap_or(Self::BOUNDS_US.len());
+        // Always there: there is one more count than bounds.
         if let Some(count) = self.counts.get_mut(bucket) {
             *count += 1;
         }
@@ -110,16 +115,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn figures_add_up() {
-        let mut one = Figures { opened: 2, ..Figures::default() };
-        one.count_end(Disconnect::ByClient, None);
-        one.count_end(Disconnect::Forced, Some(CloseReason::SlowConsumer));
-        one.turns.count(Duration::from_micros(50));
-        one.turns.count(Duration::from_secs(1));
+    fn stats_of_two_loops_add_up() {
+        let mut one = Stats { opened: 2, ..Stats::default() };
+        one.record_disconnect(Disconnect::ByClient, None);
+        one.record_disconnect(Disconnect::Forced, Some(CloseReason::SlowConsumer));
+        one.loop_iterations.observe(Duration::from_micros(50));
+        one.loop_iterations.observe(Duration::from_secs(1));
         let mut both = one.clone();
         both.add(&one);
-        assert_eq!((both.opened, both.cut), (4, 2));
-        assert_eq!(both.closed, BTreeMap::from([("left".into(), 2), ("slow_consumer".into(), 2)]));
-        assert_eq!((both.turns.counts[0], both.turns.counts[11], both.turns.sum_us), (2, 2, 2_000_100));
+        assert_eq!((both.opened, both.forced_disconnects), (4, 2));
+        assert_eq!(both.disconnects, BTreeMap::from([("left".into(), 2), ("slow_consumer".into(), 2)]));
+        let Histogram { counts, sum_us } = both.loop_iterations;
+        assert_eq!((counts[0], counts[11], sum_us), (2, 2, 2_000_100));
     }
 }

@@ -391,7 +391,7 @@ impl Handover {
         }
         let paused_for = frozen_at.elapsed();
         // Closing thousands of descriptors takes a while, which the new process can use better.
-        frozen.give_away();
+        frozen.release();
         drop(paused);
         let paused_ms = paused_for.as_secs_f64() * 1e3;
         info!(

@@ -7,7 +7,7 @@ mod pending;
 
 use std::ops::ControlFlow;
 
-use pending::{Message, Pending};
+use pending::{PartialMessage, Pending};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -28,11 +28,11 @@ pub(crate) enum Event<'a> {
 
 /// What a client may send.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Accept {
+pub(crate) struct DecoderLimits {
     /// Most bytes in one message, its fragments together.
     pub(crate) max_message_size: usize,
     /// Whether binary messages are welcome.
-    pub(crate) binary: bool,
+    pub(crate) accept_binary: bool,
 }
 
 /// What of a client's bytes could not be handled yet. Between messages it holds nothing and costs one
@@ -64,13 +64,13 @@ impl Decoder {
     pub(crate) fn decode(
         &mut self,
         mut input: &mut [u8],
-        accept: Accept,
+        limits: DecoderLimits,
         mut on_event: impl FnMut(Event<'_>) -> ControlFlow<()>,
     ) -> Result<(), CloseReason> {
         while !input.is_empty() {
             let step = match &mut self.pending {
                 // Nearly every frame of a client arrives whole, and is handled where it lies.
-                None => match whole_frame(input, accept)? {
+                None => match whole_frame(input, limits)? {
                     Some((header, payload)) => {
                         let (frame, rest) = std::mem::take(&mut input).split_at_mut(payload.end);
                         input = rest;
@@ -84,7 +84,7 @@ impl Decoder {
                     }
                 },
                 Some(pending) => {
-                    let step = pending.take(&mut input, accept, &mut on_event)?;
+                    let step = pending.take(&mut input, limits, &mut on_event)?;
                     if pending.is_done() {
                         self.pending = None;
                     }
@@ -102,10 +102,10 @@ impl Decoder {
 /// An unfragmented frame that lies whole at the start of `input`, and where its payload does.
 fn whole_frame(
     input: &[u8],
-    accept: Accept,
+    limits: DecoderLimits,
 ) -> Result<Option<(Header, std::ops::Range<usize>)>, CloseReason> {
     let Some((header, start)) = parse_header(input)? else { return Ok(None) };
-    check(&header, None, accept)?;
+    check(&header, None, limits)?;
     match usize::try_from(header.len) {
         Ok(len) if header.fin && len <= input.len() - start => Ok(Some((header, start..start + len))),
         _ => Ok(None),
@@ -113,7 +113,11 @@ fn whole_frame(
 }
 
 /// Whether this frame may come now: `message` is the one that is arriving.
-fn check(header: &Header, message: Option<&Message>, accept: Accept) -> Result<(), CloseReason> {
+fn check(
+    header: &Header,
+    message: Option<&PartialMessage>,
+    limits: DecoderLimits,
+) -> Result<(), CloseReason> {
     match (header.opcode, message) {
         (Opcode::Close | Opcode::Ping | Opcode::Pong, _) => return Ok(()),
         (Opcode::Continuation, None) => {
@@ -122,11 +126,11 @@ fn check(header: &Header, message: Option<&Message>, accept: Accept) -> Result<(
         (Opcode::Text | Opcode::Binary, Some(_)) => {
             return Err(CloseReason::ProtocolError("a new message inside a fragmented one"));
         }
-        (Opcode::Binary, None) if !accept.binary => return Err(CloseReason::UnsupportedData),
+        (Opcode::Binary, None) if !limits.accept_binary => return Err(CloseReason::UnsupportedData),
         (Opcode::Continuation | Opcode::Text | Opcode::Binary, _) => {}
     }
-    let arrived = message.map_or(0, Message::len) as u64;
-    if arrived.saturating_add(header.len) > accept.max_message_size as u64 {
+    let arrived = message.map_or(0, PartialMessage::len) as u64;
+    if arrived.saturating_add(header.len) > limits.max_message_size as u64 {
         return Err(CloseReason::MessageTooBig);
     }
     Ok(())

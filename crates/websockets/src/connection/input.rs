@@ -8,13 +8,13 @@ use std::{
 use bytes::Bytes;
 use lastcall_core::settings::ClientMessages;
 
-use super::{Connection, Life, Outcome, Readable, Rules};
+use super::{Connection, ConnectionConfig, Outcome, Readable, State};
 use crate::{
     admission::Disconnect,
     client_id::ClientId,
     codec::{CloseReason, Event, Frame},
     protocol::ServerMessage,
-    stats::Figures,
+    stats::Stats,
 };
 
 /// Most bytes of one read from a client whose texts go to everyone, when there is a bound on these: what comes of one
@@ -41,7 +41,7 @@ impl Connection {
     }
 
     /// Most bytes to be read at once. The rest of a frame is one message at most.
-    fn most_to_read(&self, rules: &Rules) -> usize {
+    fn most_to_read(&self, rules: &ConnectionConfig) -> usize {
         let bounded = rules.texts_are_bounded && self.is_open();
         if bounded { BOUNDED_READ.max(self.decoder.rest_of_frame()) } else { usize::MAX }
     }
@@ -50,78 +50,78 @@ impl Connection {
     pub(crate) fn read(
         &mut self,
         buffer: &mut [u8],
-        rules: &Rules,
-        figures: &mut Figures,
+        rules: &ConnectionConfig,
+        stats: &mut Stats,
         on_text: impl FnMut(ClientId, &str),
     ) -> (Outcome, Readable) {
-        if self.is_held_back(rules) {
+        if self.is_backpressured(rules) {
             return (Outcome::Unchanged, Readable::No);
         }
         let most = self.most_to_read(rules);
         if let Some(mut input) = self.take_early_input() {
             let mut first = Vec::from(input.split_to(most.min(input.len())));
             self.set_early_input(input);
-            return (self.receive(&mut first, rules, figures, on_text), Readable::Maybe);
+            return (self.receive(&mut first, rules, stats, on_text), Readable::Maybe);
         }
         let most = most.min(buffer.len());
         let buffer = &mut buffer[..most];
         match self.stream.read(buffer) {
-            Ok(0) => (self.hung_up(), Readable::No),
+            Ok(0) => (self.disconnected(), Readable::No),
             Ok(n) => {
                 // A short read has emptied the socket (epoll(7), question 9), unless the end follows.
                 let readable =
-                    if n < buffer.len() && !self.half_closed { Readable::No } else { Readable::Maybe };
-                (self.receive(&mut buffer[..n], rules, figures, on_text), readable)
+                    if n < buffer.len() && !self.peer_closed { Readable::No } else { Readable::Maybe };
+                (self.receive(&mut buffer[..n], rules, stats, on_text), readable)
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => (Outcome::Unchanged, Readable::No),
             Err(error) if error.kind() == ErrorKind::Interrupted => (Outcome::Unchanged, Readable::Maybe),
-            Err(_) => (self.hung_up(), Readable::No),
+            Err(_) => (self.disconnected(), Readable::No),
         }
     }
 
     /// Who does not read its echoes is not read from: TCP then holds it back.
-    fn is_held_back(&self, rules: &Rules) -> bool {
-        rules.is_echo() && self.life == Life::Open && self.has_output()
+    fn is_backpressured(&self, rules: &ConnectionConfig) -> bool {
+        rules.is_echo() && self.state == State::Open && self.has_output()
     }
 
     /// Handles bytes that the client sent.
     pub(crate) fn receive(
         &mut self,
         input: &mut [u8],
-        rules: &Rules,
-        figures: &mut Figures,
+        rules: &ConnectionConfig,
+        stats: &mut Stats,
         mut on_text: impl FnMut(ClientId, &str),
     ) -> Outcome {
         self.ping.answered();
-        figures.bytes_received += input.len() as u64;
-        if matches!(self.life, Life::Answering | Life::Deaf) {
+        stats.bytes_received += input.len() as u64;
+        if matches!(self.state, State::CloseReceived | State::Lingering) {
             return Outcome::Unchanged;
         }
         let mut decoder = std::mem::take(&mut self.decoder);
         let mut outcome = Outcome::Unchanged;
-        let result = decoder.decode(input, rules.accept(), |event| {
-            figures.messages_received += u64::from(matches!(event, Event::Text(_) | Event::Binary(_)));
+        let result = decoder.decode(input, rules.decoder_limits(), |event| {
+            stats.messages_received += u64::from(matches!(event, Event::Text(_) | Event::Binary(_)));
             outcome = outcome.max(self.handle(event, rules, &mut on_text));
-            match (outcome, self.life) {
-                (Outcome::Over(_), _) | (_, Life::Answering) => ControlFlow::Break(()),
+            match (outcome, self.state) {
+                (Outcome::Ended(_), _) | (_, State::CloseReceived) => ControlFlow::Break(()),
                 _ => ControlFlow::Continue(()),
             }
         });
         self.decoder = decoder;
         match result {
             Ok(()) => outcome,
-            Err(reason) => outcome.max(self.refuse(reason, rules)),
+            Err(reason) => outcome.max(self.reject(reason, rules)),
         }
     }
 
     fn handle(
         &mut self,
         event: Event<'_>,
-        rules: &Rules,
+        rules: &ConnectionConfig,
         on_text: &mut impl FnMut(ClientId, &str),
     ) -> Outcome {
-        match (self.life, event) {
-            (Life::Open, Event::Text(text)) => match rules.client_messages {
+        match (self.state, event) {
+            (State::Open, Event::Text(text)) => match rules.client_messages {
                 ClientMessages::Broadcast => {
                     on_text(self.id, text);
                     Outcome::Unchanged
@@ -129,22 +129,22 @@ impl Connection {
                 ClientMessages::Ignore => Outcome::Unchanged,
                 ClientMessages::Echo => self.send(Frame::text(text).bytes(), rules),
             },
-            (Life::Open, Event::Binary(payload)) => self.send(Frame::binary(payload).bytes(), rules),
-            (Life::Open, Event::Ping(payload)) => self.send(Frame::pong(payload).bytes(), rules),
-            (Life::Open, Event::Close(status)) => {
-                self.life = Life::Answering;
-                self.last_frame(&Frame::close(status.map(|(code, _)| (code, ""))))
+            (State::Open, Event::Binary(payload)) => self.send(Frame::binary(payload).bytes(), rules),
+            (State::Open, Event::Ping(payload)) => self.send(Frame::pong(payload).bytes(), rules),
+            (State::Open, Event::Close(status)) => {
+                self.state = State::CloseReceived;
+                self.send_close_frame(&Frame::close(status.map(|(code, _)| (code, ""))))
             }
-            (Life::CloseSent, Event::Close(_)) => Outcome::Over(Disconnect::ByServer),
+            (State::CloseSent, Event::Close(_)) => Outcome::Ended(Disconnect::ByServer),
             // After a close frame, nothing counts but the other side's (RFC 6455 §5.5.1).
             _ => Outcome::Unchanged,
         }
     }
 
     /// What came cannot be accepted.
-    fn refuse(&mut self, reason: CloseReason, rules: &Rules) -> Outcome {
-        if self.life == Life::CloseSent {
-            return self.hung_up();
+    fn reject(&mut self, reason: CloseReason, rules: &ConnectionConfig) -> Outcome {
+        if self.state == State::CloseSent {
+            return self.disconnected();
         }
         let told = if reason == CloseReason::UnsupportedData {
             let error = ServerMessage::Error {

@@ -110,7 +110,7 @@ impl Outbox {
     }
 
     /// Drops what waits, except the rest of a frame that is on its way: a close frame may follow it.
-    pub(crate) fn keep_started_frame(&mut self) {
+    pub(crate) fn truncate_to_partial_frame(&mut self) {
         let Some(queue) = &mut self.queue else { return };
         let rest = queue.chunks.front().map(|chunk| {
             // A chunk from another process may not hold whole frames: then all of it is kept.
@@ -199,7 +199,7 @@ mod tests {
             outbox.push(chunk.into(), 0);
             outbox.push(text(9), 0);
             outbox.flush(&mut socket).unwrap();
-            outbox.keep_started_frame();
+            outbox.truncate_to_partial_frame();
             socket.room = 1000;
             outbox.flush(&mut socket).unwrap();
             let ends = [0, 7, 16, 27];

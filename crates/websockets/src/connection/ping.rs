@@ -20,8 +20,8 @@ pub(crate) enum Ping {
 
 impl Ping {
     /// A ping that another process sent.
-    pub(crate) fn restore(answered: bool, output_waits: bool) -> Self {
-        match (answered, output_waits) {
+    pub(crate) fn restore(answered: bool, is_queued: bool) -> Self {
+        match (answered, is_queued) {
             (true, _) => Self::Answered,
             (false, false) => Self::Sent,
             (false, true) => Self::Queued { progress: true },
@@ -40,9 +40,9 @@ impl Ping {
         }
     }
 
-    /// A ping was sent; `output_waits`: the socket did not take it.
-    pub(crate) fn sent(&mut self, output_waits: bool) {
-        *self = if output_waits { Self::Queued { progress: true } } else { Self::Sent };
+    /// A ping was sent; `is_queued`: the socket did not take it.
+    pub(crate) fn sent(&mut self, is_queued: bool) {
+        *self = if is_queued { Self::Queued { progress: true } } else { Self::Sent };
     }
 
     /// The client sent something.
@@ -74,10 +74,10 @@ impl Ping {
 mod tests {
     use super::*;
 
-    fn pinged(output_waits: bool) -> Ping {
+    fn pinged(is_queued: bool) -> Ping {
         let mut ping = Ping::default();
         assert!(ping.is_needed());
-        ping.sent(output_waits);
+        ping.sent(is_queued);
         ping
     }
 

@@ -18,14 +18,14 @@ pub enum ServerMessage<'a> {
         /// The id of this connection.
         client: ClientId,
         /// Who answers.
-        server: Server,
+        server: ServerInfo,
     },
     /// Something happened; sent to everyone.
     Notification {
         /// [`BROADCAST`].
         channel: &'a str,
         /// Where it comes from.
-        source: Source,
+        source: NotificationSource,
         /// When it was published.
         #[serde(serialize_with = "rfc3339")]
         time: Timestamp,
@@ -71,7 +71,7 @@ pub enum ServerMessage<'a> {
 /// Where a notification comes from. `data` of the API is any JSON, so it could look like the server's own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Source {
+pub enum NotificationSource {
     /// The server itself: the periodic notification.
     Server,
     /// A call of `POST /api/publish`.
@@ -80,11 +80,11 @@ pub enum Source {
 
 /// The server's name and version.
 #[derive(Debug, Clone, Copy)]
-pub struct Server;
+pub struct ServerInfo;
 
-impl Serialize for Server {
+impl Serialize for ServerInfo {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut server = serializer.serialize_struct("Server", 2)?;
+        let mut server = serializer.serialize_struct("ServerInfo", 2)?;
         server.serialize_field("name", "lastcall")?;
         server.serialize_field("version", env!("CARGO_PKG_VERSION"))?;
         server.end()
@@ -98,7 +98,17 @@ pub struct Reconnect {
     pub after_ms: u64,
 }
 
-impl ServerMessage<'_> {
+impl<'a> ServerMessage<'a> {
+    /// A notification that is published now.
+    pub fn notification(source: NotificationSource, data: &'a RawValue) -> Self {
+        Self::Notification { channel: BROADCAST, source, time: Timestamp::now(), data }
+    }
+
+    /// A client's text that is published now.
+    pub(crate) fn message(from: ClientId, text: &'a str) -> Self {
+        Self::Message { channel: BROADCAST, time: Timestamp::now(), from, data: text }
+    }
+
     /// The message as one frame, to be shared by all who get it.
     pub fn frame(&self) -> Frame {
         // These types have no map with keys that are no strings and no fallible impl: only such can fail.
@@ -127,12 +137,12 @@ mod tests {
         let data = RawValue::from_string("{\"a\":[1,null]}".into()).unwrap();
         let version = env!("CARGO_PKG_VERSION");
         assert_eq!(
-            json(&ServerMessage::Welcome { client, server: Server }),
+            json(&ServerMessage::Welcome { client, server: ServerInfo }),
             format!(
                 r#"{{"type":"welcome","client":"{client}","server":{{"name":"lastcall","version":"{version}"}}}}"#
             )
         );
-        for (source, name) in [(Source::Server, "server"), (Source::Api, "api")] {
+        for (source, name) in [(NotificationSource::Server, "server"), (NotificationSource::Api, "api")] {
             assert_eq!(
                 json(&ServerMessage::Notification { channel: BROADCAST, source, time, data: &data }),
                 format!(

@@ -16,7 +16,7 @@ use crate::{
     admission::ConnectionCounts,
     connection::Connection,
     mailbox::{LoopCommand, Mailboxes},
-    stats::Figures,
+    stats::Stats,
 };
 
 /// One loop's clients while it stands still. They go back to it when this is dropped.
@@ -26,7 +26,7 @@ pub(crate) struct FrozenLoop {
     /// How long those who are being closed still have: by their slots, ordered. The time of the handover does
     /// not count.
     left: Vec<(usize, Duration)>,
-    figures: Figures,
+    stats: Stats,
     back: Option<SyncSender<Slab<Connection>>>,
 }
 
@@ -36,11 +36,11 @@ impl FrozenLoop {
     pub(crate) fn new(
         clients: Slab<Connection>,
         mut left: Vec<(usize, Duration)>,
-        figures: Figures,
+        stats: Stats,
     ) -> (Self, Receiver<Slab<Connection>>) {
         left.sort_unstable();
         let (back, returned) = sync_channel(1);
-        (Self { clients, left, figures, back: Some(back) }, returned)
+        (Self { clients, left, stats, back: Some(back) }, returned)
     }
 
     fn states(&self) -> impl Iterator<Item = (BorrowedFd<'_>, ConnectionState)> {
@@ -63,9 +63,9 @@ impl Drop for FrozenLoop {
 
 /// Has the loops read again when it is dropped.
 #[derive(Debug)]
-pub(crate) struct Quiet(pub(crate) Arc<Mailboxes>);
+pub(crate) struct ReadsPaused(pub(crate) Arc<Mailboxes>);
 
-impl Drop for Quiet {
+impl Drop for ReadsPaused {
     fn drop(&mut self) {
         self.0.send(&LoopCommand::ResumeReads);
     }
@@ -77,9 +77,9 @@ impl Drop for Quiet {
 pub struct Frozen {
     // Dropped in this order: first the loops have their clients back, then they read again.
     pub(crate) loops: Vec<FrozenLoop>,
-    pub(crate) previous_stats: Figures,
+    pub(crate) previous_stats: Stats,
     pub(crate) counts: ConnectionCounts,
-    pub(crate) _quiet: Quiet,
+    pub(crate) _quiet: ReadsPaused,
 }
 
 impl Frozen {
@@ -95,12 +95,12 @@ impl Frozen {
 
     /// What there is beside the clients.
     pub fn manager_state(&self) -> ManagerState {
-        let mut figures = self.previous_stats.clone();
+        let mut stats = self.previous_stats.clone();
         for one in &self.loops {
-            figures.add(&one.figures);
+            stats.add(&one.stats);
         }
         let ConnectionCounts { by_client: left, by_server: closed, forced: cut, .. } = self.counts;
-        ManagerState { figures, left, closed, cut }
+        ManagerState { stats, left, closed, cut }
     }
 
     /// Disconnects the clients, and lets the loops go on without them.
@@ -112,7 +112,7 @@ impl Frozen {
 
     /// Leaves the clients to another process, which has their sockets: this one's descriptors are closed, and
     /// its loops end.
-    pub fn give_away(mut self) {
+    pub fn release(mut self) {
         for one in &mut self.loops {
             one.back = None;
         }

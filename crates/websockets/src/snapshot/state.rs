@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 use crate::{
     client_id::ClientId,
     codec::{CloseReason, Decoder},
-    connection::{Life, Outbox},
-    stats::Figures,
+    connection::{Outbox, State},
+    stats::Stats,
 };
 
 /// The state of one client. Other builds read it too: fields that they do not know are ignored, those that
@@ -16,7 +16,8 @@ use crate::{
 #[serde(default)]
 pub struct ConnectionState {
     pub(crate) id: ClientId,
-    pub(crate) life: Life,
+    #[serde(rename = "life")]
+    pub(crate) state: State,
     /// Why the server closed it, if it did.
     pub(crate) close_reason: Option<CloseReason>,
     /// Once it is being closed: milliseconds until it is cut off.
@@ -43,7 +44,8 @@ impl ConnectionState {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ManagerState {
-    pub(crate) figures: Figures,
+    #[serde(rename = "figures")]
+    pub(crate) stats: Stats,
     pub(crate) left: u64,
     pub(crate) closed: u64,
     pub(crate) cut: u64,
@@ -56,21 +58,21 @@ mod tests {
     use serde::de::DeserializeOwned;
 
     use super::*;
-    use crate::codec::{Accept, Event, Frame};
+    use crate::codec::{DecoderLimits, Event, Frame};
 
     /// A client in the middle of everything: fragments, half a frame, output that was written in part, a close.
     fn busy() -> ConnectionState {
         let mut decoder = Decoder::default();
-        let accept = Accept { max_message_size: 1000, binary: true };
+        let limits = DecoderLimits { max_message_size: 1000, accept_binary: true };
         // The fragment "Hello, " (masked with zeros), and then 2 of 6 bytes of the next one.
         let mut input = b"\x01\x87\0\0\0\0Hello, \x80\x86\x01\x02\x03\x04v\x6d".to_vec();
-        decoder.decode(&mut input, accept, |_| ControlFlow::Continue(())).unwrap();
+        decoder.decode(&mut input, limits, |_| ControlFlow::Continue(())).unwrap();
         let mut outbox = Outbox::default();
         outbox.push(Frame::text("half written").bytes().clone(), 5);
         outbox.push(Frame::close(Some((1012, "service restart"))).bytes().clone(), 0);
         ConnectionState {
             id: serde_json::from_str("\"01a20897-adf5-76ce-9f22-e02aacce5ddd\"").unwrap(),
-            life: Life::CloseSent,
+            state: State::CloseSent,
             close_reason: Some(CloseReason::ServiceRestart),
             cut_off_in_ms: Some(1234),
             heard: true,
@@ -92,11 +94,11 @@ mod tests {
         assert_eq!(state, busy());
         assert!(state.size() > state.outbox.len() + 9);
         let mut heard = Vec::new();
-        let accept = Accept { max_message_size: 1000, binary: true };
+        let limits = DecoderLimits { max_message_size: 1000, accept_binary: true };
         let mut rest = b"qhe#".to_vec();
         state
             .decoder
-            .decode(&mut rest, accept, |event| {
+            .decode(&mut rest, limits, |event| {
                 heard.push(format!("{event:?}"));
                 ControlFlow::Continue(())
             })
@@ -115,10 +117,10 @@ mod tests {
     }
 
     fn manager() -> ManagerState {
-        let mut figures = Figures { opened: 7, messages_sent: 1 << 40, ..Figures::default() };
-        figures.closed.insert("slow_consumer".into(), 3);
-        figures.turns.counts[2] = 5;
-        ManagerState { figures, left: 1, closed: 2, cut: 3 }
+        let mut stats = Stats { opened: 7, messages_sent: 1 << 40, ..Stats::default() };
+        stats.disconnects.insert("slow_consumer".into(), 3);
+        stats.loop_iterations.counts[2] = 5;
+        ManagerState { stats, left: 1, closed: 2, cut: 3 }
     }
 
     /// Run by hand, once for each version that changes the format: `cargo test -p lastcall-websockets record

@@ -11,7 +11,7 @@ use tungstenite::{
 use super::*;
 
 const LIMIT: usize = 1000;
-const ACCEPT: Accept = Accept { max_message_size: LIMIT, binary: true };
+const LIMITS: DecoderLimits = DecoderLimits { max_message_size: LIMIT, accept_binary: true };
 
 /// What came of a stream: its messages, up to the first close or fault, and whether it was a fault.
 #[derive(Debug, PartialEq)]
@@ -26,7 +26,7 @@ fn ours<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Heard {
     let mut messages = Vec::new();
     for piece in pieces {
         let mut closed = false;
-        let result = decoder.decode(&mut piece.to_vec(), ACCEPT, |event| {
+        let result = decoder.decode(&mut piece.to_vec(), LIMITS, |event| {
             messages.push(match event {
                 Event::Text(text) => Message::text(text),
                 Event::Binary(bytes) => Message::binary(bytes.to_vec()),

@@ -9,11 +9,11 @@ use super::{
         close_code::CloseReason,
         frame::{Header, MAX_HEADER, Opcode, parse_header, unmask},
     },
-    Accept, Event, check, event,
+    DecoderLimits, Event, check, event,
 };
 
 #[derive(Debug, Default, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(try_from = "Written")]
+#[serde(try_from = "Unchecked")]
 pub(super) struct Pending {
     /// A header that has not all arrived.
     #[serde(with = "serde_bytes")]
@@ -24,12 +24,12 @@ pub(super) struct Pending {
     #[serde(with = "serde_bytes")]
     control: Vec<u8>,
     /// The message that is arriving.
-    message: Option<Message>,
+    message: Option<PartialMessage>,
 }
 
 #[derive(Debug, Default, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub(super) struct Message {
+pub(super) struct PartialMessage {
     text: bool,
     #[serde(with = "serde_bytes")]
     payload: Vec<u8>,
@@ -41,13 +41,13 @@ pub(super) struct Message {
 /// process goes on.
 #[derive(Default, Deserialize)]
 #[serde(default)]
-struct Written {
+struct Unchecked {
     #[serde(with = "serde_bytes")]
     header: Vec<u8>,
     frame: Option<(Header, u64)>,
     #[serde(with = "serde_bytes")]
     control: Vec<u8>,
-    message: Option<Message>,
+    message: Option<PartialMessage>,
 }
 
 /// Input that cannot have been read so.
@@ -61,11 +61,11 @@ enum Contradiction {
     Checked,
 }
 
-impl TryFrom<Written> for Pending {
+impl TryFrom<Unchecked> for Pending {
     type Error = Contradiction;
 
-    fn try_from(written: Written) -> Result<Self, Contradiction> {
-        let Written { header, frame, control, message } = written;
+    fn try_from(written: Unchecked) -> Result<Self, Contradiction> {
+        let Unchecked { header, frame, control, message } = written;
         if frame.is_some_and(|(header, arrived)| arrived > header.len) {
             return Err(Contradiction::Frame);
         }
@@ -82,7 +82,7 @@ impl TryFrom<Written> for Pending {
 impl Pending {
     /// Bytes that it holds.
     pub(super) fn len(&self) -> usize {
-        self.header.len() + self.control.len() + self.message.as_ref().map_or(0, Message::len)
+        self.header.len() + self.control.len() + self.message.as_ref().map_or(0, PartialMessage::len)
     }
 
     /// Bytes that are still to come of the frame that is arriving.
@@ -99,12 +99,12 @@ impl Pending {
     pub(super) fn take(
         &mut self,
         input: &mut &mut [u8],
-        accept: Accept,
+        limits: DecoderLimits,
         on_event: &mut impl FnMut(Event<'_>) -> ControlFlow<()>,
     ) -> Result<ControlFlow<()>, CloseReason> {
         let (header, arrived) = match self.frame {
             Some(frame) => frame,
-            None => match self.take_header(input, accept)? {
+            None => match self.take_header(input, limits)? {
                 Some(header) => (header, 0),
                 None => return Ok(ControlFlow::Continue(())),
             },
@@ -128,7 +128,7 @@ impl Pending {
             return Ok(on_event(event(header.opcode, &control)?));
         }
 
-        let message = self.message.get_or_insert_with(|| Message {
+        let message = self.message.get_or_insert_with(|| PartialMessage {
             text: header.opcode == Opcode::Text,
             payload: Vec::new(),
             checked: 0,
@@ -148,14 +148,18 @@ impl Pending {
     }
 
     /// Takes header bytes one by one: at most 14, and only of a header that arrived in pieces.
-    fn take_header(&mut self, input: &mut &mut [u8], accept: Accept) -> Result<Option<Header>, CloseReason> {
+    fn take_header(
+        &mut self,
+        input: &mut &mut [u8],
+        limits: DecoderLimits,
+    ) -> Result<Option<Header>, CloseReason> {
         while let Some((byte, rest)) = std::mem::take(input).split_first_mut() {
             *input = rest;
             self.header.push(*byte);
             debug_assert!(self.header.len() <= MAX_HEADER);
             if let Some((header, _)) = parse_header(&self.header)? {
                 self.header.clear();
-                check(&header, self.message.as_ref(), accept)?;
+                check(&header, self.message.as_ref(), limits)?;
                 self.frame = Some((header, 0));
                 return Ok(Some(header));
             }
@@ -164,7 +168,7 @@ impl Pending {
     }
 }
 
-impl Message {
+impl PartialMessage {
     /// Bytes of its payload that have arrived.
     pub(super) fn len(&self) -> usize {
         self.payload.len()

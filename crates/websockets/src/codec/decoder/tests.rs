@@ -2,7 +2,7 @@
 
 use super::*;
 
-const ACCEPT: Accept = Accept { max_message_size: 1000, binary: true };
+const LIMITS: DecoderLimits = DecoderLimits { max_message_size: 1000, accept_binary: true };
 
 fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     let mask = [0xA1, 0xB2, 0xC3, 0xD4];
@@ -24,12 +24,12 @@ fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
 /// Feeds `pieces` one after the other; what came out, as text, and how it ended.
 fn feed<'a>(
     pieces: impl IntoIterator<Item = &'a [u8]>,
-    accept: Accept,
+    limits: DecoderLimits,
 ) -> (Vec<String>, Result<(), CloseReason>, Decoder) {
     let mut decoder = Decoder::default();
     let mut events = Vec::new();
     for piece in pieces {
-        let result = decoder.decode(&mut piece.to_vec(), accept, |event| {
+        let result = decoder.decode(&mut piece.to_vec(), limits, |event| {
             events.push(format!("{event:?}"));
             ControlFlow::Continue(())
         });
@@ -59,16 +59,16 @@ fn stream() -> Vec<u8> {
 #[test]
 fn wherever_the_bytes_are_cut_the_same_comes_out() {
     let stream = stream();
-    let (whole, result, decoder) = feed([&stream[..]], ACCEPT);
+    let (whole, result, decoder) = feed([&stream[..]], LIMITS);
     assert_eq!(result, Ok(()));
     assert_eq!(whole[0], r#"Text("Hello")"#);
     assert_eq!(whole[2], "Text(\"Käse und \u{1F9C0}\")");
     assert_eq!(whole.len(), 7);
     assert!(decoder.pending.is_none(), "nothing is kept between messages");
     for cut in 0..=stream.len() {
-        assert_eq!(feed([&stream[..cut], &stream[cut..]], ACCEPT).0, whole, "cut at {cut}");
+        assert_eq!(feed([&stream[..cut], &stream[cut..]], LIMITS).0, whole, "cut at {cut}");
     }
-    assert_eq!(feed(stream.chunks(1), ACCEPT).0, whole, "byte by byte");
+    assert_eq!(feed(stream.chunks(1), LIMITS).0, whole, "byte by byte");
 }
 
 #[test]
@@ -93,27 +93,27 @@ fn what_must_not_come_is_refused() {
         ("too big at once", frame(0x81, &[b'x'; 1001]), MessageTooBig),
         ("too big together", [frame(0x01, &[b'x'; 600]), frame(0x80, &[b'x'; 600])].concat(), MessageTooBig),
     ] {
-        assert_eq!(feed([&bytes[..]], ACCEPT).1, Err(expected), "{name}");
-        assert_eq!(feed(bytes.chunks(1), ACCEPT).1, Err(expected), "{name}, byte by byte");
+        assert_eq!(feed([&bytes[..]], LIMITS).1, Err(expected), "{name}");
+        assert_eq!(feed(bytes.chunks(1), LIMITS).1, Err(expected), "{name}, byte by byte");
     }
 }
 
 #[test]
 fn binary_is_refused_at_its_header_where_text_is_expected() {
     let header = &frame(0x82, &[0; 200])[..8];
-    let accept = Accept { binary: false, ..ACCEPT };
-    assert_eq!(feed([header], accept).1, Err(CloseReason::UnsupportedData));
+    let limits = DecoderLimits { accept_binary: false, ..LIMITS };
+    assert_eq!(feed([header], limits).1, Err(CloseReason::UnsupportedData));
 }
 
 #[test]
 fn a_message_too_big_is_refused_before_its_payload_comes() {
     let header = [0x81, 0xFF, 0, 0, 0, 1, 0, 0, 0, 0, 1, 2, 3, 4];
-    assert_eq!(feed([&header[..]], ACCEPT).1, Err(CloseReason::MessageTooBig));
+    assert_eq!(feed([&header[..]], LIMITS).1, Err(CloseReason::MessageTooBig));
 }
 
 #[test]
 fn a_wrong_byte_is_refused_at_once_in_the_middle_of_a_frame() {
     let bytes = frame(0x81, b"abc\xFFdefgh");
-    let (events, result, _) = feed([&bytes[..6], &bytes[6..10]], ACCEPT);
+    let (events, result, _) = feed([&bytes[..6], &bytes[6..10]], LIMITS);
     assert_eq!((events.len(), result), (0, Err(CloseReason::InvalidUtf8)));
 }

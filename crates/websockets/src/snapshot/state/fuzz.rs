@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use serde::Serialize;
 
 use super::*;
-use crate::codec::{Accept, Frame, Header, Opcode};
+use crate::codec::{DecoderLimits, Frame, Header, Opcode};
 
 #[derive(Debug, Serialize)]
 struct State {
@@ -126,11 +126,11 @@ proptest! {
         let read: Result<ConnectionState, _> = rmp_serde::from_slice(&written);
         if let Ok(mut state) = read {
             let _ = (state.id.age(), state.size());
-            let accept = Accept { max_message_size: 1000, binary: true };
+            let limits = DecoderLimits { max_message_size: 1000, accept_binary: true };
             let _ = state.decoder.rest_of_frame();
-            let _ = state.decoder.decode(&mut received.clone(), accept, |_| ControlFlow::Continue(()));
+            let _ = state.decoder.decode(&mut received.clone(), limits, |_| ControlFlow::Continue(()));
             let _ = state.outbox.flush(Socket(room));
-            state.outbox.keep_started_frame();
+            state.outbox.truncate_to_partial_frame();
             let _ = state.outbox.flush(Socket(1000));
         }
     }
