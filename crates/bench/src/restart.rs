@@ -367,7 +367,7 @@ fn upgrade(servers: &Servers, mut running: Running, epoch: Instant) -> anyhow::R
     let to = since();
     let done = Instant::now();
     ensure!(command.wait()?.success(), "an upgrade failed");
-    // "process 123 has taken over 10000 clients, who waited 40 ms"
+    // "process 123 has taken over 10000 clients, which waited 40 ms"
     let words: Vec<_> = last.split(' ').collect();
     let pid = words.get(1).and_then(|pid| pid.parse().ok()).with_context(|| format!("what is {last:?}?"))?;
     let paused_ms = words.iter().rev().nth(1).and_then(|ms| ms.parse().ok());

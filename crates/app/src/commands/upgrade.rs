@@ -50,7 +50,7 @@ fn report(progress: &UpgradeProgress) -> anyhow::Result<()> {
         }
         UpgradeProgress::Done { pid, program, version, old_version, files, clients, paused_ms } => {
             let clients = count_clients(*clients as u64);
-            print_line(&format!("process {pid} has taken over {clients}, who waited {paused_ms:.0} ms"))?;
+            print_line(&format!("process {pid} has taken over {clients}, which waited {paused_ms:.0} ms"))?;
             let files: Vec<_> = files.iter().map(|file| file.display().to_string()).collect();
             let files = if files.is_empty() { "none".to_owned() } else { files.join(", ") };
             let old = old_version.as_ref().map(|old| format!(", in place of {old}")).unwrap_or_default();

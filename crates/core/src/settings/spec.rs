@@ -85,7 +85,7 @@ pub const SPECS: [Spec; 24] = [
         MESSAGES,
         "WHAT",
         Some("\"broadcast\""),
-        "What a client's text does: broadcast to everyone, ignore, or echo (for diagnosis)",
+        "What a client's text does: broadcast to all clients, ignore, or echo (for diagnosis)",
     ),
     spec(
         "shutdown_timeout",
@@ -99,7 +99,7 @@ pub const SPECS: [Spec; 24] = [
         SHUTDOWN,
         "DURATION",
         Some("0"),
-        "How long newcomers are still served after SIGTERM, until load balancers have noticed",
+        "How long new clients are still served after SIGTERM, until load balancers have noticed",
     ),
     spec(
         "shutdown_spread",
@@ -155,14 +155,14 @@ pub const SPECS: [Spec; 24] = [
         LIMITS,
         "SIZE",
         Some("\"64KiB\""),
-        "Bytes a second of one client's texts, as everyone gets them; 0: no bound",
+        "Bytes a second of one client's texts, as each client gets them; 0: no bound",
     ),
     spec(
         "max_total_rate",
         LIMITS,
         "SIZE",
         Some("\"512KiB\""),
-        "Bytes a second of all clients' texts together, as everyone gets them; 0: no bound",
+        "Bytes a second of all clients' texts together, as each client gets them; 0: no bound",
     ),
     spec(
         "ping_interval",
