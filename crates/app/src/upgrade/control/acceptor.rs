@@ -127,7 +127,7 @@ impl Acceptor {
     /// Makes the socket if it is not there, and waits at the one that is.
     fn check(&self, waiting: &mut Waiting) {
         let mut socket = lock(&self.socket);
-        let is_there = socket.as_ref().is_some_and(|socket| socket.identity().is_there());
+        let is_there = socket.as_ref().is_some_and(|socket| socket.identity().exists());
         if is_there && waiting.listener.is_some() {
             return;
         }

@@ -1,0 +1,106 @@
+//! The name of a control socket in its folder, and the search for the socket of a server.
+
+use std::{
+    fs,
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+};
+
+/// The name in a folder that belongs to one server alone, as a service manager makes it.
+const ONLY: &str = "lastcall.sock";
+
+/// Where a control socket is: its name in the folder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SocketName {
+    /// The folder is the server's own.
+    Only,
+    /// Several servers may have the folder: the name tells on which address its server listens.
+    Address(SocketAddr),
+}
+
+impl SocketName {
+    /// Returns the path of the socket with this name.
+    pub fn path(self, folder: &Path) -> PathBuf {
+        match self {
+            Self::Only => folder.join(ONLY),
+            Self::Address(address) => folder.join(format!("lastcall-{address}.sock")),
+        }
+    }
+}
+
+/// Finds the control socket of the server that is reached at one of `addresses`: the one that listens on that
+/// address, or on all addresses of this machine.
+///
+/// Returns its path, or `None` when the folder has no such socket.
+pub fn find_socket(folder: &Path, addresses: &[SocketAddr]) -> Option<PathBuf> {
+    let unspecified = |address: &SocketAddr| {
+        let v4: IpAddr = [0; 4].into();
+        let v6: IpAddr = [0; 16].into();
+        // A socket on :: takes IPv4 connections, too.
+        let hosts = if address.is_ipv4() { vec![v4, v6] } else { vec![v6] };
+        hosts.into_iter().map(|host| SocketAddr::new(host, address.port())).collect::<Vec<_>>()
+    };
+    let exact = addresses.iter().copied();
+    let names = exact.chain(addresses.iter().flat_map(unspecified)).map(SocketName::Address);
+    let bound = bound_sockets();
+    // A file without a process is left over from one that was killed. Without /proc, all of them count.
+    let is_used = |path: &PathBuf| {
+        let listed = fs::canonicalize(path).is_ok_and(|path| bound.contains(&path)) || bound.contains(path);
+        fs::symlink_metadata(path).is_ok() && (bound.is_empty() || listed)
+    };
+    names.chain([SocketName::Only]).map(|name| name.path(folder)).find(is_used)
+}
+
+/// Returns the paths of the control sockets that are bound on this machine, whatever their folder: unix(7) lists
+/// them in /proc/net/unix. Without /proc, there are none.
+pub fn bound_sockets() -> Vec<PathBuf> {
+    let text = fs::read_to_string("/proc/net/unix").unwrap_or_default();
+    let mut paths: Vec<_> = text
+        .lines()
+        .filter_map(|line| line.split_once('/').map(|(_, path)| PathBuf::from(format!("/{path}"))))
+        .filter(|path| {
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or("");
+            name == ONLY || name.starts_with("lastcall-") && name.ends_with(".sock")
+        })
+        .collect();
+    paths.sort();
+    // A connection that is open has a line of its own.
+    paths.dedup();
+    paths
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ControlSocket;
+
+    #[test]
+    fn the_kernel_lists_a_socket_under_its_path() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = SocketName::Address("127.0.0.1:8000".parse().unwrap()).path(folder.path());
+        let _socket = ControlSocket::bind(&path).unwrap();
+        assert!(bound_sockets().contains(&path), "{:?}", bound_sockets());
+    }
+
+    #[test]
+    fn a_socket_is_found_by_an_address_at_which_its_server_is_reached() {
+        let folder = tempfile::tempdir().unwrap();
+        let found = |address: &str| {
+            let path = find_socket(folder.path(), &[address.parse().unwrap()])?;
+            Some(path.file_name().unwrap().to_str().unwrap().to_owned())
+        };
+        let listen = |address: &str| {
+            ControlSocket::bind(&SocketName::Address(address.parse().unwrap()).path(folder.path())).unwrap()
+        };
+        let _other = listen("127.0.0.2:8000");
+        assert_eq!(found("127.0.0.1:8000"), None, "the server at another address is another server");
+        let _all = listen("[::]:8000");
+        assert_eq!(found("127.0.0.1:8000").unwrap(), "lastcall-[::]:8000.sock");
+        let _v4 = listen("0.0.0.0:8000");
+        assert_eq!(found("127.0.0.1:8000").unwrap(), "lastcall-0.0.0.0:8000.sock");
+        assert_eq!(found("[::1]:8000").unwrap(), "lastcall-[::]:8000.sock");
+        let _exact = listen("127.0.0.1:8000");
+        assert_eq!(found("127.0.0.1:8000").unwrap(), "lastcall-127.0.0.1:8000.sock");
+        assert_eq!(found("127.0.0.1:8001"), None);
+    }
+}
