@@ -31,16 +31,14 @@ use crate::{
     entrance,
     front::{Front, Paused},
     upgrade::{
-        ControlServer, Handover, IncomingHandover, Program, Role, UpgradeRequests, Upgrader, supervise,
+        ControlServer, Handover, IncomingHandover, Program, Role, SERVING_REPORT_TIMEOUT, UpgradeRequests,
+        Upgrader, supervise,
     },
     version,
 };
 
 /// How long a part may take to start or to stop, on top of what the settings give it.
 const HOOK_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// How long the old process has to take the message that this one serves.
-const SERVING_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The address with the longest name: a control socket with that name fits for every other one.
 const LONGEST_ADDRESS: SocketAddr =
@@ -164,7 +162,7 @@ pub(crate) async fn run(
         // 0 if the clock was set back meanwhile.
         let paused = frozen_at.elapsed().unwrap_or_default();
         // The old process ends when it hears this.
-        if let Err(error) = serving.tell(SERVING_TIMEOUT) {
+        if let Err(error) = serving.tell(SERVING_REPORT_TIMEOUT) {
             warn!("the old process could not be told that this one serves: {error:#}");
         }
         handovers.lock().unwrap_or_else(PoisonError::into_inner).paused = paused.as_secs_f64();

@@ -4,4 +4,4 @@ mod status;
 mod upgrade;
 
 pub(crate) use status::status;
-pub(crate) use upgrade::{UPGRADE_TIMEOUT, upgrade};
+pub(crate) use upgrade::upgrade;

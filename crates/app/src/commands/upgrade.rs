@@ -14,12 +14,10 @@ use lastcall_handover::{
     ControlCommand, ControlSocket, FirstMessage, UpgradeProgress, bound_sockets, find_socket,
 };
 
+use crate::upgrade::UPGRADE_TIMEOUT;
+
 /// How long a running server has to answer.
 pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// What an upgrade may take on top of `upgrade_timeout`: requests that are finished, the handover itself, and the new
-/// process that has to serve.
-pub(crate) const UPGRADE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Has the server that runs replace itself, and waits until it has. The exit code says how the upgrade went,
 /// whatever becomes of the output.

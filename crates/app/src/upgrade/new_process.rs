@@ -11,44 +11,21 @@ use anyhow::Context;
 use bytes::Bytes;
 use lastcall_core::settings::Settings;
 use lastcall_endpoints::{Entrance, Handovers, IdleConnection, RefusalCounts};
-use lastcall_handover::{Committed, ControlSocket, FileIdentity, FramedStream, HandoverReceiver, Serving};
-use lastcall_websockets::{ConnectionManager, ConnectionState, ManagerState, NotifierState};
-use serde::{Deserialize, Serialize};
+use lastcall_handover::{Committed, ControlSocket, FramedStream, HandoverReceiver, Serving};
+use lastcall_websockets::{ConnectionManager, ConnectionState};
 use tokio::{
     net::{TcpListener, TcpStream},
     task::spawn_blocking,
 };
 use tracing::info;
 
+use super::{
+    state::{ServerDescriptors, ServerState},
+    timeouts::{COMMIT_TIMEOUT, HELLO_TIMEOUT, RECEIVE_TIMEOUT},
+};
 use crate::{front::Paused, version};
 
-/// How long the old process has to answer. Longer than it gives the whole transfer: it decides, so this one
-/// must not be the first to give up.
-const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// What is handed over once. Other builds read it too: fields that they do not know are ignored, those that
-/// are missing have their defaults.
-#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub(crate) struct ServerState {
-    pub(crate) manager: ManagerState,
-    pub(crate) notifier: NotifierState,
-    /// The control socket, if its descriptor comes second.
-    pub(crate) control: Option<FileIdentity>,
-    /// Whether a service manager chose the listening socket, for the first of these processes.
-    pub(crate) activated: bool,
-    /// Upgrades before this one.
-    pub(crate) upgrades_done: u64,
-    pub(crate) upgrades_failed: u64,
-    /// Requests that were refused.
-    pub(crate) refused: RefusalCounts,
-    /// Since when nobody is served, in microseconds since 1970.
-    pub(crate) frozen_at_us: u64,
-    /// What was read of the next request of each idle HTTP connection, in the order of their descriptors.
-    pub(crate) idle_read: Vec<Bytes>,
-}
-
-/// A take-over that has begun: the old process knows that this one is there.
+/// A handover to this process that has begun: the old process knows that this one is there.
 pub(crate) struct IncomingHandover {
     receiver: HandoverReceiver,
 }
@@ -83,17 +60,16 @@ impl IncomingHandover {
         settings: &Settings,
     ) -> anyhow::Result<ReceivedServer> {
         let room = settings.max_connections;
-        // The old process has so long, too.
-        let timeout = settings.upgrade_timeout + HELLO_TIMEOUT;
         let old = self.receiver.old().clone();
-        let received =
-            spawn_blocking(move || self.receiver.receive::<ServerState, ConnectionState>(room, timeout));
+        let received = spawn_blocking(move || {
+            self.receiver.receive::<ServerState, ConnectionState>(room, RECEIVE_TIMEOUT)
+        });
         let mut received = received.await??;
         // Whatever can fail must fail before the commit.
         let (state, descriptors) = &mut received.server;
-        let (front, control) = descriptors_of(state, std::mem::take(descriptors))?;
+        let (front, control) = sockets_of(state, std::mem::take(descriptors))?;
         let Committed { server: state, clients, serving } =
-            spawn_blocking(move || received.commit(HELLO_TIMEOUT)).await??;
+            spawn_blocking(move || received.commit(COMMIT_TIMEOUT)).await??;
         let count = clients.len();
         manager.restore(state.manager, clients);
         info!(
@@ -123,31 +99,24 @@ impl IncomingHandover {
     }
 }
 
-/// The listening socket comes first, then the control socket if there is one, then the connections on which no
-/// request is under way.
-fn descriptors_of(
+/// Makes sockets of the descriptors that came with `state`.
+fn sockets_of(
     state: &mut ServerState,
     descriptors: Vec<OwnedFd>,
 ) -> anyhow::Result<(Paused, Option<ControlSocket>)> {
-    let mut descriptors = descriptors.into_iter();
-    let listener = descriptors.next().context("the listening socket did not come")?;
-    let control = match &state.control {
-        Some(identity) => {
-            let listener = descriptors.next().context("the control socket did not come")?;
-            Some(ControlSocket::from_listener(listener, identity.clone()).context("the control socket")?)
-        }
-        None => None,
-    };
-    let (idle_read, notifier) = (std::mem::take(&mut state.idle_read), state.notifier);
-    let front = || {
+    let ServerDescriptors { listener, control, idle } = ServerDescriptors::from_order(state, descriptors)?;
+    let control = control.zip(state.control.clone());
+    let control = control.map(|(listener, file)| ControlSocket::from_listener(listener, file));
+    let control = control.transpose().context("the control socket could not be used")?;
+    let read = std::mem::take(&mut state.idle_read).into_iter().chain(iter::repeat(Bytes::new()));
+    let entrance = || {
         let listener = TcpListener::from_std(std::net::TcpListener::from(listener))?;
-        let read = idle_read.into_iter().chain(iter::repeat(Bytes::new()));
-        let idle = descriptors.zip(read).map(|(socket, read)| {
+        let idle = idle.into_iter().zip(read).map(|(socket, read)| {
             let stream = TcpStream::from_std(std::net::TcpStream::from(socket))?;
             Ok(IdleConnection { stream, read })
         });
-        let entrance = Entrance { listener, idle: idle.collect::<io::Result<_>>()? };
-        io::Result::Ok(Paused { entrance, notifier })
+        io::Result::Ok(Entrance { listener, idle: idle.collect::<io::Result<_>>()? })
     };
-    Ok((front().context("the listening socket could not be used")?, control))
+    let entrance = entrance().context("the sockets of the HTTP server could not be used")?;
+    Ok((Paused { entrance, notifier: state.notifier }, control))
 }

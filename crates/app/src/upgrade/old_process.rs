@@ -15,7 +15,7 @@ use std::{
 use anyhow::{Context, anyhow, bail};
 use humantime::format_duration;
 use lastcall_core::settings::{FOREGROUND_VARIABLE, HANDOVER_VARIABLE, SUPERVISOR_VARIABLE, SettingsFile};
-use lastcall_endpoints::{Handovers, Patience};
+use lastcall_endpoints::Handovers;
 use lastcall_handover::{FramedStream, HandoverSender, SendError, StreamError, UpgradeProgress};
 use lastcall_lifecycle::{AllSignals, NewProcess, Signal, Signals, Upgrade};
 use lastcall_websockets::{ConnectionManager, Frozen};
@@ -30,32 +30,18 @@ use tracing::{error, info, warn};
 
 use super::{
     control::{ControlServer, SharedSocket, UpgradeClient},
-    new_process::ServerState,
+    descriptor::Inheritable,
     program::Program,
-    supervisor::{Inheritable, Role, Supervised},
+    state::{ServerDescriptors, ServerState},
+    supervisor::{Role, Supervised},
+    timeouts::{
+        EXIT_TIMEOUT, FREEZE_TIMEOUT, SERVING_TIMEOUT, STOP_TIMEOUTS, TRANSFER_TIMEOUT, UPGRADE_TIMEOUT,
+    },
 };
 use crate::{
-    commands::UPGRADE_TIMEOUT,
     front::{Front, Paused},
     version,
 };
-
-/// How long requests have to be finished before their connections, or what they ask for, can move. Every WebSocket
-/// is served meanwhile.
-const STOP_TIMEOUTS: Patience =
-    Patience { closing: Duration::from_secs(1), in_flight: Duration::from_secs(2) };
-
-/// How long the event loops have to come to a stop: each writes what was published before.
-const FREEZE_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// How long handing over may take, while no connection is served. 10,000 connections take a tenth of a second.
-const TRANSFER_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// How long the new process has to serve, once everything is its own.
-const SERVING_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// How long a process has to end that has closed its side of the handover.
-const EXIT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Most commands that wait for the result of one upgrade: each has a descriptor.
 const MAX_CLIENTS: usize = 64;
@@ -269,8 +255,8 @@ impl Handover {
         // No signal can come in between: there is no await from here on.
         let (signals, pending) = (self.signals.all(), self.signals.asked_to_end());
         match std::mem::replace(&mut self.role, Role::Followed) {
-            Role::Started(Some(supervision)) => {
-                self.supervised = Some(Supervised { supervision, child, signals, pending });
+            Role::Started(Some(links)) => {
+                self.supervised = Some(Supervised { links, child, signals, pending });
             }
             _ => forward_signals(&pending, pid),
         }
@@ -431,9 +417,12 @@ fn send(
     frozen: &Frozen,
     most: Duration,
 ) -> Result<usize, SendError> {
-    let mut descriptors = vec![paused.entrance.listener.as_fd()];
-    descriptors.extend(control.map(AsFd::as_fd));
-    descriptors.extend(paused.entrance.idle.iter().map(|connection| connection.stream.as_fd()));
+    let descriptors = ServerDescriptors {
+        listener: paused.entrance.listener.as_fd(),
+        control: control.map(AsFd::as_fd),
+        idle: paused.entrance.idle.iter().map(|connection| connection.stream.as_fd()).collect(),
+    };
+    let descriptors = descriptors.into_order();
     let clients = frozen.states().map(|(socket, state)| {
         let size = state.size();
         (socket, state, size)

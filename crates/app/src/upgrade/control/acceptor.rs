@@ -25,9 +25,7 @@ use super::{
     spare::{Connection, Spare},
     watch::Watch,
 };
-
-/// How long a process that connects has to say what it wants.
-const COMMAND_TIMEOUT: Duration = Duration::from_secs(5);
+use crate::upgrade::timeouts::COMMAND_TIMEOUT;
 
 /// Longest command, in bytes.
 const MAX_COMMAND: usize = 64 << 10;

@@ -9,7 +9,6 @@ use std::{
     os::fd::OwnedFd,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
 };
 
 use lastcall_handover::{ControlSocket, FileIdentity, UpgradeProgress, encode};
@@ -19,11 +18,7 @@ use tracing::{debug, warn};
 use acceptor::{Acceptor, MAX_CONNECTIONS};
 use spare::Connection;
 
-/// How long an operator's terminal has to take a line.
-const REPORT_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// How long the old process waits, after an upgrade, for commands that were on their way to it.
-const LATE_COMMAND_TIMEOUT: Duration = Duration::from_millis(200);
+use super::timeouts::{LATE_COMMAND_TIMEOUT, REPORT_TIMEOUT};
 
 /// An operator who asked for an upgrade, and waits to hear how it goes.
 pub(crate) struct UpgradeClient(Connection);

@@ -1,0 +1,139 @@
+//! The process that was started stays, with its PID, while the processes that took over from it serve: what started
+//! it (a shell, an init of a container, supervisord) goes on watching the same process.
+//!
+//! After its first handover it is a **supervisor**: it passes signals on to the process that serves, and ends with
+//! the exit code of the last one. Each new process is started by the one before it; when that ends, the supervisor
+//! becomes its parent (PR_SET_CHILD_SUBREAPER, prctl(2)). All of them inherit one end of a [`link`] to the
+//! supervisor. Over it, each says that it serves, and gets the signals: a signal that comes during a handover waits
+//! in the link for the new process. A link that ends means that the supervisor was killed.
+
+mod link;
+mod role;
+
+use std::{collections::VecDeque, process::ExitCode};
+
+use anyhow::Context;
+use lastcall_lifecycle::{AllSignals, Signal};
+use rustix::process::{Pid, WaitId, WaitIdOptions, WaitOptions, WaitStatus, wait, waitid};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    process::Child,
+    signal::unix::{SignalKind, signal},
+    time::{Instant, sleep_until},
+};
+use tracing::{debug, info, warn};
+
+use self::link::{REPORT_LEN, decode_report};
+pub(crate) use self::role::{LinkPair, Role};
+use super::timeouts::NEXT_PROCESS_TIMEOUT;
+
+/// What a handover leaves to be supervised.
+#[derive(Debug)]
+pub(crate) struct Supervised {
+    pub(crate) links: LinkPair,
+    /// The process that serves.
+    pub(crate) child: Child,
+    /// The signals that came since that process was handed everything.
+    pub(crate) signals: AllSignals,
+    /// The signals that came during the handover.
+    pub(crate) pending: Vec<Signal>,
+}
+
+/// Passes signals on to the process that serves, until the last one has ended. Returns that one's exit code;
+/// 128 and the signal's number if a signal ended it.
+///
+/// # Errors
+/// When signals cannot be handled.
+pub(crate) async fn supervise(supervised: Supervised) -> anyhow::Result<ExitCode> {
+    let Supervised { links, child, mut signals, pending } = supervised;
+    let mut pending = VecDeque::from(pending);
+    let first = child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw);
+    let mut serving = first.context("the new process had ended before it was supervised")?;
+    drop(links.serving);
+    links.own.set_nonblocking(true)?;
+    let (mut reports, mut forward) = tokio::net::UnixStream::from_std(links.own)?.into_split();
+    let mut child_ended = signal(SignalKind::child()).context("cannot handle signals")?;
+    info!(
+        pid = std::process::id(),
+        new_pid = serving.as_raw_pid(),
+        "handed over to process {serving}: this process supervises it, and passes signals on to it"
+    );
+    let mut linked = true;
+    // How the process that serves ended, or the last one that did.
+    let (mut ended, mut last) = (None, 0);
+    // When the next process has to be heard of, or the end of one.
+    let mut give_up: Option<Instant> = None;
+    let code = loop {
+        for (pid, status) in reap() {
+            last = exit_code(status);
+            if pid == serving {
+                ended = Some(last);
+                give_up = Some(Instant::now() + NEXT_PROCESS_TIMEOUT);
+            }
+        }
+        match ended {
+            // No process has the link any more, so none can have taken over.
+            Some(code) if !linked => break code,
+            // The one that said that it serves may have been another one's child, and have ended before that.
+            None if !linked && !has_children() => break last,
+            ended if give_up.is_some_and(|give_up| give_up <= Instant::now()) => break ended.unwrap_or(last),
+            _ => {}
+        }
+        let next_signal = async {
+            match pending.pop_front() {
+                Some(signal) => signal,
+                None => signals.next().await,
+            }
+        };
+        let deadline = async {
+            match give_up {
+                Some(give_up) => sleep_until(give_up).await,
+                None => std::future::pending().await,
+            }
+        };
+        let mut report = [0; REPORT_LEN];
+        tokio::select! {
+            biased;
+            read = reports.read(&mut report), if linked => match read {
+                // A report is written at once, and so it is read.
+                Ok(REPORT_LEN) => if let Some(pid) = decode_report(report) {
+                    debug!(new_pid = pid.as_raw_pid(), "another process serves");
+                    (serving, ended, give_up) = (pid, None, None);
+                }
+                _ => {
+                    linked = false;
+                    give_up = Some(Instant::now() + NEXT_PROCESS_TIMEOUT);
+                }
+            },
+            _ = child_ended.recv() => {}
+            signal = next_signal => if let Err(error) = forward.write_all(&[signal.number()]).await {
+                warn!(%error, signal = signal.name(), "a signal could not be passed on");
+            },
+            () = deadline => {}
+        }
+    };
+    // Not before: the runtime would wait for it, too.
+    drop(child);
+    info!(
+        pid = std::process::id(),
+        exit_code = code,
+        "the process that served has ended with code {code}: the supervisor ends, too"
+    );
+    Ok(ExitCode::from(code))
+}
+
+/// Whether any process is a child of this one, that has not ended or was not waited for.
+fn has_children() -> bool {
+    waitid(WaitId::All, WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT).is_ok()
+}
+
+/// Takes note of all children that have ended: those of the processes that took over are this one's, too.
+fn reap() -> Vec<(Pid, WaitStatus)> {
+    std::iter::from_fn(|| wait(WaitOptions::NOHANG).ok().flatten()).collect()
+}
+
+fn exit_code(status: WaitStatus) -> u8 {
+    let signal = || status.terminating_signal().map(|signal| 128 + signal);
+    let code = status.exit_status().or_else(signal).and_then(|code| u8::try_from(code).ok());
+    code.unwrap_or(u8::MAX)
+}

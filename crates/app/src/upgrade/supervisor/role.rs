@@ -1,0 +1,92 @@
+//! What becomes of a process once it has handed over.
+
+use std::{
+    env, io,
+    os::{fd::OwnedFd, unix::net::UnixStream},
+};
+
+use lastcall_core::settings::SUPERVISOR_VARIABLE;
+use rustix::process::{Pid, getpid, set_child_subreaper};
+
+use super::link::Link;
+use crate::upgrade::descriptor::inherited_descriptor;
+
+/// What becomes of this process at a handover.
+#[derive(Debug)]
+pub(crate) enum Role {
+    /// This process was started by something that may only know its PID: it stays, and supervises.
+    Started(Option<LinkPair>),
+    /// This process was started by a service manager that follows a new PID when it hears of it (sd_notify(3),
+    /// MAINPID=). It ends.
+    Followed,
+    /// Another process supervises this one, which ends.
+    Supervised(Link),
+}
+
+impl Role {
+    /// Returns the role of this process. To be called once, before there are threads.
+    ///
+    /// # Errors
+    /// When the environment has something in place of the number of a descriptor.
+    pub(crate) fn detect() -> anyhow::Result<Self> {
+        if let Some(descriptor) = inherited_descriptor(SUPERVISOR_VARIABLE)? {
+            return Ok(Self::Supervised(Link::new(descriptor)));
+        }
+        // A container ends with its process 1, whatever its manager hears.
+        let followed = env::var_os("NOTIFY_SOCKET").is_some() && getpid() != Pid::INIT;
+        Ok(if followed { Self::Followed } else { Self::Started(None) })
+    }
+
+    /// Returns the end of the link that a new process is to inherit, if there is to be a supervisor.
+    ///
+    /// # Errors
+    /// When the system gives no sockets, or does not let this process become the parent of orphans.
+    pub(in crate::upgrade) fn link(&mut self) -> io::Result<Option<&OwnedFd>> {
+        match self {
+            Self::Started(links) => {
+                if links.is_none() {
+                    *links = Some(LinkPair::prepare()?);
+                }
+                Ok(links.as_ref().map(|links| &links.serving))
+            }
+            Self::Followed => Ok(None),
+            Self::Supervised(link) => Ok(Some(link.descriptor())),
+        }
+    }
+
+    /// Tells the supervisor once more that this process serves: another process may have said so meanwhile.
+    pub(in crate::upgrade) fn report(&self) {
+        if let Self::Supervised(link) = self {
+            link.report();
+        }
+    }
+
+    /// Drops what was made for a new process that did not take over.
+    pub(in crate::upgrade) fn reset(&mut self) {
+        if let Self::Started(links) = self {
+            *links = None;
+        }
+    }
+
+    /// Takes no more signals from the supervisor: the new process serves.
+    pub(in crate::upgrade) async fn stop_receiving_signals(&mut self) {
+        if let Self::Supervised(link) = self {
+            link.stop().await;
+        }
+    }
+}
+
+/// The two ends of the link, as the process has them that becomes the supervisor.
+#[derive(Debug)]
+pub(crate) struct LinkPair {
+    pub(super) own: UnixStream,
+    pub(super) serving: OwnedFd,
+}
+
+impl LinkPair {
+    fn prepare() -> io::Result<Self> {
+        let (own, serving) = UnixStream::pair()?;
+        set_child_subreaper(Some(getpid()))?;
+        Ok(Self { own, serving: serving.into() })
+    }
+}

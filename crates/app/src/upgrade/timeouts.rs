@@ -1,0 +1,82 @@
+//! The timeouts of an upgrade. Some must be longer than others, or one side would give up while the other still
+//! works; the assertions at the end hold them together.
+//!
+//! Between the two processes, the old one decides: it must time out first. The command that asked for the upgrade
+//! must wait for both, and so must the supervisor.
+
+use std::time::Duration;
+
+use lastcall_endpoints::Patience;
+
+/// How long requests have to be finished before their connections, or what they ask for, can move. Every WebSocket
+/// is served meanwhile.
+pub(super) const STOP_TIMEOUTS: Patience =
+    Patience { closing: Duration::from_secs(1), in_flight: Duration::from_secs(2) };
+
+/// How long the event loops have to come to a stop: each writes what was published before.
+pub(super) const FREEZE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long the old process may take to send everything and to commit, while no connection is served: 10,000
+/// connections take a tenth of a second. The setting `upgrade_timeout` bounds it, too.
+pub(super) const TRANSFER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long the new process has to serve after the commit.
+pub(super) const SERVING_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long the exit code of a new process is waited for that has closed its side of the handover.
+pub(super) const EXIT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long the new process waits for the answer to its hello.
+pub(super) const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long the new process waits, once it is ready, for everything that is handed over.
+pub(super) const RECEIVE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How long the new process waits for the commit, once it has everything.
+pub(super) const COMMIT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long the old process has to take the message that the new one serves.
+pub(crate) const SERVING_REPORT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long the command that asked for an upgrade has to take a report.
+pub(super) const REPORT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long the old process waits, after an upgrade, for commands that were on their way to it.
+pub(super) const LATE_COMMAND_TIMEOUT: Duration = Duration::from_millis(200);
+
+/// How long a process that connects to the control socket has to send its command.
+pub(super) const COMMAND_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long the supervisor waits, after the process that serves has ended, to hear from the next one: that may have
+/// taken over at that very moment.
+pub(super) const NEXT_PROCESS_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// What an upgrade may take on top of the setting `upgrade_timeout`, which bounds the start of the new process.
+pub(crate) const UPGRADE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The most that the HTTP server takes on top of [`STOP_TIMEOUTS`], to write its last responses.
+const LAST_RESPONSES_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// What comes after the new process is ready, and before the transfer.
+const STOP_ALL: Duration =
+    sum(&[STOP_TIMEOUTS.closing, STOP_TIMEOUTS.in_flight, LAST_RESPONSES_TIMEOUT, FREEZE_TIMEOUT]);
+
+const _: () = assert!(is_less(sum(&[STOP_ALL, TRANSFER_TIMEOUT]), RECEIVE_TIMEOUT));
+const _: () = assert!(is_less(TRANSFER_TIMEOUT, COMMIT_TIMEOUT));
+const _: () = assert!(is_less(SERVING_REPORT_TIMEOUT, SERVING_TIMEOUT));
+const _: () = assert!(is_less(SERVING_TIMEOUT, NEXT_PROCESS_TIMEOUT));
+const _: () = assert!(is_less(
+    sum(&[STOP_ALL, TRANSFER_TIMEOUT, SERVING_TIMEOUT, EXIT_TIMEOUT, LATE_COMMAND_TIMEOUT]),
+    UPGRADE_TIMEOUT
+));
+
+const fn sum(timeouts: &[Duration]) -> Duration {
+    match timeouts {
+        [] => Duration::ZERO,
+        [first, rest @ ..] => first.saturating_add(sum(rest)),
+    }
+}
+
+const fn is_less(timeout: Duration, other: Duration) -> bool {
+    timeout.as_nanos() < other.as_nanos()
+}
