@@ -54,8 +54,17 @@ async fn a_signal_upgrades_where_there_can_be_no_control_socket() {
     let server = Server::start().await;
     let client = server.client().await;
     let folder = server.dir.path().join("run");
-    fs::remove_dir_all(&folder).unwrap();
-    fs::write(&folder, "in the way").unwrap();
+    let file = server.dir.path().join("file");
+    fs::write(&file, "in the way").unwrap();
+    // In one step: the server makes the folder and the socket again as soon as one of them is gone.
+    rustix::fs::renameat_with(
+        rustix::fs::CWD,
+        &file,
+        rustix::fs::CWD,
+        &folder,
+        rustix::fs::RenameFlags::EXCHANGE,
+    )
+    .unwrap();
     server.logged("there is no control socket").await;
     server.signal(Signal::USR2);
     // A folder that was set and cannot be used is refused; then it can.
