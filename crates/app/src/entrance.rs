@@ -4,7 +4,7 @@ use std::{env, net::SocketAddr};
 
 use anyhow::{Context, bail};
 use lastcall_core::settings::{ClientMessages, Loaded, Origin, SettingError, Settings};
-use lastcall_endpoints::{BindError, Entrance, bind};
+use lastcall_endpoints::{BindError, ListenerState, bind};
 use listenfd::ListenFd;
 use rustix::net::sockopt::set_tcp_nodelay;
 use tokio::net::{TcpListener, lookup_host};
@@ -20,7 +20,7 @@ pub(crate) fn is_activated() -> bool {
 pub(crate) async fn open(
     loaded: &Loaded,
     unusable: &mut Vec<SettingError>,
-) -> anyhow::Result<Option<Entrance>> {
+) -> anyhow::Result<Option<ListenerState>> {
     let mut passed = ListenFd::from_env();
     if passed.len() == 0 {
         return bind_as_set(loaded, unusable).await;
@@ -44,7 +44,10 @@ pub(crate) async fn open(
     Ok(Some(listener.into()))
 }
 
-async fn bind_as_set(loaded: &Loaded, unusable: &mut Vec<SettingError>) -> anyhow::Result<Option<Entrance>> {
+async fn bind_as_set(
+    loaded: &Loaded,
+    unusable: &mut Vec<SettingError>,
+) -> anyhow::Result<Option<ListenerState>> {
     let Settings { host, port, .. } = &loaded.settings;
     let error = match bind(host, *port).await {
         Ok(listener) => return Ok(Some(listener.into())),

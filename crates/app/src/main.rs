@@ -3,7 +3,7 @@
 mod cli;
 mod commands;
 mod entrance;
-mod front;
+mod ingress;
 mod server;
 mod threads;
 mod upgrade;

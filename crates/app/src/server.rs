@@ -16,7 +16,7 @@ use lastcall_core::{
     settings::{FOREGROUND_VARIABLE, Loaded, RuntimeDir, SettingError, Settings, SettingsErrors},
 };
 use lastcall_endpoints::{
-    Context, Handovers, Health, HealthReport, Page, Patience, ProcessReport, Refusals, router,
+    AppState, Health, HealthReport, Page, ProcessReport, Refusals, StopTimeouts, UpgradeStats, router,
 };
 use lastcall_handover::{
     ControlSocket, SocketName,
@@ -29,7 +29,7 @@ use tracing::{info, warn};
 
 use crate::{
     entrance,
-    front::{Front, Paused},
+    ingress::{Ingress, SuspendedIngress},
     upgrade::{
         ControlServer, Handover, IncomingHandover, Program, Role, SERVING_REPORT_TIMEOUT, UpgradeRequests,
         Upgrader, supervise,
@@ -110,11 +110,12 @@ pub(crate) async fn run(
     let manager =
         ConnectionManager::start(ManagerConfig::from(settings)).context("cannot start the event loops")?;
     let phases = Phases::default();
-    let handovers = Arc::new(Mutex::new(Handovers::default()));
-    let health = Box::new(ProcessHealth { phases: phases.clone(), handovers: Arc::clone(&handovers) });
+    let upgrade_stats = Arc::new(Mutex::new(UpgradeStats::default()));
+    let health =
+        Box::new(ProcessHealth { phases: phases.clone(), upgrade_stats: Arc::clone(&upgrade_stats) });
     let refusals = Refusals::default();
-    let router = router(Context::new(settings, manager.clone(), health, page, refusals.clone()));
-    let front = Arc::new(Front::new(
+    let router = router(AppState::new(settings, manager.clone(), health, page, refusals.clone()));
+    let ingress = Arc::new(Ingress::new(
         manager.clone(),
         router,
         settings.notification_interval,
@@ -122,20 +123,20 @@ pub(crate) async fn run(
         refusals.clone(),
     ));
 
-    let (paused, inherited_control, served_before) = match handover {
+    let (suspended, inherited_control, served_before) = match handover {
         Some(handover) => {
             let received = handover.receive(&manager, settings).await?;
-            *handovers.lock().unwrap_or_else(PoisonError::into_inner) = received.handovers;
+            *upgrade_stats.lock().unwrap_or_else(PoisonError::into_inner) = received.upgrade_stats;
             activated = received.activated;
             refusals.add(&received.refused);
-            (received.front, received.control, Some((received.frozen_at, received.serving)))
+            (received.ingress, received.control, Some((received.frozen_at, received.serving)))
         }
         None => {
-            let entrance = bound.context("there is no socket to listen on")?;
-            (Paused { entrance, notifier: NotifierState::default() }, None, None)
+            let http = bound.context("there is no socket to listen on")?;
+            (SuspendedIngress { http, notifier: NotifierState::default() }, None, None)
         }
     };
-    let address = paused.entrance.listener.local_addr().context("cannot tell which port was bound")?;
+    let address = suspended.http.listener.local_addr().context("cannot tell which port was bound")?;
 
     let hooks = Hooks::default()
         .add("event loops", HOOK_TIMEOUT, {
@@ -143,11 +144,11 @@ pub(crate) async fn run(
             async { Ok(async { Ok(spawn_blocking(move || manager.stop()).await?) }) }
         })
         .add("HTTP and notifier", HOOK_TIMEOUT + settings.close_timeout, {
-            let (front, in_flight) = (Arc::clone(&front), settings.close_timeout);
+            let (ingress, in_flight) = (Arc::clone(&ingress), settings.close_timeout);
             async move {
-                front.start(paused);
+                ingress.resume(suspended);
                 Ok(async move {
-                    front.pause(Patience { closing: PARTIAL_REQUEST_TIMEOUT, in_flight }).await?;
+                    ingress.suspend(StopTimeouts { closing: PARTIAL_REQUEST_TIMEOUT, in_flight }).await?;
                     Ok(())
                 })
             }
@@ -160,12 +161,12 @@ pub(crate) async fn run(
     }
     if let Some((frozen_at, serving)) = served_before {
         // 0 if the clock was set back meanwhile.
-        let paused = frozen_at.elapsed().unwrap_or_default();
+        let pause = frozen_at.elapsed().unwrap_or_default();
         // The old process ends when it hears this.
         if let Err(error) = serving.tell(SERVING_REPORT_TIMEOUT) {
             warn!("the old process could not be told that this one serves: {error:#}");
         }
-        handovers.lock().unwrap_or_else(PoisonError::into_inner).paused = paused.as_secs_f64();
+        upgrade_stats.lock().unwrap_or_else(PoisonError::into_inner).last_pause = pause;
         if !activated {
             tokio::spawn(entrance::compare(address, settings.host.clone(), settings.port));
         }
@@ -193,10 +194,10 @@ pub(crate) async fn run(
             role,
             activated,
             signals,
-            front,
+            ingress,
             manager: manager.clone(),
             timeout: settings.upgrade_timeout,
-            handovers,
+            upgrade_stats,
             supervised: None,
         },
     };
@@ -242,7 +243,7 @@ fn control_path(settings: &Settings, address: SocketAddr) -> PathBuf {
 /// Tells the health routes the state of the process.
 struct ProcessHealth {
     phases: Phases,
-    handovers: Arc<Mutex<Handovers>>,
+    upgrade_stats: Arc<Mutex<UpgradeStats>>,
 }
 
 impl Health for ProcessHealth {
@@ -267,7 +268,7 @@ impl Health for ProcessHealth {
         }
     }
 
-    fn handovers(&self) -> Handovers {
-        *self.handovers.lock().unwrap_or_else(PoisonError::into_inner)
+    fn upgrade_stats(&self) -> UpgradeStats {
+        *self.upgrade_stats.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

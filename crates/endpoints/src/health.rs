@@ -10,7 +10,7 @@ use axum::{
 };
 use serde::Serialize;
 
-use crate::{metrics::Handovers, routes::Context};
+use crate::{metrics::UpgradeStats, routes::AppState};
 
 /// What the process says of itself. Whoever owns its phases implements this.
 pub trait Health: Send + Sync + 'static {
@@ -18,7 +18,7 @@ pub trait Health: Send + Sync + 'static {
     fn report(&self) -> HealthReport;
 
     /// The upgrades so far.
-    fn handovers(&self) -> Handovers;
+    fn upgrade_stats(&self) -> UpgradeStats;
 
     /// Which process it is.
     fn process(&self) -> ProcessReport;
@@ -70,21 +70,21 @@ pub(crate) async fn live() -> &'static str {
     "OK\n"
 }
 
-pub(crate) async fn ready(State(context): State<Arc<Context>>) -> Response {
-    let HealthReport { phase, ready, seconds_left, drain_clients } = context.health.report();
+pub(crate) async fn ready(State(state): State<Arc<AppState>>) -> Response {
+    let HealthReport { phase, ready, seconds_left, drain_clients } = state.health.report();
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let ProcessReport { version, commit, pid, uptime, .. } = context.health.process();
+    let ProcessReport { version, commit, pid, uptime, .. } = state.health.process();
     let body = Body {
         phase,
-        clients: context.manager.count(),
+        clients: state.manager.count(),
         seconds_left,
         drain_clients,
-        max_connections: context.limits.max_connections,
+        max_connections: state.limits.max_connections,
         version,
         commit,
         pid,
         uptime_seconds: (uptime.as_secs_f64() * 1e3).round() / 1e3,
-        upgrades: context.health.handovers().done,
+        upgrades: state.health.upgrade_stats().succeeded,
     };
     (status, Json(body)).into_response()
 }

@@ -28,7 +28,7 @@ use crate::{
     error::{ApiError, ErrorCode},
     health::{HealthReport, ProcessReport},
     refusals::RefusalCounts,
-    routes::Context,
+    routes::AppState,
 };
 
 /// Every phase's name: a label for each, so that one can be waited for before it was ever reached.
@@ -44,7 +44,7 @@ struct Snapshot {
     stats: Stats,
     counts: ConnectionCounts,
     report: HealthReport,
-    handovers: Handovers,
+    upgrade_stats: UpgradeStats,
     limits: Limits,
     refused: RefusalCounts,
     process: ProcessReport,
@@ -76,21 +76,21 @@ impl From<&Settings> for Limits {
     }
 }
 
-/// Upgrades by handing over the sockets, of this process and those before it.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Handovers {
-    /// Those that were carried out.
-    pub done: u64,
-    /// Those that failed; nobody noticed.
+/// Counts upgrades with a handover, of this process and of all before it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct UpgradeStats {
+    /// Upgrades after which a new process served.
+    pub succeeded: u64,
+    /// Upgrades after which the old process went on.
     pub failed: u64,
-    /// Clients that the last one handed over.
-    pub clients: u64,
-    /// How long nobody served them, in seconds.
-    pub paused: f64,
+    /// Clients that the last handover moved.
+    pub last_clients: u64,
+    /// Time during which neither process served them.
+    pub last_pause: Duration,
 }
 
-pub(crate) async fn metrics(State(context): State<Arc<Context>>, headers: HeaderMap) -> Response {
-    let Ok(Some(stats)) = timeout(PATIENCE, context.manager.stats()).await else {
+pub(crate) async fn metrics(State(state): State<Arc<AppState>>, headers: HeaderMap) -> Response {
+    let Ok(Some(stats)) = timeout(PATIENCE, state.manager.stats()).await else {
         return ApiError::new(
             ErrorCode::Overloaded,
             "The event loops did not answer in time; try again later.",
@@ -98,17 +98,17 @@ pub(crate) async fn metrics(State(context): State<Arc<Context>>, headers: Header
         .into_response();
     };
     let format = Format::asked(&headers);
-    let process = context.health.process();
+    let process = state.health.process();
     let mut registry = Registry::default();
     registry.register_collector(Box::new(Process(process)));
     registry.sub_registry_with_prefix("lastcall").register_collector(Box::new(Snapshot {
         format,
         stats,
-        counts: context.manager.counts(),
-        report: context.health.report(),
-        handovers: context.health.handovers(),
-        limits: context.limits,
-        refused: context.refusals.counts(),
+        counts: state.manager.counts(),
+        report: state.health.report(),
+        upgrade_stats: state.health.upgrade_stats(),
+        limits: state.limits,
+        refused: state.refusals.counts(),
         process,
     }));
     let mut text = String::new();
@@ -133,7 +133,7 @@ impl Collector for Process {
 
 impl Collector for Snapshot {
     fn encode(&self, mut to: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let Self { format, stats, counts, report, handovers, limits, refused, process } = self;
+        let Self { format, stats, counts, report, upgrade_stats, limits, refused, process } = self;
         let help = "1, with the version of the program and the commit that it was built from";
         let mut family = to.encode_descriptor("build_info", help, None, MetricType::Gauge)?;
         let labels = [("version", process.version), ("commit", process.commit.unwrap_or("unknown"))];
@@ -219,15 +219,20 @@ impl Collector for Snapshot {
         gauge(&mut to, "drain_clients", "Clients there were when the drain started; 0: not draining", total)?;
         let help = "Upgrades that handed over the live sockets, by result";
         let mut family = counters(&mut to, *format, "handovers_total", help)?;
-        for (result, handovers) in [("done", handovers.done), ("failed", handovers.failed)] {
+        for (result, handovers) in [("done", upgrade_stats.succeeded), ("failed", upgrade_stats.failed)] {
             count(family.encode_family(&[("result", result)])?, *format, handovers)?;
         }
-        gauge(&mut to, "handover_clients", "Clients of the last handover", handovers.clients as f64)?;
+        gauge(
+            &mut to,
+            "handover_clients",
+            "Clients of the last handover",
+            upgrade_stats.last_clients as f64,
+        )?;
         gauge(
             &mut to,
             "handover_pause_seconds",
             "Time nobody was served in the last handover",
-            handovers.paused,
+            upgrade_stats.last_pause.as_secs_f64(),
         )?;
         let help = "Time that a turn of an event loop took";
         let mut histogram = to.encode_descriptor("loop_turn_seconds", help, None, MetricType::Histogram)?;

@@ -20,7 +20,7 @@ use crate::{
     access,
     error::{ApiError, ErrorCode},
     fields::{self, Target},
-    routes::Context,
+    routes::AppState,
     server::Peer,
 };
 
@@ -46,15 +46,15 @@ pub(crate) struct Published {
 }
 
 pub(crate) async fn publish(
-    State(context): State<Arc<Context>>,
+    State(state): State<Arc<AppState>>,
     Extension(Peer(peer)): Extension<Peer>,
     target: Target,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Published>, ApiError> {
     // A page elsewhere must not publish through the browser of somebody who sits at this machine.
-    context.allowed_origins.check(&headers, &target)?;
-    access::check(&context.api_keys, &context.own_hosts, peer, &headers, &target)?;
+    state.allowed_origins.check(&headers, &target)?;
+    access::check(&state.api_keys, &state.own_hosts, peer, &headers, &target)?;
     if fields::list(&headers, &CONTENT_ENCODING).any(|coding| !coding.eq_ignore_ascii_case(b"identity")) {
         return Err(ApiError::new(
             ErrorCode::UnsupportedContentEncoding,
@@ -67,7 +67,7 @@ pub(crate) async fn publish(
             "The body must be JSON: send `Content-Type: application/json`.",
         ));
     }
-    let body = read(body, &headers, context.max_message_size).await?;
+    let body = read(body, &headers, state.max_message_size).await?;
     let publication = parse(&body)?;
     if publication.channel != BROADCAST {
         return Err(ApiError::new(
@@ -75,14 +75,14 @@ pub(crate) async fn publish(
             format!("There is no channel {:?}; the only one is \"{BROADCAST}\".", publication.channel),
         ));
     }
-    if context.manager.counts().state == AdmissionState::Closing {
+    if state.manager.counts().state == AdmissionState::Closing {
         return Err(ApiError::new(
             ErrorCode::Closing,
             "The server is closing its clients: none would get this.",
         ));
     }
     let notification = ServerMessage::notification(NotificationSource::Api, publication.data);
-    match timeout(PATIENCE, context.manager.broadcast(&notification)).await {
+    match timeout(PATIENCE, state.manager.broadcast(&notification)).await {
         Ok(clients) => Ok(Json(Published { clients })),
         Err(_) => Err(ApiError::new(
             ErrorCode::Overloaded,

@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// What the routes work with.
-pub struct Context {
+pub struct AppState {
     /// All connections.
     pub manager: ConnectionManager,
     /// What the process says of itself.
@@ -42,7 +42,7 @@ pub struct Context {
     pub(crate) refusals: Refusals,
 }
 
-impl Context {
+impl AppState {
     /// Collects it from the settings. `refusals` are those of the HTTP server that has the routes.
     pub fn new(
         settings: &Settings,
@@ -72,10 +72,10 @@ const PUBLISH: &str = "POST,OPTIONS";
 const ALL: &str = "GET,HEAD,POST,OPTIONS";
 
 /// All routes of the server.
-pub fn router(context: Context) -> Router {
+pub fn router(state: AppState) -> Router {
     let read = async || allow(READ);
     let mut publish = post(publish::publish).options(async || allow(PUBLISH));
-    if let Some(cors) = cors::layer(&context.allowed_origins) {
+    if let Some(cors) = cors::layer(&state.allowed_origins) {
         publish = publish.layer(cors).layer(from_fn(allow_after_cors));
     }
     Router::new()
@@ -88,11 +88,11 @@ pub fn router(context: Context) -> Router {
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(map_request(fields::check))
-        .with_state(Arc::new(context))
+        .with_state(Arc::new(state))
 }
 
-async fn index(State(context): State<Arc<Context>>) -> impl IntoResponse {
-    context.page.response()
+async fn index(State(state): State<Arc<AppState>>) -> impl IntoResponse {
+    state.page.response()
 }
 
 /// The answer to `OPTIONS` (RFC 9110 section 9.3.7), which some load balancers check the health with.

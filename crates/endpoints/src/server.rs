@@ -34,7 +34,7 @@ pub(crate) struct Peer(pub(crate) SocketAddr);
 
 /// What an HTTP server has while it does not run: another one can go on with it, in another process too.
 #[derive(Debug)]
-pub struct Entrance {
+pub struct ListenerState {
     /// Where clients connect.
     pub listener: TcpListener,
     /// Connections that wait for a request.
@@ -51,7 +51,7 @@ pub struct IdleConnection {
     pub read: Bytes,
 }
 
-impl From<TcpListener> for Entrance {
+impl From<TcpListener> for ListenerState {
     fn from(listener: TcpListener) -> Self {
         Self { listener, idle: Vec::new() }
     }
@@ -59,7 +59,7 @@ impl From<TcpListener> for Entrance {
 
 /// How long a server that stops waits for connections that are not idle.
 #[derive(Debug, Clone, Copy)]
-pub struct Patience {
+pub struct StopTimeouts {
     /// For clients that have been told that their connection is closed, and have not closed it yet.
     pub closing: Duration,
     /// For requests that are not answered yet, after that; then they get 503.
@@ -91,27 +91,27 @@ struct Shared {
 /// A running HTTP server.
 pub struct HttpServer {
     shared: Arc<Shared>,
-    accepting: JoinHandle<Entrance>,
+    accepting: JoinHandle<ListenerState>,
 }
 
 impl HttpServer {
     /// Starts to answer requests. Connections that become WebSockets go to `manager`; those that wait for a
     /// request for longer than `keep_alive_timeout` are closed. What is refused is noted in `refusals`.
     pub fn start(
-        entrance: Entrance,
+        state: ListenerState,
         router: Router,
         manager: ConnectionManager,
         keep_alive_timeout: Duration,
         refusals: Refusals,
     ) -> Self {
         let stopping = Stopping::default();
-        let router = router.layer(Extension(OnLoopback::of(&entrance.listener)));
+        let router = router.layer(Extension(OnLoopback::of(&state.listener)));
         let shared = Arc::new(Shared { router, manager, keep_alive_timeout, refusals, stopping });
         // Unconstrained: it takes all connections that wait before it lets others have their turn. Shaking hands
         // takes longer than dialling, and the backlog would overflow meanwhile.
         // Now: a server that says that it listens has all the descriptors that it keeps.
         let no_descriptors = no_descriptors::NoDescriptors::new(shared.refusals.clone());
-        let accepting = accepting::accept(entrance, no_descriptors, Arc::clone(&shared));
+        let accepting = accepting::accept(state, no_descriptors, Arc::clone(&shared));
         let accepting = tokio::spawn(unconstrained(accepting));
         Self { shared, accepting }
     }
@@ -122,14 +122,14 @@ impl HttpServer {
     ///
     /// # Errors
     /// When the server had failed.
-    pub async fn stop(self, patience: Patience) -> Result<Entrance, JoinError> {
+    pub async fn stop(self, patience: StopTimeouts) -> Result<ListenerState, JoinError> {
         let refusals = self.shared.refusals.clone();
-        let entrance = self.stop_accepting(patience).await;
+        let state = self.stop_accepting(patience).await;
         refusals.flush();
-        entrance
+        state
     }
 
-    async fn stop_accepting(mut self, patience: Patience) -> Result<Entrance, JoinError> {
+    async fn stop_accepting(mut self, patience: StopTimeouts) -> Result<ListenerState, JoinError> {
         let stopping = &self.shared.stopping;
         stopping.asked.cancel();
         if let Ok(ended) = timeout(patience.closing, &mut self.accepting).await {

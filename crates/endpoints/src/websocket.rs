@@ -19,12 +19,12 @@ use crate::{
     error::{ApiError, ErrorCode},
     fields::{self, Target},
     own_hosts::OnLoopback,
-    routes::Context,
+    routes::AppState,
     server::Upgrade,
 };
 
 pub(crate) async fn upgrade(
-    State(context): State<Arc<Context>>,
+    State(state): State<Arc<AppState>>,
     Extension(upgrade): Extension<Upgrade>,
     Extension(on_loopback): Extension<OnLoopback>,
     target: Target,
@@ -43,10 +43,10 @@ pub(crate) async fn upgrade(
         )
         .into_response();
     }
-    if let Err(refused) = check_page(&context, on_loopback, request.headers(), &target) {
+    if let Err(refused) = check_page(&state, on_loopback, request.headers(), &target) {
         return refused.into_response();
     }
-    let permit = match context.manager.admit() {
+    let permit = match state.manager.admit() {
         Ok(permit) => permit,
         Err(error) => return refuse(error),
     };
@@ -67,13 +67,13 @@ fn simplify(headers: &mut HeaderMap) {
 }
 
 fn check_page(
-    context: &Context,
+    state: &AppState,
     on_loopback: OnLoopback,
     headers: &HeaderMap,
     target: &Target,
 ) -> Result<(), ApiError> {
-    context.allowed_origins.check(headers, target)?;
-    context.own_hosts.check_page(&context.allowed_origins, on_loopback, headers, target)
+    state.allowed_origins.check(headers, target)?;
+    state.own_hosts.check_page(&state.allowed_origins, on_loopback, headers, target)
 }
 
 fn refuse(error: AdmitError) -> Response {

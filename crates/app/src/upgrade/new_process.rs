@@ -10,7 +10,7 @@ use std::{
 use anyhow::Context;
 use bytes::Bytes;
 use lastcall_core::settings::Settings;
-use lastcall_endpoints::{Entrance, Handovers, IdleConnection, RefusalCounts};
+use lastcall_endpoints::{IdleConnection, ListenerState, RefusalCounts, UpgradeStats};
 use lastcall_handover::{Committed, ControlSocket, FramedStream, HandoverReceiver, Serving};
 use lastcall_websockets::{ConnectionManager, ConnectionState};
 use tokio::{
@@ -23,7 +23,7 @@ use super::{
     state::{ServerDescriptors, ServerState},
     timeouts::{COMMIT_TIMEOUT, HELLO_TIMEOUT, RECEIVE_TIMEOUT},
 };
-use crate::{front::Paused, version};
+use crate::{ingress::SuspendedIngress, version};
 
 /// A handover to this process that has begun: the old process knows that this one is there.
 pub(crate) struct IncomingHandover {
@@ -32,10 +32,10 @@ pub(crate) struct IncomingHandover {
 
 /// What was inherited, and is served from here on.
 pub(crate) struct ReceivedServer {
-    pub(crate) front: Paused,
+    pub(crate) ingress: SuspendedIngress,
     pub(crate) control: Option<ControlSocket>,
     pub(crate) activated: bool,
-    pub(crate) handovers: Handovers,
+    pub(crate) upgrade_stats: UpgradeStats,
     pub(crate) refused: RefusalCounts,
     /// Since when the clients are not served.
     pub(crate) frozen_at: SystemTime,
@@ -67,7 +67,7 @@ impl IncomingHandover {
         let mut received = received.await??;
         // Whatever can fail must fail before the commit.
         let (state, descriptors) = &mut received.server;
-        let (front, control) = sockets_of(state, std::mem::take(descriptors))?;
+        let (ingress, control) = sockets_of(state, std::mem::take(descriptors))?;
         let Committed { server: state, clients, serving } =
             spawn_blocking(move || received.commit(COMMIT_TIMEOUT)).await??;
         let count = clients.len();
@@ -83,14 +83,14 @@ impl IncomingHandover {
             old.version
         );
         Ok(ReceivedServer {
-            front,
+            ingress,
             control,
             activated: state.activated,
-            handovers: Handovers {
-                done: state.upgrades_done + 1,
+            upgrade_stats: UpgradeStats {
+                succeeded: state.upgrades_done + 1,
                 failed: state.upgrades_failed,
-                clients: count as u64,
-                paused: 0.0,
+                last_clients: count as u64,
+                last_pause: Duration::ZERO,
             },
             refused: state.refused,
             frozen_at: UNIX_EPOCH + Duration::from_micros(state.frozen_at_us),
@@ -103,20 +103,20 @@ impl IncomingHandover {
 fn sockets_of(
     state: &mut ServerState,
     descriptors: Vec<OwnedFd>,
-) -> anyhow::Result<(Paused, Option<ControlSocket>)> {
+) -> anyhow::Result<(SuspendedIngress, Option<ControlSocket>)> {
     let ServerDescriptors { listener, control, idle } = ServerDescriptors::from_order(state, descriptors)?;
     let control = control.zip(state.control.clone());
     let control = control.map(|(listener, file)| ControlSocket::from_listener(listener, file));
     let control = control.transpose().context("the control socket could not be used")?;
     let read = std::mem::take(&mut state.idle_read).into_iter().chain(iter::repeat(Bytes::new()));
-    let entrance = || {
+    let http = || {
         let listener = TcpListener::from_std(std::net::TcpListener::from(listener))?;
         let idle = idle.into_iter().zip(read).map(|(socket, read)| {
             let stream = TcpStream::from_std(std::net::TcpStream::from(socket))?;
             Ok(IdleConnection { stream, read })
         });
-        io::Result::Ok(Entrance { listener, idle: idle.collect::<io::Result<_>>()? })
+        io::Result::Ok(ListenerState { listener, idle: idle.collect::<io::Result<_>>()? })
     };
-    let entrance = entrance().context("the sockets of the HTTP server could not be used")?;
-    Ok((Paused { entrance, notifier: state.notifier }, control))
+    let http = http().context("the sockets of the HTTP server could not be used")?;
+    Ok((SuspendedIngress { http, notifier: state.notifier }, control))
 }

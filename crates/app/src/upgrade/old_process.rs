@@ -15,7 +15,7 @@ use std::{
 use anyhow::{Context, anyhow, bail};
 use humantime::format_duration;
 use lastcall_core::settings::{FOREGROUND_VARIABLE, HANDOVER_VARIABLE, SUPERVISOR_VARIABLE, SettingsFile};
-use lastcall_endpoints::Handovers;
+use lastcall_endpoints::UpgradeStats;
 use lastcall_handover::{FramedStream, HandoverSender, SendError, StreamError, UpgradeProgress};
 use lastcall_lifecycle::{AllSignals, NewProcess, Signal, Signals, Upgrade};
 use lastcall_websockets::{ConnectionManager, Frozen};
@@ -39,7 +39,7 @@ use super::{
     },
 };
 use crate::{
-    front::{Front, Paused},
+    ingress::{Ingress, SuspendedIngress},
     version,
 };
 
@@ -70,10 +70,10 @@ pub(crate) struct Handover {
     /// Whether a service manager chose the listening socket.
     pub(crate) activated: bool,
     pub(crate) signals: Signals,
-    pub(crate) front: Arc<Front>,
+    pub(crate) ingress: Arc<Ingress>,
     pub(crate) manager: ConnectionManager,
     pub(crate) timeout: Duration,
-    pub(crate) handovers: Arc<Mutex<Handovers>>,
+    pub(crate) upgrade_stats: Arc<Mutex<UpgradeStats>>,
     /// Once everything is handed over: what is left to be supervised.
     pub(crate) supervised: Option<Supervised>,
 }
@@ -131,7 +131,7 @@ impl Upgrade for Upgrader {
 
     async fn carry_out(&mut self, request: Request, interrupted: impl Future) -> Option<NewProcess> {
         let Self { requests, handover } = self;
-        let handovers = Arc::clone(&handover.handovers);
+        let upgrade_stats = Arc::clone(&handover.upgrade_stats);
         let mut waiting = Vec::new();
         info!(requested_by = request.name(), "an upgrade was requested");
         waiting.extend(request.client());
@@ -183,7 +183,7 @@ impl Upgrade for Upgrader {
                     warn!("the upgrade failed; {reason}");
                     reason
                 };
-                handovers.lock().unwrap_or_else(PoisonError::into_inner).failed += 1;
+                upgrade_stats.lock().unwrap_or_else(PoisonError::into_inner).failed += 1;
                 report_to_all(&mut waiting, &UpgradeProgress::Failed { reason }).await;
                 None
             }
@@ -303,8 +303,8 @@ impl Handover {
         if let Err(error) = sender.check_capacity(self.manager.count()) {
             return Err(kill(child, error.into()).await);
         }
-        let paused = match self.front.pause(STOP_TIMEOUTS).await {
-            Ok(Some(paused)) => paused,
+        let suspended = match self.ingress.suspend(STOP_TIMEOUTS).await {
+            Ok(Some(suspended)) => suspended,
             Ok(None) => return Err(kill(child, anyhow!("this process does not serve")).await),
             Err(error) => return Err(kill(child, error).await),
         };
@@ -314,7 +314,7 @@ impl Handover {
             _ => {
                 let error = anyhow!("the event loops did not stop within {FREEZE_TIMEOUT:?}");
                 let error = kill(child, error).await;
-                self.front.start(paused);
+                self.ingress.resume(suspended);
                 return Err(error);
             }
         };
@@ -326,41 +326,43 @@ impl Handover {
                 let error = anyhow::Error::from(error).context("the control socket cannot be shared");
                 let error = kill(child, error).await;
                 drop(frozen);
-                self.front.start(paused);
+                self.ingress.resume(suspended);
                 return Err(error);
             }
         };
         let state = ServerState {
             manager: frozen.manager_state(),
-            notifier: paused.notifier,
+            notifier: suspended.notifier,
             control: identity,
             activated: self.activated,
-            upgrades_done: self.handovers().done,
-            upgrades_failed: self.handovers().failed,
-            refused: self.front.refusals.counts(),
+            upgrades_done: self.upgrade_stats().succeeded,
+            upgrades_failed: self.upgrade_stats().failed,
+            refused: self.ingress.refusals.counts(),
             frozen_at_us: micros_since_1970(),
-            idle_read: paused.entrance.idle.iter().map(|connection| connection.read.clone()).collect(),
+            idle_read: suspended.http.idle.iter().map(|connection| connection.read.clone()).collect(),
         };
-        let held = Arc::new(Mutex::new(Some((sender, paused, frozen))));
+        let held = Arc::new(Mutex::new(Some((sender, suspended, frozen))));
         let most = TRANSFER_TIMEOUT.min(self.timeout);
         let sent = spawn_blocking({
             let held = Arc::clone(&held);
             move || {
                 let mut held = held.lock().unwrap_or_else(PoisonError::into_inner);
-                let Some((sender, paused, frozen)) = held.as_mut() else { return Err(SendError::Unexpected) };
-                send(sender, &state, paused, control.as_ref(), frozen, most)
+                let Some((sender, suspended, frozen)) = held.as_mut() else {
+                    return Err(SendError::Unexpected);
+                };
+                send(sender, &state, suspended, control.as_ref(), frozen, most)
             }
         });
         let sent = sent.await.map_err(anyhow::Error::from).and_then(|sent| Ok(sent?));
         let held = held.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some((sender, mut paused, frozen)) = held else { bail!("what was to be handed over is lost") };
+        let Some((sender, mut suspended, frozen)) = held else { bail!("what was to be handed over is lost") };
         let clients = match sent {
             Ok(clients) => clients,
             Err(error) => {
                 // It must be gone before any connection is served here again.
                 let error = kill(child, error).await;
                 drop(frozen);
-                self.front.start(paused);
+                self.ingress.resume(suspended);
                 return Err(error);
             }
         };
@@ -371,14 +373,14 @@ impl Handover {
             // What it has read and written by then is not known: the connections cannot go on here.
             let error = kill(child, error.context("it did not serve")).await;
             frozen.disconnect();
-            paused.entrance.idle.clear();
-            self.front.start(paused);
+            suspended.http.idle.clear();
+            self.ingress.resume(suspended);
             return Err(error.context(Disconnected { clients }));
         }
         let paused_for = frozen_at.elapsed();
         // Closing thousands of descriptors takes a while, which the new process can use better.
         frozen.release();
-        drop(paused);
+        drop(suspended);
         let paused_ms = paused_for.as_secs_f64() * 1e3;
         info!(
             new_pid = pid,
@@ -404,23 +406,23 @@ impl Handover {
         })
     }
 
-    fn handovers(&self) -> Handovers {
-        *self.handovers.lock().unwrap_or_else(PoisonError::into_inner)
+    fn upgrade_stats(&self) -> UpgradeStats {
+        *self.upgrade_stats.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 fn send(
     sender: &HandoverSender,
     state: &ServerState,
-    paused: &Paused,
+    suspended: &SuspendedIngress,
     control: Option<&std::os::fd::OwnedFd>,
     frozen: &Frozen,
     most: Duration,
 ) -> Result<usize, SendError> {
     let descriptors = ServerDescriptors {
-        listener: paused.entrance.listener.as_fd(),
+        listener: suspended.http.listener.as_fd(),
         control: control.map(AsFd::as_fd),
-        idle: paused.entrance.idle.iter().map(|connection| connection.stream.as_fd()).collect(),
+        idle: suspended.http.idle.iter().map(|connection| connection.stream.as_fd()).collect(),
     };
     let descriptors = descriptors.into_order();
     let clients = frozen.states().map(|(socket, state)| {

@@ -6,12 +6,12 @@
 
 use std::time::Duration;
 
-use lastcall_endpoints::Patience;
+use lastcall_endpoints::StopTimeouts;
 
 /// How long requests have to be finished before their connections, or what they ask for, can move. Every WebSocket
 /// is served meanwhile.
-pub(super) const STOP_TIMEOUTS: Patience =
-    Patience { closing: Duration::from_secs(1), in_flight: Duration::from_secs(2) };
+pub(super) const STOP_TIMEOUTS: StopTimeouts =
+    StopTimeouts { closing: Duration::from_secs(1), in_flight: Duration::from_secs(2) };
 
 /// How long the event loops have to come to a stop: each writes what was published before.
 pub(super) const FREEZE_TIMEOUT: Duration = Duration::from_secs(2);

@@ -10,7 +10,7 @@ use tokio::{
 };
 use tracing::{debug, error};
 
-use super::{Entrance, IdleConnection, Shared, connection, no_descriptors::NoDescriptors};
+use super::{IdleConnection, ListenerState, Shared, connection, no_descriptors::NoDescriptors};
 
 /// Connections accepted before others have their turn, at the latest: as many as usually fit in the backlog.
 const MOST_IN_A_ROW: usize = 4096;
@@ -22,11 +22,11 @@ const CROWD: usize = 500;
 const SETTLING: Duration = Duration::from_secs(10);
 
 pub(super) async fn accept(
-    entrance: Entrance,
+    state: ListenerState,
     mut no_descriptors: NoDescriptors,
     shared: Arc<Shared>,
-) -> Entrance {
-    let Entrance { listener, idle } = entrance;
+) -> ListenerState {
+    let ListenerState { listener, idle } = state;
     let mut connections = JoinSet::new();
     for connection in idle {
         match connection.stream.peer_addr() {
@@ -66,7 +66,7 @@ pub(super) async fn accept(
     while let Some(ended) = connections.join_next().await {
         idle.extend(joined(ended));
     }
-    Entrance { listener, idle }
+    ListenerState { listener, idle }
 }
 
 /// Gives back the memory that a crowd needed while it came in.

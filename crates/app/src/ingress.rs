@@ -1,5 +1,5 @@
-//! What faces the outside: the HTTP server and the notifier. Both can be paused, and go on later, here or in
-//! another process.
+//! Everything that publishes: the HTTP server and the notifier. They are suspended and resumed together, in this
+//! process or in the next one.
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
@@ -7,11 +7,11 @@ use std::{
 };
 
 use anyhow::Context as _;
-use lastcall_endpoints::{Entrance, HttpServer, Patience, Refusals, Router};
+use lastcall_endpoints::{HttpServer, ListenerState, Refusals, Router, StopTimeouts};
 use lastcall_websockets::{ConnectionManager, Notifier, NotifierState};
 
-/// The front of the house. It is paused at first.
-pub(crate) struct Front {
+/// The HTTP server and the notifier. Suspended at first.
+pub(crate) struct Ingress {
     manager: ConnectionManager,
     router: Router,
     notification_interval: Option<Duration>,
@@ -25,14 +25,14 @@ struct Running {
     notifier: Option<Notifier>,
 }
 
-/// What it goes on with.
+/// The state that a suspended ingress resumes from.
 #[derive(Debug)]
-pub(crate) struct Paused {
-    pub(crate) entrance: Entrance,
+pub(crate) struct SuspendedIngress {
+    pub(crate) http: ListenerState,
     pub(crate) notifier: NotifierState,
 }
 
-impl Front {
+impl Ingress {
     pub(crate) fn new(
         manager: ConnectionManager,
         router: Router,
@@ -44,26 +44,26 @@ impl Front {
         Self { manager, router, notification_interval, keep_alive_timeout, refusals, running }
     }
 
-    /// Starts, or goes on.
-    pub(crate) fn start(&self, paused: Paused) {
-        let Paused { entrance, notifier } = paused;
+    /// Starts, or resumes.
+    pub(crate) fn resume(&self, suspended: SuspendedIngress) {
+        let SuspendedIngress { http, notifier } = suspended;
         let manager = || self.manager.clone();
         let notifier = self.notification_interval.map(|every| Notifier::start(manager(), every, notifier));
         let (router, refusals) = (self.router.clone(), self.refusals.clone());
-        let http = HttpServer::start(entrance, router, manager(), self.keep_alive_timeout, refusals);
+        let http = HttpServer::start(http, router, manager(), self.keep_alive_timeout, refusals);
         *self.running() = Some(Running { http, notifier });
     }
 
-    /// Accepts nobody any more, finishes the requests in flight and stops notifying: nothing is published
-    /// after this. `None` if it does not run.
-    pub(crate) async fn pause(&self, patience: Patience) -> anyhow::Result<Option<Paused>> {
+    /// Stops accepting, finishes the requests in flight and stops the notifier: nothing is published after this.
+    /// Returns `None` if it was suspended already.
+    pub(crate) async fn suspend(&self, timeouts: StopTimeouts) -> anyhow::Result<Option<SuspendedIngress>> {
         let Some(Running { http, notifier }) = self.running().take() else { return Ok(None) };
-        let entrance = http.stop(patience).await.context("the HTTP server had failed")?;
+        let http = http.stop(timeouts).await.context("the HTTP server had failed")?;
         let notifier = match notifier {
             Some(notifier) => notifier.stop().await.context("the notifier had failed")?,
             None => NotifierState::default(),
         };
-        Ok(Some(Paused { entrance, notifier }))
+        Ok(Some(SuspendedIngress { http, notifier }))
     }
 
     fn running(&self) -> MutexGuard<'_, Option<Running>> {
