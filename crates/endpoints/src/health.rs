@@ -1,18 +1,10 @@
-//! Whether the process works, and whether it wants newcomers.
+//! What is reported of the process, at `/health/ready` and `/metrics`.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
-use axum::{
-    Json,
-    extract::State,
-    http::StatusCode,
-    response::{IntoResponse, Response},
-};
-use serde::Serialize;
+use crate::upgrade_stats::UpgradeStats;
 
-use crate::{metrics::UpgradeStats, routes::AppState};
-
-/// What the process says of itself. Whoever owns its phases implements this.
+/// Tells what is reported of the process. The owner of the lifecycle implements it.
 pub trait Health: Send + Sync + 'static {
     /// The state of things now.
     fn report(&self) -> HealthReport;
@@ -50,41 +42,4 @@ pub struct HealthReport {
     pub seconds_left: Option<f64>,
     /// Once draining: how many clients there were when that started.
     pub drain_clients: Option<usize>,
-}
-
-#[derive(Serialize)]
-struct Body {
-    phase: &'static str,
-    clients: usize,
-    seconds_left: Option<f64>,
-    drain_clients: Option<usize>,
-    max_connections: usize,
-    version: &'static str,
-    commit: Option<&'static str>,
-    pid: u32,
-    uptime_seconds: f64,
-    upgrades: u64,
-}
-
-pub(crate) async fn live() -> &'static str {
-    "OK\n"
-}
-
-pub(crate) async fn ready(State(state): State<Arc<AppState>>) -> Response {
-    let HealthReport { phase, ready, seconds_left, drain_clients } = state.health.report();
-    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let ProcessReport { version, commit, pid, uptime, .. } = state.health.process();
-    let body = Body {
-        phase,
-        clients: state.manager.count(),
-        seconds_left,
-        drain_clients,
-        max_connections: state.limits.max_connections,
-        version,
-        commit,
-        pid,
-        uptime_seconds: (uptime.as_secs_f64() * 1e3).round() / 1e3,
-        upgrades: state.health.upgrade_stats().succeeded,
-    };
-    (status, Json(body)).into_response()
 }

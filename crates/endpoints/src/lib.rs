@@ -1,29 +1,24 @@
 //! HTTP and WebSocket routes: turns requests into calls on `lastcall-websockets`. Knows no signals.
 
-mod accept;
-mod access;
+mod auth;
 mod authority;
-mod cors;
 mod error;
 mod fields;
+mod handlers;
 mod health;
-mod listener;
-mod metrics;
-mod origin;
-mod own_hosts;
-mod page;
-mod publish;
+mod limits;
 mod refusals;
 mod routes;
 mod server;
-mod websocket;
+mod state;
+mod upgrade_stats;
 
 pub use axum::Router;
 pub use error::ErrorCode;
+pub use handlers::page::{Page, PageError};
 pub use health::{Health, HealthReport, ProcessReport};
-pub use listener::{BindError, bind};
-pub use metrics::UpgradeStats;
-pub use page::{Page, PageError};
 pub use refusals::{RefusalCounts, Refusals};
-pub use routes::{AppState, router};
-pub use server::{HttpServer, IdleConnection, ListenerState, StopTimeouts};
+pub use routes::router;
+pub use server::{BindError, HttpServer, IdleConnection, ListenerState, StopTimeouts, bind};
+pub use state::AppState;
+pub use upgrade_stats::UpgradeStats;

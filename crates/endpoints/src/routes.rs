@@ -10,61 +10,14 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use lastcall_core::settings::{ApiKey, Settings};
-use lastcall_websockets::ConnectionManager;
 
 use crate::{
-    cors,
+    auth::cors,
     error::{ApiError, ErrorCode},
     fields,
-    health::{self, Health},
-    metrics::{self, Limits},
-    origin::Allowed,
-    own_hosts::OwnHosts,
-    page::Page,
-    publish,
-    refusals::Refusals,
-    websocket,
+    handlers::{health, metrics, publish, websocket},
+    state::AppState,
 };
-
-/// What the routes work with.
-pub struct AppState {
-    /// All connections.
-    pub manager: ConnectionManager,
-    /// What the process says of itself.
-    pub health: Box<dyn Health>,
-    page: Page,
-    pub(crate) allowed_origins: Allowed,
-    pub(crate) own_hosts: OwnHosts,
-    pub(crate) api_keys: Vec<ApiKey>,
-    pub(crate) max_message_size: usize,
-    pub(crate) limits: Limits,
-    pub(crate) refusals: Refusals,
-}
-
-impl AppState {
-    /// Collects it from the settings. `refusals` are those of the HTTP server that has the routes.
-    pub fn new(
-        settings: &Settings,
-        manager: ConnectionManager,
-        health: Box<dyn Health>,
-        page: Page,
-        refusals: Refusals,
-    ) -> Self {
-        let allowed_origins = Allowed::from(&settings.allowed_origins);
-        Self {
-            manager,
-            health,
-            page,
-            own_hosts: OwnHosts::new(&settings.host, &allowed_origins),
-            allowed_origins,
-            api_keys: settings.api_keys.clone(),
-            max_message_size: settings.max_message_size,
-            limits: Limits::from(settings),
-            refusals,
-        }
-    }
-}
 
 /// What the methods of a route are called in `Allow`.
 const READ: &str = "GET,HEAD,OPTIONS";

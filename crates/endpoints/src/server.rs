@@ -1,13 +1,14 @@
 //! The HTTP server: accepts, and speaks HTTP/1.1 until a connection ends or becomes a WebSocket.
 
-mod accepting;
+mod accept;
 mod body;
-mod closing;
 mod connection;
+mod deferred_handshake;
+mod descriptor_shortage;
 mod exchange;
-mod no_descriptors;
-mod socket;
-mod upgrade;
+mod lingering_close;
+mod listener;
+mod pending_websocket;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -22,15 +23,17 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-pub(crate) use self::upgrade::Upgrade;
-use crate::{own_hosts::OnLoopback, refusals::Refusals};
+use self::descriptor_shortage::DescriptorShortage;
+pub use self::listener::{BindError, bind};
+pub(crate) use self::pending_websocket::PendingWebSocket;
+use crate::{auth::own_hosts::OnLoopback, refusals::Refusals};
 
 /// How long clients have to take the answers to requests that took too long when the server stops.
 const LAST_ANSWERS: Duration = Duration::from_millis(250);
 
-/// Who is calling.
+/// The address of the client, or of a proxy if there is one.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Peer(pub(crate) SocketAddr);
+pub(crate) struct PeerAddr(pub(crate) SocketAddr);
 
 /// What an HTTP server has while it does not run: another one can go on with it, in another process too.
 #[derive(Debug)]
@@ -110,8 +113,8 @@ impl HttpServer {
         // Unconstrained: it takes all connections that wait before it lets others have their turn. Shaking hands
         // takes longer than dialling, and the backlog would overflow meanwhile.
         // Now: a server that says that it listens has all the descriptors that it keeps.
-        let no_descriptors = no_descriptors::NoDescriptors::new(shared.refusals.clone());
-        let accepting = accepting::accept(state, no_descriptors, Arc::clone(&shared));
+        let shortage = DescriptorShortage::new(shared.refusals.clone());
+        let accepting = accept::accept(state, shortage, Arc::clone(&shared));
         let accepting = tokio::spawn(unconstrained(accepting));
         Self { shared, accepting }
     }

@@ -31,11 +31,11 @@ use tower::ServiceExt;
 use tracing::{debug, warn};
 
 use super::{
-    IdleConnection, Peer, Shared, Upgrade,
+    IdleConnection, PeerAddr, PendingWebSocket, Shared,
     body::{AnswerBody, RequestBody},
-    closing::close_in_stages,
+    deferred_handshake::Socket,
     exchange::Exchange,
-    socket::Socket,
+    lingering_close::close_in_stages,
 };
 use crate::{
     error::{ApiError, ErrorCode},
@@ -56,7 +56,7 @@ impl From<TcpStream> for IdleConnection {
 }
 
 /// Answers the requests of a client. If the connection is idle when the server is to stop, it is left over.
-pub(super) async fn serve(
+pub(super) async fn serve_connection(
     mut connection: IdleConnection,
     peer: SocketAddr,
     shared: Arc<Shared>,
@@ -85,7 +85,7 @@ pub(super) async fn serve(
                 },
             }
         }
-        connection = Box::pin(speak_http(connection, peer, &shared)).await?;
+        connection = Box::pin(serve_http(connection, peer, &shared)).await?;
     }
 }
 
@@ -99,14 +99,14 @@ enum Ended {
 
 /// Answers requests until there is none, then gives the connection back. `None`: it has ended, or become a
 /// WebSocket.
-async fn speak_http(connection: IdleConnection, peer: SocketAddr, shared: &Shared) -> Option<IdleConnection> {
-    let (exchange, upgrade) = (Exchange::default(), Upgrade::default());
+async fn serve_http(connection: IdleConnection, peer: SocketAddr, shared: &Shared) -> Option<IdleConnection> {
+    let (exchange, pending) = (Exchange::default(), PendingWebSocket::default());
     let service = service_fn(|request: hyper::Request<Incoming>| {
         exchange.begin();
         // hyper only gives the socket back where this may be moved.
-        Box::pin(answer(request, peer, shared, exchange.clone(), upgrade.clone()))
+        Box::pin(answer(request, peer, shared, exchange.clone(), pending.clone()))
     });
-    let socket = Socket::new(connection, exchange.clone(), upgrade.clone());
+    let socket = Socket::new(connection, exchange.clone(), pending.clone());
     let mut http = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
@@ -152,13 +152,13 @@ async fn speak_http(connection: IdleConnection, peer: SocketAddr, shared: &Share
         // Closed at once, with what the client did not take.
         return None;
     }
-    let Some(place) = upgrade.take() else {
+    let Some(permit) = pending.take() else {
         close_in_stages(socket.into_stream(), stopping).await;
         return None;
     };
     let (stream, answer) = socket.into_upgraded();
     if let Err(error) =
-        shared.manager.connect(place, stream, Handshake { response: answer, early_input: read })
+        shared.manager.connect(permit, stream, Handshake { response: answer, early_input: read })
     {
         warn!(%peer, %error, "a socket could not be handed to its event loop");
     }
@@ -191,14 +191,14 @@ async fn answer(
     peer: SocketAddr,
     shared: &Shared,
     exchange: Exchange,
-    upgrade: Upgrade,
+    pending: PendingWebSocket,
 ) -> Result<hyper::Response<AnswerBody>, Infallible> {
     let expects_continue = request.headers().contains_key(EXPECT);
     let (mut head, body) = request.into_parts();
     let summary = RequestSummary::new(peer, &head);
     let (body, rest) = RequestBody::new(body);
-    head.extensions.insert(Peer(peer));
-    head.extensions.insert(upgrade);
+    head.extensions.insert(PeerAddr(peer));
+    head.extensions.insert(pending);
     let request = hyper::Request::from_parts(head, Body::new(body));
     let (mut answer, body_has_ended) = tokio::select! {
         answer = async {

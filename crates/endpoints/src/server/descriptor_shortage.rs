@@ -1,4 +1,4 @@
-//! What newcomers get while the process has no file descriptors left: 503, with one that is kept for this.
+//! Answering new connections 503 while the process has no file descriptors left, with a spare one.
 
 use std::{io, mem, os::fd::OwnedFd, time::Duration};
 
@@ -14,12 +14,12 @@ use crate::{
     refusals::{LineRate, Refusals},
 };
 
-/// How long one newcomer may take to send its request, and the time until the next attempt when there is not
+/// How long a rejected client has to send its request, and the delay before the next attempt when there is not
 /// even the spare descriptor.
-const AT_MOST: Duration = Duration::from_millis(50);
+const REJECT_TIMEOUT: Duration = Duration::from_millis(50);
 
-/// Answers newcomers 503 while there are no file descriptors.
-pub(super) struct NoDescriptors {
+/// A shortage of file descriptors, which may begin and end again and again.
+pub(super) struct DescriptorShortage {
     /// `None`: there were none left when the server started.
     spare: Option<SpareDescriptor>,
     refusals: Refusals,
@@ -30,7 +30,7 @@ pub(super) struct NoDescriptors {
     is_logged: bool,
 }
 
-impl NoDescriptors {
+impl DescriptorShortage {
     pub(super) fn new(refusals: Refusals) -> Self {
         let spare = SpareDescriptor::reserve()
             .inspect_err(
@@ -51,34 +51,34 @@ impl NoDescriptors {
     /// Handles an error of accept(2).
     pub(super) async fn handle(&mut self, listener: &TcpListener, error: &io::Error) {
         if !SpareDescriptor::is_shortage(error) {
-            // The client went while it waited: the next one is next.
+            // The client disconnected while queued; the caller tries the next one.
             return debug!(%error, "a connection could not be accepted");
         }
-        let Some(spare) = &mut self.spare else { return sleep(AT_MOST).await };
+        let Some(spare) = &mut self.spare else { return sleep(REJECT_TIMEOUT).await };
         if spare.begins() && !self.is_logged && self.rate.take(Instant::now()).is_none() {
             self.is_logged = true;
             warn!(%error, "no file descriptors left: new connections get 503 until there are some");
         }
         spare.release();
-        match timeout(AT_MOST, listener.accept()).await {
+        match timeout(REJECT_TIMEOUT, listener.accept()).await {
             Ok(Ok((stream, _))) => {
                 self.refused += 1;
                 self.refusals.count(ErrorCode::Full);
-                refuse(&stream).await;
+                write_503(&stream).await;
                 match stream.into_std() {
                     Ok(stream) => spare.keep(OwnedFd::from(stream)),
                     Err(error) => debug!(%error, "a refused connection could not be closed in place"),
                 }
             }
             // Another thread took the descriptor. There is no event for one becoming free.
-            Ok(Err(_)) => sleep(AT_MOST).await,
+            Ok(Err(_)) => sleep(REJECT_TIMEOUT).await,
             Err(_) => {}
         }
         spare.restore();
     }
 }
 
-async fn refuse(stream: &TcpStream) {
+async fn write_503(stream: &TcpStream) {
     const BODY: &str =
         r#"{"error":{"code":"full","message":"The server has no file descriptors left; try again later."}}"#;
     let answer = format!(
@@ -87,7 +87,7 @@ async fn refuse(stream: &TcpStream) {
     );
     // The request is read first, or the kernel answers the close with a reset that takes the answer with it.
     let mut request = [0; 4096];
-    let _ = timeout(AT_MOST, async {
+    let _ = timeout(REJECT_TIMEOUT, async {
         if stream.readable().await.is_ok() {
             let _ = stream.try_read(&mut request);
             let _ = stream.try_write(answer.as_bytes());

@@ -16,16 +16,16 @@ use lastcall_websockets::AdmitError;
 use tungstenite::{Error, error::ProtocolError, handshake::server::create_response_with_body};
 
 use crate::{
+    auth::own_hosts::OnLoopback,
     error::{ApiError, ErrorCode},
     fields::{self, Target},
-    own_hosts::OnLoopback,
-    routes::AppState,
-    server::Upgrade,
+    server::PendingWebSocket,
+    state::AppState,
 };
 
 pub(crate) async fn upgrade(
     State(state): State<Arc<AppState>>,
-    Extension(upgrade): Extension<Upgrade>,
+    Extension(pending): Extension<PendingWebSocket>,
     Extension(on_loopback): Extension<OnLoopback>,
     target: Target,
     mut request: Request,
@@ -50,7 +50,7 @@ pub(crate) async fn upgrade(
         Ok(permit) => permit,
         Err(error) => return refuse(error),
     };
-    upgrade.confirm(permit);
+    pending.confirm(permit);
     answer
 }
 

@@ -17,15 +17,18 @@ use serde_json::value::RawValue;
 use tokio::time::timeout;
 
 use crate::{
-    access,
+    auth::api_key,
     error::{ApiError, ErrorCode},
     fields::{self, Target},
-    routes::AppState,
-    server::Peer,
+    server::PeerAddr,
+    state::AppState,
 };
 
-/// How long a body may take to arrive, and the event loops to have room for it.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long the body of a request may take to arrive.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a publication waits while the mailboxes of the event loops are full.
+const PUBLISH_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -47,14 +50,14 @@ pub(crate) struct Published {
 
 pub(crate) async fn publish(
     State(state): State<Arc<AppState>>,
-    Extension(Peer(peer)): Extension<Peer>,
+    Extension(PeerAddr(peer)): Extension<PeerAddr>,
     target: Target,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Published>, ApiError> {
     // A page elsewhere must not publish through the browser of somebody who sits at this machine.
     state.allowed_origins.check(&headers, &target)?;
-    access::check(&state.api_keys, &state.own_hosts, peer, &headers, &target)?;
+    api_key::check(&state.api_keys, &state.own_hosts, peer, &headers, &target)?;
     if fields::list(&headers, &CONTENT_ENCODING).any(|coding| !coding.eq_ignore_ascii_case(b"identity")) {
         return Err(ApiError::new(
             ErrorCode::UnsupportedContentEncoding,
@@ -82,7 +85,7 @@ pub(crate) async fn publish(
         ));
     }
     let notification = ServerMessage::notification(NotificationSource::Api, publication.data);
-    match timeout(PATIENCE, state.manager.broadcast(&notification)).await {
+    match timeout(PUBLISH_TIMEOUT, state.manager.broadcast(&notification)).await {
         Ok(clients) => Ok(Json(Published { clients })),
         Err(_) => Err(ApiError::new(
             ErrorCode::Overloaded,
@@ -148,7 +151,7 @@ async fn read(body: Body, headers: &HeaderMap, limit: usize) -> Result<bytes::By
     if declared.is_some_and(|declared| declared > limit as u64) {
         return Err(too_large());
     }
-    match timeout(PATIENCE, to_bytes(body, limit)).await {
+    match timeout(BODY_TIMEOUT, to_bytes(body, limit)).await {
         Ok(Ok(body)) => Ok(body),
         Ok(Err(error)) if is_length_limit(&error) => Err(too_large()),
         Ok(Err(error)) => {
@@ -156,7 +159,7 @@ async fn read(body: Body, headers: &HeaderMap, limit: usize) -> Result<bytes::By
         }
         Err(_) => Err(ApiError::new(
             ErrorCode::RequestTimeout,
-            format!("The body did not arrive within {} seconds.", PATIENCE.as_secs()),
+            format!("The body did not arrive within {} seconds.", BODY_TIMEOUT.as_secs()),
         )),
     }
 }

@@ -10,9 +10,9 @@ use lastcall_core::settings::ApiKey;
 use subtle::{Choice, ConstantTimeEq};
 
 use crate::{
+    auth::own_hosts::OwnHosts,
     error::{ApiError, ErrorCode},
     fields::Target,
-    own_hosts::OwnHosts,
 };
 
 /// Lets a caller through that has one of `keys`; without keys, one that calls from this machine by one of the
@@ -71,7 +71,7 @@ mod tests {
     use axum::response::IntoResponse;
 
     use super::*;
-    use crate::origin::Allowed;
+    use crate::auth::origin::Allowed;
 
     fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
         pairs.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect()

@@ -1,5 +1,7 @@
 //! `GET /metrics`: figures for Prometheus, in its own text format or in that of OpenMetrics.
 
+mod format;
+
 use std::{fmt, sync::Arc, time::Duration};
 
 use axum::{
@@ -10,7 +12,6 @@ use axum::{
     },
     response::{IntoResponse, Response},
 };
-use lastcall_core::settings::Settings;
 use lastcall_websockets::{ConnectionCounts, Histogram, Stats};
 use prometheus_client::{
     collector::Collector,
@@ -23,19 +24,21 @@ use prometheus_client::{
 };
 use tokio::time::timeout;
 
+use self::format::Format;
 use crate::{
-    accept::Format,
     error::{ApiError, ErrorCode},
     health::{HealthReport, ProcessReport},
+    limits::Limits,
     refusals::RefusalCounts,
-    routes::AppState,
+    state::AppState,
+    upgrade_stats::UpgradeStats,
 };
 
 /// Every phase's name: a label for each, so that one can be waited for before it was ever reached.
 const PHASES: [&str; 6] = ["starting", "serving", "withdrawing", "draining", "closing", "stopped"];
 
 /// How long the event loops have to answer: each does in its next turn.
-const PATIENCE: Duration = Duration::from_secs(2);
+const STATS_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Everything there is to tell, at one moment.
 #[derive(Debug)]
@@ -54,43 +57,8 @@ struct Snapshot {
 #[derive(Debug)]
 struct Process(ProcessReport);
 
-/// What the settings of these names allow, in bytes where they are sizes; 0 where there is no bound.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Limits {
-    pub(crate) max_connections: usize,
-    max_queue: usize,
-    max_message_size: usize,
-    max_client_rate: u64,
-    max_total_rate: u64,
-}
-
-impl From<&Settings> for Limits {
-    fn from(settings: &Settings) -> Self {
-        Self {
-            max_connections: settings.max_connections,
-            max_queue: settings.max_queue,
-            max_message_size: settings.max_message_size,
-            max_client_rate: settings.max_client_rate.unwrap_or(0),
-            max_total_rate: settings.max_total_rate.unwrap_or(0),
-        }
-    }
-}
-
-/// Counts upgrades with a handover, of this process and of all before it.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct UpgradeStats {
-    /// Upgrades after which a new process served.
-    pub succeeded: u64,
-    /// Upgrades after which the old process went on.
-    pub failed: u64,
-    /// Clients that the last handover moved.
-    pub last_clients: u64,
-    /// Time during which neither process served them.
-    pub last_pause: Duration,
-}
-
 pub(crate) async fn metrics(State(state): State<Arc<AppState>>, headers: HeaderMap) -> Response {
-    let Ok(Some(stats)) = timeout(PATIENCE, state.manager.stats()).await else {
+    let Ok(Some(stats)) = timeout(STATS_TIMEOUT, state.manager.stats()).await else {
         return ApiError::new(
             ErrorCode::Overloaded,
             "The event loops did not answer in time; try again later.",

@@ -7,9 +7,9 @@ use lastcall_websockets::Permit;
 /// Where a handler leaves the [`Permit`] of a WebSocket whose handshake it answers. When the answer is written,
 /// the socket goes to the connection manager with it; if that never happens, the place is free again.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Upgrade(Arc<Mutex<Option<Permit>>>);
+pub(crate) struct PendingWebSocket(Arc<Mutex<Option<Permit>>>);
 
-impl Upgrade {
+impl PendingWebSocket {
     pub(crate) fn confirm(&self, permit: Permit) {
         *self.lock() = Some(permit);
     }

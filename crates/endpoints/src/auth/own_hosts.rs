@@ -5,11 +5,11 @@ use axum::http::{HeaderMap, header::ORIGIN};
 use tokio::net::TcpListener;
 
 use crate::{
-    access,
+    auth::api_key,
+    auth::origin::Allowed,
     authority::Host,
     error::{ApiError, ErrorCode},
     fields::Target,
-    origin::Allowed,
 };
 
 /// Whether only this machine can connect to the server: it listens on loopback addresses alone.
@@ -77,7 +77,7 @@ impl OwnHosts {
     ) -> Result<(), ApiError> {
         let is_page = headers.contains_key(ORIGIN);
         // A page cannot set the fields of its handshake.
-        if is_page && on_loopback.0 && matches!(allowed, Allowed::SameHost) && !access::is_forwarded(headers)
+        if is_page && on_loopback.0 && matches!(allowed, Allowed::SameHost) && !api_key::is_forwarded(headers)
         {
             return self.check(target);
         }

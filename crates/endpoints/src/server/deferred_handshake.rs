@@ -17,7 +17,7 @@ use tokio::{
 };
 use tracing::debug;
 
-use super::{IdleConnection, exchange::Exchange, upgrade::Upgrade};
+use super::{IdleConnection, exchange::Exchange, pending_websocket::PendingWebSocket};
 
 /// How the answer to a handshake begins (RFC 6455 section 4.2.2).
 const SWITCHING: &[u8] = b"HTTP/1.1 101 ";
@@ -28,7 +28,7 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// About how many bytes the kernel takes for a client before they can be sent (TCP_NOTSENT_LOWAT, tcp(7)). A
 /// bound on the whole send buffer would switch off the kernel's own adjustment of it for good, and slow down
 /// the WebSocket that the connection may become.
-const MOST_UNSENT: u32 = 32 << 10;
+const MAX_UNSENT: u32 = 32 << 10;
 
 /// The value of that option that stands for none.
 const UNLIMITED: u32 = 0;
@@ -40,8 +40,8 @@ pub(super) struct Socket {
     /// Bytes that were read before hyper had the socket.
     read: Bytes,
     exchange: Exchange,
-    upgrade: Upgrade,
-    kept: Vec<u8>,
+    pending: PendingWebSocket,
+    response: Vec<u8>,
     /// Whether the unsent bytes are limited. Most connections become WebSockets, and never need it.
     limited: bool,
     /// When the client has taken nothing for too long; `None` while it takes all that there is.
@@ -50,14 +50,14 @@ pub(super) struct Socket {
 }
 
 impl Socket {
-    pub(super) fn new(connection: IdleConnection, exchange: Exchange, upgrade: Upgrade) -> Self {
+    pub(super) fn new(connection: IdleConnection, exchange: Exchange, pending: PendingWebSocket) -> Self {
         let IdleConnection { stream, read } = connection;
         Self {
             stream,
             read,
             exchange,
-            upgrade,
-            kept: Vec::new(),
+            pending,
+            response: Vec::new(),
             limited: false,
             stalls: None,
             stalled: false,
@@ -83,7 +83,7 @@ impl Socket {
     /// The socket, for the WebSocket protocol, and the answer to the handshake that was kept back.
     pub(super) fn into_upgraded(self) -> (TcpStream, Vec<u8>) {
         limit_unsent(&self.stream, UNLIMITED);
-        (self.stream, self.kept)
+        (self.stream, self.response)
     }
 
     /// Whether the client did not take its answer. Closing the socket discards the rest of it then.
@@ -136,12 +136,12 @@ impl AsyncWrite for Socket {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         // It begins the bytes unless an earlier answer is still before it: then it goes out with that one.
-        if self.upgrade.is_confirmed() && (!self.kept.is_empty() || bytes.starts_with(SWITCHING)) {
-            self.kept.extend_from_slice(bytes);
+        if self.pending.is_confirmed() && (!self.response.is_empty() || bytes.starts_with(SWITCHING)) {
+            self.response.extend_from_slice(bytes);
             return Poll::Ready(Ok(bytes.len()));
         }
         if !std::mem::replace(&mut self.limited, true) {
-            limit_unsent(&self.stream, MOST_UNSENT);
+            limit_unsent(&self.stream, MAX_UNSENT);
         }
         match Pin::new(&mut self.stream).poll_write(context, bytes) {
             Poll::Pending => self.poll_stalled(context),
@@ -160,7 +160,7 @@ impl AsyncWrite for Socket {
 
     /// hyper calls this at the end, when it has written everything.
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.upgrade.is_confirmed() {
+        if self.pending.is_confirmed() {
             return Poll::Ready(Ok(()));
         }
         Pin::new(&mut self.stream).poll_shutdown(context)

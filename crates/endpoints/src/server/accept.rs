@@ -10,27 +10,29 @@ use tokio::{
 };
 use tracing::{debug, error};
 
-use super::{IdleConnection, ListenerState, Shared, connection, no_descriptors::NoDescriptors};
+use super::{IdleConnection, ListenerState, Shared, connection, descriptor_shortage::DescriptorShortage};
 
-/// Connections accepted before others have their turn, at the latest: as many as usually fit in the backlog.
-const MOST_IN_A_ROW: usize = 4096;
+/// Connections that are accepted before other tasks run, at most: as many as usually fit in the backlog.
+const MAX_ACCEPTS_PER_YIELD: usize = 4096;
 
-/// So many connections at once leave enough free memory behind to be worth giving back.
-const CROWD: usize = 500;
+/// Bursts of at least this many connections leave so much of the heap free that trimming it pays off.
+const TRIM_THRESHOLD: usize = 500;
 
-/// How long the event loops may take to take a crowd in.
-const SETTLING: Duration = Duration::from_secs(10);
+/// How long the event loops have to register the connections of a burst before the heap is trimmed.
+const TRIM_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(super) async fn accept(
     state: ListenerState,
-    mut no_descriptors: NoDescriptors,
+    mut shortage: DescriptorShortage,
     shared: Arc<Shared>,
 ) -> ListenerState {
     let ListenerState { listener, idle } = state;
     let mut connections = JoinSet::new();
     for connection in idle {
         match connection.stream.peer_addr() {
-            Ok(peer) => drop(connections.spawn(connection::serve(connection, peer, Arc::clone(&shared)))),
+            Ok(peer) => {
+                drop(connections.spawn(connection::serve_connection(connection, peer, Arc::clone(&shared))))
+            }
             Err(error) => debug!(%error, "an idle connection has ended"),
         }
     }
@@ -42,44 +44,44 @@ pub(super) async fn accept(
             () = shared.stopping.asked.cancelled() => break,
             accepted = listener.accept() => match accepted {
                 Ok((stream, peer)) => {
-                    no_descriptors.accepted();
+                    shortage.accepted();
                     accepted_so_far = accepted_so_far.wrapping_add(1);
-                    if accepted_so_far.is_multiple_of(MOST_IN_A_ROW) {
+                    if accepted_so_far.is_multiple_of(MAX_ACCEPTS_PER_YIELD) {
                         yield_now().await;
                     }
                     let connection = IdleConnection::from(stream);
-                    connections.spawn(connection::serve(connection, peer, Arc::clone(&shared)));
+                    connections.spawn(connection::serve_connection(connection, peer, Arc::clone(&shared)));
                 }
-                Err(error) => no_descriptors.handle(&listener, &error).await,
+                Err(error) => shortage.handle(&listener, &error).await,
             },
             Some(ended) = connections.join_next() => {
                 // Once the server is to stop, an idle connection may be here before this loop knows of it.
-                idle.extend(joined(ended));
+                idle.extend(idle_connection(ended));
                 most_at_once = most_at_once.max(connections.len());
-                if connections.is_empty() && std::mem::take(&mut most_at_once) >= CROWD {
-                    tokio::spawn(give_memory_back(shared.manager.clone()));
+                if connections.is_empty() && std::mem::take(&mut most_at_once) >= TRIM_THRESHOLD {
+                    tokio::spawn(trim_memory(shared.manager.clone()));
                 }
             }
         }
     }
     // Each ends by itself, at the latest when nothing is waited for any more.
     while let Some(ended) = connections.join_next().await {
-        idle.extend(joined(ended));
+        idle.extend(idle_connection(ended));
     }
     ListenerState { listener, idle }
 }
 
-/// Gives back the memory that a crowd needed while it came in.
-async fn give_memory_back(manager: ConnectionManager) {
-    // When the event loops answer, they have taken in all of it, and freed what it brought along. Otherwise a
-    // little more is kept.
-    let _ = timeout(SETTLING, manager.stats()).await;
+/// Returns to the system the memory that the handshakes of a burst have used.
+async fn trim_memory(manager: ConnectionManager) {
+    // Once the event loops answer, they have registered all of these connections and freed their handshake
+    // buffers. Otherwise a little more is kept.
+    let _ = timeout(TRIM_TIMEOUT, manager.stats()).await;
     // Nothing waits for it, and it cannot fail.
     drop(spawn_blocking(memory::give_back));
 }
 
 /// The connection, if it was idle when the server was to stop.
-fn joined(ended: Result<Option<IdleConnection>, JoinError>) -> Option<IdleConnection> {
+fn idle_connection(ended: Result<Option<IdleConnection>, JoinError>) -> Option<IdleConnection> {
     ended.unwrap_or_else(|error| {
         error!(%error, "an HTTP connection failed");
         None

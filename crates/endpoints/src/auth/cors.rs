@@ -9,7 +9,7 @@ use axum::http::{
 };
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
-use crate::{fields::Target, origin::Allowed};
+use crate::{auth::origin::Allowed, fields::Target};
 
 /// How long a browser need not ask again. Chromium keeps it for two hours at most.
 const MAX_AGE: Duration = Duration::from_secs(3600);
