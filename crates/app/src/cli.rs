@@ -3,7 +3,7 @@
 use std::{env, path::PathBuf};
 
 use clap::{Arg, ArgMatches, Command, builder::UnknownArgumentValueParser, value_parser};
-use lastcall_core::settings::{Effective, Loaded, RENAMED, SPECS, Sources, Spec};
+use lastcall_core::settings::{EffectiveSetting, Loaded, RENAMED, SPECS, Sources, Spec};
 
 use crate::{upgrade, version};
 
@@ -139,11 +139,11 @@ fn arg(spec: &Spec) -> Arg {
 
 /// The settings in force as a table.
 pub(crate) fn show_config(loaded: &Loaded) -> String {
-    let width = |text: fn(&Effective) -> &str| {
+    let width = |text: fn(&EffectiveSetting) -> &str| {
         loaded.effective.iter().map(|one| text(one).chars().count()).max().unwrap_or(0)
     };
     let (keys, values) = (width(|one| one.key), width(|one| &one.value));
-    let line = |one: &Effective| format!("{:keys$}  {:values$}  {}\n", one.key, one.value, one.origin);
+    let line = |one: &EffectiveSetting| format!("{:keys$}  {:values$}  {}\n", one.key, one.value, one.source);
     loaded.effective.iter().map(line).collect()
 }
 

@@ -3,7 +3,7 @@
 use std::{env, net::SocketAddr};
 
 use anyhow::{Context, bail};
-use lastcall_core::settings::{ClientMessages, Loaded, Origin, SettingError, Settings};
+use lastcall_core::settings::{ClientMessages, Loaded, SettingError, Settings, Source};
 use lastcall_endpoints::{BindError, ListenerState, bind};
 use listenfd::ListenFd;
 use rustix::net::sockopt::set_tcp_nodelay;
@@ -71,7 +71,7 @@ async fn bind_as_set(
 /// Logs a warning if other machines can connect, and their clients may send texts to all others without that having
 /// been set.
 pub(crate) fn warn_if_open(address: SocketAddr, loaded: &Loaded) {
-    let is_default = matches!(loaded.origin("client_messages"), Some(Origin::Default));
+    let is_default = matches!(loaded.source("client_messages"), Some(Source::Default));
     let is_open = loaded.settings.client_messages == ClientMessages::Broadcast && is_default;
     if is_open && !address.ip().to_canonical().is_loopback() {
         warn!(

@@ -19,10 +19,8 @@ use std::{
 use anyhow::Context;
 use lastcall_core::{
     logging::{self, LoggingError},
-    settings::{
-        HANDOVER_VARIABLE, Loaded, Settings, SettingsErrors, TooFewDescriptors, make_room_for_descriptors,
-        raise_fd_limit,
-    },
+    process::{OpenFileLimit, OpenFileLimitTooLow, preallocate_descriptor_table},
+    settings::{HANDOVER_VARIABLE, Loaded, Settings, SettingsErrors},
 };
 use rustix::io::Errno;
 use tokio::runtime::Builder;
@@ -36,7 +34,7 @@ const WRONG_SETTINGS: u8 = 2;
 fn main() -> ExitCode {
     version::note_start();
     let invocation = cli::parse();
-    if let Err(error) = raise_fd_limit() {
+    if let Err(error) = OpenFileLimit::raise() {
         complain(&error);
         return ExitCode::FAILURE;
     }
@@ -55,7 +53,7 @@ fn main() -> ExitCode {
     };
     result.unwrap_or_else(|error| {
         let error =
-            if is_out_of_descriptors(&error) { error.context(TooFewDescriptors::now()) } else { error };
+            if is_out_of_descriptors(&error) { error.context(OpenFileLimitTooLow::current()) } else { error };
         complain(&format_args!("{error:#}"));
         if error.is::<SettingsErrors>() { ExitCode::from(WRONG_SETTINGS) } else { ExitCode::FAILURE }
     })
@@ -66,7 +64,7 @@ fn serve(loaded: &Loaded) -> anyhow::Result<ExitCode> {
     let inherited =
         Inherited { handover: upgrade::inherited_descriptor(HANDOVER_VARIABLE)?, role: Role::detect()? };
     // Before the log: that may have a thread.
-    let room = make_room_for_descriptors(settings.max_connections);
+    let preallocated = preallocate_descriptor_table(settings.max_connections);
     // Dropped last: what is logged on the way down is written, too.
     let (mut log, unusable) = match logging::init(settings) {
         Ok(log) => (Some(log), Vec::new()),
@@ -80,7 +78,7 @@ fn serve(loaded: &Loaded) -> anyhow::Result<ExitCode> {
     for warning in &loaded.warnings {
         warn!("settings: {warning}");
     }
-    if let Err(error) = room {
+    if let Err(error) = preallocated {
         warn!(%error, "cannot make room for descriptors: newcomers may have to wait for it");
     }
     let runtime = threads::runtime()?;
@@ -91,7 +89,7 @@ fn serve(loaded: &Loaded) -> anyhow::Result<ExitCode> {
     if let Some(log) = &mut log
         && exit.at_once
     {
-        log.end_at_once();
+        log.flush_fast();
     }
     Ok(exit.code)
 }

@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::Context as _;
 use lastcall_core::{
-    memory,
+    process,
     settings::{FOREGROUND_VARIABLE, Loaded, RuntimeDir, SettingError, Settings, SettingsErrors},
 };
 use lastcall_endpoints::{
@@ -221,7 +221,7 @@ pub(crate) async fn run(
     let code = match (ending, supervised) {
         // Also when a part of this process did not stop as it should: the service goes on.
         (Ending::HandedOver(_) | Ending::Failed | Ending::Graceful, Some(supervised)) => {
-            memory::give_back();
+            process::trim_heap();
             supervise(supervised).await?
         }
         (Ending::Graceful | Ending::HandedOver(_), _) => ExitCode::SUCCESS,

@@ -1,7 +1,13 @@
-//! Settings, logging, memory and a spare file descriptor: what every other crate may ask for. Knows no network.
+//! What every other crate of the server may use. Knows no network and no async runtime.
+//!
+//! * [`settings`]: the table of all settings ([`settings::SPECS`]), the sources that values are read from, the
+//!   checked result ([`settings::Settings`]), and every error in them with the place where it is.
+//! * [`logging`]: the log, which never blocks: to stdout, and to daily files.
+//! * [`process`]: the limit of open files, the kernel's descriptor table, and trimming of the heap.
+//! * [`SpareDescriptor`]: one file descriptor in reserve, to answer clients when the process has no other.
 
 pub mod logging;
-pub mod memory;
+pub mod process;
 pub mod settings;
 mod spare_descriptor;
 

@@ -48,20 +48,20 @@ pub enum LoggingError {
     Thread(#[from] io::Error),
     /// There is a log already.
     #[error(transparent)]
-    Twice(#[from] TryInitError),
+    AlreadyInitialized(#[from] TryInitError),
 }
 
 /// How long the last lines may take to reach slow outputs, all together.
-const LAST_LINES: Duration = Duration::from_secs(10);
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The same, for a process that is to end at once.
-const LAST_LINES_AT_ONCE: Duration = Duration::from_millis(100);
+const FAST_FLUSH_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// How long the last lines wait for the reader of stdout without any of them being taken: it may be gone for good.
-const STALLED_READER: Duration = Duration::from_secs(1);
+const STDOUT_STALL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long they wait for a disk without any of them being taken, such as one that another machine has.
-const STALLED_DISK: Duration = Duration::from_secs(5);
+const FILE_STALL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Waits, when it is dropped, until the last lines are written, for ten seconds at most: keep it until the very
 /// end.
@@ -70,22 +70,22 @@ const STALLED_DISK: Duration = Duration::from_secs(5);
 pub struct LogGuard {
     /// Each with the time for which it may stall.
     outputs: Vec<(LineQueue, Duration)>,
-    last_lines: Duration,
+    flush_timeout: Duration,
 }
 
 impl LogGuard {
-    /// Has the last lines wait for a tenth of a second only.
-    pub fn end_at_once(&mut self) {
-        self.last_lines = LAST_LINES_AT_ONCE;
+    /// Lets the last lines take a tenth of a second only.
+    pub fn flush_fast(&mut self) {
+        self.flush_timeout = FAST_FLUSH_TIMEOUT;
     }
 }
 
 impl Drop for LogGuard {
     fn drop(&mut self) {
-        let deadline = Instant::now() + self.last_lines;
+        let deadline = Instant::now() + self.flush_timeout;
         for (queue, stall) in &self.outputs {
             let left = queue.finish(deadline, *stall);
-            if left > 0 && self.last_lines > LAST_LINES_AT_ONCE {
+            if left > 0 && self.flush_timeout > FAST_FLUSH_TIMEOUT {
                 // Not to the log, which is what does not work.
                 stderr_line(&format!(
                     "the last lines of the log, {left}, are lost: {} took no more",
@@ -104,17 +104,17 @@ pub fn init(settings: &Settings) -> Result<LogGuard, LoggingError> {
     let filter = EnvFilter::builder().parse(&settings.log_level)?;
     let stdout = LineQueue::start("stdout", Stdout)?;
     let mut layers = vec![layer(settings.log_format, io::stdout().is_terminal(), stdout.clone())];
-    let mut outputs = vec![(stdout, STALLED_READER)];
+    let mut outputs = vec![(stdout, STDOUT_STALL_TIMEOUT)];
     if let Some(dir) = &settings.log_dir {
         let file =
             DailyFile::open(dir).map_err(|source| LoggingError::Dir { dir: dir.to_owned(), source })?;
         let file = LineQueue::start("log_dir", file)?;
         layers.push(layer(settings.log_format, false, file.clone()));
         // Before stdout, which has less time.
-        outputs.insert(0, (file, STALLED_DISK));
+        outputs.insert(0, (file, FILE_STALL_TIMEOUT));
     }
     tracing_subscriber::registry().with(layers).with(filter).try_init()?;
-    Ok(LogGuard { outputs, last_lines: LAST_LINES })
+    Ok(LogGuard { outputs, flush_timeout: FLUSH_TIMEOUT })
 }
 
 type Output = Box<dyn Layer<Registry> + Send + Sync>;

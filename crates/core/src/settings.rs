@@ -1,13 +1,17 @@
-//! What the operator decides: every setting, its default and where it came from.
+//! What the operator decides: every setting, its default, its value and the source of the value.
+//!
+//! A value goes through these files: `gather` reads each source into a `layer`, `loader` merges the layers with
+//! figment, `value` reads one kind of value each, `load` makes [`Settings`] of them.
 
 mod dot_env;
 mod error;
 mod gather;
-mod limits;
+mod layer;
 mod load;
 mod loaded;
-mod origin;
+mod loader;
 mod runtime_dir;
+mod source;
 mod sources;
 mod spec;
 mod text;
@@ -17,29 +21,22 @@ mod variable;
 mod web_origin;
 
 #[cfg(test)]
-mod as_written_tests;
-#[cfg(test)]
-mod foreign_tests;
-#[cfg(test)]
-mod operator;
-#[cfg(test)]
-mod value_tests;
+mod tests;
 
 use std::{path::PathBuf, time::Duration};
 
 pub use error::{Problem, SettingError, SettingsErrors};
-pub use limits::{TooFewDescriptors, make_room_for_descriptors, raise_fd_limit};
-pub use loaded::{Effective, Loaded, SettingsFile};
-pub use origin::Origin;
+pub use loaded::{EffectiveSetting, Loaded, SettingsFile};
 pub use runtime_dir::RuntimeDir;
+pub use source::Source;
 pub use sources::Sources;
-pub use spec::{GROUPS, Group, SPECS, Spec};
+pub use spec::{Group, SPECS, Spec};
 pub use variable::{FOREGROUND_VARIABLE, HANDOVER_VARIABLE, RENAMED, SUPERVISOR_VARIABLE};
 
 /// What a client's text does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ClientMessages {
-    /// Every text goes to everyone, the sender included.
+    /// Every text goes to all clients, the sender included.
     Broadcast,
     /// Texts are read and dropped.
     Ignore,
@@ -82,19 +79,19 @@ pub struct Settings {
     pub notification_interval: Option<Duration>,
     /// How long a drain waits for clients before it closes them.
     pub shutdown_timeout: Duration,
-    /// How long newcomers are still served once the process was asked to end.
+    /// How long new clients are still admitted after the process was asked to end.
     pub shutdown_delay: Duration,
     /// Time before the deadline over which the closes are spread; 0: all at the deadline.
     pub shutdown_spread: Duration,
-    /// How long a new process has to get ready to take over.
+    /// How long a new process may take to get ready for a handover.
     pub upgrade_timeout: Duration,
     /// Folder of the control socket.
     pub runtime_dir: RuntimeDir,
-    /// How long a closed client has to answer before its TCP socket goes.
+    /// How long a client has to answer a close frame before its TCP socket is closed.
     pub close_timeout: Duration,
     /// What a client's text does.
     pub client_messages: ClientMessages,
-    /// Most clients at once.
+    /// The highest number of clients at a time.
     pub max_connections: usize,
     /// Largest message a client may send, in bytes.
     pub max_message_size: usize,

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{Origin, variable::PREFIX};
+use super::{Source, variable::PREFIX};
 
 /// One thing that is wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -10,7 +10,7 @@ pub struct SettingError {
     /// The setting; empty when it is about a whole file.
     pub key: String,
     /// Where it was set.
-    pub origin: Origin,
+    pub source: Source,
     /// What is wrong.
     pub problem: Problem,
 }
@@ -18,8 +18,8 @@ pub struct SettingError {
 /// What can be wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Problem {
-    /// The value.
-    Wrong {
+    /// The value is not one that this setting may have.
+    Invalid {
         /// As it was written; `None` for a secret.
         value: Option<String>,
         /// What would be right.
@@ -43,39 +43,39 @@ pub enum Problem {
 
 impl fmt::Display for SettingError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { key, origin, problem } = self;
+        let Self { key, source, problem } = self;
         match problem {
-            Problem::Wrong { value, expected } => {
-                named(f, key, value.as_deref(), origin)?;
+            Problem::Invalid { value, expected } => {
+                write_setting(f, key, value.as_deref(), source)?;
                 write!(f, "expected {expected}")?;
-                hint(f, key, origin)
+                write_hint(f, key, source)
             }
             Problem::Unusable { value, reason } => {
-                named(f, key, value.as_deref(), origin)?;
+                write_setting(f, key, value.as_deref(), source)?;
                 f.write_str(reason)?;
-                hint(f, key, origin)
+                write_hint(f, key, source)
             }
             Problem::Unknown { nearest: Some(nearest) } => {
-                write!(f, "{key} ({origin}): unknown setting; did you mean {nearest}?")
+                write!(f, "{key} ({source}): unknown setting; did you mean {nearest}?")
             }
             Problem::Unknown { nearest: None } => {
-                write!(f, "{key} ({origin}): unknown setting; `lastcall --help` lists all")
+                write!(f, "{key} ({source}): unknown setting; `lastcall --help` lists all")
             }
-            Problem::File(what) => write!(f, "{origin}: {what}"),
+            Problem::File(what) => write!(f, "{source}: {what}"),
         }
     }
 }
 
-fn named(f: &mut fmt::Formatter<'_>, key: &str, value: Option<&str>, origin: &Origin) -> fmt::Result {
+fn write_setting(f: &mut fmt::Formatter<'_>, key: &str, value: Option<&str>, source: &Source) -> fmt::Result {
     match value {
-        Some(value) => write!(f, "{key} = {value} ({origin}): "),
-        None => write!(f, "{key} ({origin}): "),
+        Some(value) => write!(f, "{key} = {value} ({source}): "),
+        None => write!(f, "{key} ({source}): "),
     }
 }
 
 /// Says what to do if the variable is not meant for lastcall: HOST, PORT, LOG_LEVEL … are the variables of many programs.
-fn hint(f: &mut fmt::Formatter<'_>, key: &str, origin: &Origin) -> fmt::Result {
-    let Some(name) = origin.shared_variable() else { return Ok(()) };
+fn write_hint(f: &mut fmt::Formatter<'_>, key: &str, source: &Source) -> fmt::Result {
+    let Some(name) = source.shared_variable() else { return Ok(()) };
     let example = if name == "HOST" { " (conda and csh set HOST)" } else { "" };
     let own = key.to_ascii_uppercase();
     write!(f, "; if {name} is another program's{example}, set {PREFIX}{own}, which wins")

@@ -2,7 +2,7 @@
 
 use std::{fmt::Display, path::PathBuf};
 
-use super::{Origin, Problem, SettingError, Settings};
+use super::{Problem, SettingError, Settings, Source};
 
 /// The settings in force, and where each came from.
 #[derive(Debug, Clone)]
@@ -10,7 +10,7 @@ pub struct Loaded {
     /// The settings.
     pub settings: Settings,
     /// One entry for each of [`SPECS`](super::SPECS), in that order.
-    pub effective: Vec<Effective>,
+    pub effective: Vec<EffectiveSetting>,
     /// What an operator should know although it does not stop the start, a sentence each. They are found
     /// before there is a log: the caller logs them once there is one.
     pub warnings: Vec<String>,
@@ -28,17 +28,17 @@ pub struct SettingsFile {
 }
 
 impl Loaded {
-    /// Where the setting with this key came from; `None` if there is no such setting.
-    pub fn origin(&self, key: &str) -> Option<&Origin> {
-        self.effective.iter().find(|one| one.key == key).map(|one| &one.origin)
+    /// Returns the source of the setting with this key; `None` if there is no such setting.
+    pub fn source(&self, key: &str) -> Option<&Source> {
+        self.effective.iter().find(|one| one.key == key).map(|one| &one.source)
     }
 
-    /// Says that the value of this setting cannot be used on this machine, and why.
+    /// Returns the error that the value of this setting cannot be used on this machine.
     pub fn unusable(&self, key: &str, reason: &dyn Display) -> SettingError {
         let setting = self.effective.iter().find(|one| one.key == key);
         SettingError {
             key: key.to_owned(),
-            origin: setting.map_or(Origin::Default, |one| one.origin.clone()),
+            source: setting.map_or(Source::Default, |one| one.source.clone()),
             problem: Problem::Unusable {
                 value: setting.map(|one| one.value.clone()),
                 reason: reason.to_string(),
@@ -49,11 +49,11 @@ impl Loaded {
 
 /// One setting in force, to be shown.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Effective {
+pub struct EffectiveSetting {
     /// Its key.
     pub key: &'static str,
     /// Its value as it was written; hidden if secret.
     pub value: String,
     /// Where it came from.
-    pub origin: Origin,
+    pub source: Source,
 }

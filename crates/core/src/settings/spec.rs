@@ -13,9 +13,6 @@ const LIMITS: Group = Group("Limits");
 const ACCESS: Group = Group("Access");
 const LOGGING: Group = Group("Logging");
 
-/// All groups, in the order in which they are shown.
-pub const GROUPS: [Group; 7] = [NETWORK, MESSAGES, SHUTDOWN, UPGRADE, LIMITS, ACCESS, LOGGING];
-
 /// One setting.
 #[derive(Debug, Clone, Copy)]
 pub struct Spec {

@@ -2,7 +2,26 @@
 
 use figment::value::Value;
 
-use super::value::{Expected, shown};
+/// What would be right, in words that follow "expected".
+pub(super) type Expected = String;
+
+/// Returns the value as it was written.
+pub(super) fn display(value: &Value) -> String {
+    match value {
+        Value::String(_, text) => format!("{text:?}"),
+        Value::Char(_, c) => format!("\"{c}\""),
+        Value::Bool(_, bool) => bool.to_string(),
+        Value::Num(_, number) => match (number.to_i128(), number.to_u128(), number.to_f64()) {
+            (Some(n), ..) => n.to_string(),
+            (_, Some(n), _) => n.to_string(),
+            (.., Some(n)) => n.to_string(),
+            _ => "a number".into(),
+        },
+        Value::Empty(..) => "nothing".into(),
+        Value::Dict(..) => "a table".into(),
+        Value::Array(_, items) => format!("[{}]", items.iter().map(display).collect::<Vec<_>>().join(", ")),
+    }
+}
 
 /// Refuses a text that is hardly meant as it is written: with quotes around it, which some programs remove
 /// from a variable's value and others do not, or with characters that cannot be seen.
@@ -51,7 +70,7 @@ pub(super) fn word(value: &Value) -> Option<&str> {
 /// A text, or a number as text.
 pub(super) fn word_or_number(value: &Value) -> Option<String> {
     match value {
-        Value::Num(..) => Some(shown(value)),
+        Value::Num(..) => Some(display(value)),
         _ => word(value).map(str::to_owned),
     }
 }
@@ -70,8 +89,8 @@ pub(super) fn is_whole(text: &str) -> bool {
         && (text == "0" || !text.starts_with('0'))
 }
 
-/// Why a text is no list.
-const NO_LIST: &str = "one or more, with commas between them, and without brackets, quotes and gaps";
+/// How a list is written.
+const LIST_FORMAT: &str = "one or more, with commas between them, and without brackets, quotes and gaps";
 
 /// A TOML array of strings, or a string with commas between its members, and perhaps one at its end.
 pub(super) fn list(value: &Value) -> Result<Vec<String>, Expected> {
@@ -85,9 +104,9 @@ pub(super) fn list(value: &Value) -> Result<Vec<String>, Expected> {
         }
         _ => None,
     }
-    .ok_or(NO_LIST)?;
+    .ok_or(LIST_FORMAT)?;
     if members.iter().any(|member| member.is_empty()) {
-        return Err(NO_LIST.into());
+        return Err(LIST_FORMAT.into());
     }
     members.iter().try_for_each(|member| check_text(member))?;
     Ok(members.into_iter().map(str::to_owned).collect())

@@ -13,8 +13,8 @@ use rustix::{
     io::Errno,
 };
 
-/// Most bytes that are read: no settings are larger, but other files, and devices without an end, are.
-const MOST: usize = 1 << 20;
+/// The largest file that is read, in bytes: no settings are larger, but other files, and devices without an end, are.
+const MAX_SIZE: usize = 1 << 20;
 
 /// Reads a whole file. If it is a FIFO or a device, what comes from it within `wait` must be complete: a FIFO
 /// that no process writes to (fifo(7)) would otherwise be waited for without end.
@@ -37,7 +37,7 @@ pub(super) fn read(path: &Path, wait: Duration) -> io::Result<Vec<u8>> {
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
             Err(error) => return Err(error),
         }
-        if bytes.len() > MOST {
+        if bytes.len() > MAX_SIZE {
             return Err(io::Error::new(ErrorKind::FileTooLarge, "it is larger than 1 MiB"));
         }
     }

@@ -12,36 +12,16 @@ use tracing_subscriber::EnvFilter;
 
 use super::{
     AllowedOrigins, ApiKey, ClientMessages, LogFormat,
-    text::{is_whole, list, whole_number, word, word_or_number},
+    text::{Expected, is_whole, list, whole_number, word, word_or_number},
     web_origin::web_origin,
 };
+use crate::process::OpenFileLimit;
 
-/// What would be right.
-pub(super) type Expected = String;
+/// The longest duration: a longer one is a mistake.
+const MAX_DURATION: Duration = Duration::from_secs(365 * 24 * 3600);
 
-/// A duration that nobody means.
-const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
-
-/// Shorter keys can be guessed.
-const SHORTEST_KEY: usize = 16;
-
-/// The value as it was written.
-pub(super) fn shown(value: &Value) -> String {
-    match value {
-        Value::String(_, text) => format!("{text:?}"),
-        Value::Char(_, c) => format!("\"{c}\""),
-        Value::Bool(_, bool) => bool.to_string(),
-        Value::Num(_, number) => match (number.to_i128(), number.to_u128(), number.to_f64()) {
-            (Some(n), ..) => n.to_string(),
-            (_, Some(n), _) => n.to_string(),
-            (.., Some(n)) => n.to_string(),
-            _ => "a number".into(),
-        },
-        Value::Empty(..) => "nothing".into(),
-        Value::Dict(..) => "a table".into(),
-        Value::Array(_, items) => format!("[{}]", items.iter().map(shown).collect::<Vec<_>>().join(", ")),
-    }
-}
+/// In characters. Shorter keys can be guessed.
+const MIN_KEY_LENGTH: usize = 16;
 
 pub(super) fn host(value: &Value) -> Result<String, Expected> {
     let expected = || {
@@ -85,11 +65,12 @@ pub(super) fn port(value: &Value) -> Result<u16, Expected> {
         .ok_or_else(|| "a whole number from 0 to 65535, such as 8000".into())
 }
 
-pub(super) fn connections(value: &Value, (most, limit): (usize, usize)) -> Result<usize, Expected> {
+pub(super) fn connections(value: &Value, open_files: OpenFileLimit) -> Result<usize, Expected> {
+    let (max, limit) = (open_files.max_connections(), open_files.get());
     let number = whole_number(value).and_then(|number| number.try_into().ok());
-    number.filter(|n| (1..=most).contains(n)).ok_or_else(|| {
+    number.filter(|n| (1..=max).contains(n)).ok_or_else(|| {
         format!(
-            "a whole number from 1 to {most}, which the limit of {limit} open files (ulimit -n) leaves for clients"
+            "a whole number from 1 to {max}, which the limit of {limit} open files (ulimit -n) leaves for clients"
         )
     })
 }
@@ -118,7 +99,7 @@ pub(super) fn duration(value: &Value) -> Result<Duration, Expected> {
         };
         parsed.ok_or_else(expected)?
     };
-    if duration > YEAR {
+    if duration > MAX_DURATION {
         return Err(format!("at most 365 days: {}", expected()));
     }
     if duration.is_zero() && text.bytes().any(|byte| (b'1'..=b'9').contains(&byte)) {
@@ -128,7 +109,7 @@ pub(super) fn duration(value: &Value) -> Result<Duration, Expected> {
 }
 
 /// A duration, or `auto`.
-pub(super) fn spread(value: &Value) -> Result<Option<Duration>, Expected> {
+pub(super) fn duration_or_auto(value: &Value) -> Result<Option<Duration>, Expected> {
     match word(value) {
         Some("auto") => Ok(None),
         _ => duration(value).map(Some).map_err(|expected| format!("auto, or {expected}")),
@@ -136,7 +117,7 @@ pub(super) fn spread(value: &Value) -> Result<Option<Duration>, Expected> {
 }
 
 /// A duration that must not be 0.
-pub(super) fn some_time(value: &Value) -> Result<Duration, Expected> {
+pub(super) fn nonzero_duration(value: &Value) -> Result<Duration, Expected> {
     duration(value).and_then(|duration| {
         if duration.is_zero() { Err("more than 0 seconds".into()) } else { Ok(duration) }
     })
@@ -197,12 +178,13 @@ pub(super) fn origins(value: &Value) -> Result<AllowedOrigins, Expected> {
 pub(super) fn keys(value: &Value) -> Result<Vec<ApiKey>, Expected> {
     let expected = || {
         format!(
-            "keys of {SHORTEST_KEY} or more visible ASCII characters each, without spaces or commas, such as \
+            "keys of {MIN_KEY_LENGTH} or more visible ASCII characters each, without spaces or commas, such as \
              `openssl rand -hex 16` makes"
         )
     };
     let keys = list(value).map_err(|why| format!("{}: {why}", expected()))?;
-    let is_key = |key: &String| key.len() >= SHORTEST_KEY && key.bytes().all(|byte| byte.is_ascii_graphic());
+    let is_key =
+        |key: &String| key.len() >= MIN_KEY_LENGTH && key.bytes().all(|byte| byte.is_ascii_graphic());
     if keys.iter().all(is_key) { Ok(keys.into_iter().map(ApiKey::new).collect()) } else { Err(expected()) }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use lastcall_core::memory;
+use lastcall_core::process::trim_heap;
 use lastcall_websockets::ConnectionManager;
 use tokio::{
     task::{JoinError, JoinSet, spawn_blocking, yield_now},
@@ -77,7 +77,7 @@ async fn trim_memory(manager: ConnectionManager) {
     // buffers. Otherwise a little more is kept.
     let _ = timeout(TRIM_TIMEOUT, manager.stats()).await;
     // Nothing waits for it, and it cannot fail.
-    drop(spawn_blocking(memory::give_back));
+    drop(spawn_blocking(trim_heap));
 }
 
 /// The connection, if it was idle when the server was to stop.

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use tempfile::TempDir;
 
-use super::{Loaded, Settings, Sources, gather::CONFIG_FILE};
+use crate::settings::{Loaded, Settings, Sources, gather::CONFIG_FILE};
 
 /// A folder with what the operator wrote, and what surrounds it.
 pub(super) struct Operator {
@@ -58,7 +58,7 @@ impl Operator {
         self.loaded().warnings
     }
 
-    pub(super) fn origin(&self, key: &str) -> String {
-        self.loaded().effective.iter().find(|one| one.key == key).unwrap().origin.to_string()
+    pub(super) fn source(&self, key: &str) -> String {
+        self.loaded().effective.iter().find(|one| one.key == key).unwrap().source.to_string()
     }
 }

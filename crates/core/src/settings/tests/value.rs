@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use crate::settings::{AllowedOrigins, operator::Operator};
+use super::operator::Operator;
+use crate::settings::AllowedOrigins;
 
 #[test]
 fn values_are_read_in_every_form_they_may_have() {

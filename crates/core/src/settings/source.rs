@@ -2,23 +2,19 @@
 
 use std::fmt;
 
-use super::{limits::RESERVE, variable::PREFIX};
+use super::variable::PREFIX;
+use crate::process::RESERVED_DESCRIPTORS;
 
-/// Where a value came from, in words for the operator.
+/// Where a value came from. Displayed in words for the operator.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Origin {
-    /// Nobody set it.
+pub enum Source {
+    /// It was not set.
     Default,
-    /// Nobody set it, and it follows from this limit of open files.
+    /// It was not set, and follows from this limit of open files.
     OpenFiles(usize),
-    /// A settings file, and the line in it if it was found.
-    File {
-        /// As it was named.
-        path: String,
-        /// Counted from 1.
-        line: Option<usize>,
-    },
-    /// A line of the `.env` file.
+    /// A settings file as it was named, with the line if it was found: `config/lastcall.toml:4`.
+    File(String),
+    /// A variable in the `.env` file.
     DotEnv(String),
     /// An environment variable.
     Variable(String),
@@ -26,8 +22,8 @@ pub enum Origin {
     Flag(String),
 }
 
-impl Origin {
-    /// The variable that set the value, if its name is one that other programs may use, too: `HOST`, but not
+impl Source {
+    /// Returns the variable that set the value, if other programs may use its name, too: `HOST`, but not
     /// `LASTCALL_HOST`.
     pub fn shared_variable(&self) -> Option<&str> {
         match self {
@@ -38,15 +34,14 @@ impl Origin {
     }
 }
 
-impl fmt::Display for Origin {
+impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Default => f.write_str("default"),
             Self::OpenFiles(limit) => {
-                write!(f, "default (file descriptor limit {limit}, less {RESERVE} in reserve)")
+                write!(f, "default (file descriptor limit {limit}, less {RESERVED_DESCRIPTORS} in reserve)")
             }
-            Self::File { path, line: None } => f.write_str(path),
-            Self::File { path, line: Some(line) } => write!(f, "{path}:{line}"),
+            Self::File(place) => f.write_str(place),
             Self::DotEnv(variable) => write!(f, "{variable} in .env"),
             Self::Variable(variable) => write!(f, "environment variable {variable}"),
             Self::Flag(flag) => write!(f, "command line --{flag}"),

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use crate::settings::operator::Operator;
+use super::operator::Operator;
 
 /// All ways to write a value of `key`, with their names.
 fn written(key: &'static str, value: &str) -> Vec<(&'static str, Operator)> {

@@ -1,7 +1,12 @@
+//! Which source wins, and what is said of values that are wrong.
+
 use std::{ffi::OsString, time::Duration};
 
-use super::*;
-use crate::settings::{AllowedOrigins, ClientMessages, LogFormat, gather::CONFIG_FILE, operator::Operator};
+use super::operator::Operator;
+use crate::{
+    process::OpenFileLimit,
+    settings::{AllowedOrigins, ClientMessages, LogFormat, Settings, gather::CONFIG_FILE},
+};
 
 #[test]
 fn the_defaults_are_those_of_the_contract() {
@@ -19,11 +24,11 @@ fn the_defaults_are_those_of_the_contract() {
     assert_eq!((settings.api_keys.len(), settings.log_level.as_str()), (0, "info"));
     assert_eq!(settings.log_format, LogFormat::Auto);
     assert_eq!((settings.log_dir, settings.templates_dir), (None, None));
-    let (most, limit) = limits::most_connections();
-    assert_eq!(settings.max_connections, most);
+    let limit = OpenFileLimit::current();
+    assert_eq!(settings.max_connections, limit.max_connections());
     assert_eq!(
-        Operator::new().origin("max_connections"),
-        format!("default (file descriptor limit {limit}, less 64 in reserve)")
+        Operator::new().source("max_connections"),
+        format!("default (file descriptor limit {}, less 64 in reserve)", limit.get())
     );
 }
 
@@ -39,18 +44,18 @@ fn every_source_wins_over_every_one_below_it() {
         (|o| o.env("LASTCALL_PORT", "1005"), 1005, "environment variable LASTCALL_PORT"),
         (|o| o.flag("port", "1006"), 1006, "command line --port"),
     ];
-    assert_eq!(Operator::new().origin("port"), "default");
+    assert_eq!(Operator::new().source("port"), "default");
     for (high, (set_high, port, origin)) in sources.iter().enumerate() {
         let alone = set_high(Operator::new());
         assert_eq!(
-            (alone.settings().port, alone.origin("port").as_str()),
+            (alone.settings().port, alone.source("port").as_str()),
             (*port, *origin),
             "over the default"
         );
         for (set_low, ..) in &sources[..high] {
             // Whichever is set first.
             for both in [set_high(set_low(Operator::new())), set_low(set_high(Operator::new()))] {
-                assert_eq!((both.settings().port, both.origin("port").as_str()), (*port, *origin));
+                assert_eq!((both.settings().port, both.source("port").as_str()), (*port, *origin));
             }
         }
     }
@@ -65,8 +70,8 @@ fn every_source_wins_over_every_one_below_it() {
 fn rust_log_wins_over_all_and_an_empty_variable_counts_as_unset() {
     let operator = Operator::new().flag("log_level", "error").env("RUST_LOG", "debug").env("PORT", "");
     assert_eq!(operator.settings().log_level, "debug");
-    assert_eq!(operator.origin("log_level"), "environment variable RUST_LOG");
-    assert_eq!(operator.origin("port"), "default");
+    assert_eq!(operator.source("log_level"), "environment variable RUST_LOG");
+    assert_eq!(operator.source("port"), "default");
     let target = Operator::new().env("RUST_LOG", "info,lastcall_websockets");
     assert_eq!(target.settings().log_level, "info,lastcall_websockets");
 }
@@ -89,7 +94,7 @@ fn a_variable_of_ours_that_is_not_utf8_is_told() {
 fn a_named_file_replaces_the_usual_one_and_must_exist() {
     let mut operator = Operator::new().toml("port = 1\n").write("other.toml", "port = 2\n");
     operator.sources.config_file = Some("other.toml".into());
-    assert_eq!((operator.settings().port, operator.origin("port").as_str()), (2, "other.toml:1"));
+    assert_eq!((operator.settings().port, operator.source("port").as_str()), (2, "other.toml:1"));
     operator.sources.config_file = Some("none.toml".into());
     assert_eq!(operator.complaints(), ["none.toml: cannot be read: No such file or directory (os error 2)"]);
 }
@@ -134,7 +139,7 @@ fn a_renamed_setting_is_refused_with_its_new_name() {
 }
 
 #[test]
-fn what_contradicts_is_refused() {
+fn conflicting_settings_are_rejected() {
     let queue = Operator::new().flag("max_queue", "1KiB").complaints();
     assert!(
         queue[0].starts_with("max_queue = \"1KiB\" (command line --max-queue): expected at least"),

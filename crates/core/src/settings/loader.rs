@@ -1,0 +1,98 @@
+//! Merges the values of all sources, reads each value that wins, and collects every error.
+
+use figment::{Figment, value::Value};
+
+use super::{
+    Problem, SPECS, SettingError, SettingsFile, Source, Spec,
+    layer::{self, Layer},
+    text::{self, Expected, display},
+    variable::misspelt,
+};
+
+/// Merges values, and collects errors.
+pub(super) struct Loader {
+    figment: Figment,
+    pub(super) errors: Vec<SettingError>,
+    pub(super) warnings: Vec<String>,
+    /// The files that were read.
+    pub(super) files: Vec<SettingsFile>,
+}
+
+impl Loader {
+    /// Returns a loader that has the defaults only.
+    pub(super) fn new() -> Self {
+        Self {
+            figment: Figment::from(Layer::defaults()),
+            errors: Vec::new(),
+            warnings: Vec::new(),
+            files: Vec::new(),
+        }
+    }
+
+    /// Merges the values of a source, which win over those that were merged before. Rejects unknown settings.
+    pub(super) fn merge(&mut self, mut layer: Layer) {
+        for (key, source) in layer.take_unknown() {
+            let nearest = misspelt(&key).or_else(|| similar(&key));
+            self.errors.push(SettingError { key, source, problem: Problem::Unknown { nearest } });
+        }
+        let figment = std::mem::take(&mut self.figment);
+        self.figment = figment.merge(layer);
+    }
+
+    /// Returns the value that wins, and its source; `None` if there is no value and no default.
+    pub(super) fn resolve(&self, key: &str) -> Option<(Value, Source)> {
+        let value = self.figment.find_value(key).ok()?;
+        let metadata = self.figment.get_metadata(value.tag())?;
+        let source = layer::source(metadata, key);
+        Some((value, source))
+    }
+
+    /// Returns the source of the value that wins.
+    pub(super) fn source(&self, key: &str) -> Source {
+        self.resolve(key).map_or(Source::Default, |(_, source)| source)
+    }
+
+    /// Reads one setting with `read`. Returns `fallback` if there is no value, or a wrong one, which is rejected.
+    pub(super) fn read<T>(
+        &mut self,
+        key: &'static str,
+        fallback: T,
+        read: impl FnOnce(&Value) -> Result<T, Expected>,
+    ) -> T {
+        let Some((value, source)) = self.resolve(key) else { return fallback };
+        text::check(&value).and_then(|()| read(&value)).unwrap_or_else(|expected| {
+            self.reject(key, Some(&value), source, expected);
+            fallback
+        })
+    }
+
+    /// Rejects the value of a setting that does not fit to another setting.
+    pub(super) fn conflict(&mut self, key: &'static str, expected: Expected) {
+        match self.resolve(key) {
+            Some((value, source)) => self.reject(key, Some(&value), source, expected),
+            None => self.reject(key, None, Source::Default, expected),
+        }
+    }
+
+    /// Rejects a source as a whole, or a part of it that is no setting.
+    pub(super) fn reject_source(&mut self, source: Source, what: String) {
+        self.errors.push(SettingError { key: String::new(), source, problem: Problem::File(what) });
+    }
+
+    fn reject(&mut self, key: &'static str, value: Option<&Value>, source: Source, expected: Expected) {
+        let secret = SPECS.iter().any(|spec| spec.key == key && spec.secret);
+        let value = value.filter(|_| !secret).map(display);
+        self.errors.push(SettingError {
+            key: key.into(),
+            source,
+            problem: Problem::Invalid { value, expected },
+        });
+    }
+}
+
+/// Returns the setting that an unknown key is most similar to.
+fn similar(key: &str) -> Option<&'static str> {
+    let similar = |spec: &Spec| (strsim::jaro_winkler(spec.key, &key.to_ascii_lowercase()), spec.key);
+    let (similarity, nearest) = SPECS.iter().map(similar).max_by(|a, b| a.0.total_cmp(&b.0))?;
+    (similarity > 0.8).then_some(nearest)
+}
