@@ -7,7 +7,7 @@ use std::{fs, path::PathBuf};
 use fantoccini::{Client, Locator, wd::TimeoutConfiguration};
 use serde_json::json;
 
-use crate::support::{Chromium, Driver, PATIENCE, Server, Signal, Start, soon};
+use crate::support::{Chromium, Driver, STEP_TIMEOUT, Server, Signal, Start, soon};
 
 /// What the console has got since it was last asked: the level and the message of each line.
 async fn console(browser: &Client) -> Vec<(String, String)> {
@@ -62,7 +62,7 @@ pub(super) fn shown(text: &str) -> String {
 }
 
 pub(super) async fn open(browser: &Client, server: &Server) {
-    let timeouts = TimeoutConfiguration::new(Some(PATIENCE / 2), Some(PATIENCE), None);
+    let timeouts = TimeoutConfiguration::new(Some(STEP_TIMEOUT / 2), Some(STEP_TIMEOUT), None);
     browser.update_timeouts(timeouts).await.unwrap();
     browser.goto(&server.url("/")).await.unwrap();
     until(browser, "document.body.dataset.state === 'open'").await;

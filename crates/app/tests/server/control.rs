@@ -39,12 +39,12 @@ async fn a_control_socket_that_is_removed_is_made_again() {
         }
         let socket = server.control_socket();
         fs::remove_file(&socket).unwrap();
-        until("a new socket", || socket.exists()).await;
+        until("a new socket", async || socket.exists()).await;
         server.upgrade().await;
         // In one step: it is made again at once.
         let gone = server.dir.path().join(format!("gone-{upgraded}"));
         fs::rename(socket.parent().unwrap(), &gone).unwrap();
-        until("a new folder", || socket.exists()).await;
+        until("a new folder", async || socket.exists()).await;
         server.upgrade().await;
     }
 }
@@ -208,8 +208,10 @@ async fn a_server_that_drains_refuses_an_upgrade_at_once() {
     let told = server.failed_upgrade().await;
     assert!(told.contains("the server is shutting down"), "{told}");
     server.signal(Signal::USR2);
-    until("a line for the signal", || server.log_lines("no upgrade: the server is shutting down").len() == 2)
-        .await;
+    until("a line for the signal", async || {
+        server.log_lines("no upgrade: the server is shutting down").len() == 2
+    })
+    .await;
     client.leave().await;
     assert_eq!(server.exit_code().await, 0);
 }
@@ -280,7 +282,7 @@ async fn the_command_is_answered_when_all_file_descriptors_are_taken() {
         assert!(told.contains("Too many open files"), "{told}");
     }
     drop(idle);
-    until("room", || server.open_files() <= own + 10).await;
+    until("room", async || server.open_files() <= own + 10).await;
     server.upgrade().await;
 }
 

@@ -86,7 +86,6 @@ async fn kubernetes_waits_long_enough() {
         .filter_map(|line| line.trim().strip_prefix("- {name: ")?.split_once(", value: \""))
         .map(|(name, value)| (name.to_owned(), value.trim_end_matches("\"}").to_owned()))
         .collect();
-    assert_eq!(variables.len(), 9, "{variables:?}");
     let bytes = |name: &str| {
         let value = &variables.iter().find(|(other, _)| other == name).unwrap().1;
         value.trim_end_matches("KiB").parse::<u64>().unwrap() * if value.ends_with("KiB") { 1024 } else { 1 }

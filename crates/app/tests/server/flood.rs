@@ -8,28 +8,19 @@ use std::{
 use futures_util::StreamExt;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpSocket, TcpStream},
+    net::TcpStream,
     sync::{mpsc, watch},
     task::{JoinHandle, JoinSet},
     time::sleep,
 };
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::support::{Client, Server, Signal, Start, soon, timed};
+use crate::support::{Client, Server, Signal, Start, frame_length, handshake, soon, text_frame, timed};
 
 /// A text of 20 bytes with a number, masked with zeros.
 fn text(sender: usize, number: u64) -> Vec<u8> {
     let text = format!("{sender:04} {number:015}");
-    [b"\x81\x94\0\0\0\0", text.as_bytes()].concat()
-}
-
-/// The length of a frame and of its head, if its head is there.
-fn frame(bytes: &[u8]) -> Option<(usize, usize)> {
-    Some(match bytes.get(1)? {
-        126 => (4 + usize::from(u16::from_be_bytes([*bytes.get(2)?, *bytes.get(3)?])), 4),
-        127 => panic!("no frame is that long"),
-        len => (2 + usize::from(*len), 2),
-    })
+    text_frame(text)
 }
 
 /// What a client read so far.
@@ -47,7 +38,7 @@ impl Seen {
         self.bytes.extend_from_slice(new);
         let mut start = 0;
         while let Some((len, head)) =
-            frame(&self.bytes[start..]).filter(|(len, _)| start + len <= self.bytes.len())
+            frame_length(&self.bytes[start..]).filter(|(len, _)| start + len <= self.bytes.len())
         {
             let payload = &self.bytes[start + head..start + len];
             assert_ne!(self.bytes[start], 0x88, "closed: {}", String::from_utf8_lossy(payload));
@@ -73,7 +64,7 @@ impl Seen {
 
 /// A client that reads at most so many bytes a second; how many texts it has is told.
 async fn reader(server: &Server, rate: usize) -> (JoinHandle<()>, watch::Receiver<usize>) {
-    let mut stream = plain_client(server).await;
+    let mut stream = server.raw_client_with_buffer(64 << 10).await;
     let (told, texts) = watch::channel(0);
     let reading = tokio::spawn(async move {
         let (mut seen, mut part) = (Seen::default(), vec![0; rate / 100]);
@@ -91,27 +82,9 @@ async fn reader(server: &Server, rate: usize) -> (JoinHandle<()>, watch::Receive
     (reading, texts)
 }
 
-/// A client that has shaken hands, with a small receive buffer, so that the server's queue is what counts.
-async fn plain_client(server: &Server) -> TcpStream {
-    let socket = TcpSocket::new_v4().unwrap();
-    socket.set_recv_buffer_size(64 << 10).unwrap();
-    let mut stream = socket.connect(server.address).await.unwrap();
-    let request = format!(
-        "GET /ws HTTP/1.1\r\nHost: {}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
-        server.address
-    );
-    stream.write_all(request.as_bytes()).await.unwrap();
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        head.push(soon("the answer to a handshake", stream.read_u8()).await.unwrap());
-    }
-    stream
-}
-
 /// Floods the server, and reads what comes, for as long as the test lasts.
 async fn flood(server: &Server, sender: usize, flooding: &mut JoinSet<()>) {
-    let (mut reading, mut writing) = plain_client(server).await.into_split();
+    let (mut reading, mut writing) = server.raw_client_with_buffer(64 << 10).await.into_split();
     flooding.spawn(async move {
         let mut number = 0;
         loop {
@@ -273,11 +246,7 @@ async fn texts_that_come_with_the_handshake_are_bounded_too_and_move_with_an_upg
     let mut flooding = JoinSet::new();
     for sender in 0..100 {
         // As much as fits behind the head: the client does not wait for the answer, although it must.
-        let request = format!(
-            "GET /ws HTTP/1.1\r\nHost: {}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
-            server.address
-        );
+        let request = handshake(server.address);
         let texts: Vec<u8> = (0..500).flat_map(|number| text(sender, number)).collect();
         let mut stream = TcpStream::connect(server.address).await.unwrap();
         stream.write_all(&[request.as_bytes(), &texts].concat()).await.unwrap();

@@ -10,7 +10,7 @@ use tokio::{
     time::sleep,
 };
 
-use crate::support::{Room, Server, Signal, Start, read_to_close, soon};
+use crate::support::{Room, Server, Signal, Start, read_frame, read_to_close, soon};
 
 /// A ping as the server sends it.
 const PING: &[u8] = b"\x89\x00";
@@ -31,13 +31,8 @@ async fn server(interval: &str, timeout: &str) -> Server {
 /// A client that has read its welcome.
 async fn client(server: &Server) -> TcpStream {
     let mut client = server.raw_client().await;
-    let mut head = [0; 2];
-    soon("a welcome", client.read_exact(&mut head)).await.unwrap();
-    let mut welcome = vec![0; usize::from(head[1])];
-    if head[1] == 126 {
-        welcome = vec![0; usize::from(soon("a length", client.read_u16()).await.unwrap())];
-    }
-    soon("a welcome", client.read_exact(&mut welcome)).await.unwrap();
+    let (first_byte, _welcome) = read_frame(&mut client).await;
+    assert_eq!(first_byte, 0x81);
     client
 }
 

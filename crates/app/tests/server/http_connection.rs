@@ -11,7 +11,7 @@ use tokio::{
     task::JoinSet,
 };
 
-use crate::support::{Http, Server, Signal, Start, soon};
+use crate::support::{HANDSHAKE, Http, Server, Signal, Start, soon};
 
 const JSON: &str = "Content-Type: application/json";
 
@@ -187,12 +187,6 @@ async fn what_is_no_http_is_told_although_more_of_it_comes() {
 #[tokio::test]
 async fn a_handshake_with_a_body_is_refused() {
     let server = Server::start().await;
-    let handshake = [
-        "Connection: Upgrade",
-        "Upgrade: websocket",
-        "Sec-WebSocket-Version: 13",
-        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
-    ];
     for (name, headers, body) in [
         ("a length", &["Content-Length: 5"][..], "Hello"),
         ("a length, and the body comes later", &["Content-Length: 5"], ""),
@@ -202,14 +196,14 @@ async fn a_handshake_with_a_body_is_refused() {
         ("a body that waits", &["Content-Length: 5", "Expect: 100-continue"], ""),
     ] {
         let mut http = Http::connect(&server).await;
-        let head = http.head("GET", "/ws", &[&handshake[..], headers].concat());
+        let head = http.head("GET", "/ws", &[&HANDSHAKE[..], headers].concat());
         let answer = http.call(head + body).await;
         assert_eq!(answer.error(), (400, "bad_handshake".into()), "{name}: {answer:?}");
         assert!(answer.body.contains("no body"), "{name}: {answer:?}");
     }
     for headers in [&["Content-Length: 0"][..], &["Expect: 100-continue"]] {
         let mut http = Http::connect(&server).await;
-        http.send(http.head("GET", "/ws", &[&handshake[..], headers].concat())).await;
+        http.send(http.head("GET", "/ws", &[&HANDSHAKE[..], headers].concat())).await;
         let mut status = [0; 12];
         soon("an answer", http.stream.read_exact(&mut status)).await.unwrap();
         assert_eq!(&status, b"HTTP/1.1 101", "{headers:?}: nothing is to come");

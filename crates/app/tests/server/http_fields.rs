@@ -2,9 +2,9 @@
 
 use serde_json::json;
 
-use crate::support::{Answer, Server, Start};
+use crate::support::{Answer, KEY, Server, Start, VERSION};
 
-const HANDSHAKE: [&str; 2] = ["Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="];
+const HANDSHAKE: [&str; 2] = [VERSION, KEY];
 const LISTS: [&str; 2] = ["Connection: Upgrade", "Upgrade: websocket"];
 const JSON: &str = "Content-Type: application/json";
 const TEXT: &str = r#"{"data":1}"#;

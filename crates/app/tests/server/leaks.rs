@@ -1,4 +1,4 @@
-//! Clients go in every way there is, and nothing of them stays.
+//! Clients disconnect in every way there is, and the server keeps nothing of them.
 
 use std::time::Duration;
 
@@ -8,23 +8,19 @@ use tokio::{
     task::JoinSet,
 };
 
-use crate::support::{Room, Server, Start, connect_one_of_many, soon};
+use crate::support::{CLOSE, Room, Server, Start, connect_one_of_many, handshake, soon};
 
-/// Masked, with a mask of zeros: a close frame, the beginning of a text, and something that is no frame.
-const CLOSE: &[u8] = b"\x88\x82\0\0\0\0\x03\xE8";
+/// The beginning of a text, masked with zeros, and something that is no frame.
 const HALF_A_TEXT: &[u8] = b"\x81\x8A\0\0\0\0Hel";
 const GARBAGE: &[u8] = b"\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF";
 
 const WAYS: usize = 9;
 
-/// One client comes, and goes in one of [`WAYS`].
-async fn come_and_go(server: std::net::SocketAddr, number: usize) {
+/// One client connects, and disconnects in one of [`WAYS`].
+async fn connect_and_disconnect(server: std::net::SocketAddr, number: usize) {
     let way = number % WAYS;
     let mut stream = connect_one_of_many(server, number).await;
-    let handshake = format!(
-        "GET /ws HTTP/1.1\r\nHost: {server}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-    );
+    let handshake = handshake(server);
     match way {
         0 => return,
         1 => return stream.write_all(&handshake.as_bytes()[..40]).await.unwrap(),
@@ -53,32 +49,17 @@ async fn come_and_go(server: std::net::SocketAddr, number: usize) {
     }
 }
 
-async fn crowd(server: &Server, count: usize, at_once: usize) {
+async fn connect_many(server: &Server, count: usize, at_once: usize) {
     let mut clients = JoinSet::new();
     for number in 0..count {
         if clients.len() >= at_once {
             clients.join_next().await.unwrap().unwrap();
         }
-        clients.spawn(come_and_go(server.address, number));
+        clients.spawn(connect_and_disconnect(server.address, number));
     }
     clients.join_all().await;
-    // Who has been forgotten shows in the count.
-    soon("everybody gone", async {
-        while server.get("/health/ready").await.json()["clients"] != 0 {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await;
-}
-
-/// Waits until no more files are open than `most`: sockets of HTTP connections that ended go a moment later.
-async fn files_at_most(server: &Server, most: usize) {
-    soon("the files to be closed", async {
-        while server.open_files() > most {
-            server.get("/health/live").await;
-        }
-    })
-    .await;
+    // A connection that the server forgot to end shows in the count.
+    server.has_clients(0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -86,14 +67,14 @@ async fn twenty_thousand_clients_leave_nothing_behind() {
     let room = Room::with(400, 400).await;
     let server = Start::default().env("CLOSE_TIMEOUT", "1").serve().await;
     let files = server.open_files();
-    crowd(&server, 4000, room.connections).await;
-    files_at_most(&server, files).await;
+    connect_many(&server, 4000, room.connections).await;
+    server.open_files_at_most(files).await;
     let mut more = Vec::new();
     // What the allocator keeps comes to rest, the later the more cores there are; a leak goes on.
     for _ in 0..3 {
         let memory = server.memory();
-        crowd(&server, 20_000, room.connections).await;
-        files_at_most(&server, files).await;
+        connect_many(&server, 20_000, room.connections).await;
+        server.open_files_at_most(files).await;
         more.push(server.memory().saturating_sub(memory));
         // 100 bytes for each of them would be 2 MB.
         if more.iter().any(|more| *more < 2_000_000) {
@@ -135,7 +116,7 @@ async fn without_file_descriptors_new_connections_get_503_and_each_shortage_is_l
         })
         .await;
         assert_eq!(server.log_lines("no file descriptors left").len(), shortage);
-        files_at_most(&server, files).await;
+        server.open_files_at_most(files).await;
     }
     server.client().await.leave().await;
 }

@@ -47,7 +47,7 @@ async fn a_process_that_was_replaced_says_so_and_not_that_it_stopped() {
     assert!(message(&line).contains("supervises"), "{line}");
     server.upgrade().await;
     let third = server.pid().as_raw_nonzero().get();
-    until("a second line", || server.log_lines("handed over to process ").len() == 2).await;
+    until("a second line", async || server.log_lines("handed over to process ").len() == 2).await;
     let line = server.log_lines("handed over to process ").pop().unwrap();
     assert_eq!((&line["fields"]["pid"], &line["fields"]["new_pid"]), (&second.into(), &third.into()));
     assert!(message(&line).ends_with(": this process ends"), "{line}");

@@ -8,7 +8,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::support::{Signal, Start, own_address, soon};
+use crate::support::{Signal, Start, own_address, soon, until};
 
 async fn get(address: &str) -> String {
     let mut stream = TcpStream::connect(address).await.unwrap();
@@ -33,11 +33,9 @@ async fn a_stdout_that_takes_nothing_stops_neither_http_nor_a_drain_nor_an_upgra
     rustix::io::ioctl_fionbio(&write, false).unwrap();
     let mut server = command.stdout(Stdio::from(write)).stderr(Stdio::null()).spawn().unwrap();
     drop(command);
-    soon("the server to listen", async {
-        while TcpStream::connect(&address).await.is_err() {
-            assert!(server.try_wait().unwrap().is_none());
-            tokio::task::yield_now().await;
-        }
+    until("the server to listen", async || {
+        assert!(server.try_wait().unwrap().is_none());
+        TcpStream::connect(&address).await.is_ok()
     })
     .await;
     for _ in 0..200 {

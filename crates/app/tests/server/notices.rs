@@ -13,7 +13,7 @@ use tokio::{
 };
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::support::{Client, Server, Signal, Start, read_to_close, soon};
+use crate::support::{CLOSE, Client, Server, Signal, Start, read_to_close, soon};
 
 /// The number of clients that a drain began with, from everywhere; they must be the same.
 async fn drain_clients(server: &Server) -> u64 {
@@ -297,7 +297,7 @@ async fn a_client_that_finishes_its_handshake_during_the_drain_has_its_notices()
 async fn a_client_that_closes_itself_at_the_same_moment_has_its_own_code_back() {
     let mut server = Server::start().await;
     let mut client = server.raw_client().await;
-    client.write_all(b"\x88\x82\0\0\0\0\x03\xE8").await.unwrap();
+    client.write_all(CLOSE).await.unwrap();
     server.signal(Signal::TERM);
     let mut got = Vec::new();
     soon("the end", tokio::time::timeout(Duration::from_secs(20), client.read_to_end(&mut got)))

@@ -2,7 +2,7 @@
 
 use tokio::net::TcpSocket;
 
-use crate::support::{PATIENCE, Server, Signal, Start, message, metric, own_address, soon};
+use crate::support::{STEP_TIMEOUT, Server, Signal, Start, message, metric, own_address, soon};
 
 #[tokio::test]
 async fn status_tells_the_phase_and_the_counts() {
@@ -85,7 +85,7 @@ async fn the_version_and_the_process_are_the_same_wherever_they_are_shown() {
     assert_eq!(if commit == "unknown" { version.to_owned() } else { format!("{version} ({commit})") }, full);
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64();
     let ago = now - metric(&text, "process_start_time_seconds");
-    assert!((0.0..PATIENCE.as_secs_f64()).contains(&ago), "the new process's start: {ago}");
+    assert!((0.0..STEP_TIMEOUT.as_secs_f64()).contains(&ago), "the new process's start: {ago}");
 }
 
 #[tokio::test]

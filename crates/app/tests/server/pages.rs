@@ -1,18 +1,13 @@
 //! Which web pages may connect and publish, and by which names of the server.
 
-use crate::support::{Answer, Server, Start};
+use crate::support::{Answer, Server, Start, handshake_with};
 
 const JSON: &str = "Content-Type: application/json";
 const TEXT: &str = r#"{"data":1}"#;
 
-/// Shakes hands: the status.
+/// The status of the answer to a handshake.
 async fn dial(server: &Server, host: &str, fields: &[&str]) -> u16 {
-    let fields: String = fields.iter().map(|field| format!("{field}\r\n")).collect();
-    let head = format!(
-        "GET /ws HTTP/1.1\r\nHost: {host}\r\n{fields}Connection: Upgrade\r\nUpgrade: websocket\r\n\
-         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-    );
-    server.status(&head).await
+    server.status(&handshake_with(host, fields)).await
 }
 
 async fn publish(server: &Server, host: &str, fields: &[&str]) -> Answer {

@@ -5,7 +5,7 @@ use std::{env, path::Path, process::Stdio};
 use tokio::process::Command;
 
 use crate::support::{
-    PATIENCE, Signal, Start, folder, folder_for_programs, install_script, install_server, soon,
+    STEP_TIMEOUT, Signal, Start, folder, folder_for_programs, install_script, install_server, soon,
 };
 
 /// How a test ends that has this variable, as the one below has when it runs itself; and its folder, which it
@@ -41,7 +41,7 @@ async fn fail(end: &str, folder: &Path) -> ! {
     let program = folder.join("lastcall");
     install_server(&program);
     let mut server =
-        Start::default().program(&program).env("UPGRADE_TIMEOUT", PATIENCE.as_secs() * 2).serve().await;
+        Start::default().program(&program).env("UPGRADE_TIMEOUT", STEP_TIMEOUT.as_secs() * 2).serve().await;
     server.upgrade().await;
     install_script(&program, "exec sleep 600");
     server.signal(Signal::USR2);

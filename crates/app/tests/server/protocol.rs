@@ -7,28 +7,15 @@ use tokio_tungstenite::tungstenite::{
     protocol::{CloseFrame, frame::coding::CloseCode},
 };
 
-use crate::support::{Server, Start, soon};
-
-/// A masked frame (with a mask of zeros, which changes nothing).
-fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
-    assert!(payload.len() < 126);
-    [&[first, 0x80 | payload.len() as u8, 0, 0, 0, 0], payload].concat()
-}
+use crate::support::{ACCEPT, Server, Start, handshake, masked_frame, read_frame, soon, text_frame};
 
 /// Reads frames up to the close frame and the end of the connection: the code and the reason.
 async fn read_close(stream: &mut TcpStream) -> (u16, String) {
     loop {
-        let first = soon("a frame", stream.read_u8()).await.unwrap();
-        let len = match stream.read_u8().await.unwrap() {
-            126 => usize::from(stream.read_u16().await.unwrap()),
-            127 => stream.read_u64().await.unwrap() as usize,
-            len => usize::from(len),
-        };
-        let mut payload = vec![0; len];
-        soon("a payload", stream.read_exact(&mut payload)).await.unwrap();
-        if first == 0x88 {
+        let (first_byte, payload) = read_frame(stream).await;
+        if first_byte == 0x88 {
             // Answered, so that the server need not wait. It may be gone already.
-            let _ = stream.write_all(&frame(0x88, &payload[..2])).await;
+            let _ = stream.write_all(&masked_frame(0x88, &payload[..2])).await;
             let rest = soon("the end", stream.read_to_end(&mut Vec::new())).await;
             assert_eq!(rest.unwrap_or(0), 0, "nothing follows a close frame");
             return (
@@ -45,13 +32,13 @@ async fn what_breaks_the_protocol_is_closed_with_its_code() {
     let too_big = [&[0x81, 0xFF][..], &(65_537u64).to_be_bytes(), &[0; 4]].concat();
     for (name, bytes, code) in [
         ("not masked", vec![0x81, 0x01, b'x'], 1002),
-        ("reserved bit", frame(0xC1, b"x"), 1002),
-        ("reserved opcode", frame(0x83, b"x"), 1002),
-        ("continuation of nothing", frame(0x80, b"x"), 1002),
-        ("fragmented ping", frame(0x09, b"x"), 1002),
-        ("close code 1005", frame(0x88, &1005u16.to_be_bytes()), 1002),
-        ("invalid UTF-8", frame(0x81, b"\xFF"), 1007),
-        ("binary", frame(0x82, b"x"), 1003),
+        ("reserved bit", masked_frame(0xC1, b"x"), 1002),
+        ("reserved opcode", masked_frame(0x83, b"x"), 1002),
+        ("continuation of nothing", masked_frame(0x80, b"x"), 1002),
+        ("fragmented ping", masked_frame(0x09, b"x"), 1002),
+        ("close code 1005", masked_frame(0x88, &1005u16.to_be_bytes()), 1002),
+        ("invalid UTF-8", masked_frame(0x81, b"\xFF"), 1007),
+        ("binary", masked_frame(0x82, b"x"), 1003),
         ("too big, at its header", too_big, 1009),
         ("not WebSocket at all", b"GET / HTTP/1.1\r\n\r\n".to_vec(), 1002),
     ] {
@@ -98,13 +85,13 @@ async fn a_ping_between_fragments_is_answered_before_the_message_is_whole() {
     let server = Server::start().await;
     let mut client = server.raw_client().await;
     let mut listener = server.client().await;
-    client.write_all(&frame(0x01, b"Hel")).await.unwrap();
-    client.write_all(&frame(0x89, b"there?")).await.unwrap();
+    client.write_all(&masked_frame(0x01, b"Hel")).await.unwrap();
+    client.write_all(&masked_frame(0x89, b"there?")).await.unwrap();
     let mut seen = Vec::new();
     while !seen.ends_with(b"\x8A\x06there?") {
         seen.push(soon("the pong", client.read_u8()).await.unwrap());
     }
-    client.write_all(&frame(0x80, b"lo")).await.unwrap();
+    client.write_all(&masked_frame(0x80, b"lo")).await.unwrap();
     assert_eq!(listener.next_of("message").await["data"], "Hello");
 }
 
@@ -114,9 +101,8 @@ async fn a_handshake_right_behind_another_request_is_answered_after_it() {
     let mut client = TcpStream::connect(server.address).await.unwrap();
     let host = server.address;
     let requests = format!(
-        "GET / HTTP/1.1\r\nHost: {host}\r\n\r\nGET /health/live HTTP/1.1\r\nHost: {host}\r\n\r\n\
-         GET /ws HTTP/1.1\r\nHost: {host}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        "GET / HTTP/1.1\r\nHost: {host}\r\n\r\nGET /health/live HTTP/1.1\r\nHost: {host}\r\n\r\n{}",
+        handshake(host)
     );
     client.write_all(requests.as_bytes()).await.unwrap();
     let mut seen = Vec::new();
@@ -128,7 +114,7 @@ async fn a_handshake_right_behind_another_request_is_answered_after_it() {
     assert!(at("HTTP/1.1 200 OK") < at("</html>") && at("</html>") < at("HTTP/1.1 101 Switching Protocols"));
     assert_eq!(seen.matches("HTTP/1.1 200 OK").count(), 2);
     assert_eq!(seen.matches("HTTP/1.1 101").count(), 1);
-    let accepted = at("sec-websocket-accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n");
+    let accepted = at(&format!("sec-websocket-accept: {ACCEPT}\r\n"));
     assert!(at("\"type\":\"welcome\"") > accepted);
 }
 
@@ -137,12 +123,8 @@ async fn what_is_sent_right_behind_the_handshake_is_not_lost() {
     let server = Server::start().await;
     let mut listener = server.client().await;
     let mut client = TcpStream::connect(server.address).await.unwrap();
-    let handshake = format!(
-        "GET /ws HTTP/1.1\r\nHost: {}\r\nConnection: keep-alive, Upgrade\r\nUpgrade: WebSocket\r\n\
-         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
-        server.address
-    );
-    client.write_all(&[handshake.as_bytes(), &frame(0x81, b"early")].concat()).await.unwrap();
+    let handshake = handshake(server.address);
+    client.write_all(&[handshake.as_bytes(), &text_frame("early")].concat()).await.unwrap();
     assert_eq!(listener.next_of("message").await["data"], "early");
 }
 

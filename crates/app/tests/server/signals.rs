@@ -10,7 +10,7 @@ use crate::support::{Server, Signal, Start, installed, until};
 async fn settle(server: &Server) {
     let before = server.log_lines("SIGUSR1 means nothing").len();
     server.signal(Signal::USR1);
-    until("a line for SIGUSR1", || server.log_lines("SIGUSR1 means nothing").len() > before).await;
+    until("a line for SIGUSR1", async || server.log_lines("SIGUSR1 means nothing").len() > before).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -20,7 +20,7 @@ async fn sighup_upgrades_and_reads_the_settings_anew() {
     std::fs::write(server.dir.path().join("config/lastcall.toml"), "max_message_size = 200").unwrap();
     for upgrades in 1..=2 {
         server.signal(Signal::HUP);
-        until("an upgrade", || server.log_lines("took over").len() == upgrades).await;
+        until("an upgrade", async || server.log_lines("took over").len() == upgrades).await;
         server.logged("process").await;
     }
     client.say(&"x".repeat(150)).await;

@@ -25,7 +25,7 @@ use tokio_tungstenite::tungstenite::{
 
 use crate::support::{
     Room, Server, Signal, Start, adopt_orphans, folder, folder_for_programs, install_script, install_server,
-    message, soon,
+    message, soon, text_frame,
 };
 
 /// Publishes numbers, 20 a second, until told to stop; the last one.
@@ -92,7 +92,7 @@ async fn three_upgrades_under_load_lose_nothing_and_nobody() {
     let clients = soon("all messages", reading.join_all()).await;
     assert_eq!(server.get("/health/ready").await.json()["clients"], 500);
     // Connections of publishers are open for a moment longer.
-    soon("no more files than after the first", async { while server.open_files() > files {} }).await;
+    server.open_files_at_most(files).await;
     let mut clients = clients.into_iter();
     let (mut one, mut other) = (clients.next().unwrap(), clients.next().unwrap());
     one.say("still me").await;
@@ -117,8 +117,8 @@ async fn what_is_under_way_goes_on_to_the_byte() {
     let mut talker = server.client().await;
     talker.send(fragment("one, ", Data::Text, false)).await;
     let mut half = server.raw_client().await;
-    let text = b"\x81\x8A\0\0\0\0Hello";
-    half.write_all(text).await.unwrap();
+    let text = text_frame("HelloWorld");
+    half.write_all(&text[..text.len() - 5]).await.unwrap();
     // More than its socket takes waits for one who does not read.
     let mut slow = server.raw_client().await;
     let published = server
@@ -214,12 +214,7 @@ async fn whatever_goes_wrong_before_the_commit_leaves_the_old_process_serving() 
     assert_eq!(server.pid(), pid);
     let metrics = server.get("/metrics").await.body;
     assert!(metrics.contains("lastcall_handovers_total{result=\"failed\"} 18\n"), "{metrics}");
-    let closed = async {
-        while server.open_files() > files {
-            tokio::task::yield_now().await;
-        }
-    };
-    soon("the files to be closed", closed).await;
+    server.open_files_at_most(files).await;
     // And after all that, one that works.
     fs::write(faults.path(), "").unwrap();
     let mut server = server;

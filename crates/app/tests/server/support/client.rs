@@ -8,7 +8,7 @@ use tokio_tungstenite::{
     tungstenite::{self, Message, client::IntoClientRequest, http::Response},
 };
 
-use super::soon;
+use super::{Server, soon};
 
 /// An HTTP answer.
 #[derive(Debug)]
@@ -133,5 +133,36 @@ pub(crate) fn refusal_of<T>(dialled: Result<(Client, T), tungstenite::Error>) ->
             body: String::from_utf8(response.body().clone().unwrap_or_default()).unwrap(),
         },
         other => panic!("to be refused, but {:?}", other.map(|_| "let in")),
+    }
+}
+
+impl Server {
+    pub(crate) async fn client(&self) -> Client {
+        let (mut client, _) = self.dial(&[]).await.expect("to be let in");
+        let welcome = client.next().await;
+        assert_eq!(welcome["type"], "welcome", "welcome comes first");
+        client.id = welcome["client"].as_str().unwrap().to_owned();
+        client
+    }
+
+    pub(crate) async fn clients(&self, count: usize) -> Vec<Client> {
+        let mut clients = Vec::new();
+        for _ in 0..count {
+            clients.push(self.client().await);
+        }
+        clients
+    }
+
+    /// Shakes hands, with these headers too.
+    pub(crate) async fn dial(
+        &self,
+        headers: &[(&'static str, &str)],
+    ) -> Result<(Client, Response<Option<Vec<u8>>>), tungstenite::Error> {
+        dial(&self.ws_url(), headers).await
+    }
+
+    /// How a handshake was refused: the status, `Retry-After`, and the body.
+    pub(crate) async fn refusal(&self, headers: &[(&'static str, &str)]) -> Answer {
+        refusal_of(self.dial(headers).await)
     }
 }

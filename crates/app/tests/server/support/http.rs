@@ -7,7 +7,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::{Answer, Server, soon};
+use super::{Answer, Server, soon, until};
 
 impl Server {
     /// One HTTP request on a connection of its own.
@@ -61,12 +61,10 @@ impl Server {
         metric(&self.get("/metrics").await.body, name)
     }
 
-    /// Waits until the server has so many clients: a connection that has ended is counted for a moment longer.
+    /// Waits until the server has this number of clients: a connection that has ended is counted for a moment longer.
     pub(crate) async fn has_clients(&self, count: usize) {
-        soon(&format!("{count} clients"), async {
-            while self.get("/health/ready").await.json()["clients"] != count {}
-        })
-        .await;
+        let has_them = async || self.get("/health/ready").await.json()["clients"] == count;
+        until(&format!("{count} clients"), has_them).await;
     }
 
     /// Publishes texts of 60,000 letters until more than this many bytes of them wait in the server for a

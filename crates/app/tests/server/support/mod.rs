@@ -12,6 +12,8 @@ mod program;
 mod proxy;
 mod room;
 mod server;
+mod start;
+mod websocket;
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -31,17 +33,21 @@ pub(crate) use program::{folder_for_programs, install_script, install_server, in
 pub(crate) use proxy::{Api, Proxy, Software};
 pub(crate) use room::Room;
 pub(crate) use rustix::process::Signal;
-pub(crate) use server::{Ended, Server, Start, adopt_orphans};
+pub(crate) use server::{Server, adopt_orphans};
+pub(crate) use start::{Ended, Start};
 use tempfile::TempDir;
 use tokio::{
-    io::AsyncReadExt,
     net::{TcpSocket, TcpStream},
     time::timeout,
 };
+pub(crate) use websocket::{
+    ACCEPT, CLOSE, HANDSHAKE, KEY, VERSION, frame_length, handshake, handshake_with, masked_frame,
+    read_frame, read_to_close, text_frame,
+};
 
-/// The longest that anything may take: a server that hangs fails its test, and none waits for ever. Far more
-/// than a busy machine needs, for a browser, too.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+/// The longest that one step of a test may take: a server that hangs fails its test, and no test waits without end.
+/// Far more than a busy machine needs, for a browser, too.
+pub(crate) const STEP_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Longest path of a folder that leaves room for the names of sockets in it: the path of a Unix socket has at
 /// most 107 bytes (unix(7)).
@@ -57,19 +63,19 @@ pub(crate) fn folder() -> TempDir {
     })
 }
 
-/// Waits until `is_so`, which no event tells of.
-pub(crate) async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+/// Waits until a condition is true, for conditions that no event reports.
+pub(crate) async fn until(what: &str, mut is_true: impl AsyncFnMut() -> bool) {
     soon(what, async {
-        while !is_so() {
+        while !is_true().await {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     })
     .await;
 }
 
-/// Waits for `what`, but not for ever.
+/// Waits for `future`, but no longer than [`STEP_TIMEOUT`].
 pub(crate) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
-    timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("{what}: nothing for {PATIENCE:?}"))
+    timeout(STEP_TIMEOUT, future).await.unwrap_or_else(|_| panic!("{what}: nothing for {STEP_TIMEOUT:?}"))
 }
 
 /// Tries up to ten times whether `attempt` takes no longer than `limit`: a machine may be busy for a while, but
@@ -107,14 +113,4 @@ pub(crate) async fn connect_one_of_many(server: SocketAddr, number: usize) -> Tc
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind((from, 0).into()).unwrap();
     socket.connect(server).await.unwrap()
-}
-
-/// Reads until what came ends with `close`, the end of a close frame.
-pub(crate) async fn read_to_close(stream: &mut TcpStream, close: &[u8]) -> Vec<u8> {
-    let mut got = Vec::new();
-    while !got.ends_with(close) {
-        let read = soon("a close frame", stream.read_buf(&mut got)).await.unwrap();
-        assert_ne!(read, 0, "the end came before the close: {:?}", &got[got.len().saturating_sub(40)..]);
-    }
-    got
 }
