@@ -3,6 +3,8 @@
 mod close_code;
 pub(crate) mod decoder;
 mod frame;
+#[cfg(test)]
+pub(crate) mod test_frames;
 
 pub use close_code::CloseReason;
 pub(crate) use decoder::{Decoder, DecoderLimits, Event};

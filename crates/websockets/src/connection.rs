@@ -1,43 +1,72 @@
-//! One client: plain data, and what happens to it. Which loop serves it, and when, is not its concern.
+//! The state machine of one WebSocket connection, over any stream that can be read and written.
+//!
+//! It makes one system call where it can and never blocks. When to read, when to write and when to give up is decided
+//! by the event loop that owns it: each action returns an [`Outcome`] that says what is left to do.
 
 mod input;
+#[cfg(test)]
+pub(crate) mod memory_stream;
 mod outbox;
 mod ping;
+mod state;
+#[cfg(test)]
+mod tests;
 
 use std::{
-    io::{ErrorKind, Write},
-    net::Shutdown,
+    io::{self, ErrorKind, Read, Write},
     time::Duration,
 };
 
 use bytes::Bytes;
 use lastcall_core::settings::ClientMessages;
-use mio::net::TcpStream;
-use serde::{Deserialize, Serialize};
 
+pub(crate) use self::{input::Readable, outbox::Outbox, ping::Ping, state::State};
 use crate::{
     admission::{Disconnect, Permit},
-    budget::Used,
     client_id::ClientId,
     codec::{CloseReason, Decoder, DecoderLimits, Frame},
-    snapshot::ConnectionState,
+    snapshot::ConnectionSnapshot,
 };
 
-pub(crate) use outbox::Outbox;
-pub(crate) use ping::Ping;
+/// What a connection needs of its TCP stream, which does not block.
+pub(crate) trait Stream: Read + Write {
+    /// Reads without taking the bytes from the stream (recv(2), `MSG_PEEK`).
+    ///
+    /// # Errors
+    /// Those of the system; `WouldBlock` when nothing has arrived.
+    fn peek(&self, buffer: &mut [u8]) -> io::Result<usize>;
 
-/// What all clients must keep to.
+    /// Ends the direction to the client (shutdown(2), `SHUT_WR`).
+    ///
+    /// # Errors
+    /// Those of the system.
+    fn shutdown_write(&self) -> io::Result<()>;
+}
+
+impl Stream for mio::net::TcpStream {
+    fn peek(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        Self::peek(self, buffer)
+    }
+
+    fn shutdown_write(&self) -> io::Result<()> {
+        self.shutdown(std::net::Shutdown::Write)
+    }
+}
+
+/// The settings that concern each connection.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ConnectionConfig {
     pub(crate) client_messages: ClientMessages,
+    /// Most bytes in one message from a client, its fragments together.
     pub(crate) max_message_size: usize,
+    /// Most bytes that may be queued for one client.
     pub(crate) max_queue: usize,
-    /// Whether there is a bound on texts that go to everyone.
-    pub(crate) texts_are_bounded: bool,
+    /// Whether the rate of published texts is limited.
+    pub(crate) limits_texts: bool,
 }
 
 impl ConnectionConfig {
-    /// Whether nothing is sent but echoes.
+    /// Returns true if each client gets back what it sends, and nothing else.
     pub(crate) fn is_echo(&self) -> bool {
         self.client_messages == ClientMessages::Echo
     }
@@ -47,113 +76,79 @@ impl ConnectionConfig {
     }
 }
 
-/// The state of a connection. The serialized names stay.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum State {
-    /// Messages go both ways (RFC 6455 §7.1: the connection is open).
-    #[default]
-    Open,
-    /// The server has sent a close frame and waits for the client's.
-    CloseSent,
-    /// The client has sent a close frame; ours is queued, and the connection ends once it is written.
-    #[serde(rename = "answering")]
-    CloseReceived,
-    /// The server has sent a close frame after input that it cannot decode. Later input is discarded until the client
-    /// closes the TCP connection, so that the close frame is not lost to a reset (RFC 6455 §7.1.1).
-    #[serde(rename = "deaf")]
-    Lingering,
-}
-
-/// What an action did to the connection.
+/// What the event loop must do after an action. The variants are ordered: of two outcomes, the greater one counts.
 #[must_use]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Outcome {
-    /// Nothing special.
+    /// Nothing.
     Unchanged,
-    /// More would wait for it than may: it is to be closed as a slow consumer.
+    /// More would be queued than `max_queue` allows: close the connection with [`CloseReason::SlowConsumer`].
     TooSlow,
-    /// It is closing now; it has `close_timeout` to finish.
+    /// A close frame was sent or queued: end the connection after `close_timeout`, if it has not ended by then.
     CloseStarted,
-    /// It ended.
+    /// The connection has ended: remove it.
     Ended(Disconnect),
 }
 
-/// Whether a socket may have more to read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Readable {
-    Maybe,
-    No,
-}
-
-/// One client.
+/// One connection.
 #[derive(Debug)]
-pub(crate) struct Connection {
-    pub(crate) stream: TcpStream,
+pub(crate) struct Connection<S> {
+    pub(crate) stream: S,
     pub(crate) id: ClientId,
-    /// What came of the last ping.
+    /// The last ping and its answer.
     pub(crate) ping: Ping,
-    /// Whether it stands in the loop's list of those to read from.
-    pub(crate) read_queued: bool,
-    /// Whether it is not to be read from for a while, as it said too much.
-    pub(crate) is_throttled: bool,
-    /// What it has used of the budget for texts.
-    pub(crate) used: Used,
-    /// What it sent behind its handshake, and is not handled yet.
-    early_input: Option<Box<Bytes>>,
-    /// Whether the kernel tells when the socket takes output again.
-    pub(crate) write_interest: bool,
-    /// Whether the kernel said that the client sends no more: the end is to be read, too.
+    /// Whether the client has shut down its direction of the TCP connection: read on until the end of the stream.
     pub(crate) peer_closed: bool,
     state: State,
-    /// Why it was closed, once it was.
+    /// Why the server closed it, if it did.
     close_reason: Option<CloseReason>,
+    /// Bytes that arrived right after the handshake's request and are not decoded yet.
+    early_input: Option<Box<Bytes>>,
     decoder: Decoder,
     outbox: Outbox,
     permit: Permit,
 }
 
-impl Connection {
-    pub(crate) fn new(stream: TcpStream, id: ClientId, permit: Permit) -> Self {
+impl<S: Stream> Connection<S> {
+    pub(crate) fn new(stream: S, id: ClientId, permit: Permit) -> Self {
         Self {
             stream,
             id,
             ping: Ping::default(),
-            read_queued: false,
-            is_throttled: false,
-            used: Used::default(),
-            early_input: None,
-            write_interest: false,
             peer_closed: false,
             state: State::Open,
             close_reason: None,
+            early_input: None,
             decoder: Decoder::default(),
             outbox: Outbox::default(),
             permit,
         }
     }
 
-    /// Goes on with a client of another process.
-    pub(crate) fn restore(stream: TcpStream, state: ConnectionState, permit: Permit) -> Self {
-        Self {
-            state: state.state,
-            ping: Ping::restore(state.heard, !state.outbox.is_empty()),
-            close_reason: state.close_reason,
-            decoder: state.decoder,
-            outbox: state.outbox,
-            ..Self::new(stream, state.id, permit)
-        }
+    /// Continues a connection of another process.
+    pub(crate) fn restore(stream: S, snapshot: ConnectionSnapshot, permit: Permit) -> Self {
+        let mut connection = Self {
+            state: snapshot.state,
+            ping: Ping::restore(snapshot.active_since_ping, !snapshot.outbox.is_empty()),
+            close_reason: snapshot.close_reason,
+            decoder: snapshot.decoder,
+            outbox: snapshot.outbox,
+            ..Self::new(stream, snapshot.id, permit)
+        };
+        connection.set_early_input(snapshot.early_input);
+        connection
     }
 
-    /// What another process needs to go on with this client; `cut_off_in`: how long it still has, if it is
-    /// being closed.
-    pub(crate) fn state(&self, cut_off_in: Option<Duration>) -> ConnectionState {
-        ConnectionState {
+    /// Returns what another process needs to continue this connection. `close_timeout` is the time that is left of
+    /// it, if the connection is closing.
+    pub(crate) fn snapshot(&self, close_timeout: Option<Duration>) -> ConnectionSnapshot {
+        ConnectionSnapshot {
             id: self.id,
             state: self.state,
             close_reason: self.close_reason,
-            cut_off_in_ms: cut_off_in.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
-            heard: self.ping == Ping::Answered,
+            close_timeout_in_ms: close_timeout
+                .map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
+            active_since_ping: self.ping == Ping::Answered,
             early_input: self.early_input.as_deref().cloned().unwrap_or_default(),
             decoder: self.decoder.clone(),
             outbox: self.outbox.clone(),
@@ -164,7 +159,7 @@ impl Connection {
         self.state == State::Open
     }
 
-    /// Bytes that wait for it.
+    /// Returns the number of bytes that are queued for the client.
     pub(crate) fn queued(&self) -> usize {
         self.outbox.len()
     }
@@ -173,47 +168,48 @@ impl Connection {
         !self.outbox.is_empty()
     }
 
-    /// Why the server closed it, if it did.
+    /// Returns why the server closed the connection, if it did.
     pub(crate) fn close_reason(&self) -> Option<CloseReason> {
         self.close_reason
     }
 
-    /// Ends the connection: its permit is free, its socket goes.
+    /// Releases the permit and closes the socket.
     pub(crate) fn finish(self, disconnect: Disconnect) {
         self.permit.release(disconnect);
     }
 
-    /// Sends the answer to the handshake, and the first frames behind it.
-    pub(crate) fn send_handshake(&mut self, answer: Vec<u8>, frames: &Bytes) -> Outcome {
-        let (answer, mut all) = (answer.len(), answer);
+    /// Writes the response to the handshake, and the first frames after it, in one system call.
+    pub(crate) fn send_handshake(&mut self, response: Vec<u8>, frames: &Bytes) -> Outcome {
+        let (response, mut all) = (response.len(), response);
         all.extend_from_slice(frames);
         loop {
             match self.stream.write(&all) {
-                Ok(written) if written >= answer => {
+                Ok(written) if written >= response => {
                     if written < all.len() {
-                        self.outbox.push(frames.clone(), written - answer);
+                        self.outbox.push(frames.clone(), written - response);
                     }
                     return Outcome::Unchanged;
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                // A new socket takes some kilobytes: this one is gone, or its client did not read an answer before.
+                // A new socket buffers several KiB. If it does not, the client is gone or never read an earlier
+                // response.
                 _ => return self.disconnected(),
             }
         }
     }
 
-    /// Sends whole frames: at once if the socket takes them, else they wait in the outbox, unless too much waits
-    /// there already.
-    pub(crate) fn send(&mut self, frames: &Bytes, rules: &ConnectionConfig) -> Outcome {
-        if self.is_open() && self.has_output() && self.outbox.len() + frames.len() > rules.max_queue {
+    /// Sends whole frames, or queues what the socket does not take. With too much in the queue already, it sends
+    /// nothing and returns [`Outcome::TooSlow`].
+    pub(crate) fn send(&mut self, frames: &Bytes, config: &ConnectionConfig) -> Outcome {
+        if self.is_open() && self.has_output() && self.outbox.len() + frames.len() > config.max_queue {
             return Outcome::TooSlow;
         }
         self.send_unbounded(frames)
     }
 
-    /// The same, however much waits. For the few frames that every client must get.
+    /// Sends whole frames like [`Connection::send`], however much is queued. For the few that every client must get.
     pub(crate) fn send_unbounded(&mut self, frames: &Bytes) -> Outcome {
-        if self.state != State::Open {
+        if !self.is_open() {
             return Outcome::Unchanged;
         }
         if self.has_output() {
@@ -232,10 +228,10 @@ impl Connection {
         }
     }
 
-    /// Starts the closing handshake, if it has not started. What waits, and then `notice`, is flushed before; for a
-    /// slow consumer, `notice` only.
+    /// Starts the closing handshake (RFC 6455 §7.1.2), unless it has started. What is queued is sent before the close
+    /// frame, and `notice` after that; for a slow consumer, only `notice`.
     pub(crate) fn close(&mut self, reason: CloseReason, notice: Option<&Frame>) -> Outcome {
-        if self.state != State::Open {
+        if !self.is_open() {
             return Outcome::Unchanged;
         }
         self.close_reason = Some(reason);
@@ -245,20 +241,20 @@ impl Connection {
         if let Some(notice) = notice {
             self.outbox.push(notice.bytes().clone(), 0);
         }
-        self.state = if reason.breaks_the_stream() { State::Lingering } else { State::CloseSent };
+        self.state = if reason.discards_input() { State::Lingering } else { State::CloseSent };
         self.send_close_frame(&Frame::close(Some((reason.code(), reason.reason()))))
     }
 
-    /// Queues a close frame, after which nothing is sent.
+    /// Sends or queues a close frame, the last frame of a connection.
     fn send_close_frame(&mut self, frame: &Frame) -> Outcome {
         self.outbox.push(frame.bytes().clone(), 0);
         Outcome::CloseStarted.max(self.flush())
     }
 
-    /// Writes what waits, as far as the socket takes it.
+    /// Writes what is queued, as far as the socket takes it.
     pub(crate) fn flush(&mut self) -> Outcome {
         let before = self.outbox.len();
-        if self.outbox.flush(&self.stream).is_err() {
+        if self.outbox.flush(&mut self.stream).is_err() {
             return self.disconnected();
         }
         if self.outbox.len() < before {
@@ -269,7 +265,7 @@ impl Connection {
         }
         match self.state {
             State::CloseReceived => Outcome::Ended(Disconnect::ByClient),
-            State::Lingering => match self.stream.shutdown(Shutdown::Write) {
+            State::Lingering => match self.stream.shutdown_write() {
                 Ok(()) => Outcome::Unchanged,
                 Err(_) => self.disconnected(),
             },
@@ -277,7 +273,7 @@ impl Connection {
         }
     }
 
-    /// The TCP connection is gone, or as good as gone.
+    /// Returns the outcome for a TCP connection that has failed, has ended, or must be treated so.
     pub(crate) fn disconnected(&self) -> Outcome {
         Outcome::Ended(match self.state {
             State::Open | State::CloseReceived => Disconnect::ByClient,

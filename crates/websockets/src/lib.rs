@@ -23,13 +23,14 @@ mod stats;
 pub use admission::{AdmissionState, AdmitError, ConnectionCounts, Permit};
 pub use client_id::ClientId;
 pub use codec::{CloseReason, Frame};
+pub use event_loop::HeartbeatConfig;
 pub use handshake::Handshake;
 pub use manager::{ConnectionManager, ManagerConfig};
 pub use notice::ShutdownNotice;
 pub use notifier::{Notifier, NotifierState};
 pub use protocol::{BROADCAST, NotificationSource, ServerMessage};
 pub use shutdown::{DrainEnd, GracefulShutdown, Summary};
-pub use snapshot::{ConnectionState, Frozen, ManagerState};
+pub use snapshot::{ConnectionSnapshot, Frozen, ManagerSnapshot};
 pub use stats::{Histogram, Stats};
 
 /// The decoder, for the fuzzer only: it is no part of the interface.

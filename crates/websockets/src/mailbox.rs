@@ -22,7 +22,7 @@ use crate::{
     codec::{CloseReason, Frame},
     handshake::Handshake,
     notice::ShutdownNotice,
-    snapshot::{ConnectionState, FrozenLoop},
+    snapshot::{ConnectionSnapshot, FrozenLoop},
     stats::Stats,
 };
 
@@ -52,7 +52,7 @@ pub(crate) enum ConnectionSource {
     /// It made its handshake here.
     Handshake(ClientId, Handshake),
     /// Another process served it until now.
-    Handover(Box<ConnectionState>),
+    Handover(Box<ConnectionSnapshot>),
 }
 
 /// What a loop does for all of its clients, in order.

@@ -21,12 +21,12 @@ use crate::{
     client_id::ClientId,
     codec::CloseReason,
     connection::ConnectionConfig,
-    event_loop::{EventLoop, LoopConfig},
+    event_loop::{EventLoop, HeartbeatConfig, LoopConfig},
     handshake::Handshake,
     mailbox::{ConnectionSource, LoopCommand, Mailboxes, NewConnection},
     notice::ShutdownNotice,
     protocol::ServerMessage,
-    snapshot::{ConnectionState, Frozen, ManagerState, ReadsPaused},
+    snapshot::{ConnectionSnapshot, Frozen, ManagerSnapshot, ReadsPaused},
     stats::Stats,
 };
 
@@ -63,7 +63,7 @@ impl From<&Settings> for ManagerConfig {
                 client_messages: settings.client_messages,
                 max_message_size: settings.max_message_size,
                 max_queue: settings.max_queue,
-                texts_are_bounded: is_broadcast && rates.are_bounded(),
+                limits_texts: is_broadcast && rates.are_bounded(),
             },
             rates,
         }
@@ -115,10 +115,10 @@ impl ConnectionManager {
             let setup = LoopConfig {
                 index,
                 poll,
-                rules: config.rules,
+                connection: config.rules,
                 budget: Arc::clone(&budget),
                 close_timeout: config.close_timeout,
-                heartbeat: config.heartbeat,
+                heartbeat: config.heartbeat.map(|(interval, timeout)| HeartbeatConfig { interval, timeout }),
             };
             let event_loop = EventLoop::new(setup, Arc::clone(&mailboxes));
             let failed = manager.inner.failed.clone();
@@ -170,17 +170,12 @@ impl ConnectionManager {
     }
 
     /// Goes on with clients of another process, whose sockets this one has from now on.
-    pub fn restore(&self, state: ManagerState, clients: Vec<(OwnedFd, ConnectionState)>) {
-        let ManagerState { stats, left, closed, cut } = state;
+    pub fn restore(&self, state: ManagerSnapshot, clients: Vec<(OwnedFd, ConnectionSnapshot)>) {
+        let ManagerSnapshot { stats, by_client, by_server, forced } = state;
         // Set once: a process takes over once, at its start.
         let _ = self.inner.previous_stats.set(stats);
         let permits = self.inner.admission.restore(
-            ConnectionCounts {
-                by_client: left,
-                by_server: closed,
-                forced: cut,
-                ..ConnectionCounts::default()
-            },
+            ConnectionCounts { by_client, by_server, forced, ..ConnectionCounts::default() },
             clients.len(),
         );
         for ((socket, state), permit) in clients.into_iter().zip(permits) {
@@ -214,7 +209,7 @@ impl ConnectionManager {
             loops: frozen,
             previous_stats: self.inner.previous_stats.get().cloned().unwrap_or_default(),
             counts: self.counts(),
-            _quiet: quiet,
+            _reads_paused: quiet,
         })
     }
 

@@ -1,8 +1,9 @@
-//! What a handover needs of the connections: the event loops stopped, and each connection's state as plain data.
+//! What a handover needs of the connections: the event loops stopped, and their connections as plain data.
 
-mod freeze;
-mod state;
+mod connection;
+mod frozen;
+mod frozen_loop;
+mod manager;
 
-pub use freeze::Frozen;
-pub(crate) use freeze::{FrozenLoop, ReadsPaused};
-pub use state::{ConnectionState, ManagerState};
+pub use self::{connection::ConnectionSnapshot, frozen::Frozen, manager::ManagerSnapshot};
+pub(crate) use self::{frozen::ReadsPaused, frozen_loop::FrozenLoop};

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use lastcall_core::settings::Settings;
 use lastcall_endpoints::{IdleConnection, ListenerState, RefusalCounts, UpgradeStats};
 use lastcall_handover::{Committed, ControlSocket, FramedStream, HandoverReceiver, Serving};
-use lastcall_websockets::{ConnectionManager, ConnectionState};
+use lastcall_websockets::{ConnectionManager, ConnectionSnapshot};
 use tokio::{
     net::{TcpListener, TcpStream},
     task::spawn_blocking,
@@ -62,7 +62,7 @@ impl IncomingHandover {
         let room = settings.max_connections;
         let old = self.receiver.old().clone();
         let received = spawn_blocking(move || {
-            self.receiver.receive::<ServerState, ConnectionState>(room, RECEIVE_TIMEOUT)
+            self.receiver.receive::<ServerState, ConnectionSnapshot>(room, RECEIVE_TIMEOUT)
         });
         let mut received = received.await??;
         // Whatever can fail must fail before the commit.

@@ -331,7 +331,7 @@ impl Handover {
             }
         };
         let state = ServerState {
-            manager: frozen.manager_state(),
+            manager: frozen.manager(),
             notifier: suspended.notifier,
             control: identity,
             activated: self.activated,
@@ -425,7 +425,7 @@ fn send(
         idle: suspended.http.idle.iter().map(|connection| connection.stream.as_fd()).collect(),
     };
     let descriptors = descriptors.into_order();
-    let clients = frozen.states().map(|(socket, state)| {
+    let clients = frozen.connections().map(|(socket, state)| {
         let size = state.size();
         (socket, state, size)
     });

@@ -5,7 +5,7 @@ use anyhow::Context;
 use bytes::Bytes;
 use lastcall_endpoints::RefusalCounts;
 use lastcall_handover::FileIdentity;
-use lastcall_websockets::{ManagerState, NotifierState};
+use lastcall_websockets::{ManagerSnapshot, NotifierState};
 use serde::{Deserialize, Serialize};
 
 /// The state of the server. Other builds read it too: fields that they do not know are ignored, those that are
@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub(super) struct ServerState {
-    pub(super) manager: ManagerState,
+    pub(super) manager: ManagerSnapshot,
     pub(super) notifier: NotifierState,
     /// The control socket, if its descriptor is sent.
     pub(super) control: Option<FileIdentity>,

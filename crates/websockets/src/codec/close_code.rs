@@ -1,22 +1,23 @@
-//! Why a connection ends: the close codes of RFC 6455 §7.4 and the IANA registry that this server sends.
+//! Close codes (RFC 6455 §7.4 and the IANA registry): those that this server sends, and those that a client may send.
 
 use serde::{Deserialize, Serialize};
 
-/// A close code and its reason, in plain words, as they go to the client.
+/// Why the server closes a connection: a close code, and a reason for people.
 ///
-/// What a client should make of each stands in `docs/protocol.md`, "Close codes".
+/// What a client should do after each is in `docs/protocol.md`, "Close codes".
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CloseReason {
-    /// 1002: the client broke the protocol. How, another process does not learn: the client has been told.
+    /// 1002: the client violated the protocol. The text is not handed over to a new process; the client has received
+    /// it already.
     ProtocolError(#[serde(skip)] &'static str),
-    /// 1003: binary where text is expected.
+    /// 1003: a binary message where text is expected.
     UnsupportedData,
     /// 1007: a text that is not UTF-8.
     InvalidUtf8,
-    /// 1008: more waits for the client than `max_queue` allows.
+    /// 1008: more bytes would be queued for the client than `max_queue` allows.
     SlowConsumer,
-    /// 1008: no pong in time.
+    /// 1008: no answer to a ping within `pong_timeout`.
     Idle,
     /// 1009: a message over `max_message_size`.
     MessageTooBig,
@@ -25,7 +26,7 @@ pub enum CloseReason {
 }
 
 impl CloseReason {
-    /// The status code of the close frame.
+    /// Returns the status code of the close frame.
     pub fn code(self) -> u16 {
         match self {
             Self::ProtocolError(_) => 1002,
@@ -37,7 +38,7 @@ impl CloseReason {
         }
     }
 
-    /// A name for programs, such as a label of a metric.
+    /// Returns a stable name for programs, such as the label of a metric.
     pub fn name(self) -> &'static str {
         match self {
             Self::ProtocolError(_) => "protocol_error",
@@ -50,7 +51,7 @@ impl CloseReason {
         }
     }
 
-    /// The reason in the close frame: words for people, at most 123 bytes (RFC 6455 §5.5).
+    /// Returns the reason in the close frame: text for people, at most 123 bytes (RFC 6455 §5.5).
     pub fn reason(self) -> &'static str {
         match self {
             Self::ProtocolError(what) => what,
@@ -63,8 +64,8 @@ impl CloseReason {
         }
     }
 
-    /// Whether what the client sends from here on can no longer be understood.
-    pub(crate) fn breaks_the_stream(self) -> bool {
+    /// Returns true if the stream is out of sync afterwards, so that later input must be discarded.
+    pub(crate) fn discards_input(self) -> bool {
         match self {
             Self::ProtocolError(_) | Self::UnsupportedData | Self::InvalidUtf8 | Self::MessageTooBig => true,
             Self::SlowConsumer | Self::Idle | Self::ServiceRestart => false,
@@ -72,7 +73,7 @@ impl CloseReason {
     }
 }
 
-/// Whether an endpoint may put `code` into a close frame (RFC 6455 §7.4 and the codes registered since).
+/// Returns true if an endpoint may put `code` into a close frame (RFC 6455 §7.4 and the codes registered since).
 pub(crate) fn is_valid_code(code: u16) -> bool {
     matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999)
 }

@@ -1,14 +1,14 @@
-//! What a client sends, and what is made of it.
+//! The reading half of a connection: bytes from the client, and what follows from them.
 
 use std::{
-    io::{self, ErrorKind, Read},
+    io::{self, ErrorKind},
     ops::ControlFlow,
 };
 
 use bytes::Bytes;
 use lastcall_core::settings::ClientMessages;
 
-use super::{Connection, ConnectionConfig, Outcome, Readable, State};
+use super::{Connection, ConnectionConfig, Outcome, State, Stream};
 use crate::{
     admission::Disconnect,
     client_id::ClientId,
@@ -17,21 +17,25 @@ use crate::{
     stats::Stats,
 };
 
-/// Most bytes of one read from a client whose texts go to everyone, when there is a bound on these: what comes of one
-/// read must be little. In the worst case, which is empty texts, each 6 bytes become 150.
-const BOUNDED_READ: usize = 512;
+/// Most bytes of one read while the rate of published texts is limited: the rate is checked after each read, so one
+/// read must not bring much. The worst case are empty texts: 6 bytes become a message of 150.
+const LIMITED_READ: usize = 512;
 
-impl Connection {
-    /// Takes what the client sent behind its handshake, to be read before what its socket has.
+/// Whether a stream may have more to read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Readable {
+    Maybe,
+    /// Nothing until the next readiness event.
+    No,
+}
+
+impl<S: Stream> Connection<S> {
+    /// Sets the bytes that arrived right after the handshake's request. They are read before those of the stream.
     pub(crate) fn set_early_input(&mut self, input: Bytes) {
         self.early_input = Some(input).filter(|input| !input.is_empty()).map(Box::new);
     }
 
-    pub(crate) fn take_early_input(&mut self) -> Option<Bytes> {
-        self.early_input.take().map(|input| *input)
-    }
-
-    /// Whether something of the client, its end included, is there to be read.
+    /// Returns true if input has arrived, or the end of the stream or an error that is to be read.
     pub(crate) fn has_input(&self) -> bool {
         if self.early_input.is_some() {
             return true;
@@ -40,38 +44,43 @@ impl Connection {
         !self.stream.peek(&mut [0]).is_err_and(|error| nothing(&error))
     }
 
-    /// Most bytes to be read at once. The rest of a frame is one message at most.
-    fn most_to_read(&self, rules: &ConnectionConfig) -> usize {
-        let bounded = rules.texts_are_bounded && self.is_open();
-        if bounded { BOUNDED_READ.max(self.decoder.rest_of_frame()) } else { usize::MAX }
+    /// Returns true if bytes are left from the handshake.
+    pub(crate) fn has_early_input(&self) -> bool {
+        self.early_input.is_some()
     }
 
-    /// Reads once, up to the size of `buffer`. Texts to be passed on go to `on_text`.
+    /// Returns the most bytes to read at once. The rest of a frame may be read at once, as it is one message at most.
+    fn read_limit(&self, config: &ConnectionConfig) -> usize {
+        let is_limited = config.limits_texts && self.is_open();
+        if is_limited { LIMITED_READ.max(self.decoder.rest_of_frame()) } else { usize::MAX }
+    }
+
+    /// Reads once, at most the size of `buffer`, and handles what was read. Texts to be published go to `on_text`.
     pub(crate) fn read(
         &mut self,
         buffer: &mut [u8],
-        rules: &ConnectionConfig,
+        config: &ConnectionConfig,
         stats: &mut Stats,
         on_text: impl FnMut(ClientId, &str),
     ) -> (Outcome, Readable) {
-        if self.is_backpressured(rules) {
+        if self.is_backpressured(config) {
             return (Outcome::Unchanged, Readable::No);
         }
-        let most = self.most_to_read(rules);
-        if let Some(mut input) = self.take_early_input() {
-            let mut first = Vec::from(input.split_to(most.min(input.len())));
-            self.set_early_input(input);
-            return (self.receive(&mut first, rules, stats, on_text), Readable::Maybe);
+        let limit = self.read_limit(config);
+        if let Some(mut input) = self.early_input.take() {
+            let mut first = Vec::from(input.split_to(limit.min(input.len())));
+            self.set_early_input(*input);
+            return (self.receive(&mut first, config, stats, on_text), Readable::Maybe);
         }
-        let most = most.min(buffer.len());
-        let buffer = &mut buffer[..most];
+        let limit = limit.min(buffer.len());
+        let buffer = &mut buffer[..limit];
         match self.stream.read(buffer) {
             Ok(0) => (self.disconnected(), Readable::No),
             Ok(n) => {
-                // A short read has emptied the socket (epoll(7), question 9), unless the end follows.
+                // A short read has emptied the socket (epoll(7), question 9), unless the end of the stream follows.
                 let readable =
                     if n < buffer.len() && !self.peer_closed { Readable::No } else { Readable::Maybe };
-                (self.receive(&mut buffer[..n], rules, stats, on_text), readable)
+                (self.receive(&mut buffer[..n], config, stats, on_text), readable)
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => (Outcome::Unchanged, Readable::No),
             Err(error) if error.kind() == ErrorKind::Interrupted => (Outcome::Unchanged, Readable::Maybe),
@@ -79,16 +88,16 @@ impl Connection {
         }
     }
 
-    /// Who does not read its echoes is not read from: TCP then holds it back.
-    fn is_backpressured(&self, rules: &ConnectionConfig) -> bool {
-        rules.is_echo() && self.state == State::Open && self.has_output()
+    /// Returns true if the client must read its echoes before it is read from again. TCP then slows it down.
+    fn is_backpressured(&self, config: &ConnectionConfig) -> bool {
+        config.is_echo() && self.is_open() && self.has_output()
     }
 
-    /// Handles bytes that the client sent.
-    pub(crate) fn receive(
+    /// Handles bytes from the client.
+    fn receive(
         &mut self,
         input: &mut [u8],
-        rules: &ConnectionConfig,
+        config: &ConnectionConfig,
         stats: &mut Stats,
         mut on_text: impl FnMut(ClientId, &str),
     ) -> Outcome {
@@ -99,9 +108,9 @@ impl Connection {
         }
         let mut decoder = std::mem::take(&mut self.decoder);
         let mut outcome = Outcome::Unchanged;
-        let result = decoder.decode(input, rules.decoder_limits(), |event| {
+        let result = decoder.decode(input, config.decoder_limits(), |event| {
             stats.messages_received += u64::from(matches!(event, Event::Text(_) | Event::Binary(_)));
-            outcome = outcome.max(self.handle(event, rules, &mut on_text));
+            outcome = outcome.max(self.handle(event, config, &mut on_text));
             match (outcome, self.state) {
                 (Outcome::Ended(_), _) | (_, State::CloseReceived) => ControlFlow::Break(()),
                 _ => ControlFlow::Continue(()),
@@ -110,39 +119,39 @@ impl Connection {
         self.decoder = decoder;
         match result {
             Ok(()) => outcome,
-            Err(reason) => outcome.max(self.reject(reason, rules)),
+            Err(reason) => outcome.max(self.reject(reason, config)),
         }
     }
 
     fn handle(
         &mut self,
         event: Event<'_>,
-        rules: &ConnectionConfig,
+        config: &ConnectionConfig,
         on_text: &mut impl FnMut(ClientId, &str),
     ) -> Outcome {
         match (self.state, event) {
-            (State::Open, Event::Text(text)) => match rules.client_messages {
+            (State::Open, Event::Text(text)) => match config.client_messages {
                 ClientMessages::Broadcast => {
                     on_text(self.id, text);
                     Outcome::Unchanged
                 }
                 ClientMessages::Ignore => Outcome::Unchanged,
-                ClientMessages::Echo => self.send(Frame::text(text).bytes(), rules),
+                ClientMessages::Echo => self.send(Frame::text(text).bytes(), config),
             },
-            (State::Open, Event::Binary(payload)) => self.send(Frame::binary(payload).bytes(), rules),
-            (State::Open, Event::Ping(payload)) => self.send(Frame::pong(payload).bytes(), rules),
+            (State::Open, Event::Binary(payload)) => self.send(Frame::binary(payload).bytes(), config),
+            (State::Open, Event::Ping(payload)) => self.send(Frame::pong(payload).bytes(), config),
             (State::Open, Event::Close(status)) => {
                 self.state = State::CloseReceived;
                 self.send_close_frame(&Frame::close(status.map(|(code, _)| (code, ""))))
             }
             (State::CloseSent, Event::Close(_)) => Outcome::Ended(Disconnect::ByServer),
-            // After a close frame, nothing counts but the other side's (RFC 6455 §5.5.1).
+            // After our close frame, only the client's counts (RFC 6455 §5.5.1).
             _ => Outcome::Unchanged,
         }
     }
 
-    /// What came cannot be accepted.
-    fn reject(&mut self, reason: CloseReason, rules: &ConnectionConfig) -> Outcome {
+    /// Closes the connection after input that is not acceptable.
+    fn reject(&mut self, reason: CloseReason, config: &ConnectionConfig) -> Outcome {
         if self.state == State::CloseSent {
             return self.disconnected();
         }
@@ -151,7 +160,7 @@ impl Connection {
                 code: "unsupported_data",
                 message: "Binary messages are not accepted; send text.",
             };
-            self.send(error.frame().bytes(), rules)
+            self.send(error.frame().bytes(), config)
         } else {
             Outcome::Unchanged
         };

@@ -1,5 +1,4 @@
-//! The bytes that a client's socket would not take yet. A client that keeps up has none, and costs one
-//! pointer.
+//! The bytes that a client's socket has not taken yet. An empty outbox costs one pointer.
 
 use std::{
     collections::VecDeque,
@@ -11,12 +10,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::codec::next_boundary;
 
-/// Chunks handed to the kernel in one call.
-const MOST_SLICES: usize = 16;
+/// Most chunks in one call of writev(2).
+const MAX_SLICES: usize = 16;
 
-/// What waits for one client, in order. Its chunks are shared with other clients, not copied.
+/// What is queued for one client, in order. Its chunks are shared with other clients, not copied.
 ///
-/// Plain data: it can be written down and read by another process, of another version too.
+/// Plain data: it is serialized for the new process, which may be another build. The serialized names stay.
 #[derive(Debug, Default, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct Outbox {
@@ -25,40 +24,39 @@ pub(crate) struct Outbox {
 }
 
 #[derive(Debug, Default, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(try_from = "Written")]
+#[serde(try_from = "UncheckedQueue")]
 struct Queue {
-    /// Each holds whole frames; the first may have been written in part.
+    /// Each holds whole frames. Never empty; the first chunk may have been written in part.
     chunks: VecDeque<Bytes>,
-    /// Bytes of the first chunk that are written.
+    /// Bytes of the first chunk that are written; fewer than it has.
     written: usize,
-    /// Bytes that wait.
+    /// Bytes of all chunks that are not written.
     waiting: usize,
 }
 
-/// A queue as another process wrote it down. What contradicts itself is refused: then nothing is handed over, and
-/// that process goes on.
+/// A queue from another process. If it contradicts itself, the handover fails and the old process continues.
 #[derive(Default, Deserialize)]
 #[serde(default)]
-struct Written {
+struct UncheckedQueue {
     chunks: VecDeque<Bytes>,
     written: usize,
 }
 
-/// A queue that cannot be one.
+/// The reason why a queue from another process is refused.
 #[derive(Debug, thiserror::Error)]
-#[error("a queue of output has {written} of the {first} bytes written that its first chunk has")]
-struct Contradiction {
+#[error("invalid output queue: {written} bytes of the first chunk are written, which has {first}")]
+struct InvalidQueue {
     written: usize,
     first: usize,
 }
 
-impl TryFrom<Written> for Queue {
-    type Error = Contradiction;
+impl TryFrom<UncheckedQueue> for Queue {
+    type Error = InvalidQueue;
 
-    fn try_from(Written { chunks, written }: Written) -> Result<Self, Contradiction> {
+    fn try_from(UncheckedQueue { chunks, written }: UncheckedQueue) -> Result<Self, InvalidQueue> {
         let first = chunks.front().map_or(0, Bytes::len);
         if written >= first {
-            return Err(Contradiction { written, first });
+            return Err(InvalidQueue { written, first });
         }
         let all: usize = chunks.iter().map(Bytes::len).sum();
         Ok(Self { waiting: all - written, chunks, written })
@@ -70,12 +68,13 @@ impl Outbox {
         self.queue.is_none()
     }
 
-    /// Bytes that wait.
+    /// Returns the number of bytes that are queued.
     pub(crate) fn len(&self) -> usize {
         self.queue.as_ref().map_or(0, |queue| queue.waiting)
     }
 
-    /// Adds whole frames, of which the socket took `written` bytes already (only when nothing waits).
+    /// Queues whole frames. The socket has taken their first `written` bytes already, which is only possible when
+    /// nothing else is queued.
     pub(crate) fn push(&mut self, frames: Bytes, written: usize) {
         let queue = self.queue.get_or_insert_default();
         debug_assert!(written == 0 || queue.chunks.is_empty());
@@ -84,12 +83,15 @@ impl Outbox {
         queue.chunks.push_back(frames);
     }
 
-    /// Writes until nothing waits or `socket` takes no more.
+    /// Writes until nothing is queued or `socket` would block.
+    ///
+    /// # Errors
+    /// Those of `socket`, except `WouldBlock` and `Interrupted`.
     pub(crate) fn flush(&mut self, mut socket: impl Write) -> io::Result<()> {
         while let Some(queue) = &mut self.queue {
-            let mut slices = [IoSlice::new(&[]); MOST_SLICES];
+            let mut slices = [IoSlice::new(&[]); MAX_SLICES];
             let mut skip = queue.written;
-            let chunks = queue.chunks.len().min(MOST_SLICES);
+            let chunks = queue.chunks.len().min(MAX_SLICES);
             for (slice, chunk) in slices.iter_mut().zip(&queue.chunks) {
                 *slice = IoSlice::new(&chunk[skip..]);
                 skip = 0;
@@ -97,7 +99,7 @@ impl Outbox {
             match socket.write_vectored(&slices[..chunks]) {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
                 Ok(n) => {
-                    if queue.wrote(n) {
+                    if queue.advance(n) {
                         self.queue = None;
                     }
                 }
@@ -109,11 +111,11 @@ impl Outbox {
         Ok(())
     }
 
-    /// Drops what waits, except the rest of a frame that is on its way: a close frame may follow it.
+    /// Drops what is queued, except the rest of a frame that is written in part, so that a close frame may follow.
     pub(crate) fn truncate_to_partial_frame(&mut self) {
         let Some(queue) = &mut self.queue else { return };
         let rest = queue.chunks.front().map(|chunk| {
-            // A chunk from another process may not hold whole frames: then all of it is kept.
+            // A chunk from another process may not consist of whole frames: then all of it is kept.
             let end = next_boundary(chunk, queue.written).clamp(queue.written, chunk.len());
             chunk.slice(queue.written..end)
         });
@@ -125,8 +127,8 @@ impl Outbox {
 }
 
 impl Queue {
-    /// Notes that `n` bytes went; whether nothing is left.
-    fn wrote(&mut self, n: usize) -> bool {
+    /// Records that `n` bytes were written. Returns true if nothing is left.
+    fn advance(&mut self, n: usize) -> bool {
         self.waiting -= n;
         self.written += n;
         while let Some(chunk) = self.chunks.front() {
@@ -143,68 +145,63 @@ impl Queue {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::codec::Frame;
-
-    /// Takes `room` bytes, then would block.
-    struct Socket {
-        taken: Vec<u8>,
-        room: usize,
-    }
-
-    impl Write for Socket {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            let n = bytes.len().min(self.room);
-            if n == 0 {
-                return Err(ErrorKind::WouldBlock.into());
-            }
-            self.room -= n;
-            self.taken.extend(&bytes[..n]);
-            Ok(n)
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
+    use crate::{codec::Frame, connection::memory_stream::MemoryStream};
 
     fn text(n: usize) -> Bytes {
         Frame::text(&n.to_string().repeat(n)).bytes().clone()
     }
 
     #[test]
-    fn all_goes_in_order_whatever_the_socket_takes_at_a_time() {
+    fn the_queue_is_written_in_order_whatever_the_socket_takes_at_a_time() {
         let expected: Vec<u8> = (1..40).flat_map(|n| text(n).to_vec()).collect();
-        for room in 1..60 {
+        for capacity in 1..60 {
             let mut outbox = Outbox::default();
-            let mut socket = Socket { taken: Vec::new(), room: 0 };
+            let mut socket = MemoryStream::default();
             for n in 1..40 {
                 outbox.push(text(n), 0);
             }
             assert_eq!(outbox.len(), expected.len());
             while !outbox.is_empty() {
-                socket.room = room;
+                socket.capacity = capacity;
                 outbox.flush(&mut socket).unwrap();
-                assert_eq!(outbox.len() + socket.taken.len(), expected.len());
+                assert_eq!(outbox.len() + socket.written.len(), expected.len());
             }
-            assert_eq!(socket.taken, expected, "room for {room} at a time");
+            assert_eq!(socket.written, expected, "{capacity} bytes at a time");
         }
     }
 
     #[test]
-    fn a_started_frame_is_finished_and_the_rest_dropped() {
-        for room in 0..40 {
+    fn a_partial_frame_is_completed_and_the_rest_dropped() {
+        for capacity in 0..40 {
             let mut outbox = Outbox::default();
-            let mut socket = Socket { taken: Vec::new(), room };
+            let mut socket = MemoryStream { capacity, ..MemoryStream::default() };
             let chunk: Vec<u8> = [text(5), text(7)].concat();
             outbox.push(chunk.into(), 0);
             outbox.push(text(9), 0);
             outbox.flush(&mut socket).unwrap();
             outbox.truncate_to_partial_frame();
-            socket.room = 1000;
+            socket.capacity = 1000;
             outbox.flush(&mut socket).unwrap();
             let ends = [0, 7, 16, 27];
             assert!(outbox.is_empty());
-            assert_eq!(socket.taken.len(), *ends.iter().find(|end| **end >= room.min(27)).unwrap());
+            assert_eq!(socket.written.len(), *ends.iter().find(|end| **end >= capacity.min(27)).unwrap());
         }
+    }
+
+    #[test]
+    fn a_socket_that_takes_nothing_without_blocking_is_an_error() {
+        struct Zero;
+        impl Write for Zero {
+            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+                Ok(0)
+            }
+
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let mut outbox = Outbox::default();
+        outbox.push(text(1), 0);
+        assert_eq!(outbox.flush(Zero).unwrap_err().kind(), ErrorKind::WriteZero);
     }
 }

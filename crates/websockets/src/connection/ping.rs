@@ -1,34 +1,34 @@
-//! What came of the last ping to one client.
+//! The last ping to one client, and its answer.
 
-/// A ping and its answer. Whatever a client sends counts as an answer, but only what comes after the ping.
+/// The state of a ping. Any bytes from the client count as the answer, but only bytes that arrive after the ping.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ping {
-    /// Something came since, or there was no ping yet.
+    /// Something arrived since the ping, or no ping was sent yet.
     #[default]
     Answered,
-    /// The socket took it at once, and nothing came since.
+    /// The socket took the ping at once, and nothing arrived since.
     Sent,
-    /// It waits in the outbox: the client cannot answer yet.
+    /// The ping is in the outbox: the client cannot answer yet.
     Queued {
-        /// Whether the socket took output since the last check: then the client reads.
+        /// Whether the socket took output since the last check, which shows that the client reads.
         progress: bool,
     },
-    /// It has left the outbox, some time after the clients of its bucket were pinged. It is checked a round later,
-    /// so that its client has the whole time.
+    /// The ping has left the outbox some time after the other clients of its bucket were pinged. It is checked one
+    /// round later, so that the client has the full time to answer.
     SentLate,
 }
 
 impl Ping {
-    /// A ping that another process sent.
-    pub(crate) fn restore(answered: bool, is_queued: bool) -> Self {
-        match (answered, is_queued) {
+    /// Continues with the last ping of another process.
+    pub(crate) fn restore(answered: bool, has_output: bool) -> Self {
+        match (answered, has_output) {
             (true, _) => Self::Answered,
             (false, false) => Self::Sent,
             (false, true) => Self::Queued { progress: true },
         }
     }
 
-    /// The client is to be pinged now: whether a new ping is needed. If so, tell [`Ping::sent`].
+    /// Returns true if the client is to be pinged now that its turn has come. Then call [`Ping::sent`].
     pub(crate) fn is_needed(&mut self) -> bool {
         match self {
             Self::Answered | Self::Sent => true,
@@ -40,17 +40,17 @@ impl Ping {
         }
     }
 
-    /// A ping was sent; `is_queued`: the socket did not take it.
+    /// Records that a ping was sent, or queued if `is_queued`.
     pub(crate) fn sent(&mut self, is_queued: bool) {
         *self = if is_queued { Self::Queued { progress: true } } else { Self::Sent };
     }
 
-    /// The client sent something.
+    /// Records that bytes arrived from the client.
     pub(crate) fn answered(&mut self) {
         *self = Self::Answered;
     }
 
-    /// The socket took output that waited; `all`: nothing waits any more.
+    /// Records that the socket took queued output; `all`: nothing is queued any more.
     pub(crate) fn wrote(&mut self, all: bool) {
         if let Self::Queued { progress } = self {
             *progress = true;
@@ -60,7 +60,7 @@ impl Ping {
         }
     }
 
-    /// The time for the answer is over: whether it is missing.
+    /// Returns true if the answer is missing when the time for it is over.
     pub(crate) fn is_overdue(&mut self) -> bool {
         match self {
             Self::Answered | Self::SentLate => false,
@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ping_is_overdue_unless_something_came_since() {
+    fn a_ping_is_overdue_unless_bytes_arrived_since() {
         let mut ping = pinged(false);
         assert!(ping.is_overdue());
         ping.answered();
@@ -98,7 +98,7 @@ mod tests {
         for _ in 0..5 {
             ping.wrote(false);
             assert!(!ping.is_overdue());
-            assert!(!ping.is_needed(), "one waits already");
+            assert!(!ping.is_needed(), "one is queued already");
         }
         ping.wrote(true);
         assert!(!ping.is_overdue(), "it has not had its time");
@@ -109,12 +109,12 @@ mod tests {
     #[test]
     fn a_client_that_does_not_read_at_all_is_overdue_at_the_second_check() {
         let mut ping = pinged(true);
-        assert!(!ping.is_overdue(), "the queue may have moved when the ping came into it");
+        assert!(!ping.is_overdue(), "the queue may have moved when the ping was queued");
         assert!(ping.is_overdue());
     }
 
     #[test]
-    fn a_ping_that_another_process_sent_can_still_be_answered() {
+    fn a_ping_of_another_process_can_still_be_answered() {
         assert_eq!(Ping::restore(true, true), Ping::Answered);
         let mut ping = Ping::restore(false, false);
         assert!(ping.is_needed());

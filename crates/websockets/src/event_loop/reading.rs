@@ -1,136 +1,129 @@
-//! Reading: clients take turns, and what they say goes to the bus.
+//! Reading: clients take turns, and their texts go to the mailboxes of all loops.
 
-use std::{
-    cmp::Reverse,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use lastcall_core::settings::ClientMessages;
 use tracing::trace;
 
-use super::{EventLoop, SLICE};
+use super::{ConnectionKey, EventLoop};
 use crate::{connection::Readable, protocol::ServerMessage};
 
-/// Reads between two looks at the clock. A read that fills the buffer takes much longer than one of a message.
-const READS_PER_LOOK: usize = 8;
+/// Reads between two readings of the clock. A read that fills the buffer takes much longer than one of a message.
+const READS_PER_CLOCK_READ: usize = 8;
 
 impl EventLoop {
-    /// Whether what clients send can be passed on now.
+    /// Returns true if clients may be read from: what they send can be published now.
     pub(super) fn may_read(&self) -> bool {
         if self.reads_paused {
             return false;
         }
-        if self.config.rules.client_messages != ClientMessages::Broadcast {
+        if self.config.connection.client_messages != ClientMessages::Broadcast {
             return true;
         }
         self.mailboxes.has_capacity() && self.config.budget.wait(Instant::now()).is_none()
     }
 
-    /// When a client can be read from that cannot now, by the system's clock.
-    pub(super) fn next_read(&self) -> Option<Instant> {
-        if self.reads_paused {
+    /// Returns the time until the budget of all clients allows reads again, if any are queued.
+    pub(super) fn read_pause(&self) -> Option<Duration> {
+        if self.reads_paused || self.read_queue.is_empty() {
             return None;
         }
-        let throttled = self.throttled.peek().map(|Reverse((until, ..))| *until);
-        let now = self.clock.system();
-        let all = self.config.budget.wait(now).filter(|_| !self.read_queue.is_empty()).map(|wait| now + wait);
-        [throttled, all].into_iter().flatten().min()
+        self.config.budget.wait(Instant::now())
     }
 
+    /// Has a connection read, unless it is queued already.
     pub(super) fn queue_read(&mut self, slot: usize) {
-        if let Some(connection) = self.connections.get_mut(slot)
-            && !connection.read_queued
+        let Some(key) = self.connections.key(slot) else { return };
+        if let Some(entry) = self.connections.get_mut(slot)
+            && !entry.read_queued
         {
-            connection.read_queued = true;
-            self.read_queue.push_back(slot);
+            entry.read_queued = true;
+            self.read_queue.push_back(key);
         }
     }
 
+    /// Reads from the queued connections, until none is left or the slice is over.
     pub(super) fn read(&mut self) {
         let started = Instant::now();
-        self.let_go_those_due(started);
         let mut reads = 0_usize;
         while self.may_read()
-            && let Some(slot) = self.read_queue.pop_front()
+            && let Some(key) = self.read_queue.pop_front()
         {
-            // The slot may have been given to another client, which waits in its own right.
-            let Some(connection) =
-                self.connections.get_mut(slot).filter(|connection| !connection.is_throttled)
-            else {
-                continue;
-            };
-            let said = &mut self.received_texts;
-            let (outcome, readable) =
-                connection.read(&mut self.buffer, &self.config.rules, &mut self.stats, |id, text| {
-                    said.push(ServerMessage::message(id, text).frame());
-                });
-            let mut wait = None;
-            if !self.received_texts.is_empty() {
-                let bytes = self.received_texts.iter().map(|frame| frame.bytes().len()).sum();
-                wait = self.config.budget.charge(&mut connection.used, Instant::now(), bytes);
-                self.mailboxes.publish(&mut self.received_texts);
-            }
-            match (wait, readable) {
-                (Some(wait), _) => self.throttle(slot, wait),
-                (None, Readable::Maybe) => self.read_queue.push_back(slot),
-                (None, Readable::No) => connection.read_queued = false,
-            }
-            self.apply_outcome(slot, outcome);
+            self.read_once(key);
             reads += 1;
-            if reads.is_multiple_of(READS_PER_LOOK) && started.elapsed() > SLICE {
+            if reads.is_multiple_of(READS_PER_CLOCK_READ) && started.elapsed() > self.slice {
                 break;
             }
         }
     }
 
-    /// Does not read from a client for this long. It counts as waiting to be read meanwhile.
-    fn throttle(&mut self, slot: usize, wait: Duration) {
-        let Some(connection) = self.connections.get_mut(slot) else { return };
-        trace!(client = %connection.id, wait_ms = wait.as_millis(), "a client that sends too fast is not read from");
-        connection.is_throttled = true;
-        self.config.budget.add_throttled();
-        self.throttled.push(Reverse((Instant::now() + wait, slot, connection.id)));
+    fn read_once(&mut self, key: ConnectionKey) {
+        let Some(slot) = self.connections.slot(key) else { return };
+        // A throttled connection is queued again when its pause is over.
+        let Some(entry) = self.connections.get_mut(slot).filter(|entry| !entry.throttled) else { return };
+        let texts = &mut self.received_texts;
+        let (outcome, readable) = entry.connection.read(
+            &mut self.read_buffer,
+            &self.config.connection,
+            &mut self.stats,
+            |from, text| texts.push(ServerMessage::message(from, text).frame()),
+        );
+        let mut wait = None;
+        if !texts.is_empty() {
+            let bytes = texts.iter().map(|frame| frame.bytes().len()).sum();
+            wait = self.config.budget.charge(&mut entry.used, Instant::now(), bytes);
+            self.mailboxes.publish(texts);
+        }
+        match (wait, readable) {
+            (Some(wait), _) => self.throttle(slot, wait),
+            (None, Readable::Maybe) => self.read_queue.push_back(key),
+            (None, Readable::No) => entry.read_queued = false,
+        }
+        self.apply_outcome(slot, outcome);
     }
 
-    /// Ends a client that has gone while it is not read from: it would keep its permit until it is.
+    /// Pauses the reads of one connection. It counts as queued meanwhile.
+    fn throttle(&mut self, slot: usize, wait: Duration) {
+        let Some(key) = self.connections.key(slot) else { return };
+        let Some(entry) = self.connections.get_mut(slot) else { return };
+        trace!(client = %key.id, wait_ms = wait.as_millis(), "a client that sends too fast is not read from");
+        entry.throttled = true;
+        self.config.budget.add_throttled();
+        self.timers.end_throttling_at(key, Instant::now() + wait);
+    }
+
+    /// Resumes the reads of one connection, if it is throttled.
+    pub(super) fn end_throttling(&mut self, slot: usize) {
+        if let Some(entry) = self.connections.get_mut(slot)
+            && std::mem::take(&mut entry.throttled)
+        {
+            entry.read_queued = false;
+            self.config.budget.remove_throttled();
+            self.queue_read(slot);
+        }
+    }
+
+    /// Ends a connection whose client is gone while its reads are paused. Otherwise it would keep its permit until
+    /// they resume.
     pub(super) fn end_if_throttled(&mut self, slot: usize) {
-        let throttled = self.connections.get_mut(slot).filter(|connection| connection.is_throttled);
-        if let Some(outcome) = throttled.map(|connection| connection.disconnected()) {
+        let throttled = self.connections.get(slot).filter(|entry| entry.throttled);
+        if let Some(outcome) = throttled.map(|entry| entry.connection.disconnected()) {
             self.apply_outcome(slot, outcome);
         }
     }
 
-    /// Reads on from a client, if it is throttled.
-    pub(super) fn let_go(&mut self, slot: usize) {
-        if let Some(connection) = self.connections.get_mut(slot)
-            && std::mem::take(&mut connection.is_throttled)
-        {
-            self.config.budget.remove_throttled();
-            self.read_queue.push_back(slot);
-        }
-    }
-
-    fn let_go_those_due(&mut self, now: Instant) {
-        while let Some(Reverse((until, ..))) = self.throttled.peek()
-            && *until <= now
-            && let Some(Reverse((_, slot, id))) = self.throttled.pop()
-        {
-            if self.connections.get(slot).is_some_and(|connection| connection.id == id) {
-                self.let_go(slot);
-            }
-        }
-    }
-
+    /// Writes what is queued for a client whose socket can be written again.
     pub(super) fn flush(&mut self, slot: usize) {
-        let Some(connection) = self.connections.get_mut(slot) else { return };
+        let Some(entry) = self.connections.get_mut(slot) else { return };
+        let connection = &mut entry.connection;
         if !connection.has_output() {
             return;
         }
         let outcome = connection.flush();
-        let read_on = !connection.has_output();
+        let resumes_reads = !connection.has_output();
         self.apply_outcome(slot, outcome);
-        if read_on {
-            // It may have been held back because of its output.
+        if resumes_reads {
+            // Reads may have been paused because output was queued.
             self.queue_read(slot);
         }
     }

@@ -1,48 +1,76 @@
-//! Clients that come to a loop, from their handshake or from another process.
+//! Registration of connections: after their handshake, or when they come from another process.
 
-use std::{
-    net::TcpStream,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use mio::{Interest, Token};
 use tracing::{debug, trace};
 
-use super::EventLoop;
+use super::{EventLoop, connections::Slot};
 use crate::{
-    admission::{Disconnect, Permit},
-    connection::Connection,
-    handshake::Handshake,
+    admission::Disconnect,
+    connection::{Connection, Outcome},
     mailbox::{ConnectionSource, NewConnection},
     protocol::{ServerInfo, ServerMessage},
-    snapshot::ConnectionState,
 };
 
 impl EventLoop {
-    /// Takes in a client.
+    /// Registers a connection, and starts or continues to serve it.
     pub(super) fn register(&mut self, new: NewConnection) {
         let NewConnection { stream, permit, source } = new;
-        let (id, Handshake { response, early_input }) = match source {
-            ConnectionSource::Handshake(id, handshake) => (id, handshake),
-            ConnectionSource::Handover(state) => return self.restore(stream, *state, permit),
-        };
-        let mut stream = mio::net::TcpStream::from_std(stream);
-        let entry = self.connections.vacant_entry();
-        let slot = entry.key();
-        // Nearly all clients always take what they are sent: whether they do is only watched once one did not.
-        if let Err(error) = self.config.poll.registry().register(&mut stream, Token(slot), Interest::READABLE)
-        {
-            debug!(client = %id, %error, "a new socket could not be registered");
-            return permit.release(Disconnect::Forced);
+        let stream = mio::net::TcpStream::from_std(stream);
+        match source {
+            ConnectionSource::Handshake(id, handshake) => {
+                let mut connection = Connection::new(stream, id, permit);
+                connection.set_early_input(handshake.early_input);
+                if let Some(slot) = self.insert(connection) {
+                    self.stats.opened += 1;
+                    self.start(slot, handshake.response);
+                }
+            }
+            ConnectionSource::Handover(snapshot) => {
+                let close_timeout = snapshot.close_timeout_in_ms;
+                let slot = self.insert(Connection::restore(stream, *snapshot, permit));
+                if let Some(key) = slot.and_then(|slot| self.connections.key(slot))
+                    && let Some(left) = close_timeout
+                {
+                    // The other process may have had a longer timeout.
+                    let left = Duration::from_millis(left).min(self.config.close_timeout);
+                    self.timers.start_close_timeout(key, left, Instant::now());
+                }
+            }
         }
-        let connection = entry.insert(Connection::new(stream, id, permit));
-        self.stats.opened += 1;
-        trace!(client = %id, peer = connection.stream.peer_addr().ok().map(display), "connected");
+    }
 
-        let rules = &self.config.rules;
-        let mut outcome;
-        if rules.is_echo() {
+    /// Adds a connection to the poll and to a slot. The poll reports at once what there is to be read.
+    fn insert(&mut self, mut connection: Connection<mio::net::TcpStream>) -> Option<usize> {
+        let slot = self.connections.next_slot();
+        // Most clients always take what they are sent: writability is only watched while output is queued.
+        let write_interest = connection.has_output();
+        let interest =
+            if write_interest { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
+        let registry = self.config.poll.registry();
+        if let Err(error) = registry.register(&mut connection.stream, Token(slot), interest) {
+            debug!(client = %connection.id, %error, "a new socket could not be registered");
+            connection.finish(Disconnect::Forced);
+            return None;
+        }
+        let has_early_input = connection.has_early_input();
+        self.connections.insert(Slot::new(connection, write_interest));
+        if has_early_input {
+            self.queue_read(slot);
+        }
+        Some(slot)
+    }
+
+    /// Sends a new client the response to its handshake and the first messages.
+    fn start(&mut self, slot: usize, response: Vec<u8>) {
+        let Some(entry) = self.connections.get_mut(slot) else { return };
+        let connection = &mut entry.connection;
+        let id = connection.id;
+        trace!(client = %id, peer = connection.stream.peer_addr().ok().map(display), "connected");
+        let mut outcome: Outcome;
+        if self.config.connection.is_echo() {
             outcome = connection.send_handshake(response, &Bytes::new());
         } else {
             let welcome = ServerMessage::Welcome { client: id, server: ServerInfo };
@@ -54,44 +82,6 @@ impl EventLoop {
         if let Some(reason) = self.close_reason {
             outcome = outcome.max(connection.close(reason, None));
         }
-        let has_early_input = !early_input.is_empty();
-        connection.set_early_input(early_input);
         self.apply_outcome(slot, outcome);
-        if has_early_input {
-            self.queue_read(slot);
-        }
-    }
-
-    /// Goes on with a client that another process served until now.
-    fn restore(&mut self, stream: TcpStream, state: ConnectionState, permit: Permit) {
-        let (id, cut_off_in_ms) = (state.id, state.cut_off_in_ms);
-        let early_input = state.early_input.clone();
-        let mut stream = mio::net::TcpStream::from_std(stream);
-        let interest = if state.outbox.is_empty() {
-            Interest::READABLE
-        } else {
-            Interest::READABLE | Interest::WRITABLE
-        };
-        let entry = self.connections.vacant_entry();
-        let slot = entry.key();
-        // The kernel tells at once what there is to be read, and whether the socket takes output.
-        if let Err(error) = self.config.poll.registry().register(&mut stream, Token(slot), interest) {
-            debug!(client = %id, %error, "a socket that was handed over could not be registered");
-            return permit.release(Disconnect::Forced);
-        }
-        let mut connection = Connection::restore(stream, state, permit);
-        connection.write_interest = connection.has_output();
-        let has_early_input = !early_input.is_empty();
-        connection.set_early_input(early_input);
-        entry.insert(connection);
-        if has_early_input {
-            self.queue_read(slot);
-        }
-        if let Some(left) = cut_off_in_ms {
-            // Another process may have had a longer timeout, or have written down nonsense.
-            let left = Duration::from_millis(left).min(self.config.close_timeout);
-            self.closing.push_back((self.clock.read(Instant::now()) + left, slot, id));
-            self.closing.make_contiguous().sort_unstable();
-        }
     }
 }

@@ -1,74 +1,121 @@
-//! What is due at a time: pings and their checks, closes that are spread, and closes that were not answered.
+//! All timers of one event loop: pings and their checks, close timeouts, scheduled closes, and the ends of throttling.
 
-use std::time::Instant;
+use std::{
+    cmp::Reverse,
+    collections::{BinaryHeap, VecDeque},
+    time::{Duration, Instant},
+};
 
 use super::{
-    EventLoop, SLICE,
-    heartbeat::{BUCKETS, Beat},
+    clock::Clock,
+    connections::ConnectionKey,
+    heartbeat::{Heartbeat, HeartbeatEvent},
 };
-use crate::{
-    admission::Disconnect,
-    codec::{CloseReason, Frame},
-};
+use crate::{close_schedule::CloseSchedule, codec::CloseReason};
 
-impl EventLoop {
-    /// Pings and checks what is due: one bucket a turn, the next turn follows at once.
-    pub(super) fn run_heartbeat(&mut self) {
-        let now = self.clock.read(Instant::now());
-        let Some(beat) = self.heartbeat.as_mut().and_then(|heartbeat| heartbeat.due(now)) else { return };
-        let (Beat::Ping(bucket) | Beat::Check(bucket)) = beat;
-        let frame = Frame::ping();
-        for slot in (bucket..self.connections.capacity()).step_by(BUCKETS) {
-            let Some(connection) = self.connections.get_mut(slot).filter(|connection| connection.is_open())
-            else {
-                continue;
-            };
-            let outcome = match beat {
-                Beat::Ping(_) if connection.ping.is_needed() => {
-                    let outcome = connection.send(frame.bytes(), &self.config.rules);
-                    connection.ping.sent(connection.has_output());
-                    outcome
-                }
-                Beat::Check(_) if connection.ping.is_overdue() => {
-                    // An answer may have come that is not read yet: after a pause there is much to read.
-                    if connection.has_input() {
-                        self.queue_read(slot);
-                        continue;
-                    }
-                    self.close(slot, CloseReason::Idle);
-                    continue;
-                }
-                Beat::Ping(_) | Beat::Check(_) => continue,
-            };
-            self.apply_outcome(slot, outcome);
+/// What is due.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Due {
+    /// Ping the connections of a bucket, or check their answers.
+    Heartbeat(HeartbeatEvent),
+    /// Start the closing handshake of a connection.
+    Close(ConnectionKey, CloseReason),
+    /// End a connection whose closing handshake takes longer than `close_timeout`.
+    CloseTimeout(ConnectionKey),
+    /// Read from a connection again.
+    EndThrottling(ConnectionKey),
+}
+
+/// The timers of one event loop.
+///
+/// What the loop demands of its clients within some time is measured by its [`Clock`], which stands still while the
+/// process is stopped. Scheduled closes are not: clients know the end of the drain as a moment of the system's clock.
+#[derive(Debug)]
+pub(super) struct Timers {
+    clock: Clock,
+    heartbeat: Option<Heartbeat>,
+    /// When closing connections are ended, in order.
+    close_timeouts: VecDeque<(Instant, ConnectionKey)>,
+    close_schedule: Option<(CloseSchedule, CloseReason)>,
+    /// When throttled connections are read again, by the system's clock.
+    throttled: BinaryHeap<Reverse<(Instant, ConnectionKey)>>,
+}
+
+impl Timers {
+    pub(super) fn new(clock: Clock, heartbeat: Option<Heartbeat>) -> Self {
+        Self {
+            clock,
+            heartbeat,
+            close_timeouts: VecDeque::new(),
+            close_schedule: None,
+            throttled: BinaryHeap::new(),
         }
     }
 
-    /// Closes those whose moment has come; each hears once more when to come back.
-    pub(super) fn run_scheduled_closes(&mut self) {
-        let Some((mut close_schedule, reason)) = self.close_schedule.take() else { return };
-        let started = Instant::now();
-        while started.elapsed() < SLICE
-            && let Some((slot, id)) = close_schedule.due(started)
-        {
-            // The slot may have been given to another client since.
-            if self.connections.get(slot).is_some_and(|connection| connection.id == id) {
-                self.close(slot, reason);
-            }
-        }
-        self.close_schedule = Some((close_schedule, reason));
+    /// Returns the loop's clock. It is to be read at each step of the loop.
+    pub(super) fn clock(&mut self) -> &mut Clock {
+        &mut self.clock
     }
 
-    pub(super) fn enforce_close_timeouts(&mut self) {
-        let now = self.clock.now();
-        while let Some(&(deadline, slot, id)) = self.closing.front()
-            && deadline <= now
+    /// Starts the close timeout of a connection.
+    pub(super) fn start_close_timeout(&mut self, key: ConnectionKey, timeout: Duration, now: Instant) {
+        let deadline = self.clock.read(now) + timeout;
+        // Nearly always the last one: only connections of another process may have less time than the others.
+        let at = self.close_timeouts.partition_point(|(other, _)| *other <= deadline);
+        self.close_timeouts.insert(at, (deadline, key));
+    }
+
+    /// Returns the closing connections, some of which may have ended, and how much of their close timeouts is left.
+    pub(super) fn close_timeouts(&mut self, now: Instant) -> impl Iterator<Item = (ConnectionKey, Duration)> {
+        let now = self.clock.read(now);
+        self.close_timeouts.iter().map(move |(deadline, key)| (*key, deadline.saturating_duration_since(now)))
+    }
+
+    /// Closes connections at the moments of `schedule`. It replaces the schedule before, if any.
+    pub(super) fn schedule_closes(&mut self, schedule: CloseSchedule, reason: CloseReason) {
+        self.close_schedule = Some((schedule, reason));
+    }
+
+    /// Sets the moment at which a throttled connection is read again.
+    pub(super) fn end_throttling_at(&mut self, key: ConnectionKey, at: Instant) {
+        self.throttled.push(Reverse((at, key)));
+    }
+
+    /// Returns the time from the last reading of the clock until something is due.
+    pub(super) fn next(&self) -> Option<Duration> {
+        let heartbeat = self.heartbeat.as_ref().map(Heartbeat::next);
+        let close_timeout = self.close_timeouts.front().map(|(deadline, _)| *deadline);
+        let by_clock = [heartbeat, close_timeout].into_iter().flatten().min();
+        let by_clock = by_clock.map(|next| next.saturating_duration_since(self.clock.now()));
+        let close = self.close_schedule.as_ref().and_then(|(schedule, _)| schedule.next());
+        let throttled = self.throttled.peek().map(|Reverse((at, _))| *at);
+        let by_system = [close, throttled].into_iter().flatten().min();
+        let by_system = by_system.map(|next| next.saturating_duration_since(self.clock.system()));
+        [by_clock, by_system].into_iter().flatten().min()
+    }
+
+    /// Returns one thing that is due at this moment of the system's clock, if any.
+    pub(super) fn due(&mut self, now: Instant) -> Option<Due> {
+        let clock = self.clock.read(now);
+        if let Some(&(deadline, key)) = self.close_timeouts.front()
+            && deadline <= clock
         {
-            self.closing.pop_front();
-            // The slot may have been given to somebody else since.
-            if self.connections.get(slot).is_some_and(|connection| connection.id == id) {
-                self.remove(slot, Disconnect::Forced);
+            self.close_timeouts.pop_front();
+            return Some(Due::CloseTimeout(key));
+        }
+        if let Some(&Reverse((at, key))) = self.throttled.peek()
+            && at <= now
+        {
+            self.throttled.pop();
+            return Some(Due::EndThrottling(key));
+        }
+        if let Some((schedule, reason)) = &mut self.close_schedule {
+            match schedule.due(now) {
+                Some((slot, id)) => return Some(Due::Close(ConnectionKey { slot, id }, *reason)),
+                None if schedule.next().is_none() => self.close_schedule = None,
+                None => {}
             }
         }
+        self.heartbeat.as_mut().and_then(|heartbeat| heartbeat.due(clock)).map(Due::Heartbeat)
     }
 }

@@ -9,6 +9,7 @@ use tungstenite::{
 };
 
 use super::*;
+use crate::codec::test_frames::client_frame;
 
 const LIMIT: usize = 1000;
 const LIMITS: DecoderLimits = DecoderLimits { max_message_size: LIMIT, accept_binary: true };
@@ -97,22 +98,6 @@ fn theirs(bytes: &[u8]) -> Heard {
     }
 }
 
-fn masked(first: u8, mask: [u8; 4], payload: &[u8]) -> Vec<u8> {
-    let mut frame = vec![first];
-    match payload.len() {
-        len @ 0..=125 => frame.push(0x80 | len as u8),
-        len => {
-            frame.push(0x80 | 126);
-            frame.extend((len as u16).to_be_bytes());
-        }
-    }
-    frame.extend(mask);
-    let start = frame.len();
-    frame.extend(payload);
-    unmask(&mut frame[start..], mask, 0);
-    frame
-}
-
 /// A payload: often text, often cut in the middle of a character, sometimes a close code, sometimes too long.
 fn payload() -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![
@@ -133,7 +118,7 @@ fn frame() -> impl Strategy<Value = Vec<u8>> {
     let reserved = prop_oneof![30 => Just(0u8), 1 => 0u8..8];
     (any::<bool>(), reserved, opcode, any::<[u8; 4]>(), payload()).prop_map(
         |(fin, reserved, opcode, mask, payload)| {
-            masked(u8::from(fin) << 7 | reserved << 4 | opcode, mask, &payload)
+            client_frame(u8::from(fin) << 7 | reserved << 4 | opcode, mask, &payload)
         },
     )
 }

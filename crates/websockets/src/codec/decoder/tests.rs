@@ -1,24 +1,12 @@
 //! Streams cut anywhere, and what the decoder refuses.
 
 use super::*;
+use crate::codec::test_frames::client_frame;
 
 const LIMITS: DecoderLimits = DecoderLimits { max_message_size: 1000, accept_binary: true };
 
 fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
-    let mask = [0xA1, 0xB2, 0xC3, 0xD4];
-    let mut bytes = vec![first];
-    match payload.len() {
-        len @ 0..=125 => bytes.push(0x80 | len as u8),
-        len => {
-            bytes.push(0x80 | 126);
-            bytes.extend((len as u16).to_be_bytes());
-        }
-    }
-    bytes.extend(mask);
-    let at = bytes.len();
-    bytes.extend(payload);
-    unmask(&mut bytes[at..], mask, 0);
-    bytes
+    client_frame(first, [0xA1, 0xB2, 0xC3, 0xD4], payload)
 }
 
 /// Feeds `pieces` one after the other; what came out, as text, and how it ended.

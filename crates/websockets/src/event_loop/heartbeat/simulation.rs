@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 
-use super::{BUCKETS, Beat, Heartbeat};
+use super::{BUCKETS, Heartbeat, HeartbeatConfig, HeartbeatEvent};
 use crate::{
     connection::Ping,
     event_loop::clock::{ALLOWANCE, Clock},
@@ -38,8 +38,14 @@ struct Run {
     bucket: usize,
 }
 
-/// How long a turn takes that waits for nothing.
-const TURN: Duration = Duration::from_micros(50);
+/// How long an iteration takes that waits for nothing.
+const ITERATION: Duration = Duration::from_micros(50);
+
+/// Intervals in milliseconds. Each is longer than a loop may wake late: otherwise it would miss a whole round each time.
+const INTERVALS: std::ops::Range<u64> = 50..5_000;
+
+/// How many milliseconds a loop may wake late.
+const LATENESS: std::ops::Range<u64> = 0..40;
 
 /// The system's time, and how much of it the process ran.
 #[derive(Debug, Clone, Copy)]
@@ -56,12 +62,13 @@ impl Run {
         let mut time = Time { system: Duration::ZERO, ran: Duration::ZERO };
         let mut stops = self.stops.iter().copied().peekable();
         let mut clock = Clock::start(start);
-        let mut heartbeat = Heartbeat::new(self.interval, self.timeout, clock.now());
+        let mut heartbeat =
+            Heartbeat::new(HeartbeatConfig { interval: self.interval, timeout: self.timeout }, clock.now());
         let (mut ping, mut answer_at) = (Ping::default(), None);
         let mut lateness = self.lateness.iter().cycle();
         while time.ran < rounds {
             let planned = heartbeat.next().saturating_duration_since(clock.now());
-            let mut rest = if planned.is_zero() { TURN } else { planned + *lateness.next()? };
+            let mut rest = if planned.is_zero() { ITERATION } else { planned + *lateness.next()? };
             // The process may be stopped at any time; what it waits for goes by meanwhile.
             while let Some(stop) = stops.next_if(|stop| stop.after <= time.ran + rest) {
                 let before = stop.after.saturating_sub(time.ran);
@@ -82,7 +89,7 @@ impl Run {
                 ping.answered();
             }
             match heartbeat.due(clock.read(start + time.system)) {
-                Some(Beat::Ping(bucket)) if bucket == self.bucket && ping.is_needed() => {
+                Some(HeartbeatEvent::Ping(bucket)) if bucket == self.bucket && ping.is_needed() => {
                     ping.sent(false);
                     answer_at = match client {
                         Client::Elsewhere(latency) => Some(time.system + latency),
@@ -90,7 +97,9 @@ impl Run {
                         Client::Dead => None,
                     };
                 }
-                Some(Beat::Check(bucket)) if bucket == self.bucket && ping.is_overdue() => return Some(time),
+                Some(HeartbeatEvent::Check(bucket)) if bucket == self.bucket && ping.is_overdue() => {
+                    return Some(time);
+                }
                 _ => {}
             }
         }
@@ -110,7 +119,7 @@ fn millis(range: std::ops::Range<u64>) -> impl Strategy<Value = Duration> {
 /// Any schedule with such an interval, in milliseconds, and a timeout that is such a multiple of it.
 fn runs(interval: std::ops::Range<u64>, timeout: impl Strategy<Value = f64>) -> impl Strategy<Value = Run> {
     let stop = (millis(0..60_000), millis(1..100_000)).prop_map(|(after, duration)| Stop { after, duration });
-    let lateness = prop::collection::vec(millis(0..40), 1..8);
+    let lateness = prop::collection::vec(millis(LATENESS), 1..8);
     (millis(interval), timeout, prop::collection::vec(stop, 0..6), lateness, 0..BUCKETS).prop_map(
         |(interval, share, mut stops, lateness, bucket)| {
             stops.sort_by_key(|stop| stop.after);
@@ -128,7 +137,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
     #[test]
-    fn a_client_that_answers_each_ping_in_time_is_never_closed(run in runs(20..5_000, timeouts()), share in 0.0..1.0) {
+    fn a_client_that_answers_each_ping_in_time_is_never_closed(run in runs(INTERVALS, timeouts()), share in 0.0..1.0) {
         let latency = run.timeout.mul_f64(share);
         prop_assert!(run.close_of(Client::Elsewhere(latency)).is_none());
     }
@@ -140,7 +149,7 @@ proptest! {
     }
 
     #[test]
-    fn a_client_that_never_answers_is_closed_within_a_bound(run in runs(20..5_000, timeouts())) {
+    fn a_client_that_never_answers_is_closed_within_a_bound(run in runs(INTERVALS, timeouts())) {
         let closed = run.close_of(Client::Dead);
         prop_assert!(closed.is_some());
         // Its bucket's turn comes within the interval; what is late is made up for.

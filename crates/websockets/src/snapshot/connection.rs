@@ -1,4 +1,4 @@
-//! What is known of a client, written down: enough for another process to go on with its socket to the byte.
+//! One connection as plain data: enough for another process to continue it to the byte.
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -7,48 +7,40 @@ use crate::{
     client_id::ClientId,
     codec::{CloseReason, Decoder},
     connection::{Outbox, State},
-    stats::Stats,
 };
 
-/// The state of one client. Other builds read it too: fields that they do not know are ignored, those that
-/// are missing have their defaults. What cannot be left out without harm needs another handover protocol.
+/// What a new process needs to continue a connection. Other builds read it, too: fields that they do not know are
+/// ignored, and missing ones have their defaults. The serialized names stay. A field that an older build must not
+/// ignore requires a new number of the handover protocol.
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct ConnectionState {
+pub struct ConnectionSnapshot {
     pub(crate) id: ClientId,
     #[serde(rename = "life")]
     pub(crate) state: State,
-    /// Why the server closed it, if it did.
+    /// Why the server closed the connection, if it did.
     pub(crate) close_reason: Option<CloseReason>,
-    /// Once it is being closed: milliseconds until it is cut off.
-    pub(crate) cut_off_in_ms: Option<u64>,
-    /// Whether anything came since the last ping.
-    pub(crate) heard: bool,
-    /// What came behind its handshake, and was not handled yet: before what its socket has.
+    /// What is left of `close_timeout`, in milliseconds, if the connection is closing.
+    #[serde(rename = "cut_off_in_ms")]
+    pub(crate) close_timeout_in_ms: Option<u64>,
+    /// Whether anything arrived since the last ping.
+    #[serde(rename = "heard")]
+    pub(crate) active_since_ping: bool,
+    /// Bytes that arrived right after the handshake's request and are not decoded yet. They come before those of the
+    /// socket.
     #[serde(skip_serializing_if = "Bytes::is_empty")]
     pub(crate) early_input: Bytes,
-    /// Input that is not whole yet: half a header, half a frame, fragments.
+    /// Input that is not a whole message yet: part of a header, part of a frame, fragments.
     pub(crate) decoder: Decoder,
-    /// Output that its socket did not take yet.
+    /// Output that the socket has not taken yet.
     pub(crate) outbox: Outbox,
 }
 
-impl ConnectionState {
-    /// About how many bytes it takes up, written down.
+impl ConnectionSnapshot {
+    /// Returns about how many bytes the serialized snapshot has.
     pub fn size(&self) -> usize {
         200 + self.outbox.len() + self.decoder.len() + self.early_input.len()
     }
-}
-
-/// What the manager knows beside its clients.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct ManagerState {
-    #[serde(rename = "figures")]
-    pub(crate) stats: Stats,
-    pub(crate) left: u64,
-    pub(crate) closed: u64,
-    pub(crate) cut: u64,
 }
 
 #[cfg(test)]
@@ -57,11 +49,14 @@ mod tests {
 
     use serde::de::DeserializeOwned;
 
-    use super::*;
-    use crate::codec::{DecoderLimits, Event, Frame};
+    use super::{super::ManagerSnapshot, *};
+    use crate::{
+        codec::{DecoderLimits, Event, Frame},
+        stats::Stats,
+    };
 
     /// A client in the middle of everything: fragments, half a frame, output that was written in part, a close.
-    fn busy() -> ConnectionState {
+    fn busy() -> ConnectionSnapshot {
         let mut decoder = Decoder::default();
         let limits = DecoderLimits { max_message_size: 1000, accept_binary: true };
         // The fragment "Hello, " (masked with zeros), and then 2 of 6 bytes of the next one.
@@ -70,12 +65,12 @@ mod tests {
         let mut outbox = Outbox::default();
         outbox.push(Frame::text("half written").bytes().clone(), 5);
         outbox.push(Frame::close(Some((1012, "service restart"))).bytes().clone(), 0);
-        ConnectionState {
+        ConnectionSnapshot {
             id: serde_json::from_str("\"01a20897-adf5-76ce-9f22-e02aacce5ddd\"").unwrap(),
             state: State::CloseSent,
             close_reason: Some(CloseReason::ServiceRestart),
-            cut_off_in_ms: Some(1234),
-            heard: true,
+            close_timeout_in_ms: Some(1234),
+            active_since_ping: true,
             early_input: Bytes::new(),
             decoder,
             outbox,
@@ -90,7 +85,7 @@ mod tests {
 
     #[test]
     fn a_state_that_was_written_down_goes_on_where_it_was() {
-        let mut state: ConnectionState = read(&rmp_serde::to_vec_named(&busy()).unwrap());
+        let mut state: ConnectionSnapshot = read(&rmp_serde::to_vec_named(&busy()).unwrap());
         assert_eq!(state, busy());
         assert!(state.size() > state.outbox.len() + 9);
         let mut heard = Vec::new();
@@ -112,15 +107,15 @@ mod tests {
     #[test]
     fn a_state_that_was_recorded_by_version_0_1_0_is_still_understood() {
         let recorded = |name: &str| std::fs::read(format!("{STATES}/{name}-0.1.0.msgpack")).unwrap();
-        assert_eq!(read::<ConnectionState>(&recorded("connection")), busy());
-        assert_eq!(read::<ManagerState>(&recorded("manager")), manager());
+        assert_eq!(read::<ConnectionSnapshot>(&recorded("connection")), busy());
+        assert_eq!(read::<ManagerSnapshot>(&recorded("manager")), manager());
     }
 
-    fn manager() -> ManagerState {
+    fn manager() -> ManagerSnapshot {
         let mut stats = Stats { opened: 7, messages_sent: 1 << 40, ..Stats::default() };
         stats.disconnects.insert("slow_consumer".into(), 3);
         stats.loop_iterations.counts[2] = 5;
-        ManagerState { stats, left: 1, closed: 2, cut: 3 }
+        ManagerSnapshot { stats, by_client: 1, by_server: 2, forced: 3 }
     }
 
     /// Run by hand, once for each version that changes the format: `cargo test -p lastcall-websockets record
@@ -147,10 +142,13 @@ mod tests {
         }
         let id = ClientId::generate();
         let newer = rmp_serde::to_vec_named(&Newer { id, heard: true, compression: Some(vec![1]) }).unwrap();
-        let state: ConnectionState = read(&newer);
-        assert_eq!(state, ConnectionState { id, heard: true, ..ConnectionState::default() });
-        let empty: ManagerState = read(&[0x80]);
-        assert_eq!(empty, ManagerState::default());
+        let state: ConnectionSnapshot = read(&newer);
+        assert_eq!(
+            state,
+            ConnectionSnapshot { id, active_since_ping: true, ..ConnectionSnapshot::default() }
+        );
+        let empty: ManagerSnapshot = read(&[0x80]);
+        assert_eq!(empty, ManagerSnapshot::default());
     }
 }
 

@@ -123,7 +123,7 @@ proptest! {
     ) {
         let state = State { id, heard: false, cut_off_in_ms, decoder, outbox };
         let written = rmp_serde::to_vec_named(&state).unwrap();
-        let read: Result<ConnectionState, _> = rmp_serde::from_slice(&written);
+        let read: Result<ConnectionSnapshot, _> = rmp_serde::from_slice(&written);
         if let Ok(mut state) = read {
             let _ = (state.id.age(), state.size());
             let limits = DecoderLimits { max_message_size: 1000, accept_binary: true };

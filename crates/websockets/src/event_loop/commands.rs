@@ -1,0 +1,89 @@
+//! What an event loop does for each command.
+
+use std::time::Instant;
+
+use tokio::sync::mpsc;
+
+use super::{EventLoop, fanout::Payload};
+use crate::{
+    close_schedule::CloseSchedule, mailbox::LoopCommand, notice::ShutdownNotice, snapshot::FrozenLoop,
+    stats::Stats,
+};
+
+impl EventLoop {
+    pub(super) fn handle_command(&mut self, command: LoopCommand) {
+        match command {
+            LoopCommand::BeginDrain(notice) => self.begin_drain(notice),
+            LoopCommand::CloseGradually(reason, until) => {
+                let open = self.connections.iter().filter(|(_, entry)| entry.connection.is_open());
+                let open = open.map(|(slot, entry)| (slot, entry.connection.id));
+                let schedule = CloseSchedule::new(open, Instant::now(), until);
+                self.timers.schedule_closes(schedule, reason);
+            }
+            LoopCommand::CloseAll(reason) => {
+                self.close_reason = Some(reason);
+                if let Some(notice) = &mut self.notice {
+                    // The drain ends earlier than announced.
+                    notice.deadline = notice.deadline.min(Instant::now());
+                }
+                self.jobs.deliver_next(Payload::Close(reason));
+            }
+            LoopCommand::Disconnect(id, reason) => {
+                let found = self.connections.iter().find(|(_, entry)| entry.connection.id == id);
+                if let Some((slot, _)) = found {
+                    self.close(slot, reason);
+                }
+            }
+            LoopCommand::CollectStats(reply) => {
+                // Fails only if the caller has stopped waiting.
+                let _ = reply.try_send(self.collect_stats());
+            }
+            LoopCommand::PauseReads(reply) => {
+                self.reads_paused = true;
+                // Fails only if the caller has stopped waiting, and then it resumes reads.
+                let _ = reply.try_send(());
+            }
+            LoopCommand::ResumeReads => self.reads_paused = false,
+            LoopCommand::Freeze(reply) => self.freeze(&reply),
+            LoopCommand::Stop => self.stopped = true,
+            LoopCommand::Publish(_) => debug_assert!(false, "publications are taken as a batch"),
+            #[cfg(test)]
+            LoopCommand::Panic => panic!("as a test wants it"),
+        }
+    }
+
+    fn begin_drain(&mut self, notice: ShutdownNotice) {
+        let is_first = self.notice.replace(notice).is_none();
+        if !self.config.connection.is_echo() {
+            let payload = if is_first { Payload::Notice(notice) } else { Payload::Reminder(notice) };
+            self.jobs.deliver_next(payload);
+        }
+    }
+
+    fn collect_stats(&self) -> Stats {
+        let mut stats = self.stats.clone();
+        for (_, entry) in self.connections.iter() {
+            let queued = entry.connection.queued();
+            stats.queued_clients += u64::from(queued > 0);
+            stats.queued_bytes += queued as u64;
+            stats.throttled_clients += u64::from(entry.throttled);
+        }
+        stats
+    }
+
+    /// Gives the connections away, and waits until they come back. If they do not, another process has them, and this
+    /// loop ends.
+    fn freeze(&mut self, reply: &mpsc::Sender<FrozenLoop>) {
+        let timeouts = self.timers.close_timeouts(Instant::now());
+        let timeouts = timeouts.filter_map(|(key, left)| Some((self.connections.slot(key)?, left))).collect();
+        let connections = std::mem::take(&mut self.connections);
+        let (frozen, returned) = FrozenLoop::new(connections, timeouts, self.stats.clone());
+        // If the caller has stopped waiting, the frozen loop is dropped here, which returns the connections.
+        drop(reply.try_send(frozen));
+        match returned.recv() {
+            Ok(connections) => self.connections = connections,
+            Err(_) => self.stopped = true,
+        }
+        self.timers.clock().skip(Instant::now());
+    }
+}

@@ -1,0 +1,98 @@
+//! The connections of one event loop, in slots, and keys to them that survive the reuse of a slot.
+
+use mio::net::TcpStream;
+use slab::Slab;
+
+use crate::{budget::Used, client_id::ClientId, connection::Connection};
+
+/// Identifies a connection of a loop, and never another one: a slot is reused, but a connection's id is not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct ConnectionKey {
+    pub(crate) slot: usize,
+    pub(crate) id: ClientId,
+}
+
+/// A connection and what its event loop knows of it.
+#[derive(Debug)]
+pub(crate) struct Slot {
+    pub(crate) connection: Connection<TcpStream>,
+    /// What the client has used of the budget for published texts.
+    pub(crate) used: Used,
+    /// Whether the connection is in the read queue, or will be when it is no longer throttled.
+    pub(crate) read_queued: bool,
+    /// Whether reads are paused because the client sent too much.
+    pub(crate) throttled: bool,
+    /// Whether the poll reports when the socket can be written.
+    pub(crate) write_interest: bool,
+}
+
+// Memory of an idle connection, apart from the kernel's. Debug builds of mio add a field to each socket.
+#[cfg(not(debug_assertions))]
+const _: () = assert!(size_of::<Slot>() <= 104);
+
+impl Slot {
+    pub(crate) fn new(connection: Connection<TcpStream>, write_interest: bool) -> Self {
+        Self { connection, used: Used::default(), read_queued: false, throttled: false, write_interest }
+    }
+}
+
+/// The connections of one event loop. The number of a slot is also the token of its socket.
+#[derive(Debug, Default)]
+pub(crate) struct Connections(Slab<Slot>);
+
+impl Connections {
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Returns the end of the range of slots that may be in use.
+    pub(crate) fn slots(&self) -> usize {
+        self.0.capacity()
+    }
+
+    /// Returns the slot that the next inserted connection gets.
+    pub(crate) fn next_slot(&self) -> usize {
+        self.0.vacant_key()
+    }
+
+    /// Adds a connection, and returns its slot.
+    pub(crate) fn insert(&mut self, slot: Slot) -> usize {
+        self.0.insert(slot)
+    }
+
+    pub(crate) fn remove(&mut self, slot: usize) -> Option<Slot> {
+        self.0.try_remove(slot)
+    }
+
+    pub(crate) fn get(&self, slot: usize) -> Option<&Slot> {
+        self.0.get(slot)
+    }
+
+    pub(crate) fn get_mut(&mut self, slot: usize) -> Option<&mut Slot> {
+        self.0.get_mut(slot)
+    }
+
+    /// Returns the key of the connection in this slot.
+    pub(crate) fn key(&self, slot: usize) -> Option<ConnectionKey> {
+        self.0.get(slot).map(|entry| ConnectionKey { slot, id: entry.connection.id })
+    }
+
+    /// Returns the slot of a connection, or `None` if the connection has ended since.
+    pub(crate) fn slot(&self, key: ConnectionKey) -> Option<usize> {
+        self.0.get(key.slot).filter(|entry| entry.connection.id == key.id).map(|_| key.slot)
+    }
+
+    /// Returns all connections with their slots.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (usize, &Slot)> {
+        self.0.iter()
+    }
+
+    /// Removes all connections.
+    pub(crate) fn drain(&mut self) -> impl Iterator<Item = Slot> {
+        self.0.drain()
+    }
+}

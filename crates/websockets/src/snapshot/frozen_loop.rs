@@ -1,0 +1,58 @@
+//! One event loop that stands still.
+
+use std::{
+    collections::BTreeMap,
+    os::fd::{AsFd, BorrowedFd},
+    sync::mpsc::{Receiver, SyncSender, sync_channel},
+    time::Duration,
+};
+
+use super::connection::ConnectionSnapshot;
+use crate::{event_loop::Connections, stats::Stats};
+
+/// The connections of an event loop that stands still. Dropping it returns them to the loop, which then continues.
+#[derive(Debug)]
+pub(crate) struct FrozenLoop {
+    pub(super) connections: Connections,
+    /// How much time of their close timeouts closing connections have left, by slot. The time of the handover does not
+    /// count.
+    close_timeouts: BTreeMap<usize, Duration>,
+    pub(super) stats: Stats,
+    /// Returns the connections to the loop.
+    return_tx: Option<SyncSender<Connections>>,
+}
+
+impl FrozenLoop {
+    /// Returns the frozen loop, and where the event loop waits for its connections. If it gets none, another process
+    /// has them.
+    pub(crate) fn new(
+        connections: Connections,
+        close_timeouts: BTreeMap<usize, Duration>,
+        stats: Stats,
+    ) -> (Self, Receiver<Connections>) {
+        let (return_tx, returned) = sync_channel(1);
+        (Self { connections, close_timeouts, stats, return_tx: Some(return_tx) }, returned)
+    }
+
+    /// Returns the socket and the snapshot of each connection.
+    pub(super) fn snapshots(&self) -> impl Iterator<Item = (BorrowedFd<'_>, ConnectionSnapshot)> {
+        self.connections.iter().map(|(slot, entry)| {
+            let left = self.close_timeouts.get(&slot).copied();
+            (entry.connection.stream.as_fd(), entry.connection.snapshot(left))
+        })
+    }
+
+    /// Keeps the connections from the loop, which ends when this is dropped.
+    pub(super) fn release(&mut self) {
+        self.return_tx = None;
+    }
+}
+
+impl Drop for FrozenLoop {
+    fn drop(&mut self) {
+        if let Some(return_tx) = self.return_tx.take() {
+            // Fails only if the loop has ended; its connections are dropped with this value.
+            let _ = return_tx.send(std::mem::take(&mut self.connections));
+        }
+    }
+}
