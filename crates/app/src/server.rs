@@ -6,7 +6,7 @@ use std::{
     os::fd::OwnedFd,
     path::PathBuf,
     process::ExitCode,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
@@ -31,8 +31,8 @@ use crate::{
     entrance,
     ingress::{Ingress, SuspendedIngress},
     upgrade::{
-        ControlServer, Handover, IncomingHandover, Program, Role, SERVING_REPORT_TIMEOUT, UpgradeRequests,
-        Upgrader, supervise,
+        ControlServer, Handover, IncomingHandover, Program, Role, SERVING_REPORT_TIMEOUT, SharedUpgradeStats,
+        UpgradeRequests, Upgrader, supervise,
     },
     version,
 };
@@ -110,9 +110,8 @@ pub(crate) async fn run(
     let manager =
         ConnectionManager::start(ManagerConfig::from(settings)).context("cannot start the event loops")?;
     let phases = Phases::default();
-    let upgrade_stats = Arc::new(Mutex::new(UpgradeStats::default()));
-    let health =
-        Box::new(ProcessHealth { phases: phases.clone(), upgrade_stats: Arc::clone(&upgrade_stats) });
+    let upgrade_stats = SharedUpgradeStats::default();
+    let health = Box::new(ProcessHealth { phases: phases.clone(), upgrade_stats: upgrade_stats.clone() });
     let refusals = Refusals::default();
     let router = router(AppState::new(settings, manager.clone(), health, page, refusals.clone()));
     let ingress = Arc::new(Ingress::new(
@@ -126,7 +125,7 @@ pub(crate) async fn run(
     let (suspended, inherited_control, served_before) = match handover {
         Some(handover) => {
             let received = handover.receive(&manager, settings).await?;
-            *upgrade_stats.lock().unwrap_or_else(PoisonError::into_inner) = received.upgrade_stats;
+            upgrade_stats.set(received.upgrade_stats);
             activated = received.activated;
             refusals.add(&received.refused);
             (received.ingress, received.control, Some((received.frozen_at, received.serving)))
@@ -166,7 +165,7 @@ pub(crate) async fn run(
         if let Err(error) = serving.tell(SERVING_REPORT_TIMEOUT) {
             warn!("the old process could not be told that this one serves: {error:#}");
         }
-        upgrade_stats.lock().unwrap_or_else(PoisonError::into_inner).last_pause = pause;
+        upgrade_stats.set_last_pause(pause);
         if !activated {
             tokio::spawn(entrance::compare(address, settings.host.clone(), settings.port));
         }
@@ -243,7 +242,7 @@ fn control_path(settings: &Settings, address: SocketAddr) -> PathBuf {
 /// Tells the health routes the state of the process.
 struct ProcessHealth {
     phases: Phases,
-    upgrade_stats: Arc<Mutex<UpgradeStats>>,
+    upgrade_stats: SharedUpgradeStats,
 }
 
 impl Health for ProcessHealth {
@@ -269,6 +268,6 @@ impl Health for ProcessHealth {
     }
 
     fn upgrade_stats(&self) -> UpgradeStats {
-        *self.upgrade_stats.lock().unwrap_or_else(PoisonError::into_inner)
+        self.upgrade_stats.get()
     }
 }

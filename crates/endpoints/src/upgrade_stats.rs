@@ -9,6 +9,8 @@ pub struct UpgradeStats {
     pub succeeded: u64,
     /// Upgrades after which the old process went on.
     pub failed: u64,
+    /// Whether a new process was started that does not serve yet.
+    pub in_progress: bool,
     /// Clients that the last handover moved.
     pub last_clients: u64,
     /// Time during which neither process served them.

@@ -42,6 +42,7 @@ struct Status {
     pid: Option<u32>,
     uptime_seconds: Option<f64>,
     upgrades: Option<u64>,
+    upgrading: bool,
 }
 
 impl Status {
@@ -65,8 +66,9 @@ impl Status {
             (None, Some(most)) => format!("{phase}: {clients} of at most {most}"),
             (None, None) => format!("{phase}: {clients}"),
         };
+        let upgrading = if self.upgrading { "; an upgrade is under way" } else { "" };
         let closes = self.seconds_left.map(|left| format!("; the rest is closed in {}", duration(left)));
-        format!("{first}{}{}", closes.unwrap_or_default(), self.process())
+        format!("{first}{}{upgrading}{}", closes.unwrap_or_default(), self.process())
     }
 
     /// Which process it is: a line of its own.

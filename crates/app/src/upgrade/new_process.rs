@@ -90,7 +90,9 @@ impl IncomingHandover {
                 succeeded: state.upgrades_done + 1,
                 failed: state.upgrades_failed,
                 last_clients: count as u64,
+                // Not known before this process serves.
                 last_pause: Duration::ZERO,
+                in_progress: false,
             },
             refused: state.refused,
             frozen_at: UNIX_EPOCH + Duration::from_micros(state.frozen_at_us),

@@ -376,6 +376,36 @@ async fn one_who_is_asked_to_end_during_an_upgrade_ends_it_or_passes_it_on() {
     assert_eq!(server.exit_code().await, 0);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upgrade_under_way_shows_in_health_metrics_and_status() {
+    let folder = folder_for_programs();
+    let program = folder.path().join("lastcall");
+    install_server(&program);
+    let server = Start::default().program(&program).env("UPGRADE_TIMEOUT", "600").serve().await;
+    let shown = async || {
+        let upgrading = server.get("/health/ready").await.json()["upgrading"].as_bool().unwrap();
+        assert_eq!(server.metric("lastcall_upgrade_in_progress").await, f64::from(u8::from(upgrading)));
+        let status = server.run("status").await.stdout;
+        assert_eq!(status.contains("; an upgrade is under way\n"), upgrading, "{status}");
+        upgrading
+    };
+    assert!(!shown().await);
+    // It is never ready.
+    install_script(&program, "exec sleep 600");
+    let upgrade = async {
+        let told = server.failed_upgrade().await;
+        assert!(told.contains("it ended by itself") || told.contains("never said"), "{told}");
+    };
+    let look = async {
+        let line = server.logged("upgrade: process").await;
+        assert!(shown().await);
+        let pid = i32::try_from(line["fields"]["new_pid"].as_i64().unwrap()).unwrap();
+        rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+    };
+    tokio::join!(upgrade, look);
+    assert!(!shown().await);
+}
+
 #[tokio::test]
 async fn the_socket_is_for_this_user_alone_and_nobody_there_is_told() {
     let mut server = Server::start().await;

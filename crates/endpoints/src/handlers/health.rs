@@ -27,6 +27,7 @@ struct Body {
     pid: u32,
     uptime_seconds: f64,
     upgrades: u64,
+    upgrading: bool,
 }
 
 pub(crate) async fn live() -> &'static str {
@@ -37,6 +38,7 @@ pub(crate) async fn ready(State(state): State<Arc<AppState>>) -> Response {
     let HealthReport { phase, ready, seconds_left, drain_clients } = state.health.report();
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let ProcessReport { version, commit, pid, uptime, .. } = state.health.process();
+    let upgrade_stats = state.health.upgrade_stats();
     let body = Body {
         phase,
         clients: state.manager.count(),
@@ -47,7 +49,8 @@ pub(crate) async fn ready(State(state): State<Arc<AppState>>) -> Response {
         commit,
         pid,
         uptime_seconds: (uptime.as_secs_f64() * 1e3).round() / 1e3,
-        upgrades: state.health.upgrade_stats().succeeded,
+        upgrades: upgrade_stats.succeeded,
+        upgrading: upgrade_stats.in_progress,
     };
     (status, Json(body)).into_response()
 }

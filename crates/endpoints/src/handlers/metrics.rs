@@ -192,6 +192,12 @@ impl Collector for Snapshot {
         }
         gauge(
             &mut to,
+            "upgrade_in_progress",
+            "1 while an upgrade is under way",
+            f64::from(u8::from(upgrade_stats.in_progress)),
+        )?;
+        gauge(
+            &mut to,
             "handover_clients",
             "Clients of the last handover",
             upgrade_stats.last_clients as f64,

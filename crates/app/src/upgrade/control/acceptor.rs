@@ -21,7 +21,7 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use super::{
-    UpgradeClient, lock,
+    Requester, lock,
     spare::{Connection, Spare},
     watch::Watch,
 };
@@ -47,7 +47,7 @@ pub(super) struct Acceptor {
     pub(super) is_default: bool,
     /// `None` while it cannot be made.
     pub(super) socket: Arc<Mutex<Option<ControlSocket>>>,
-    pub(super) requests: mpsc::Sender<UpgradeClient>,
+    pub(super) requests: mpsc::Sender<Requester>,
 }
 
 /// What the acceptor waits at.
@@ -169,7 +169,7 @@ async fn accept(listener: Option<&UnixListener>) -> io::Result<UnixStream> {
 async fn receive(
     mut connection: Connection,
     socket: &Mutex<Option<ControlSocket>>,
-) -> anyhow::Result<UpgradeClient> {
+) -> anyhow::Result<Requester> {
     let stream = connection.stream()?;
     match lock(socket).as_ref() {
         Some(socket) => socket.check_peer(stream)?,
@@ -180,7 +180,7 @@ async fn receive(
     let mut body = vec![0; body_len(header, MAX_COMMAND)?];
     stream.read_exact(&mut body).await.context("half a command came")?;
     match decode(&body)? {
-        FirstMessage::Command(ControlCommand::Upgrade) => Ok(UpgradeClient(connection)),
+        FirstMessage::Command(ControlCommand::Upgrade) => Ok(Requester(connection)),
         FirstMessage::Hello(hello) => {
             let reason = format!(
                 "the new process, version {}, speaks version {} of the handover, this one {PROTOCOL}",

@@ -21,9 +21,9 @@ use spare::Connection;
 use super::timeouts::{LATE_COMMAND_TIMEOUT, REPORT_TIMEOUT};
 
 /// An operator who asked for an upgrade, and waits to hear how it goes.
-pub(crate) struct UpgradeClient(Connection);
+pub(crate) struct Requester(Connection);
 
-impl UpgradeClient {
+impl Requester {
     /// Tells the operator how it goes. The operator may have gone: then nothing happens.
     pub(crate) async fn report(&mut self, progress: &UpgradeProgress) {
         let told = async {
@@ -41,7 +41,7 @@ impl UpgradeClient {
 /// [`ControlServer::leave_to_new_process`] was called.
 pub(crate) struct ControlServer {
     socket: SharedSocket,
-    requests: mpsc::Receiver<UpgradeClient>,
+    requests: mpsc::Receiver<Requester>,
     accepting: JoinHandle<()>,
 }
 
@@ -76,7 +76,7 @@ impl ControlServer {
     }
 
     /// The next operator who asks for an upgrade. May be dropped at any time without losing one.
-    pub(crate) async fn next(&mut self) -> UpgradeClient {
+    pub(crate) async fn next(&mut self) -> Requester {
         match self.requests.recv().await {
             Some(operator) => operator,
             // The accepting task is gone, with the runtime: none will come.
@@ -90,7 +90,7 @@ impl ControlServer {
     }
 
     /// Leaves the socket to the new process. Returns the operators who had asked meanwhile.
-    pub(crate) async fn leave_to_new_process(mut self) -> Vec<UpgradeClient> {
+    pub(crate) async fn leave_to_new_process(mut self) -> Vec<Requester> {
         if let Some(socket) = lock(&self.socket.0).as_mut() {
             socket.keep_file();
         }

@@ -54,17 +54,13 @@ impl Role {
         }
     }
 
-    /// Tells the supervisor once more that this process serves: another process may have said so meanwhile.
-    pub(in crate::upgrade) fn report(&self) {
-        if let Self::Supervised(link) = self {
-            link.report();
-        }
-    }
-
-    /// Drops what was made for a new process that did not take over.
-    pub(in crate::upgrade) fn reset(&mut self) {
-        if let Self::Started(links) = self {
-            *links = None;
+    /// This process goes on: drops what was made for the new process, and tells the supervisor, as the new process
+    /// may have said that it serves.
+    pub(in crate::upgrade) fn roll_back(&mut self) {
+        match self {
+            Self::Started(links) => *links = None,
+            Self::Followed => {}
+            Self::Supervised(link) => link.report(),
         }
     }
 

@@ -1,0 +1,142 @@
+//! A handover that is under way, with all that has to be undone if it fails.
+
+use std::{
+    os::fd::{AsFd, OwnedFd},
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::PathBuf,
+    time::Duration,
+};
+
+use anyhow::{Context, anyhow};
+use lastcall_handover::{HandoverSender, SendError, StreamError};
+use lastcall_websockets::Frozen;
+use tokio::{process::Child, task::spawn_blocking, time::timeout};
+
+use super::{
+    state::{ServerDescriptors, ServerState},
+    timeouts::EXIT_TIMEOUT,
+};
+use crate::ingress::{Ingress, SuspendedIngress};
+
+/// The new process failed after the commit.
+#[derive(Debug, thiserror::Error)]
+#[error("it had taken over, and its connections are closed now: {clients}")]
+pub(super) struct Disconnected {
+    clients: usize,
+}
+
+/// What a handover has changed so far. If it fails, [`Attempt::roll_back`] undoes all of it.
+pub(super) struct Attempt {
+    pub(super) child: Child,
+    pub(super) pid: u32,
+    /// The file that the new process runs.
+    pub(super) program: PathBuf,
+    /// Once HTTP and the notifier have stopped: what they resume from.
+    pub(super) suspended: Option<SuspendedIngress>,
+    /// Once the event loops have stopped: their connections.
+    pub(super) frozen: Option<Frozen>,
+    /// After the commit: how many clients the new process has.
+    pub(super) committed: Option<usize>,
+}
+
+impl Attempt {
+    /// # Errors
+    /// When the new process has ended already.
+    pub(super) fn new(child: Child, program: PathBuf) -> anyhow::Result<Self> {
+        let pid = child.id().context("the new process ended at once")?;
+        Ok(Self { child, pid, program, suspended: None, frozen: None, committed: None })
+    }
+
+    /// Sends everything that has stopped, and commits.
+    ///
+    /// # Errors
+    /// When the new process did not take all of it within `timeout`. Then nothing is handed over.
+    pub(super) async fn send(
+        &mut self,
+        sender: HandoverSender,
+        state: ServerState,
+        control: Option<OwnedFd>,
+        timeout: Duration,
+    ) -> anyhow::Result<HandoverSender> {
+        let stopped = self.suspended.take().zip(self.frozen.take());
+        let (suspended, frozen) = stopped.context("not everything has stopped")?;
+        let sending = spawn_blocking(move || {
+            // A panic must not drop them here: the event loops would go on while the new process has their sockets.
+            let sent = catch_unwind(AssertUnwindSafe(|| {
+                send_all(&sender, &state, &suspended, control.as_ref(), &frozen, timeout)
+            }));
+            (sender, suspended, frozen, sent)
+        });
+        let (sender, suspended, frozen, sent) = sending.await?;
+        (self.suspended, self.frozen) = (Some(suspended), Some(frozen));
+        self.committed = Some(sent.map_err(|_| anyhow!("sending panicked, which is a bug"))??);
+        Ok(sender)
+    }
+
+    /// Ends the part of this process once the new one serves. Returns the new process.
+    pub(super) fn complete(self) -> Child {
+        // Closing thousands of descriptors takes a while, which the new process can use better: after its start.
+        if let Some(frozen) = self.frozen {
+            frozen.release();
+        }
+        drop(self.suspended);
+        self.child
+    }
+
+    /// Undoes what was done: ends the new process, then has the event loops go on, then HTTP and the notifier.
+    /// Returns `error`, with what became of the new process.
+    pub(super) async fn roll_back(mut self, ingress: &Ingress, error: anyhow::Error) -> anyhow::Error {
+        // First, and waited for: no connection may be served here while another process has it, too.
+        let mut error = kill(&mut self.child, error).await;
+        if let Some(clients) = self.committed {
+            // What the new process has read and written by then is not known: the connections cannot go on here.
+            if let Some(frozen) = self.frozen.take() {
+                frozen.disconnect();
+            }
+            if let Some(suspended) = &mut self.suspended {
+                suspended.http.idle.clear();
+            }
+            error = error.context(Disconnected { clients });
+        }
+        drop(self.frozen);
+        if let Some(suspended) = self.suspended {
+            ingress.resume(suspended);
+        }
+        error
+    }
+}
+
+fn send_all(
+    sender: &HandoverSender,
+    state: &ServerState,
+    suspended: &SuspendedIngress,
+    control: Option<&OwnedFd>,
+    frozen: &Frozen,
+    timeout: Duration,
+) -> Result<usize, SendError> {
+    let descriptors = ServerDescriptors {
+        listener: suspended.http.listener.as_fd(),
+        control: control.map(AsFd::as_fd),
+        idle: suspended.http.idle.iter().map(|connection| connection.stream.as_fd()).collect(),
+    };
+    let clients = frozen.connections().map(|(socket, state)| {
+        let size = state.size();
+        (socket, state, size)
+    });
+    sender.send_all((state, &descriptors.into_order()), clients, timeout)
+}
+
+/// Ends the new process. Returns the error, with the exit status if it had ended by itself.
+async fn kill(child: &mut Child, error: anyhow::Error) -> anyhow::Error {
+    // A process that ends closes its sockets a moment before its exit code is known.
+    let gone = matches!(error.downcast_ref(), Some(SendError::Stream(StreamError::Gone)));
+    let time = if gone { EXIT_TIMEOUT } else { Duration::ZERO };
+    if let Ok(Ok(status)) = timeout(time, child.wait()).await {
+        return error.context(format!("it ended by itself ({status}), and its log says why"));
+    }
+    // Killed, and waited for: whatever it has of this process's is closed then.
+    match child.kill().await {
+        Ok(()) => error,
+        Err(failed) => error.context(format!("and it could not be ended: {failed}")),
+    }
+}

@@ -1,0 +1,87 @@
+//! Carries out upgrades: takes a request, runs the handover, and reports how it went.
+
+use std::{future::Future, pin::pin};
+
+use lastcall_handover::UpgradeProgress;
+use lastcall_lifecycle::{NewProcess, Upgrade};
+use tokio::sync::oneshot;
+use tracing::{error, info, warn};
+
+use super::{
+    attempt::Disconnected,
+    old_process::{Handover, HandoverSummary},
+    requests::{Request, Requesters, UpgradeRequests},
+};
+
+/// Carries out upgrades.
+pub(crate) struct Upgrader {
+    pub(crate) requests: UpgradeRequests,
+    pub(crate) handover: Handover,
+}
+
+impl Upgrade for Upgrader {
+    type Request = Request;
+
+    async fn requested(&mut self) -> Request {
+        self.requests.next().await
+    }
+
+    async fn refuse(&mut self, request: Request, reason: &str) {
+        warn!(requested_by = request.name(), "no upgrade: {reason}");
+        request.fail(reason).await;
+    }
+
+    async fn carry_out(&mut self, request: Request, interrupted: impl Future) -> Option<NewProcess> {
+        info!(requested_by = request.name(), "an upgrade was requested");
+        let _in_progress = self.handover.upgrade_stats.begin_upgrade();
+        let mut requesters = Requesters::default();
+        requesters.add(request).await;
+        match self.hand_over(&mut requesters, interrupted).await {
+            Ok(HandoverSummary { new, progress }) => {
+                requesters.add_late(self.requests.leave_to_new_process().await);
+                requesters.report(progress).await;
+                Some(new)
+            }
+            Err(error) => {
+                let reason = if error.is::<Disconnected>() {
+                    let reason = format!("the server goes on without its clients: {error:#}");
+                    error!("the upgrade failed; {reason}");
+                    reason
+                } else {
+                    let reason = format!("the server goes on as before: {error:#}");
+                    warn!("the upgrade failed; {reason}");
+                    reason
+                };
+                self.handover.upgrade_stats.count_failure();
+                requesters.report(UpgradeProgress::Failed { reason }).await;
+                None
+            }
+        }
+    }
+}
+
+impl Upgrader {
+    /// Hands everything over. Requests that come meanwhile are for the same upgrade.
+    async fn hand_over(
+        &mut self,
+        requesters: &mut Requesters,
+        interrupted: impl Future,
+    ) -> anyhow::Result<HandoverSummary> {
+        let Self { requests, handover } = self;
+        let control = requests.control_socket();
+        let (started, mut has_started) = oneshot::channel();
+        let mut handing_over = pin!(handover.run(control, started, interrupted));
+        let mut is_started = false;
+        loop {
+            tokio::select! {
+                biased;
+                Ok(progress) = &mut has_started, if !is_started => {
+                    is_started = true;
+                    requesters.report(progress).await;
+                }
+                result = &mut handing_over => return result,
+                request = requests.next() => requesters.add(request).await,
+            }
+        }
+    }
+}
