@@ -35,7 +35,7 @@ impl FrozenLoop {
     }
 
     /// Returns the socket and the snapshot of each connection.
-    pub(super) fn snapshots(&self) -> impl Iterator<Item = (BorrowedFd<'_>, ConnectionSnapshot)> {
+    pub(crate) fn snapshots(&self) -> impl Iterator<Item = (BorrowedFd<'_>, ConnectionSnapshot)> {
         self.connections.iter().map(|(slot, entry)| {
             let left = self.close_timeouts.get(&slot).copied();
             (entry.connection.stream.as_fd(), entry.connection.snapshot(left))
@@ -43,7 +43,7 @@ impl FrozenLoop {
     }
 
     /// Keeps the connections from the loop, which ends when this is dropped.
-    pub(super) fn release(&mut self) {
+    pub(crate) fn release(&mut self) {
         self.return_tx = None;
     }
 }

@@ -1,0 +1,170 @@
+use std::thread::{self, JoinHandle};
+
+use tokio::sync::mpsc;
+
+use super::*;
+use crate::{
+    codec::test_frames::{client_close, client_text},
+    snapshot::FrozenLoop,
+};
+
+/// A loop that runs on a thread of its own.
+struct Running {
+    mailboxes: Arc<Mailboxes>,
+    thread: JoinHandle<()>,
+}
+
+impl Running {
+    fn start(harness: Harness) -> Self {
+        let Harness { event_loop, mailboxes, .. } = harness;
+        Self { mailboxes, thread: thread::spawn(|| event_loop.run()) }
+    }
+
+    fn freeze(&self) -> FrozenLoop {
+        let (reply, mut frozen) = mpsc::channel(1);
+        self.mailboxes.send(&LoopCommand::Freeze(reply));
+        frozen.blocking_recv().unwrap()
+    }
+
+    fn stop(self) {
+        self.mailboxes.send(&LoopCommand::Stop);
+        self.thread.join().unwrap();
+    }
+}
+
+/// Registers the connections of a frozen loop with another one, as a new process does.
+fn restore(frozen: &FrozenLoop, harness: &mut Harness) {
+    for (socket, snapshot) in frozen.snapshots() {
+        let stream = TcpStream::from(socket.try_clone_to_owned().unwrap());
+        // A handover is serialized.
+        let snapshot = rmp_serde::from_slice(&rmp_serde::to_vec_named(&snapshot).unwrap()).unwrap();
+        let source = ConnectionSource::Handover(Box::new(snapshot));
+        harness.event_loop.register(NewConnection { stream, permit: permit(), source });
+    }
+}
+
+#[test]
+fn a_frozen_loop_continues_when_it_is_dropped() {
+    let mut harness = Harness::new(Options::default());
+    let mut client = harness.connect();
+    let running = Running::start(harness);
+    let frozen = running.freeze();
+    client.expect_welcome();
+    client.send(client_text("hello"));
+    assert_eq!(frozen.snapshots().count(), 1);
+    client.expect_nothing();
+    drop(frozen);
+    assert!(client.read_text().contains(r#""data":"hello""#));
+    running.stop();
+    client.expect_end();
+}
+
+#[test]
+fn what_was_published_before_a_freeze_is_written_before_it() {
+    let mut harness = Harness::new(Options::default());
+    let mut clients = [harness.connect(), harness.connect()];
+    let running = Running::start(harness);
+    for n in 0..100 {
+        running.mailboxes.publish(&mut vec![Frame::text(&n.to_string())]);
+    }
+    let frozen = running.freeze();
+    for client in &mut clients {
+        client.expect_welcome();
+        (0..100).for_each(|n| client.expect_text(&n.to_string()));
+    }
+    drop(frozen);
+    running.stop();
+}
+
+#[test]
+fn a_loop_whose_connections_are_released_ends_and_another_one_continues_them() {
+    let mut old = Harness::new(Options::default());
+    let (mut client, mut closing) = (old.connect(), old.connect());
+    let text = client_text("hello");
+    client.send(&text[..7]);
+    old.iterate_until(|event_loop| event_loop.stats.bytes_received == 7);
+    let slot = old.key(&closing).slot;
+    old.event_loop.close(slot, CloseReason::ServiceRestart);
+
+    let running = Running::start(old);
+    let mut frozen = running.freeze();
+    let mut new = Harness::new(Options::default());
+    restore(&frozen, &mut new);
+    frozen.release();
+    drop(frozen);
+    running.thread.join().unwrap();
+
+    client.send(&text[7..]);
+    closing.send(client_close(1012));
+    new.iterate_until(|event_loop| event_loop.stats.messages_sent == 1 && event_loop.connections.len() == 1);
+    client.expect_welcome();
+    assert!(client.read_text().contains(r#""data":"hello""#));
+    closing.expect_welcome();
+    closing.expect_close(CloseReason::ServiceRestart);
+    closing.expect_end();
+    assert_eq!(new.event_loop.stats.disconnects.get("service_restart"), Some(&1));
+    assert_eq!(new.event_loop.stats.opened, 0, "the old process has counted them");
+}
+
+#[test]
+fn a_closing_connection_keeps_the_rest_of_its_close_timeout_or_gets_that_of_the_new_process() {
+    let mut old = Harness::new(Options { close_timeout: Duration::from_secs(20), ..Options::default() });
+    let client = old.connect();
+    let slot = old.key(&client).slot;
+    old.event_loop.close(slot, CloseReason::ServiceRestart);
+    let running = Running::start(old);
+    let frozen = running.freeze();
+    for (new_timeout, most) in [(60, 20), (10, 10)] {
+        let close_timeout = Duration::from_secs(new_timeout);
+        let mut new = Harness::new(Options { close_timeout, ..Options::default() });
+        restore(&frozen, &mut new);
+        let left: Vec<_> =
+            new.event_loop.timers.close_timeouts(Instant::now()).map(|(_, left)| left).collect();
+        assert!(left.len() == 1 && left[0] <= Duration::from_secs(most), "{left:?}");
+        assert!(left[0] > Duration::from_secs(most / 2), "the machine is not that slow: {left:?}");
+    }
+    drop(frozen);
+    running.stop();
+}
+
+#[test]
+fn output_that_is_queued_is_written_by_the_new_loop() {
+    let mut old = Harness::new(Options::default());
+    let mut client = old.connect();
+    let text = "x".repeat(100_000);
+    let mut count = 0;
+    while old.event_loop.connections.iter().all(|(_, entry)| !entry.connection.has_output()) {
+        old.publish(&text);
+        old.iterate();
+        count += 1;
+    }
+    let running = Running::start(old);
+    let mut frozen = running.freeze();
+    let mut new = Harness::new(Options::default());
+    restore(&frozen, &mut new);
+    frozen.release();
+    drop(frozen);
+    running.thread.join().unwrap();
+    let reader = thread::spawn(move || {
+        client.expect_welcome();
+        (0..count).for_each(|_| client.expect_text(&"x".repeat(100_000)));
+    });
+    new.iterate_until(|event_loop| {
+        event_loop.connections.iter().all(|(_, entry)| !entry.connection.has_output())
+    });
+    reader.join().unwrap();
+}
+
+#[test]
+fn a_freeze_that_nobody_waits_for_is_undone_at_once() {
+    let mut harness = Harness::new(Options::default());
+    let mut client = harness.connect();
+    let running = Running::start(harness);
+    let (reply, frozen) = mpsc::channel(1);
+    drop(frozen);
+    running.mailboxes.send(&LoopCommand::Freeze(reply));
+    running.mailboxes.publish(&mut vec![Frame::text("after")]);
+    client.expect_welcome();
+    client.expect_text("after");
+    running.stop();
+}
