@@ -2,8 +2,8 @@
 
 mod cli;
 mod commands;
-mod entrance;
 mod ingress;
+mod listener;
 mod server;
 mod threads;
 mod upgrade;

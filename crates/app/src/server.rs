@@ -16,7 +16,8 @@ use lastcall_core::{
     settings::{FOREGROUND_VARIABLE, Loaded, RuntimeDir, SettingError, Settings, SettingsErrors},
 };
 use lastcall_endpoints::{
-    AppState, Health, HealthReport, Page, ProcessReport, Refusals, StopTimeouts, UpgradeStats, router,
+    AppState, Config, Health, HealthReport, Limits, Page, ProcessReport, Refusals, StopTimeouts,
+    UpgradeStats, router,
 };
 use lastcall_handover::{
     ControlSocket, SocketName,
@@ -28,8 +29,8 @@ use tokio::task::spawn_blocking;
 use tracing::{info, warn};
 
 use crate::{
-    entrance,
     ingress::{Ingress, SuspendedIngress},
+    listener,
     upgrade::{
         ControlServer, Handover, IncomingHandover, Program, Role, SERVING_REPORT_TIMEOUT, SharedUpgradeStats,
         UpgradeRequests, Upgrader, supervise,
@@ -97,11 +98,9 @@ pub(crate) async fn run(
     let page = Page::load(settings.templates_dir.as_deref(), settings.max_message_size).map_err(|error| {
         unusable.push(loaded.unusable("templates_dir", &format_args!("{:#}", anyhow::Error::from(error))));
     });
-    // To be asked first: what is found is taken out of the environment.
-    let mut activated = entrance::is_activated();
     let bound = match handover {
         Some(_) => None,
-        None => entrance::open(loaded, &mut unusable).await?,
+        None => listener::open(loaded, &mut unusable).await?,
     };
     let Ok(page) = page else { return Err(SettingsErrors(unusable).into()) };
     if !unusable.is_empty() {
@@ -113,7 +112,8 @@ pub(crate) async fn run(
     let upgrade_stats = SharedUpgradeStats::default();
     let health = Box::new(ProcessHealth { phases: phases.clone(), upgrade_stats: upgrade_stats.clone() });
     let refusals = Refusals::default();
-    let router = router(AppState::new(settings, manager.clone(), health, page, refusals.clone()));
+    let router =
+        router(AppState::new(routes_config(settings), manager.clone(), health, page, refusals.clone()));
     let ingress = Arc::new(Ingress::new(
         manager.clone(),
         router,
@@ -122,6 +122,7 @@ pub(crate) async fn run(
         refusals.clone(),
     ));
 
+    let activated;
     let (suspended, inherited_control, served_before) = match handover {
         Some(handover) => {
             let received = handover.receive(&manager, settings).await?;
@@ -131,8 +132,10 @@ pub(crate) async fn run(
             (received.ingress, received.control, Some((received.frozen_at, received.serving)))
         }
         None => {
-            let http = bound.context("there is no socket to listen on")?;
-            (SuspendedIngress { http, notifier: NotifierState::default() }, None, None)
+            let opened = bound.context("there is no socket to listen on")?;
+            activated = opened.activated;
+            let (http, notifier) = (opened.listener.into(), NotifierState::default());
+            (SuspendedIngress { http, notifier }, None, None)
         }
     };
     let address = suspended.http.listener.local_addr().context("cannot tell which port was bound")?;
@@ -167,15 +170,15 @@ pub(crate) async fn run(
         }
         upgrade_stats.set_last_pause(pause);
         if !activated {
-            tokio::spawn(entrance::compare(address, settings.host.clone(), settings.port));
+            tokio::spawn(listener::warn_if_moved(address, settings.host.clone(), settings.port));
         }
     }
     if !takes_over {
         // Not at each upgrade: an alert on warnings would fire at each deploy.
-        entrance::warn_if_open(address, loaded);
+        listener::warn_if_open(address, loaded);
     }
     if settings.api_keys.is_empty() {
-        entrance::log_api_is_local(address, takes_over);
+        listener::log_api_is_local(address, takes_over);
     }
     let mut upgrader = Upgrader {
         requests: UpgradeRequests {
@@ -237,6 +240,22 @@ fn control_path(settings: &Settings, address: SocketAddr) -> PathBuf {
         _ => SocketName::Address(address),
     };
     name.path(settings.runtime_dir.path())
+}
+
+/// Returns the configuration of the routes.
+fn routes_config(settings: &Settings) -> Config {
+    Config {
+        host: settings.host.clone(),
+        allowed_origins: settings.allowed_origins.clone(),
+        api_keys: settings.api_keys.clone(),
+        limits: Limits {
+            max_connections: settings.max_connections,
+            max_queue: settings.max_queue,
+            max_message_size: settings.max_message_size,
+            max_client_rate: settings.max_client_rate,
+            max_total_rate: settings.max_total_rate,
+        },
+    }
 }
 
 /// Tells the health routes the state of the process.

@@ -19,8 +19,7 @@ pub(crate) const RETRY_AFTER_SECONDS: u64 = 5;
 /// What went wrong, for programs. Stable: part of the public contract (`docs/protocol.md`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-#[allow(missing_docs, reason = "each says what it means; docs/protocol.md has the table")]
-pub enum ErrorCode {
+pub(crate) enum ErrorCode {
     BadHandshake,
     BadHeader,
     BadRequest,

@@ -1,7 +1,24 @@
-//! HTTP and WebSocket routes: turns requests into calls on `lastcall-websockets`. Knows no signals.
+//! The HTTP side of lastcall: turns requests into calls on `lastcall-websockets`. Knows no signals and no settings
+//! files.
+//!
+//! A request passes these parts, each a module:
+//!
+//! - `server` owns the listening socket ([`Listener`]: bound, passed by systemd, or inherited), accepts connections
+//!   and speaks HTTP/1.1 on each ([`HttpServer`]). It stops in levels, and gives back what another server can resume
+//!   from ([`ListenerState`]). A connection that becomes a WebSocket leaves it for the connection manager.
+//! - `routes` is the table of paths and methods ([`router`]). Before any of them, `fields` refuses requests whose
+//!   header fields contradict each other, and finds the host that a request is for, as an `authority`.
+//! - `auth` decides which callers and web pages may do what: API keys, calls from this machine, origins, CORS.
+//! - `handlers` has a file for each path: the WebSocket handshake, publishing, health, metrics, the test page. They
+//!   share an [`AppState`], made from a [`Config`].
+//! - `health` and `upgrade_stats` are what the process tells of itself; the owner of the lifecycle implements
+//!   [`Health`].
+//! - `error` is the form of each error and the status of each code; `refusals` counts and logs what was refused,
+//!   at a bounded rate.
 
 mod auth;
 mod authority;
+mod config;
 mod error;
 mod fields;
 mod handlers;
@@ -14,11 +31,14 @@ mod state;
 mod upgrade_stats;
 
 pub use axum::Router;
-pub use error::ErrorCode;
+pub use config::Config;
 pub use handlers::page::{Page, PageError};
 pub use health::{Health, HealthReport, ProcessReport};
+pub use limits::Limits;
 pub use refusals::{RefusalCounts, Refusals};
 pub use routes::router;
-pub use server::{BindError, HttpServer, IdleConnection, ListenerState, StopTimeouts, bind};
+pub use server::{
+    BindError, HttpServer, IdleConnection, Listener, ListenerState, StopTimeouts, SystemdSocketError,
+};
 pub use state::AppState;
 pub use upgrade_stats::UpgradeStats;

@@ -1,25 +1,29 @@
-//! Limits that the settings set, as `/metrics` and `/health/ready` report them.
+//! Limits of the server, as the endpoints apply and report them.
 
-use lastcall_core::settings::Settings;
-
-/// What the settings of these names allow, in bytes where they are sizes; 0 where there is no bound.
+/// Limits of the server. Sizes are in bytes, rates in bytes a second.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Limits {
-    pub(crate) max_connections: usize,
-    pub(crate) max_queue: usize,
-    pub(crate) max_message_size: usize,
-    pub(crate) max_client_rate: u64,
-    pub(crate) max_total_rate: u64,
+pub struct Limits {
+    /// Most connections at once.
+    pub max_connections: usize,
+    /// Most bytes that may be queued for one connection.
+    pub max_queue: usize,
+    /// Largest message of a client, and largest body to publish.
+    pub max_message_size: usize,
+    /// Most bytes that the texts of one client bring to each client; `None`: no bound.
+    pub max_client_rate: Option<u64>,
+    /// Most bytes that the texts of all clients together bring to each client; `None`: no bound.
+    pub max_total_rate: Option<u64>,
 }
 
-impl From<&Settings> for Limits {
-    fn from(settings: &Settings) -> Self {
+impl Default for Limits {
+    /// Limits for tests.
+    fn default() -> Self {
         Self {
-            max_connections: settings.max_connections,
-            max_queue: settings.max_queue,
-            max_message_size: settings.max_message_size,
-            max_client_rate: settings.max_client_rate.unwrap_or(0),
-            max_total_rate: settings.max_total_rate.unwrap_or(0),
+            max_connections: 1000,
+            max_queue: 1 << 20,
+            max_message_size: 64 << 10,
+            max_client_rate: None,
+            max_total_rate: None,
         }
     }
 }

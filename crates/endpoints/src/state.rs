@@ -1,10 +1,11 @@
 //! What the handlers share.
 
-use lastcall_core::settings::{ApiKey, Settings};
+use lastcall_core::settings::ApiKey;
 use lastcall_websockets::ConnectionManager;
 
 use crate::{
     auth::{origin::Allowed, own_hosts::OwnHosts},
+    config::Config,
     handlers::page::Page,
     health::Health,
     limits::Limits,
@@ -13,39 +14,29 @@ use crate::{
 
 /// What the handlers share.
 pub struct AppState {
-    /// All connections.
-    pub manager: ConnectionManager,
-    /// What the process says of itself.
-    pub health: Box<dyn Health>,
+    pub(crate) manager: ConnectionManager,
+    pub(crate) health: Box<dyn Health>,
     pub(crate) page: Page,
     pub(crate) allowed_origins: Allowed,
     pub(crate) own_hosts: OwnHosts,
     pub(crate) api_keys: Vec<ApiKey>,
-    pub(crate) max_message_size: usize,
     pub(crate) limits: Limits,
     pub(crate) refusals: Refusals,
 }
 
 impl AppState {
-    /// Collects it from the settings. `refusals` are those of the HTTP server that has the routes.
+    /// Puts the state together. `manager` has the connections, `health` tells the state of the process, and `refusals`
+    /// are those of the HTTP server that has the routes.
     pub fn new(
-        settings: &Settings,
+        config: Config,
         manager: ConnectionManager,
         health: Box<dyn Health>,
         page: Page,
         refusals: Refusals,
     ) -> Self {
-        let allowed_origins = Allowed::from(&settings.allowed_origins);
-        Self {
-            manager,
-            health,
-            page,
-            own_hosts: OwnHosts::new(&settings.host, &allowed_origins),
-            allowed_origins,
-            api_keys: settings.api_keys.clone(),
-            max_message_size: settings.max_message_size,
-            limits: Limits::from(settings),
-            refusals,
-        }
+        let Config { host, allowed_origins, api_keys, limits } = config;
+        let allowed_origins = Allowed::from(&allowed_origins);
+        let own_hosts = OwnHosts::new(&host, &allowed_origins);
+        Self { manager, health, page, allowed_origins, own_hosts, api_keys, limits, refusals }
     }
 }

@@ -10,13 +10,10 @@ use std::{
 use anyhow::Context;
 use bytes::Bytes;
 use lastcall_core::settings::Settings;
-use lastcall_endpoints::{IdleConnection, ListenerState, RefusalCounts, UpgradeStats};
+use lastcall_endpoints::{IdleConnection, Listener, ListenerState, RefusalCounts, UpgradeStats};
 use lastcall_handover::{Committed, ControlSocket, FramedStream, HandoverReceiver, Serving};
 use lastcall_websockets::{ConnectionManager, ConnectionSnapshot};
-use tokio::{
-    net::{TcpListener, TcpStream},
-    task::spawn_blocking,
-};
+use tokio::{net::TcpStream, task::spawn_blocking};
 use tracing::info;
 
 use super::{
@@ -112,7 +109,7 @@ fn sockets_of(
     let control = control.transpose().context("the control socket could not be used")?;
     let read = std::mem::take(&mut state.idle_read).into_iter().chain(iter::repeat(Bytes::new()));
     let http = || {
-        let listener = TcpListener::from_std(std::net::TcpListener::from(listener))?;
+        let listener = Listener::from_fd(listener)?;
         let idle = idle.into_iter().zip(read).map(|(socket, read)| {
             let stream = TcpStream::from_std(std::net::TcpStream::from(socket))?;
             Ok(IdleConnection { stream, read })

@@ -152,10 +152,10 @@ async fn floods(server: Server, flooders: usize) {
     assert!(longest < Duration::from_secs(5), "a talker waited {longest:?}");
     assert!(flooding.try_join_next().is_none(), "a flood is not closed");
     assert_eq!(server.metric("lastcall_slow_consumers_total").await, 0.0);
-    assert_eq!(server.metric("lastcall_clients").await, flooders as f64 + 3.0);
+    assert_eq!(server.metric("lastcall_connections").await, flooders as f64 + 3.0);
     // One that is held back is so for nearly all of the time.
     soon("a flood to be held back", async {
-        while server.metric("lastcall_throttled_clients").await == 0.0 {}
+        while server.metric("lastcall_throttled_connections").await == 0.0 {}
     })
     .await;
 }
@@ -192,7 +192,7 @@ async fn a_burst_of_texts_does_not_wait() {
     .await;
     // At its rate, these would take more than a second; the rest is what a busy machine may take.
     assert!(taken < Duration::from_secs(10), "{taken:?}");
-    assert_eq!(server.metric("lastcall_throttled_clients").await, 0.0);
+    assert_eq!(server.metric("lastcall_throttled_connections").await, 0.0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -231,7 +231,7 @@ async fn the_bounds_are_settings() {
     for number in 0..3000 {
         assert_eq!(client.next_of("message").await["data"], format!("text {number}"));
     }
-    assert_eq!(server.metric("lastcall_throttled_clients").await, 0.0);
+    assert_eq!(server.metric("lastcall_throttled_connections").await, 0.0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

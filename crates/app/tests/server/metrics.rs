@@ -29,10 +29,10 @@ async fn a_strict_parser_reads_both_formats_and_computes_a_quantile() {
     for format in [Format::Prometheus, Format::OpenMetrics] {
         let metrics = scrape(&server, format).await;
         assert_eq!(metrics.value("lastcall_connections_opened_total", &[]), 1.0);
-        assert_eq!(metrics.value("lastcall_connections_closed_total", &[("reason", "left")]), 1.0);
+        assert_eq!(metrics.value("lastcall_disconnects_total", &[("reason", "left")]), 1.0);
         assert_eq!(metrics.value("lastcall_phase", &[("phase", "serving")]), 1.0);
         for q in [0.0, 0.5, 0.99, 1.0] {
-            let seconds = metrics.quantile("lastcall_loop_turn_seconds", q);
+            let seconds = metrics.quantile("lastcall_event_loop_iteration_seconds", q);
             // The last limit below infinity.
             assert!((0.0..=0.1).contains(&seconds), "{q}: {seconds}");
         }

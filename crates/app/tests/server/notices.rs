@@ -20,7 +20,7 @@ async fn drain_clients(server: &Server) -> u64 {
     let logged = server.logged("drain started").await["fields"]["clients"].as_u64().unwrap();
     let ready = server.get("/health/ready").await.json();
     assert_eq!(ready["drain_clients"], logged, "{ready}");
-    assert_eq!(server.metric("lastcall_drain_clients").await, logged as f64);
+    assert_eq!(server.metric("lastcall_drain_initial_connections").await, logged as f64);
     logged
 }
 

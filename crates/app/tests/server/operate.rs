@@ -114,9 +114,9 @@ async fn metrics_count_what_happens() {
     let answer = server.get("/metrics").await;
     assert_eq!(answer.status, 200);
     let text = answer.body;
-    assert_eq!(metric(&text, "lastcall_clients"), 2.0);
+    assert_eq!(metric(&text, "lastcall_connections"), 2.0);
     assert_eq!(metric(&text, "lastcall_connections_opened_total"), 3.0);
-    assert_eq!(metric(&text, "lastcall_connections_closed_total{reason=\"left\"}"), 1.0);
+    assert_eq!(metric(&text, "lastcall_disconnects_total{reason=\"left\"}"), 1.0);
     assert_eq!(metric(&text, "lastcall_messages_received_total"), 1.0);
     assert_eq!(metric(&text, "lastcall_messages_sent_total"), 3.0);
     // A text of 5 bytes, with its masked header of 6; and the close of the one who left, with its 6.
@@ -126,17 +126,17 @@ async fn metrics_count_what_happens() {
     assert_eq!(metric(&text, "lastcall_slow_consumers_total"), 0.0);
     assert_eq!(metric(&text, "lastcall_phase{phase=\"serving\"}"), 1.0);
     assert_eq!(metric(&text, "lastcall_phase{phase=\"draining\"}"), 0.0);
-    assert_eq!(metric(&text, "lastcall_drain_seconds_left"), 0.0);
+    assert_eq!(metric(&text, "lastcall_drain_remaining_seconds"), 0.0);
     assert_eq!(metric(&text, "lastcall_handovers_total{result=\"done\"}"), 0.0);
-    assert!(metric(&text, "lastcall_loop_turn_seconds_count") > 0.0);
-    assert!(text.contains("lastcall_loop_turn_seconds_bucket{le=\"0.001\"}"), "{text}");
+    assert!(metric(&text, "lastcall_event_loop_iteration_seconds_count") > 0.0);
+    assert!(text.contains("lastcall_event_loop_iteration_seconds_bucket{le=\"0.001\"}"), "{text}");
 
     server.signal(Signal::TERM);
     server.logged("drain started").await;
     let text = server.get("/metrics").await.body;
     assert_eq!(metric(&text, "lastcall_phase{phase=\"draining\"}"), 1.0);
-    assert!(metric(&text, "lastcall_drain_seconds_left") > 1000.0);
-    assert_eq!(metric(&text, "lastcall_drain_clients"), 2.0);
+    assert!(metric(&text, "lastcall_drain_remaining_seconds") > 1000.0);
+    assert_eq!(metric(&text, "lastcall_drain_initial_connections"), 2.0);
 }
 
 #[tokio::test]

@@ -15,7 +15,7 @@ async fn line(server: &Server, code: &str) -> Value {
 }
 
 async fn refused(server: &Server, code: &str) -> f64 {
-    server.metric(&format!("lastcall_refused_total{{code=\"{code}\"}}")).await
+    server.metric(&format!("lastcall_refused_requests_total{{code=\"{code}\"}}")).await
 }
 
 #[tokio::test]
@@ -56,12 +56,12 @@ async fn a_full_server_warns_and_shows_its_limits() {
     assert_eq!(line["level"], "WARN");
     assert!(line["fields"]["peer"].as_str().unwrap().starts_with("127.0.0.1:"), "{line}");
     let text = server.get("/metrics").await.body;
-    assert_eq!(metric(&text, "lastcall_refused_total{code=\"full\"}"), 1.0);
+    assert_eq!(metric(&text, "lastcall_refused_requests_total{code=\"full\"}"), 1.0);
     assert_eq!(metric(&text, "lastcall_max_connections"), 1.0);
     assert_eq!(metric(&text, "lastcall_max_queue_bytes"), 2_097_152.0);
     assert_eq!(metric(&text, "lastcall_max_message_bytes"), 65_536.0);
-    assert_eq!(metric(&text, "lastcall_max_client_rate_bytes"), 65_536.0);
-    assert_eq!(metric(&text, "lastcall_max_total_rate_bytes"), 524_288.0);
+    assert_eq!(metric(&text, "lastcall_max_client_rate_bytes_per_second"), 65_536.0);
+    assert_eq!(metric(&text, "lastcall_max_total_rate_bytes_per_second"), 524_288.0);
 }
 
 #[tokio::test]

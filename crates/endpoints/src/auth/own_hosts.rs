@@ -2,7 +2,6 @@
 //! to 127.0.0.1: the browser then takes the server for the host of their page (DNS rebinding).
 
 use axum::http::{HeaderMap, header::ORIGIN};
-use tokio::net::TcpListener;
 
 use crate::{
     auth::api_key,
@@ -15,13 +14,6 @@ use crate::{
 /// Whether only this machine can connect to the server: it listens on loopback addresses alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct OnLoopback(pub(crate) bool);
-
-impl OnLoopback {
-    pub(crate) fn of(listener: &TcpListener) -> Self {
-        // If the system does not say, the stricter of the two.
-        Self(listener.local_addr().map_or(true, |address| address.ip().to_canonical().is_loopback()))
-    }
-}
 
 /// The names that are the server's own, besides `localhost`. An address is always right: to say it, a page must
 /// have come from it.

@@ -1,4 +1,4 @@
-//! `GET /metrics`: figures for Prometheus, in its own text format or in that of OpenMetrics.
+//! `GET /metrics`: the state and the stats for Prometheus, in its own text format or in that of OpenMetrics.
 
 mod format;
 
@@ -37,12 +37,12 @@ use crate::{
 /// Every phase's name: a label for each, so that one can be waited for before it was ever reached.
 const PHASES: [&str; 6] = ["starting", "serving", "withdrawing", "draining", "closing", "stopped"];
 
-/// How long the event loops have to answer: each does in its next turn.
+/// How long the event loops have to report their stats. Each does in its next iteration.
 const STATS_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Everything there is to tell, at one moment.
+/// Everything that is reported, as it was at one moment.
 #[derive(Debug)]
-struct Snapshot {
+struct Metrics {
     format: Format,
     stats: Stats,
     counts: ConnectionCounts,
@@ -53,7 +53,7 @@ struct Snapshot {
     process: ProcessReport,
 }
 
-/// What every process tells under the same name, whatever the program.
+/// Metrics whose names are the same for all programs.
 #[derive(Debug)]
 struct Process(ProcessReport);
 
@@ -69,7 +69,7 @@ pub(crate) async fn metrics(State(state): State<Arc<AppState>>, headers: HeaderM
     let process = state.health.process();
     let mut registry = Registry::default();
     registry.register_collector(Box::new(Process(process)));
-    registry.sub_registry_with_prefix("lastcall").register_collector(Box::new(Snapshot {
+    registry.sub_registry_with_prefix("lastcall").register_collector(Box::new(Metrics {
         format,
         stats,
         counts: state.manager.counts(),
@@ -94,36 +94,36 @@ pub(crate) async fn metrics(State(state): State<Arc<AppState>>, headers: HeaderM
 
 impl Collector for Process {
     fn encode(&self, mut to: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let help = "When the process that serves has started, in seconds since 1970";
+        let help = "Start time of the process, in seconds since 1970";
         gauge(&mut to, "process_start_time_seconds", help, self.0.start_time)
     }
 }
 
-impl Collector for Snapshot {
+impl Collector for Metrics {
     fn encode(&self, mut to: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let Self { format, stats, counts, report, upgrade_stats, limits, refused, process } = self;
         let help = "1, with the version of the program and the commit that it was built from";
         let mut family = to.encode_descriptor("build_info", help, None, MetricType::Gauge)?;
         let labels = [("version", process.version), ("commit", process.commit.unwrap_or("unknown"))];
         ConstGauge::new(1_i64).encode(family.encode_family(&labels)?)?;
-        gauge(&mut to, "clients", "Clients that are connected", counts.connections as f64)?;
-        counter(&mut to, *format, "connections_opened_total", "Clients that came", stats.opened)?;
+        gauge(&mut to, "connections", "Open connections", counts.connections as f64)?;
+        counter(&mut to, *format, "connections_opened_total", "Connections that were opened", stats.opened)?;
         let mut family =
-            counters(&mut to, *format, "connections_closed_total", "Clients that went, by reason")?;
+            counters(&mut to, *format, "disconnects_total", "Connections that have ended, by reason")?;
         for (reason, closed) in &stats.disconnects {
             count(family.encode_family(&[("reason", reason.as_ref())])?, *format, *closed)?;
         }
         let help = "Handshakes, API calls and other requests that were refused, by the code of the answer";
-        let mut family = counters(&mut to, *format, "refused_total", help)?;
+        let mut family = counters(&mut to, *format, "refused_requests_total", help)?;
         for (code, refused) in refused {
             count(family.encode_family(&[("code", code.as_ref())])?, *format, *refused)?;
         }
-        limits.encode(&mut to)?;
+        encode_limits(&mut to, limits)?;
         counter(
             &mut to,
             *format,
-            "connections_cut_total",
-            "Clients that were closed and had to be cut off",
+            "forced_disconnects_total",
+            "Connections that the server ended without a closing handshake",
             stats.forced_disconnects,
         )?;
         let slow = stats.disconnects.get("slow_consumer").copied().unwrap_or(0);
@@ -131,7 +131,7 @@ impl Collector for Snapshot {
             &mut to,
             *format,
             "slow_consumers_total",
-            "Clients that were closed because they did not keep up",
+            "Connections that were closed because the client did not read fast enough",
             slow,
         )?;
         counter(
@@ -145,7 +145,7 @@ impl Collector for Snapshot {
             &mut to,
             *format,
             "messages_sent_total",
-            "Messages to clients, once for each",
+            "Messages to clients, counted once for each client",
             stats.messages_sent,
         )?;
         counter(
@@ -162,12 +162,17 @@ impl Collector for Snapshot {
             "Bytes of messages to clients, with framing",
             stats.bytes_sent,
         )?;
-        gauge(&mut to, "queue_bytes", "Bytes that wait for slow clients", stats.queued_bytes as f64)?;
-        gauge(&mut to, "queue_clients", "Clients that have bytes waiting", stats.queued_clients as f64)?;
+        gauge(&mut to, "queue_bytes", "Bytes that are queued for clients", stats.queued_bytes as f64)?;
         gauge(
             &mut to,
-            "throttled_clients",
-            "Clients that are read from more slowly, as they send texts faster than they may",
+            "backlogged_connections",
+            "Connections that have bytes queued",
+            stats.queued_clients as f64,
+        )?;
+        gauge(
+            &mut to,
+            "throttled_connections",
+            "Connections that are read from more slowly, as their clients send texts faster than they may",
             stats.throttled_clients as f64,
         )?;
         let mut family =
@@ -179,13 +184,18 @@ impl Collector for Snapshot {
         let left = report.seconds_left.unwrap_or(0.0);
         gauge(
             &mut to,
-            "drain_seconds_left",
-            "Seconds until the clients that remain are closed; 0: the server is not shutting down",
+            "drain_remaining_seconds",
+            "Time until the remaining connections are closed; 0: the server is not shutting down",
             left,
         )?;
         let total = report.drain_clients.unwrap_or(0) as f64;
-        gauge(&mut to, "drain_clients", "Clients there were when the drain started; 0: not draining", total)?;
-        let help = "Upgrades that handed over the live sockets, by result";
+        gauge(
+            &mut to,
+            "drain_initial_connections",
+            "Connections when the drain started; 0: not draining",
+            total,
+        )?;
+        let help = "Upgrades with a handover of the live connections, by result";
         let mut family = counters(&mut to, *format, "handovers_total", help)?;
         for (result, handovers) in [("done", upgrade_stats.succeeded), ("failed", upgrade_stats.failed)] {
             count(family.encode_family(&[("result", result)])?, *format, handovers)?;
@@ -198,18 +208,19 @@ impl Collector for Snapshot {
         )?;
         gauge(
             &mut to,
-            "handover_clients",
-            "Clients of the last handover",
+            "last_handover_connections",
+            "Connections that the last handover moved",
             upgrade_stats.last_clients as f64,
         )?;
         gauge(
             &mut to,
-            "handover_pause_seconds",
-            "Time nobody was served in the last handover",
+            "last_handover_pause_seconds",
+            "Time during which no connection was served in the last handover",
             upgrade_stats.last_pause.as_secs_f64(),
         )?;
-        let help = "Time that a turn of an event loop took";
-        let mut histogram = to.encode_descriptor("loop_turn_seconds", help, None, MetricType::Histogram)?;
+        let help = "Time that one iteration of an event loop took";
+        let mut histogram =
+            to.encode_descriptor("event_loop_iteration_seconds", help, None, MetricType::Histogram)?;
         let Histogram { counts, sum_us } = &stats.loop_iterations;
         let limits = Histogram::BOUNDS_US.iter().map(|us| *us as f64 / 1e6).chain([f64::INFINITY]);
         let buckets: Vec<_> = limits.zip(counts.iter().copied()).collect();
@@ -217,26 +228,24 @@ impl Collector for Snapshot {
     }
 }
 
-impl Limits {
-    fn encode(&self, to: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        gauge(to, "max_connections", "Most clients at once, as set", self.max_connections as f64)?;
-        gauge(
-            to,
-            "max_queue_bytes",
-            "Most bytes that may wait for one client, as set",
-            self.max_queue as f64,
-        )?;
-        gauge(
-            to,
-            "max_message_bytes",
-            "Largest message of a client, and body to publish, as set",
-            self.max_message_size as f64,
-        )?;
-        let help = "Most bytes a second that one client's texts bring to each client, as set; 0: no bound";
-        gauge(to, "max_client_rate_bytes", help, self.max_client_rate as f64)?;
-        let help = "Most bytes a second that all clients' texts bring to each client, as set; 0: no bound";
-        gauge(to, "max_total_rate_bytes", help, self.max_total_rate as f64)
-    }
+fn encode_limits(to: &mut DescriptorEncoder<'_>, limits: &Limits) -> Result<(), fmt::Error> {
+    gauge(to, "max_connections", "Most connections at once, as set", limits.max_connections as f64)?;
+    gauge(
+        to,
+        "max_queue_bytes",
+        "Most bytes that may be queued for one connection, as set",
+        limits.max_queue as f64,
+    )?;
+    gauge(
+        to,
+        "max_message_bytes",
+        "Largest message of a client, and body to publish, as set",
+        limits.max_message_size as f64,
+    )?;
+    let help = "Most bytes a second that one client's texts bring to each client, as set; 0: no bound";
+    gauge(to, "max_client_rate_bytes_per_second", help, limits.max_client_rate.unwrap_or(0) as f64)?;
+    let help = "Most bytes a second that all clients' texts bring to each client, as set; 0: no bound";
+    gauge(to, "max_total_rate_bytes_per_second", help, limits.max_total_rate.unwrap_or(0) as f64)
 }
 
 fn counter(

@@ -32,7 +32,7 @@ const PUBLISH_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Publication<'a> {
+struct PublishRequest<'a> {
     #[serde(borrow)]
     data: &'a RawValue,
     #[serde(default = "broadcast")]
@@ -70,12 +70,12 @@ pub(crate) async fn publish(
             "The body must be JSON: send `Content-Type: application/json`.",
         ));
     }
-    let body = read(body, &headers, state.max_message_size).await?;
-    let publication = parse(&body)?;
-    if publication.channel != BROADCAST {
+    let body = read(body, &headers, state.limits.max_message_size).await?;
+    let request = parse(&body)?;
+    if request.channel != BROADCAST {
         return Err(ApiError::new(
             ErrorCode::UnknownChannel,
-            format!("There is no channel {:?}; the only one is \"{BROADCAST}\".", publication.channel),
+            format!("There is no channel {:?}; the only one is \"{BROADCAST}\".", request.channel),
         ));
     }
     if state.manager.counts().state == AdmissionState::Closing {
@@ -84,7 +84,7 @@ pub(crate) async fn publish(
             "The server is closing its clients: none would get this.",
         ));
     }
-    let notification = ServerMessage::notification(NotificationSource::Api, publication.data);
+    let notification = ServerMessage::notification(NotificationSource::Api, request.data);
     match timeout(PUBLISH_TIMEOUT, state.manager.broadcast(&notification)).await {
         Ok(clients) => Ok(Json(Published { clients })),
         Err(_) => Err(ApiError::new(
@@ -94,7 +94,7 @@ pub(crate) async fn publish(
     }
 }
 
-fn parse(body: &[u8]) -> Result<Publication<'_>, ApiError> {
+fn parse(body: &[u8]) -> Result<PublishRequest<'_>, ApiError> {
     let wrong = |what: &dyn std::fmt::Display| {
         let right = format!("{{\"data\": any JSON, \"channel\": \"{BROADCAST}\"}}");
         ApiError::new(ErrorCode::BadRequest, format!("The body must be {right}: {what}."))
@@ -116,11 +116,11 @@ fn parse(body: &[u8]) -> Result<Publication<'_>, ApiError> {
             Err(error) => return Err(wrong(&format_args!("it is not JSON ({error})"))),
         },
     }
-    let publication: Publication<'_> = serde_json::from_slice(body).map_err(|error| wrong(&error))?;
+    let request: PublishRequest<'_> = serde_json::from_slice(body).map_err(|error| wrong(&error))?;
     // Raw JSON is not looked into; what clients could not read, such as half a surrogate pair or a thousand
     // arrays in each other, stops here.
-    serde_json::from_str::<serde_json::Value>(publication.data.get()).map_err(|error| wrong(&error))?;
-    Ok(publication)
+    serde_json::from_str::<serde_json::Value>(request.data.get()).map_err(|error| wrong(&error))?;
+    Ok(request)
 }
 
 fn is_json(headers: &HeaderMap) -> bool {

@@ -1,6 +1,6 @@
 //! Accepting connections until the server stops, and collecting those that are idle then.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use lastcall_core::process::trim_heap;
 use lastcall_websockets::ConnectionManager;
@@ -10,7 +10,10 @@ use tokio::{
 };
 use tracing::{debug, error};
 
-use super::{IdleConnection, ListenerState, Shared, connection, descriptor_shortage::DescriptorShortage};
+use super::{
+    connection::serve_connection, descriptor_shortage::DescriptorShortage, idle_connection::IdleConnection,
+    listener_state::ListenerState, shared::Shared, stop::StopLevel,
+};
 
 /// Connections that are accepted before other tasks run, at most: as many as usually fit in the backlog.
 const MAX_ACCEPTS_PER_YIELD: usize = 4096;
@@ -21,6 +24,7 @@ const TRIM_THRESHOLD: usize = 500;
 /// How long the event loops have to register the connections of a burst before the heap is trimmed.
 const TRIM_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Accepts connections until the server is to stop, and then waits until each has ended or is idle.
 pub(super) async fn accept(
     state: ListenerState,
     mut shortage: DescriptorShortage,
@@ -30,18 +34,17 @@ pub(super) async fn accept(
     let mut connections = JoinSet::new();
     for connection in idle {
         match connection.stream.peer_addr() {
-            Ok(peer) => {
-                drop(connections.spawn(connection::serve_connection(connection, peer, Arc::clone(&shared))))
-            }
+            Ok(peer) => drop(connections.spawn(serve_connection(connection, peer, Arc::clone(&shared)))),
             Err(error) => debug!(%error, "an idle connection has ended"),
         }
     }
     let mut idle = Vec::new();
     let mut accepted_so_far = 0_usize;
     let mut most_at_once = 0;
+    let mut stopped = pin!(shared.stop.reached(StopLevel::ReturnIdle));
     loop {
         tokio::select! {
-            () = shared.stopping.asked.cancelled() => break,
+            () = &mut stopped => break,
             accepted = listener.accept() => match accepted {
                 Ok((stream, peer)) => {
                     shortage.accepted();
@@ -50,9 +53,9 @@ pub(super) async fn accept(
                         yield_now().await;
                     }
                     let connection = IdleConnection::from(stream);
-                    connections.spawn(connection::serve_connection(connection, peer, Arc::clone(&shared)));
+                    connections.spawn(serve_connection(connection, peer, Arc::clone(&shared)));
                 }
-                Err(error) => shortage.handle(&listener, &error).await,
+                Err(error) => shortage.accept_failed(&listener, &error).await,
             },
             Some(ended) = connections.join_next() => {
                 // Once the server is to stop, an idle connection may be here before this loop knows of it.
@@ -80,7 +83,7 @@ async fn trim_memory(manager: ConnectionManager) {
     drop(spawn_blocking(trim_heap));
 }
 
-/// The connection, if it was idle when the server was to stop.
+/// Returns the connection that a task has left, if it was idle when the server was to stop.
 fn idle_connection(ended: Result<Option<IdleConnection>, JoinError>) -> Option<IdleConnection> {
     ended.unwrap_or_else(|error| {
         error!(%error, "an HTTP connection failed");

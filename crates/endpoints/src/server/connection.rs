@@ -26,51 +26,43 @@ use hyper::{
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use lastcall_websockets::Handshake;
-use tokio::{net::TcpStream, time::timeout};
+use tokio::time::timeout;
 use tower::ServiceExt;
 use tracing::{debug, warn};
 
 use super::{
-    IdleConnection, PeerAddr, PendingWebSocket, Shared,
-    body::{AnswerBody, RequestBody},
-    deferred_handshake::Socket,
-    exchange::Exchange,
-    lingering_close::close_in_stages,
+    deferred_handshake::DeferredHandshake, exchange::Exchange, http_stream::HttpStream,
+    idle_connection::IdleConnection, lingering_close::close_in_stages, peer_addr::PeerAddr,
+    pending_websocket::PendingWebSocket, request_body::RequestBody, response_body::ResponseBody,
+    shared::Shared, stop::StopLevel,
 };
 use crate::{
     error::{ApiError, ErrorCode},
     refusals::{Refusal, RequestSummary},
 };
 
-/// How long the head of a request may take to arrive, from its first byte: a client that dribbles costs one file
-/// descriptor for so long.
+/// How long the head of a request may take to arrive, from its first byte. A slow client can hold one file
+/// descriptor for at most this long.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Most bytes of a request's head; 431 beyond.
+/// Most bytes of a request's head. A larger one is answered 431.
 const MAX_HEAD: usize = 16 << 10;
 
-impl From<TcpStream> for IdleConnection {
-    fn from(stream: TcpStream) -> Self {
-        Self { stream, read: Bytes::new() }
-    }
-}
-
-/// Answers the requests of a client. If the connection is idle when the server is to stop, it is left over.
+/// Answers the requests of a client. Returns the connection if it is idle when the server is to stop.
 pub(super) async fn serve_connection(
     mut connection: IdleConnection,
     peer: SocketAddr,
     shared: Arc<Shared>,
 ) -> Option<IdleConnection> {
-    let asked = &shared.stopping.asked;
     loop {
-        if asked.is_cancelled() {
+        if shared.stop.has_reached(StopLevel::ReturnIdle) {
             return Some(connection);
         }
         // hyper takes its buffers at once. Only connections that have something to read get any.
         if connection.read.is_empty() {
             let mut first_byte = [0];
             tokio::select! {
-                () = asked.cancelled() => return Some(connection),
+                () = shared.stop.reached(StopLevel::ReturnIdle) => return Some(connection),
                 said = timeout(shared.keep_alive_timeout, connection.stream.peek(&mut first_byte)) => match said {
                     Ok(Ok(1..)) => {}
                     Ok(Ok(0)) => return None,
@@ -93,12 +85,12 @@ pub(super) async fn serve_connection(
 enum Ended {
     /// No request is being answered: the connection is idle.
     Idle,
-    /// There is nothing more to say in HTTP. The socket is still open.
+    /// HTTP has ended. The socket is still open.
     Over(Result<(), hyper::Error>),
 }
 
-/// Answers requests until there is none, then gives the connection back. `None`: it has ended, or become a
-/// WebSocket.
+/// Answers requests until there is none, then returns the connection. Returns `None` if it has ended, or has become
+/// a WebSocket.
 async fn serve_http(connection: IdleConnection, peer: SocketAddr, shared: &Shared) -> Option<IdleConnection> {
     let (exchange, pending) = (Exchange::default(), PendingWebSocket::default());
     let service = service_fn(|request: hyper::Request<Incoming>| {
@@ -106,7 +98,8 @@ async fn serve_http(connection: IdleConnection, peer: SocketAddr, shared: &Share
         // hyper only gives the socket back where this may be moved.
         Box::pin(answer(request, peer, shared, exchange.clone(), pending.clone()))
     });
-    let socket = Socket::new(connection, exchange.clone(), pending.clone());
+    let socket = HttpStream::new(connection, exchange.clone());
+    let socket = DeferredHandshake::new(socket, pending.clone());
     let mut http = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
@@ -115,9 +108,9 @@ async fn serve_http(connection: IdleConnection, peer: SocketAddr, shared: &Share
         // A client may close its side and wait for the answer.
         .half_close(true)
         .serve_connection(TokioIo::new(socket), service);
-    let stopping = &shared.stopping;
+    let stop = &shared.stop;
     let ended = loop {
-        let is_stopping = stopping.asked.is_cancelled();
+        let is_stopping = stop.has_reached(StopLevel::ReturnIdle);
         let poll = poll_fn(|context| match Pin::new(&mut http).poll(context) {
             Poll::Ready(ended) => Poll::Ready(Ended::Over(ended)),
             Poll::Pending if exchange.is_over() || is_stopping && exchange.is_waiting() => {
@@ -127,8 +120,8 @@ async fn serve_http(connection: IdleConnection, peer: SocketAddr, shared: &Share
         });
         tokio::select! {
             ended = poll => break ended,
-            () = stopping.asked.cancelled(), if !is_stopping => {}
-            () = stopping.now.cancelled() => {
+            () = stop.reached(StopLevel::ReturnIdle), if !is_stopping => {}
+            () = stop.reached(StopLevel::AbortAll) => {
                 debug!(%peer, "an HTTP request took too long");
                 return None;
             }
@@ -137,7 +130,7 @@ async fn serve_http(connection: IdleConnection, peer: SocketAddr, shared: &Share
     let Parts { io, read_buf, .. } = http.into_parts();
     // An empty rest would keep hyper's whole buffer alive.
     let read = if read_buf.is_empty() { Bytes::new() } else { read_buf };
-    let socket = io.into_inner();
+    let (socket, response) = io.into_inner().into_parts();
     match ended {
         Ended::Idle => return Some(socket.into_idle(read)),
         Ended::Over(Ok(())) => {}
@@ -153,19 +146,17 @@ async fn serve_http(connection: IdleConnection, peer: SocketAddr, shared: &Share
         return None;
     }
     let Some(permit) = pending.take() else {
-        close_in_stages(socket.into_stream(), stopping).await;
+        close_in_stages(socket.into_stream(), stop).await;
         return None;
     };
-    let (stream, answer) = socket.into_upgraded();
-    if let Err(error) =
-        shared.manager.connect(permit, stream, Handshake { response: answer, early_input: read })
-    {
+    let handshake = Handshake { response, early_input: read };
+    if let Err(error) = shared.manager.connect(permit, socket.into_websocket(), handshake) {
         warn!(%peer, %error, "a socket could not be handed to its event loop");
     }
     None
 }
 
-/// What hyper refuses by itself, if this is how it ended.
+/// Returns the refusal if hyper has ended the connection because of a request that it refused by itself.
 fn refused_without_body(error: &hyper::Error, peer: SocketAddr) -> Option<Refusal> {
     let (code, message) = if error.is_parse_too_large() {
         ("head_too_large", "The head of the request is over 16 KiB, or has more than 100 fields.")
@@ -179,20 +170,20 @@ fn refused_without_body(error: &hyper::Error, peer: SocketAddr) -> Option<Refusa
     Some(Refusal { code, message: message.into(), request: RequestSummary::of_peer(peer) })
 }
 
-/// The answer to a request that is not answered in time when the server stops. Nothing has come of it.
+/// The answer to a request that is not answered in time when the server stops. The request had no effect.
 fn took_too_long() -> Response {
     let why = "The server is being replaced or ends, and this request took too long; try again.";
     ApiError::new(ErrorCode::Overloaded, why).into_response()
 }
 
-/// Has the request answered.
+/// Answers one request by the routes.
 async fn answer(
     request: hyper::Request<Incoming>,
     peer: SocketAddr,
     shared: &Shared,
     exchange: Exchange,
     pending: PendingWebSocket,
-) -> Result<hyper::Response<AnswerBody>, Infallible> {
+) -> Result<hyper::Response<ResponseBody>, Infallible> {
     let expects_continue = request.headers().contains_key(EXPECT);
     let (mut head, body) = request.into_parts();
     let summary = RequestSummary::new(peer, &head);
@@ -205,7 +196,7 @@ async fn answer(
             let answer = shared.router.clone().oneshot(request).await?;
             Ok::<_, Infallible>((answer, rest.read_on(expects_continue).await))
         } => answer?,
-        () = shared.stopping.late.cancelled() => (took_too_long(), false),
+        () = shared.stop.reached(StopLevel::RejectPending) => (took_too_long(), false),
     };
     if let Some(refusal) = Refusal::of(&answer, summary) {
         shared.refusals.note(refusal);
@@ -215,5 +206,5 @@ async fn answer(
         exchange.ends();
         answer.headers_mut().append(CONNECTION, HeaderValue::from_static("close"));
     }
-    Ok(answer.map(|body| AnswerBody::new(body, exchange)))
+    Ok(answer.map(|body| ResponseBody::new(body, exchange)))
 }

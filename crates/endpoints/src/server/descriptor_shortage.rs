@@ -4,11 +4,12 @@ use std::{io, mem, os::fd::OwnedFd, time::Duration};
 
 use lastcall_core::SpareDescriptor;
 use tokio::{
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     time::{Instant, sleep, timeout},
 };
 use tracing::{debug, info, warn};
 
+use super::listener::Listener;
 use crate::{
     error::{ErrorCode, RETRY_AFTER_SECONDS},
     refusals::{LineRate, Refusals},
@@ -49,7 +50,7 @@ impl DescriptorShortage {
     }
 
     /// Handles an error of accept(2).
-    pub(super) async fn handle(&mut self, listener: &TcpListener, error: &io::Error) {
+    pub(super) async fn accept_failed(&mut self, listener: &Listener, error: &io::Error) {
         if !SpareDescriptor::is_shortage(error) {
             // The client disconnected while queued; the caller tries the next one.
             return debug!(%error, "a connection could not be accepted");

@@ -12,36 +12,37 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::Stopping;
+use super::stop::{Stop, StopLevel};
 
-/// How long what a client still sends is read and discarded.
-const LINGER: Duration = Duration::from_secs(10);
+/// How long input is read and discarded at most.
+const LINGER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long a client may send nothing meanwhile, without closing its side.
-const SILENCE: Duration = Duration::from_secs(5);
+/// How long the client may send nothing meanwhile, without closing its side.
+const LINGER_IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long that goes on when connections that are being closed are not waited for any more.
-const AT_A_STOP: Duration = Duration::from_millis(100);
+/// How long that goes on once the server does not wait for connections that are being closed.
+const LINGER_STOP_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// Closes in stages (RFC 9112 section 9.6): this side first, then all of it once the client has closed its side
 /// or has had its time. If the client still sends when a socket is closed, the kernel answers with a reset, and
 /// that makes the client's kernel discard an answer that was not read yet.
-pub(super) async fn close_in_stages(stream: TcpStream, stopping: &Stopping) {
+pub(super) async fn close_in_stages(stream: TcpStream, stop: &Stop) {
     if SockRef::from(&stream).shutdown(Shutdown::Write).is_err() {
         // The client is gone.
         return;
     }
-    let to_the_end = async { while let Ok(Ok(1..)) = timeout(SILENCE, discard(&stream)).await {} };
+    let to_the_end =
+        async { while let Ok(Ok(1..)) = timeout(LINGER_IDLE_TIMEOUT, discard(&stream)).await {} };
     tokio::select! {
-        _ = timeout(LINGER, to_the_end) => {}
+        _ = timeout(LINGER_TIMEOUT, to_the_end) => {}
         () = async {
-            stopping.soon.cancelled().await;
-            sleep(AT_A_STOP).await;
+            stop.reached(StopLevel::AbortClosing).await;
+            sleep(LINGER_STOP_TIMEOUT).await;
         } => {}
     }
 }
 
-/// Waits for bytes and discards them; how many there were, 0 at the end.
+/// Waits for bytes and discards them. Returns how many there were; 0 at the end of the stream.
 async fn discard(stream: &TcpStream) -> Result<usize> {
     loop {
         stream.readable().await?;

@@ -1,12 +1,17 @@
-//! The listening socket.
+//! The listening socket: bound here, passed by systemd, or inherited from an old process.
 
 use std::{
     io::{self, ErrorKind},
     net::SocketAddr,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
-use rustix::{io::Errno, net::sockopt::set_ipv6_v6only};
-use tokio::net::{TcpListener, TcpSocket, lookup_host};
+use listenfd::ListenFd;
+use rustix::{
+    io::Errno,
+    net::sockopt::{set_ipv6_v6only, set_tcp_nodelay},
+};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, lookup_host};
 use tracing::warn;
 
 /// Connections that may wait to be accepted. tokio's default of 128 overflows when a few hundred clients
@@ -49,32 +54,98 @@ pub enum BindError {
     },
 }
 
-/// Binds and listens; port 0 picks a free one. Of a host name with several addresses, the first one that this
-/// machine has is taken, and the log says which ones are not: an upgrade hands over one listening socket.
-///
-/// # Errors
-/// When the address cannot be had; see [`BindError`].
-pub async fn bind(host: &str, port: u16) -> Result<TcpListener, BindError> {
-    let no_host = |source| BindError::Host { host: host.to_owned(), source };
-    let mut addresses: Vec<SocketAddr> = Vec::new();
-    for address in lookup_host((host, port)).await.map_err(no_host)? {
-        if !addresses.contains(&address) {
-            addresses.push(address);
+/// What systemd passed cannot be listened on.
+#[derive(Debug, thiserror::Error)]
+pub enum SystemdSocketError {
+    /// There is one listening socket.
+    #[error("systemd passed {0} sockets, and only one can be listened on; leave one ListenStream=")]
+    TooMany(usize),
+    /// It is a socket of another kind.
+    #[error("what systemd passed is no TCP socket; see ListenStream= in the socket unit")]
+    NotTcp(#[source] io::Error),
+    /// The system refuses what is done with each listening socket.
+    #[error("the socket that systemd passed cannot be used")]
+    Unusable(#[source] io::Error),
+}
+
+/// The listening socket. Accepted sockets do not delay small messages.
+#[derive(Debug)]
+pub struct Listener(TcpListener);
+
+impl Listener {
+    /// Binds and listens; port 0 picks a free one. Of a host name with several addresses, the first one that this
+    /// machine has is taken, and the log says which ones are not: an upgrade hands over one listening socket.
+    ///
+    /// # Errors
+    /// When the address cannot be had; see [`BindError`].
+    pub async fn bind(host: &str, port: u16) -> Result<Self, BindError> {
+        let no_host = |source| BindError::Host { host: host.to_owned(), source };
+        let mut addresses: Vec<SocketAddr> = Vec::new();
+        for address in lookup_host((host, port)).await.map_err(no_host)? {
+            if !addresses.contains(&address) {
+                addresses.push(address);
+            }
         }
+        let (address, listener) =
+            listen_on_first(&addresses)?.ok_or_else(|| no_host(io::Error::from(ErrorKind::NotFound)))?;
+        let others: Vec<_> =
+            addresses.iter().filter(|other| **other != address).map(|other| other.ip().to_string()).collect();
+        if !others.is_empty() {
+            warn!(
+                "{host} has several addresses: listening on {} only, not on {}; set `host` to one of them, or to :: \
+                 for all of this machine",
+                address.ip(),
+                others.join(", "),
+            );
+        }
+        Ok(Self(listener))
     }
-    let (address, listener) =
-        listen_on_first(&addresses)?.ok_or_else(|| no_host(io::Error::from(ErrorKind::NotFound)))?;
-    let others: Vec<_> =
-        addresses.iter().filter(|other| **other != address).map(|other| other.ip().to_string()).collect();
-    if !others.is_empty() {
-        warn!(
-            "{host} has several addresses: listening on {} only, not on {}; set `host` to one of them, or to :: for \
-             all of this machine",
-            address.ip(),
-            others.join(", "),
-        );
+
+    /// Takes the socket that systemd passed (sd_listen_fds(3), systemd.socket(5)). Returns `None` if there is none.
+    /// The variables that describe it are removed from the environment.
+    ///
+    /// # Errors
+    /// When there are several, or it cannot be listened on.
+    pub fn from_systemd() -> Result<Option<Self>, SystemdSocketError> {
+        let mut passed = ListenFd::from_env();
+        if passed.len() > 1 {
+            return Err(SystemdSocketError::TooMany(passed.len()));
+        }
+        let Some(listener) = passed.take_tcp_listener(0).map_err(SystemdSocketError::NotTcp)? else {
+            return Ok(None);
+        };
+        // Small messages must not wait for each other (RFC 896). On Linux, accepted sockets inherit this.
+        set_tcp_nodelay(&listener, true).map_err(|errno| SystemdSocketError::Unusable(errno.into()))?;
+        Self::from_fd(listener.into()).map(Some).map_err(SystemdSocketError::Unusable)
     }
-    Ok(listener)
+
+    /// Takes a socket that listens already, such as that of an old process. Its options stay.
+    ///
+    /// # Errors
+    /// When the descriptor cannot be waited for.
+    pub fn from_fd(descriptor: OwnedFd) -> io::Result<Self> {
+        let listener = std::net::TcpListener::from(descriptor);
+        listener.set_nonblocking(true)?;
+        TcpListener::from_std(listener).map(Self)
+    }
+
+    /// Returns the address that it listens on.
+    ///
+    /// # Errors
+    /// When the system does not say.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.0.local_addr()
+    }
+
+    pub(super) async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
+        self.0.accept().await
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
 }
 
 /// Listens on the first of these addresses that this machine has.
@@ -126,25 +197,25 @@ mod tests {
 
     #[tokio::test]
     async fn accepted_sockets_do_not_delay_small_messages() {
-        let listener = bind("127.0.0.1", 0).await.unwrap();
+        let listener = Listener::bind("127.0.0.1", 0).await.unwrap();
         let _client = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         assert!(listener.accept().await.unwrap().0.nodelay().unwrap());
     }
 
     #[tokio::test]
     async fn what_cannot_be_bound_is_told_in_one_sentence() {
-        let taken = bind("127.0.0.1", 0).await.unwrap();
+        let taken = Listener::bind("127.0.0.1", 0).await.unwrap();
         let port = taken.local_addr().unwrap().port();
-        let error = bind("127.0.0.1", port).await.unwrap_err();
+        let error = Listener::bind("127.0.0.1", port).await.unwrap_err();
         assert!(matches!(error, BindError::InUse(address) if address.port() == port));
         // 203.0.113.0/24 is for documentation (RFC 5737): nobody's.
-        assert!(matches!(bind("203.0.113.1", 0).await, Err(BindError::NotLocal(_))));
+        assert!(matches!(Listener::bind("203.0.113.1", 0).await, Err(BindError::NotLocal(_))));
         // Root may bind any port, so this one is only explained.
         let refused = explain("127.0.0.1:80".parse().unwrap(), io::Error::from(ErrorKind::PermissionDenied));
         let sentence =
             "cannot listen on 127.0.0.1:80: this user may not use ports below 1024; choose a higher `port`";
         assert_eq!(refused.to_string(), sentence);
-        assert!(matches!(bind("no such host", 0).await, Err(BindError::Host { .. })));
+        assert!(matches!(Listener::bind("no such host", 0).await, Err(BindError::Host { .. })));
     }
 
     #[tokio::test]
@@ -156,7 +227,7 @@ mod tests {
         assert_eq!(address.to_string(), "127.0.0.1:0");
         let error = listen_on_first(&addresses(&[absent, "203.0.113.2:0"])).unwrap_err();
         assert!(matches!(error, BindError::NotLocal(address) if address.to_string() == absent));
-        let held = bind("127.0.0.1", 0).await.unwrap();
+        let held = Listener::bind("127.0.0.1", 0).await.unwrap();
         let port = held.local_addr().unwrap().port();
         let both = [held.local_addr().unwrap(), SocketAddr::from(([127, 0, 0, 2], port))];
         assert!(matches!(listen_on_first(&both), Err(BindError::InUse(_))), "the other is no way out");

@@ -1,56 +1,33 @@
-//! The listening socket: bound here, or by systemd.
+//! Opening the listening socket as the settings say, and the warnings about what it is open to.
 
-use std::{env, net::SocketAddr};
+use std::net::SocketAddr;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use lastcall_core::settings::{ClientMessages, Loaded, SettingError, Settings, Source};
-use lastcall_endpoints::{BindError, ListenerState, bind};
-use listenfd::ListenFd;
-use rustix::net::sockopt::set_tcp_nodelay;
-use tokio::net::{TcpListener, lookup_host};
+use lastcall_endpoints::{BindError, Listener};
+use tokio::net::lookup_host;
 use tracing::{info, warn};
 
-/// Whether a service manager passed a listening socket (sd_listen_fds(3)).
-pub(crate) fn is_activated() -> bool {
-    env::var_os("LISTEN_FDS").is_some()
+/// A listening socket, and where it is from.
+pub(crate) struct Opened {
+    pub(crate) listener: Listener,
+    /// Whether a service manager has passed it.
+    pub(crate) activated: bool,
 }
 
-/// Takes the socket that systemd passed (systemd.socket(5)), or binds one as the settings say. `None` if `host` or
-/// `port` is `unusable`: it is added there.
+/// Takes the socket that systemd passed, or binds one as the settings say. Returns `None` if `host` or `port` is
+/// `unusable`: it is added there.
 pub(crate) async fn open(
     loaded: &Loaded,
     unusable: &mut Vec<SettingError>,
-) -> anyhow::Result<Option<ListenerState>> {
-    let mut passed = ListenFd::from_env();
-    if passed.len() == 0 {
-        return bind_as_set(loaded, unusable).await;
+) -> anyhow::Result<Option<Opened>> {
+    if let Some(listener) = Listener::from_systemd()? {
+        info!("listening on the socket that systemd passed; `host` and `port` do not matter");
+        return Ok(Some(Opened { listener, activated: true }));
     }
-    if passed.len() > 1 {
-        bail!(
-            "systemd passed {} sockets, and only one can be listened on; leave one ListenStream=",
-            passed.len()
-        );
-    }
-    let listener = passed
-        .take_tcp_listener(0)
-        .context("what systemd passed is no TCP socket; see ListenStream= in the socket unit")?
-        .context("systemd passed a socket that is gone")?;
-    listener.set_nonblocking(true).context("the socket that systemd passed cannot be used")?;
-    // Small messages must not wait for each other (RFC 896). On Linux, accepted sockets inherit this.
-    set_tcp_nodelay(&listener, true).context("the socket that systemd passed cannot be used")?;
-    let listener =
-        TcpListener::from_std(listener).context("the socket that systemd passed cannot be used")?;
-    info!("listening on the socket that systemd passed; `host` and `port` do not matter");
-    Ok(Some(listener.into()))
-}
-
-async fn bind_as_set(
-    loaded: &Loaded,
-    unusable: &mut Vec<SettingError>,
-) -> anyhow::Result<Option<ListenerState>> {
     let Settings { host, port, .. } = &loaded.settings;
-    let error = match bind(host, *port).await {
-        Ok(listener) => return Ok(Some(listener.into())),
+    let error = match Listener::bind(host, *port).await {
+        Ok(listener) => return Ok(Some(Opened { listener, activated: false })),
         Err(error) => error,
     };
     let key = match error {
@@ -92,8 +69,8 @@ pub(crate) fn log_api_is_local(address: SocketAddr, takes_over: bool) {
     }
 }
 
-/// Says so if the socket that was taken over is not where the settings say.
-pub(crate) async fn compare(address: SocketAddr, host: String, port: u16) {
+/// Logs a warning if the socket that was taken over is not where the settings say.
+pub(crate) async fn warn_if_moved(address: SocketAddr, host: String, port: u16) {
     let wanted = lookup_host((host.as_str(), port)).await;
     let as_wanted = wanted.is_ok_and(|mut wanted| {
         wanted.any(|wanted| {

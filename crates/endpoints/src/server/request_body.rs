@@ -1,4 +1,4 @@
-//! The bodies of a request and of its answer, with what the connection has to know of them.
+//! The body of a request, and what the handler leaves of it.
 
 use std::{
     pin::Pin,
@@ -7,19 +7,16 @@ use std::{
     time::Duration,
 };
 
-use axum::body::Body;
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 use tokio::time::timeout;
 
-use super::exchange::Exchange;
-
 /// Most bytes of a body that are read and discarded so that the connection can go on after an early answer.
-const MOST_DISCARDED: u64 = 64 << 10;
+const MAX_DISCARDED: u64 = 64 << 10;
 
-/// How long an early answer waits for that.
-const DISCARDING: Duration = Duration::from_millis(250);
+/// How long an early answer waits until they have arrived.
+const DISCARD_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// The body of a request, for its handler. What the handler does not read stays in the [`Rest`].
 pub(super) struct RequestBody(Arc<Mutex<Received>>);
@@ -71,7 +68,7 @@ impl HttpBody for RequestBody {
 }
 
 impl Rest {
-    /// Reads on to the end of the body, if that is near; whether that was reached. If not, the connection
+    /// Reads on to the end of the body, if that is near. Returns whether it was reached: if not, the connection
     /// cannot be used for another request.
     ///
     /// Most bodies that are refused are small and only come a moment after their head. `expects_continue`: the
@@ -83,7 +80,7 @@ impl Rest {
                 return true;
             }
             let waits_for_us = expects_continue && !received.asked_for;
-            if waits_for_us || received.body.size_hint().lower() > MOST_DISCARDED {
+            if waits_for_us || received.body.size_hint().lower() > MAX_DISCARDED {
                 return false;
             }
         }
@@ -93,50 +90,12 @@ impl Rest {
             while let Some(frame) = body.frame().await {
                 let Ok(frame) = frame else { return false };
                 discarded += frame.data_ref().map_or(0, |data| data.len() as u64);
-                if discarded > MOST_DISCARDED {
+                if discarded > MAX_DISCARDED {
                     return false;
                 }
             }
             true
         };
-        timeout(DISCARDING, discard).await.unwrap_or(false)
-    }
-}
-
-/// The body of an answer. hyper drops it when it has taken all of it.
-pub(super) struct AnswerBody {
-    body: Body,
-    exchange: Exchange,
-}
-
-impl AnswerBody {
-    pub(super) fn new(body: Body, exchange: Exchange) -> Self {
-        Self { body, exchange }
-    }
-}
-
-impl Drop for AnswerBody {
-    fn drop(&mut self) {
-        self.exchange.answer_is_whole();
-    }
-}
-
-impl HttpBody for AnswerBody {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(context)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        timeout(DISCARD_TIMEOUT, discard).await.unwrap_or(false)
     }
 }
