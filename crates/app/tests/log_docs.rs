@@ -37,9 +37,9 @@ fn sources(folder: &Path, found: &mut Vec<String>) {
         let name = path.file_name().unwrap().to_str().unwrap();
         if path.is_dir() {
             sources(&path, found);
-        } else if name.ends_with(".rs") && !name.ends_with("_tests.rs") {
+        } else if name.ends_with(".rs") && name != "tests.rs" && !name.ends_with("_tests.rs") {
             let text = fs::read_to_string(&path).unwrap();
-            found.push(text.split("#[cfg(test)]\nmod tests").next().unwrap().to_owned());
+            found.push(text.split("#[cfg(test)]\nmod tests {").next().unwrap().to_owned());
         }
     }
 }
