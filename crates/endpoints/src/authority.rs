@@ -6,7 +6,7 @@ use std::{
     str::FromStr,
 };
 
-/// A host, and a port if one was given. Equal are those that mean the same: names in any case, addresses in any
+/// A host, and a port if one was given. Two are equal if they mean the same: names in any case, addresses in any
 /// notation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Authority {

@@ -12,8 +12,8 @@ use axum::{
 };
 use serde::Serialize;
 
-/// Seconds after which a refused client may try again. A restart takes about so long, and balancers
-/// have noticed by then.
+/// Seconds after which a refused client may try again: roughly the time that a restart takes, and enough for load
+/// balancers to notice.
 pub(crate) const RETRY_AFTER_SECONDS: u64 = 5;
 
 /// What went wrong, for programs. Stable: part of the public contract (`docs/protocol.md`).

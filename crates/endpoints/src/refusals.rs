@@ -106,7 +106,7 @@ impl Refusal {
 }
 
 impl Refusals {
-    /// Goes on with what an old process has counted. Sums stop at the largest number.
+    /// Adds the counts of an old process. Sums saturate.
     pub fn add(&self, counts: &RefusalCounts) {
         let mut state = self.lock();
         for (code, count) in counts {
@@ -115,7 +115,7 @@ impl Refusals {
         }
     }
 
-    /// How many there were: every code that there is, and those that an old process knew.
+    /// Returns the counts of all codes, including codes that only an old process knew.
     pub fn counts(&self) -> RefusalCounts {
         let known = ErrorCode::ALL.iter().map(|code| code.name()).chain(WITHOUT_BODY);
         let mut counts: RefusalCounts = known.map(|code| (Cow::Borrowed(code), 0)).collect();

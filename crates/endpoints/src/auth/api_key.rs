@@ -1,16 +1,13 @@
-//! Who may call `/api/…`.
+//! Which callers may use `/api/`: with an API key, or from this machine.
 
 use std::net::SocketAddr;
 
-use axum::http::{
-    HeaderMap,
-    header::{AUTHORIZATION, FORWARDED, VIA},
-};
+use axum::http::{HeaderMap, header::AUTHORIZATION};
 use lastcall_core::settings::ApiKey;
 use subtle::{Choice, ConstantTimeEq};
 
 use crate::{
-    auth::own_hosts::OwnHosts,
+    auth::{forwarded::is_forwarded, own_hosts::OwnHosts},
     error::{ApiError, ErrorCode},
     fields::Target,
 };
@@ -56,14 +53,6 @@ fn check_loopback(peer: SocketAddr, headers: &HeaderMap) -> Result<(), ApiError>
         ErrorCode::LoopbackOnly,
         "Without API keys, only this machine itself may call: set `api_keys` on the server.",
     ))
-}
-
-/// Whether a proxy says that it has forwarded the request: one on this machine calls from loopback, wherever the
-/// request came from.
-pub(crate) fn is_forwarded(headers: &HeaderMap) -> bool {
-    headers.contains_key(FORWARDED)
-        || headers.contains_key(VIA)
-        || headers.keys().any(|name| name.as_str().starts_with("x-forwarded-") || name == "x-real-ip")
 }
 
 #[cfg(test)]

@@ -89,7 +89,7 @@ impl Allowed {
         }
     }
 
-    /// Lets a request through whose `Origin` is allowed, or that has none: then it is not a browser's.
+    /// Refuses a request whose `Origin` is not allowed. A request without one does not come from a browser's page.
     pub(crate) fn check(&self, headers: &HeaderMap, target: &Target) -> Result<(), ApiError> {
         match headers.get(ORIGIN) {
             Some(origin) if !self.includes(origin, target) => {

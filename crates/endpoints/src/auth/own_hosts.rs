@@ -4,8 +4,7 @@
 use axum::http::{HeaderMap, header::ORIGIN};
 
 use crate::{
-    auth::api_key,
-    auth::origin::Allowed,
+    auth::{forwarded::is_forwarded, origin::Allowed},
     authority::Host,
     error::{ApiError, ErrorCode},
     fields::Target,
@@ -58,8 +57,8 @@ impl OwnHosts {
         }
     }
 
-    /// The same for a web page that connects, where `allowed` leaves it to the host of the request who may: that
-    /// is no proof if only this machine can connect, unless a proxy on it has forwarded the request.
+    /// The same for a web page that connects, where `allowed` means pages of the host that the request names. That
+    /// host is no proof if only this machine can connect, unless a proxy on it has forwarded the request.
     pub(crate) fn check_page(
         &self,
         allowed: &Allowed,
@@ -69,8 +68,7 @@ impl OwnHosts {
     ) -> Result<(), ApiError> {
         let is_page = headers.contains_key(ORIGIN);
         // A page cannot set the fields of its handshake.
-        if is_page && on_loopback.0 && matches!(allowed, Allowed::SameHost) && !api_key::is_forwarded(headers)
-        {
+        if is_page && on_loopback.0 && matches!(allowed, Allowed::SameHost) && !is_forwarded(headers) {
             return self.check(target);
         }
         Ok(())

@@ -1,4 +1,4 @@
-//! Whether the process works, and whether it wants newcomers.
+//! `GET /health/live` and `GET /health/ready`: whether the process works, and whether it accepts connections.
 
 use std::sync::Arc;
 

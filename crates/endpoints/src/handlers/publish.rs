@@ -55,7 +55,7 @@ pub(crate) async fn publish(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Published>, ApiError> {
-    // A page elsewhere must not publish through the browser of somebody who sits at this machine.
+    // A page of another host must not publish through a browser on this machine.
     state.allowed_origins.check(&headers, &target)?;
     api_key::check(&state.api_keys, &state.own_hosts, peer, &headers, &target)?;
     if fields::list(&headers, &CONTENT_ENCODING).any(|coding| !coding.eq_ignore_ascii_case(b"identity")) {

@@ -208,7 +208,7 @@ mod tests {
         let port = taken.local_addr().unwrap().port();
         let error = Listener::bind("127.0.0.1", port).await.unwrap_err();
         assert!(matches!(error, BindError::InUse(address) if address.port() == port));
-        // 203.0.113.0/24 is for documentation (RFC 5737): nobody's.
+        // 203.0.113.0/24 is for documentation (RFC 5737): no machine has such an address.
         assert!(matches!(Listener::bind("203.0.113.1", 0).await, Err(BindError::NotLocal(_))));
         // Root may bind any port, so this one is only explained.
         let refused = explain("127.0.0.1:80".parse().unwrap(), io::Error::from(ErrorKind::PermissionDenied));
