@@ -1,4 +1,4 @@
-//! Who a client is.
+//! The id of a connection.
 
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -11,15 +11,15 @@ use uuid::Uuid;
 pub struct ClientId(Uuid);
 
 impl ClientId {
-    /// An id that no other connection has.
+    /// Generates an id that no other connection has.
     pub fn generate() -> Self {
         Self(Uuid::now_v7())
     }
 
-    /// Time since it was made: a UUID v7 begins with that moment. 0 when the clock was set back since.
+    /// Returns the time since the id was generated, the moment that a UUID v7 begins with. 0 if the clock was set back.
     pub(crate) fn age(self) -> Duration {
         let made = self.0.get_timestamp().map(|timestamp| timestamp.to_unix());
-        // An id from another process may be of a kind that this one does not make, and tell any time.
+        // An id from another process may be of another kind, and tell any time.
         let since_1970 = made.and_then(|(seconds, nanos)| {
             Duration::from_secs(seconds).checked_add(Duration::from_nanos(nanos.into()))
         });
@@ -27,7 +27,7 @@ impl ClientId {
         made.elapsed().unwrap_or_default()
     }
 
-    /// A number from 0 up to 1 that stays the same for this client and is spread evenly over all.
+    /// Returns a number from 0 up to 1 that is the same each time, and spread evenly over all clients.
     pub(crate) fn jitter(self) -> f64 {
         // The last 32 bits of a UUID v7 are random; 32 bits fit a f64 exactly.
         let random = self.0.as_u128() as u32;

@@ -1,7 +1,7 @@
 //! The WebSocket protocol (RFC 6455): frames, their decoding, and close codes. No sockets, no JSON.
 
 mod close_code;
-pub(crate) mod decoder;
+mod decoder;
 mod frame;
 #[cfg(test)]
 pub(crate) mod test_frames;

@@ -1,4 +1,4 @@
-//! What clients and the server say to each other, as types.
+//! The messages between server and clients, as types.
 
 mod plain;
 

@@ -1,44 +1,33 @@
 //! From bytes to messages: a client's frames, unmasked, joined and checked as they arrive.
 //!
-//! Every limit is enforced when a header is read, before its payload is; a text that is not UTF-8 is
-//! refused at its first wrong byte (RFC 6455 §8.1), even in the middle of a frame.
+//! Every limit is enforced when a header is read, before its payload. A text that is not UTF-8 is refused at its first
+//! wrong byte (RFC 6455 §8.1), even in the middle of a frame.
 
+#[cfg(test)]
+mod differential;
+mod event;
 mod pending;
+#[cfg(test)]
+mod tests;
 
 use std::ops::ControlFlow;
 
-use pending::{PartialMessage, Pending};
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::event::{DecoderLimits, Event};
+use self::{
+    event::{check, event},
+    pending::Pending,
+};
 use super::{
-    close_code::{CloseReason, is_valid_code},
-    frame::{Header, Opcode, parse_header, unmask},
+    close_code::CloseReason,
+    frame::{Header, parse_header, unmask},
 };
 
-/// What a client sent, whole.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Event<'a> {
-    Text(&'a str),
-    Binary(&'a [u8]),
-    Ping(&'a [u8]),
-    Pong,
-    /// The code and the reason, if it gave any.
-    Close(Option<(u16, &'a str)>),
-}
-
-/// What a client may send.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct DecoderLimits {
-    /// Most bytes in one message, its fragments together.
-    pub(crate) max_message_size: usize,
-    /// Whether binary messages are welcome.
-    pub(crate) accept_binary: bool,
-}
-
-/// What of a client's bytes could not be handled yet. Between messages it holds nothing and costs one
-/// pointer.
+/// Decodes the frames of one client. It keeps input that is not a whole frame or message yet; between messages it holds
+/// nothing and costs one pointer.
 ///
-/// Plain data: it can be written down and read by another process, of another version too.
+/// Plain data: it is serialized for the new process, which may be another build. The serialized names stay.
 #[derive(Debug, Default, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct Decoder {
@@ -47,20 +36,21 @@ pub(crate) struct Decoder {
 }
 
 impl Decoder {
-    /// Bytes that it holds.
+    /// Returns the number of bytes that are kept.
     pub(crate) fn len(&self) -> usize {
         self.pending.as_ref().map_or(0, |pending| pending.len())
     }
 
-    /// Bytes that are still to come of the frame that is arriving, if its header is here.
+    /// Returns how many bytes of the frame that is arriving are missing, or 0 if its header is not complete.
     pub(crate) fn rest_of_frame(&self) -> usize {
         self.pending.as_ref().map_or(0, |pending| pending.rest_of_frame())
     }
 
-    /// Takes all of `input` (and unmasks it in place), and tells `on_event` each thing that is whole.
+    /// Decodes all of `input`, which it unmasks in place, and calls `on_event` for each event. Stops early when
+    /// `on_event` breaks.
     ///
-    /// Stops early when `on_event` breaks. After an error the decoder must not be used again: what
-    /// follows cannot be understood.
+    /// # Errors
+    /// Returns the reason to close the connection with. Later input must not be decoded: it is out of sync.
     pub(crate) fn decode(
         &mut self,
         mut input: &mut [u8],
@@ -69,7 +59,7 @@ impl Decoder {
     ) -> Result<(), CloseReason> {
         while !input.is_empty() {
             let step = match &mut self.pending {
-                // Nearly every frame of a client arrives whole, and is handled where it lies.
+                // Nearly every frame of a client arrives whole, and is decoded in place.
                 None => match whole_frame(input, limits)? {
                     Some((header, payload)) => {
                         let (frame, rest) = std::mem::take(&mut input).split_at_mut(payload.end);
@@ -99,7 +89,8 @@ impl Decoder {
     }
 }
 
-/// An unfragmented frame that lies whole at the start of `input`, and where its payload does.
+/// Returns the header of an unfragmented frame that `input` starts with, and the range of its payload; `None` if the
+/// frame is not complete or not unfragmented.
 fn whole_frame(
     input: &[u8],
     limits: DecoderLimits,
@@ -111,54 +102,3 @@ fn whole_frame(
         _ => Ok(None),
     }
 }
-
-/// Whether this frame may come now: `message` is the one that is arriving.
-fn check(
-    header: &Header,
-    message: Option<&PartialMessage>,
-    limits: DecoderLimits,
-) -> Result<(), CloseReason> {
-    match (header.opcode, message) {
-        (Opcode::Close | Opcode::Ping | Opcode::Pong, _) => return Ok(()),
-        (Opcode::Continuation, None) => {
-            return Err(CloseReason::ProtocolError("a continuation of nothing"));
-        }
-        (Opcode::Text | Opcode::Binary, Some(_)) => {
-            return Err(CloseReason::ProtocolError("a new message inside a fragmented one"));
-        }
-        (Opcode::Binary, None) if !limits.accept_binary => return Err(CloseReason::UnsupportedData),
-        (Opcode::Continuation | Opcode::Text | Opcode::Binary, _) => {}
-    }
-    let arrived = message.map_or(0, PartialMessage::len) as u64;
-    if arrived.saturating_add(header.len) > limits.max_message_size as u64 {
-        return Err(CloseReason::MessageTooBig);
-    }
-    Ok(())
-}
-
-/// A whole message or control frame, its content checked.
-fn event(opcode: Opcode, payload: &[u8]) -> Result<Event<'_>, CloseReason> {
-    let utf8 = |bytes| std::str::from_utf8(bytes).map_err(|_| CloseReason::InvalidUtf8);
-    Ok(match opcode {
-        Opcode::Text => Event::Text(utf8(payload)?),
-        Opcode::Binary | Opcode::Continuation => Event::Binary(payload),
-        Opcode::Ping => Event::Ping(payload),
-        Opcode::Pong => Event::Pong,
-        Opcode::Close => match payload {
-            [] => Event::Close(None),
-            [_] => return Err(CloseReason::ProtocolError("a close frame with half a code")),
-            [high, low, reason @ ..] => {
-                let code = u16::from_be_bytes([*high, *low]);
-                if !is_valid_code(code) {
-                    return Err(CloseReason::ProtocolError("a close code that must not be sent"));
-                }
-                Event::Close(Some((code, utf8(reason)?)))
-            }
-        },
-    })
-}
-
-#[cfg(test)]
-mod differential;
-#[cfg(test)]
-mod tests;

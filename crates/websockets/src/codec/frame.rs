@@ -1,4 +1,4 @@
-//! WebSocket frames (RFC 6455 §5.2): the header as it arrives, and whole frames as they leave.
+//! WebSocket frames (RFC 6455 §5.2): the headers that arrive, and whole frames to send.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
@@ -11,7 +11,7 @@ pub(crate) const MAX_CONTROL_PAYLOAD: usize = 125;
 /// Longest header a client can send: two bytes, an eight-byte length and the mask.
 pub(crate) const MAX_HEADER: usize = 14;
 
-/// What a frame is (RFC 6455 §11.8).
+/// The opcode of a frame (RFC 6455 §11.8).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Opcode {
@@ -62,8 +62,11 @@ pub(crate) struct Header {
     pub(crate) len: u64,
 }
 
-/// Reads a client's frame header from the start of `bytes`: the header and its length in bytes, or
-/// `None` while it is not all there. A fault is reported at the first byte that shows it.
+/// Parses the frame header that `bytes`, which a client sent, start with. Returns the header and its length in bytes, or
+/// `None` if it is not complete.
+///
+/// # Errors
+/// Returns a protocol error at the first byte that shows it.
 pub(crate) fn parse_header(bytes: &[u8]) -> Result<Option<(Header, usize)>, CloseReason> {
     let Some(&first) = bytes.first() else { return Ok(None) };
     if first & 0x70 != 0 {
@@ -108,7 +111,7 @@ pub(crate) fn parse_header(bytes: &[u8]) -> Result<Option<(Header, usize)>, Clos
     }
 }
 
-/// Takes the mask off `payload`, whose first byte is byte `offset` of the frame's payload (RFC 6455 §5.3).
+/// Unmasks `payload`, whose first byte is byte `offset` of the frame's payload (RFC 6455 §5.3).
 pub(crate) fn unmask(payload: &mut [u8], mask: [u8; 4], offset: u64) {
     let mut mask = mask;
     mask.rotate_left((offset % 4) as usize);
@@ -122,14 +125,12 @@ pub(crate) fn unmask(payload: &mut [u8], mask: [u8; 4], offset: u64) {
     }
 }
 
-/// A whole frame from the server, encoded once and shared by every client that it goes to.
+/// A whole frame from the server, encoded once and shared by all clients that get it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Frame {
-    plain: Bytes,
-}
+pub struct Frame(Bytes);
 
 impl Frame {
-    /// A text message in one frame.
+    /// Encodes a text message in one frame.
     pub fn text(text: &str) -> Self {
         Self::encode(Opcode::Text, text.as_bytes())
     }
@@ -146,7 +147,7 @@ impl Frame {
         Self::encode(Opcode::Pong, payload)
     }
 
-    /// A close frame; `None`: without a code, as the answer to a close frame that had none.
+    /// Encodes a close frame with a code and a reason; `None`: without, as the answer to a close frame without a code.
     pub(crate) fn close(status: Option<(u16, &str)>) -> Self {
         let mut payload = Vec::with_capacity(MAX_CONTROL_PAYLOAD);
         if let Some((code, reason)) = status {
@@ -156,9 +157,9 @@ impl Frame {
         Self::encode(Opcode::Close, &payload)
     }
 
-    /// The bytes that go on the wire.
+    /// Returns the bytes of the frame.
     pub fn bytes(&self) -> &Bytes {
-        &self.plain
+        &self.0
     }
 
     fn encode(opcode: Opcode, payload: &[u8]) -> Self {
@@ -176,12 +177,12 @@ impl Frame {
             }
         }
         frame.put_slice(payload);
-        Self { plain: frame.freeze() }
+        Self(frame.freeze())
     }
 }
 
-/// Where the first frame that starts at or after byte `at` begins, in `frames`: whole frames from the
-/// server, one after the other. In anything else, and after the last one, it is the end.
+/// Returns the start of the first frame at or after byte `at` of `frames`, which are whole frames from the server. If
+/// there is none, or the bytes are no such frames, returns their end.
 pub(crate) fn next_boundary(frames: &[u8], at: usize) -> usize {
     let mut start = 0;
     while start < at {
@@ -193,7 +194,8 @@ pub(crate) fn next_boundary(frames: &[u8], at: usize) -> usize {
     start.min(frames.len())
 }
 
-/// The length of the frame that `bytes` begin with, which is one from the server; `None`: its head is not all there.
+/// Returns the length of the frame that `bytes` start with, which is one from the server; `None` if its header is not
+/// complete.
 fn frame_len(bytes: &[u8]) -> Option<usize> {
     Some(match bytes.get(1)? & 0x7F {
         126 => {
@@ -213,7 +215,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_header_is_read_only_when_it_is_all_there() {
+    fn a_header_is_parsed_only_when_it_is_complete() {
         let bytes = [0x81, 0xFE, 0x01, 0x00, 1, 2, 3, 4];
         for end in 0..bytes.len() {
             assert_eq!(parse_header(&bytes[..end]), Ok(None), "{end} bytes");
@@ -223,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn faults_show_at_the_first_byte_that_has_them() {
+    fn a_protocol_error_shows_at_its_first_byte() {
         for bytes in [
             &[0xC1][..],                              // reserved bit
             &[0x83],                                  // reserved opcode

@@ -1,16 +1,16 @@
-//! The time in which an event loop ran.
+//! A clock that counts only the time in which an event loop ran.
 //!
-//! A process may be stopped (SIGSTOP, a frozen cgroup, a paused virtual machine, swapping). While it is, its
-//! clients' answers gather in the sockets, and clients on the same machine may be stopped, too. So what a loop
-//! demands of its clients within some time is measured by this clock, which stands still meanwhile.
+//! A process may be stopped (SIGSTOP, a frozen cgroup, a paused virtual machine, swapping). Meanwhile, its clients'
+//! answers gather in the sockets, and clients on the same machine may be stopped, too. So a loop measures the timeouts
+//! of its clients by this clock, which stands still meanwhile.
 
 use std::time::{Duration, Instant};
 
-/// How much longer than planned a step of a loop may take and still count in full. Far more than a part of a
-/// turn takes, and far less than any sensible timeout.
+/// How much longer than planned a step of a loop may take and still count in full. Far more than a part of an iteration
+/// takes, and far less than any sensible timeout.
 pub(crate) const ALLOWANCE: Duration = Duration::from_millis(50);
 
-/// A clock of one loop. Its moments are only to be compared with each other.
+/// The clock of one loop. Its moments may only be compared with each other.
 #[derive(Debug)]
 pub(crate) struct Clock {
     now: Instant,
@@ -19,27 +19,27 @@ pub(crate) struct Clock {
 }
 
 impl Clock {
-    /// A clock that starts at this moment of the system's.
+    /// Starts a clock at this moment of the system's clock.
     pub(crate) fn start(system: Instant) -> Self {
         Self { now: system, system }
     }
 
-    /// The moment of the last reading.
+    /// Returns the moment of the last reading.
     pub(crate) fn now(&self) -> Instant {
         self.now
     }
 
-    /// The same moment as the system has it.
+    /// Returns the moment of the last reading by the system's clock.
     pub(crate) fn system(&self) -> Instant {
         self.system
     }
 
-    /// Reads the clock while the loop works, which it does in short steps.
+    /// Reads the clock after a step of work, which is short.
     pub(crate) fn read(&mut self, system: Instant) -> Instant {
         self.after_wait(system, Some(Duration::ZERO))
     }
 
-    /// Reads the clock when the loop has waited, `planned` at most; `None`: for as long as it takes.
+    /// Reads the clock after a wait for at most `planned`; `None`: for any time.
     pub(crate) fn after_wait(&mut self, system: Instant, planned: Option<Duration>) -> Instant {
         let elapsed = system.saturating_duration_since(self.system);
         let most = planned.map_or(elapsed, |planned| planned.saturating_add(ALLOWANCE));
@@ -48,7 +48,7 @@ impl Clock {
         self.now
     }
 
-    /// Leaves out the time since the last reading: the loop stood still on purpose.
+    /// Leaves out the time since the last reading, in which the loop was frozen.
     pub(crate) fn skip(&mut self, system: Instant) {
         self.system = system;
     }

@@ -1,4 +1,4 @@
-//! What the server says: the JSON objects of `docs/protocol.md`.
+//! The plain protocol, `docs/protocol.md`: the JSON objects that the server sends.
 
 use jiff::Timestamp;
 use serde::{Serialize, Serializer, ser::SerializeStruct};
@@ -6,7 +6,7 @@ use serde_json::value::RawValue;
 
 use crate::{client_id::ClientId, codec::Frame};
 
-/// The one channel there is.
+/// The name of the only channel.
 pub const BROADCAST: &str = "broadcast";
 
 /// A message from the server.
@@ -17,14 +17,14 @@ pub enum ServerMessage<'a> {
     Welcome {
         /// The id of this connection.
         client: ClientId,
-        /// Who answers.
+        /// The server that serves it.
         server: ServerInfo,
     },
-    /// Something happened; sent to everyone.
+    /// A notification from the server or its API; sent to all clients.
     Notification {
         /// [`BROADCAST`].
         channel: &'a str,
-        /// Where it comes from.
+        /// Its source.
         source: NotificationSource,
         /// When it was published.
         #[serde(serialize_with = "rfc3339")]
@@ -32,34 +32,34 @@ pub enum ServerMessage<'a> {
         /// Any JSON.
         data: &'a RawValue,
     },
-    /// A client sent a text; sent to everyone.
+    /// A text that a client sent; sent to all clients.
     Message {
         /// [`BROADCAST`].
         channel: &'a str,
         /// When it arrived.
         #[serde(serialize_with = "rfc3339")]
         time: Timestamp,
-        /// Who sent it.
+        /// The client that sent it.
         from: ClientId,
         /// The text.
         data: &'a str,
     },
     /// The server is going to close this connection.
     Shutdown {
-        /// When this was said.
+        /// When this message was sent.
         #[serde(serialize_with = "rfc3339")]
         time: Timestamp,
-        /// Why, for people.
+        /// The reason, for people.
         reason: &'a str,
-        /// When those who stay are closed.
+        /// When the connections that are still open are closed.
         #[serde(serialize_with = "rfc3339")]
         deadline: Timestamp,
         /// Seconds from `time` to `deadline`.
         seconds_left: f64,
-        /// How to come back.
+        /// How to reconnect.
         reconnect: Reconnect,
     },
-    /// The client's last frame was refused.
+    /// The client's last frame was not accepted.
     Error {
         /// For programs: snake_case, stable.
         code: &'a str,
@@ -68,13 +68,13 @@ pub enum ServerMessage<'a> {
     },
 }
 
-/// Where a notification comes from. `data` of the API is any JSON, so it could look like the server's own.
+/// The source of a notification. `data` from the API is any JSON, and so could look like the server's own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NotificationSource {
     /// The server itself: the periodic notification.
     Server,
-    /// A call of `POST /api/publish`.
+    /// A request to `POST /api/publish`.
     Api,
 }
 
@@ -91,33 +91,33 @@ impl Serialize for ServerInfo {
     }
 }
 
-/// When a client should come back.
+/// When a client should reconnect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Reconnect {
-    /// Milliseconds from its close on.
+    /// Milliseconds after its close.
     pub after_ms: u64,
 }
 
 impl<'a> ServerMessage<'a> {
-    /// A notification that is published now.
+    /// Returns a notification that is published now.
     pub fn notification(source: NotificationSource, data: &'a RawValue) -> Self {
         Self::Notification { channel: BROADCAST, source, time: Timestamp::now(), data }
     }
 
-    /// A client's text that is published now.
+    /// Returns a client's text that is published now.
     pub(crate) fn message(from: ClientId, text: &'a str) -> Self {
         Self::Message { channel: BROADCAST, time: Timestamp::now(), from, data: text }
     }
 
-    /// The message as one frame, to be shared by all who get it.
+    /// Encodes the message as one frame, which all clients that get it share.
     pub fn frame(&self) -> Frame {
-        // These types have no map with keys that are no strings and no fallible impl: only such can fail.
+        // Only maps with keys that are not strings and fallible implementations can fail: these types have neither.
         let json = serde_json::to_string(self).expect("a server message is always valid JSON");
         Frame::text(&json)
     }
 }
 
-/// RFC 3339, in UTC, with milliseconds.
+/// Serializes a time as RFC 3339, in UTC, with milliseconds.
 fn rfc3339<S: Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&format_args!("{time:.3}"))
 }
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn the_wire_is_as_the_contract_says() {
+    fn messages_are_as_the_protocol_documents_them() {
         let time: Timestamp = "2026-01-02T03:04:05Z".parse().unwrap();
         let client = ClientId::generate();
         let data = RawValue::from_string("{\"a\":[1,null]}".into()).unwrap();

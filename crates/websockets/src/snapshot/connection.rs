@@ -55,7 +55,7 @@ mod tests {
         stats::Stats,
     };
 
-    /// A client in the middle of everything: fragments, half a frame, output that was written in part, a close.
+    /// A connection in the middle of everything: fragments, part of a frame, output that is written in part, a close.
     fn busy() -> ConnectionSnapshot {
         let mut decoder = Decoder::default();
         let limits = DecoderLimits { max_message_size: 1000, accept_binary: true };
@@ -84,28 +84,28 @@ mod tests {
     }
 
     #[test]
-    fn a_state_that_was_written_down_goes_on_where_it_was() {
+    fn a_snapshot_continues_where_the_connection_was() {
         let mut state: ConnectionSnapshot = read(&rmp_serde::to_vec_named(&busy()).unwrap());
         assert_eq!(state, busy());
         assert!(state.size() > state.outbox.len() + 9);
-        let mut heard = Vec::new();
+        let mut events = Vec::new();
         let limits = DecoderLimits { max_message_size: 1000, accept_binary: true };
         let mut rest = b"qhe#".to_vec();
         state
             .decoder
             .decode(&mut rest, limits, |event| {
-                heard.push(format!("{event:?}"));
+                events.push(format!("{event:?}"));
                 ControlFlow::Continue(())
             })
             .unwrap();
-        assert_eq!(heard, [format!("{:?}", Event::Text("Hello, world!"))]);
+        assert_eq!(events, [format!("{:?}", Event::Text("Hello, world!"))]);
         let mut written = Vec::new();
         state.outbox.flush(&mut written).unwrap();
         assert_eq!(written, b"f written\x88\x11\x03\xF4service restart");
     }
 
     #[test]
-    fn a_state_that_was_recorded_by_version_0_1_0_is_still_understood() {
+    fn a_snapshot_that_version_0_1_0_recorded_can_be_read() {
         let recorded = |name: &str| std::fs::read(format!("{STATES}/{name}-0.1.0.msgpack")).unwrap();
         assert_eq!(read::<ConnectionSnapshot>(&recorded("connection")), busy());
         assert_eq!(read::<ManagerSnapshot>(&recorded("manager")), manager());
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn what_another_version_adds_is_ignored_and_what_it_leaves_out_has_its_default() {
+    fn unknown_fields_are_ignored_and_missing_ones_have_their_defaults() {
         #[derive(Serialize)]
         struct Newer {
             id: ClientId,

@@ -1,4 +1,4 @@
-//! The decoder beside tungstenite's: the same bytes, cut anywhere, mean the same to both.
+//! The decoder against that of tungstenite: the same bytes, cut anywhere, mean the same to both.
 
 use std::io::{ErrorKind, Read, Write};
 
@@ -14,15 +14,15 @@ use crate::codec::test_frames::client_frame;
 const LIMIT: usize = 1000;
 const LIMITS: DecoderLimits = DecoderLimits { max_message_size: LIMIT, accept_binary: true };
 
-/// What came of a stream: its messages, up to the first close or fault, and whether it was a fault.
+/// What a decoder returns for a stream: its messages, up to the first close or error, and whether there was an error.
 #[derive(Debug, PartialEq)]
-struct Heard {
+struct Decoded {
     messages: Vec<Message>,
-    fault: bool,
+    error: bool,
 }
 
-/// What our decoder makes of these pieces.
-fn ours<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Heard {
+/// What our decoder returns for these pieces.
+fn ours<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Decoded {
     let mut decoder = Decoder::default();
     let mut messages = Vec::new();
     for piece in pieces {
@@ -44,16 +44,16 @@ fn ours<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Heard {
             if closed { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
         if closed || result.is_err() {
-            return Heard { messages, fault: result.is_err() };
+            return Decoded { messages, error: result.is_err() };
         }
     }
-    Heard { messages, fault: false }
+    Decoded { messages, error: false }
 }
 
-/// Bytes to be read; what is written goes nowhere.
-struct Tape<'a>(&'a [u8]);
+/// Bytes to be read. What is written is dropped.
+struct MemoryStream<'a>(&'a [u8]);
 
-impl Read for Tape<'_> {
+impl Read for MemoryStream<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         match self.0.read(buffer) {
             Ok(0) => Err(ErrorKind::WouldBlock.into()),
@@ -62,7 +62,7 @@ impl Read for Tape<'_> {
     }
 }
 
-impl Write for Tape<'_> {
+impl Write for MemoryStream<'_> {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         Ok(bytes.len())
     }
@@ -72,28 +72,28 @@ impl Write for Tape<'_> {
     }
 }
 
-/// What tungstenite makes of these bytes.
-fn theirs(bytes: &[u8]) -> Heard {
+/// What tungstenite returns for these bytes.
+fn theirs(bytes: &[u8]) -> Decoded {
     let config = WebSocketConfig::default().max_message_size(Some(LIMIT)).max_frame_size(Some(LIMIT));
-    let mut socket = WebSocket::from_raw_socket(Tape(bytes), Role::Server, Some(config));
+    let mut socket = WebSocket::from_raw_socket(MemoryStream(bytes), Role::Server, Some(config));
     let mut messages = Vec::new();
     loop {
         match socket.read() {
-            // What it makes of a close code that must not be sent.
+            // What it returns for a close code that must not be sent.
             Ok(Message::Close(Some(frame))) if frame.reason == "Protocol violation" => {
-                return Heard { messages, fault: true };
+                return Decoded { messages, error: true };
             }
             Ok(message @ Message::Close(_)) => {
                 messages.push(message);
-                return Heard { messages, fault: false };
+                return Decoded { messages, error: false };
             }
-            // What is in a pong is nobody's concern.
+            // The payload of a pong does not matter.
             Ok(Message::Pong(_)) => messages.push(Message::Pong("".into())),
             Ok(message) => messages.push(message),
             Err(Error::Io(error)) if error.kind() == ErrorKind::WouldBlock => {
-                return Heard { messages, fault: false };
+                return Decoded { messages, error: false };
             }
-            Err(_) => return Heard { messages, fault: true },
+            Err(_) => return Decoded { messages, error: true },
         }
     }
 }
@@ -112,7 +112,7 @@ fn payload() -> impl Strategy<Value = Vec<u8>> {
     ]
 }
 
-/// A frame: mostly one that may come, sometimes not.
+/// A frame, mostly a valid one.
 fn frame() -> impl Strategy<Value = Vec<u8>> {
     let opcode = prop_oneof![4 => Just(1u8), 3 => Just(0), 2 => Just(2), 2 => Just(9), 1 => Just(10), 1 => Just(8), 1 => 0u8..16];
     let reserved = prop_oneof![30 => Just(0u8), 1 => 0u8..8];
@@ -133,7 +133,7 @@ proptest! {
     }
 
     #[test]
-    fn wherever_they_are_cut(frames in prop::collection::vec(frame(), 1..6)) {
+    fn frames_mean_the_same_wherever_they_are_cut(frames in prop::collection::vec(frame(), 1..6)) {
         let bytes = frames.concat();
         let whole = ours([&bytes[..]]);
         for cut in 0..=bytes.len() {
@@ -142,11 +142,11 @@ proptest! {
         prop_assert_eq!(&ours(bytes.chunks(1)), &whole, "byte by byte");
     }
 
-    /// Ours may see a fault sooner, in the middle of a frame; never later, and nothing else.
+    /// Ours may return an error sooner, in the middle of a frame, but never later, and nothing else differs.
     #[test]
     fn any_bytes_mean_the_same_to_both(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
         let (ours, theirs) = (ours([&bytes[..]]), theirs(&bytes));
         prop_assert_eq!(ours.messages, theirs.messages);
-        prop_assert!(ours.fault || !theirs.fault);
+        prop_assert!(ours.error || !theirs.error);
     }
 }

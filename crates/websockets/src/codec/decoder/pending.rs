@@ -1,29 +1,28 @@
-//! Input that is not whole yet: half a header, half a frame, the fragments of a message.
+//! Input that is not complete yet: part of a header, part of a frame, the fragments of a message.
 
 use std::ops::ControlFlow;
 
 use serde::{Deserialize, Serialize};
 
-use super::{
-    super::{
-        close_code::CloseReason,
-        frame::{Header, MAX_HEADER, Opcode, parse_header, unmask},
-    },
-    DecoderLimits, Event, check, event,
+use super::event::{DecoderLimits, Event, check, event};
+use crate::codec::{
+    close_code::CloseReason,
+    frame::{Header, MAX_HEADER, Opcode, parse_header, unmask},
 };
 
+/// Input that is not complete yet. Its serialized names are part of the handover and stay.
 #[derive(Debug, Default, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(try_from = "Unchecked")]
+#[serde(try_from = "UncheckedPending")]
 pub(super) struct Pending {
-    /// A header that has not all arrived.
+    /// The part of a header that has arrived, if it is not complete.
     #[serde(with = "serde_bytes")]
     header: Vec<u8>,
     /// The frame whose payload is arriving, and how much of it has.
     frame: Option<(Header, u64)>,
-    /// Payload of the control frame that is arriving: these may come between the fragments of a message.
+    /// The payload of the control frame that is arriving. One may come between the fragments of a message.
     #[serde(with = "serde_bytes")]
     control: Vec<u8>,
-    /// The message that is arriving.
+    /// The message that is arriving, if its first frame has begun.
     message: Option<PartialMessage>,
 }
 
@@ -33,15 +32,14 @@ pub(super) struct PartialMessage {
     text: bool,
     #[serde(with = "serde_bytes")]
     payload: Vec<u8>,
-    /// How many bytes of a text are known to be whole UTF-8 characters.
+    /// Number of bytes of a text that are known to be whole UTF-8 characters.
     checked: usize,
 }
 
-/// What another process wrote down. What contradicts itself is refused: then nothing is handed over, and that
-/// process goes on.
+/// Input from another process. If it contradicts itself, the handover fails and the old process continues.
 #[derive(Default, Deserialize)]
 #[serde(default)]
-struct Unchecked {
+struct UncheckedPending {
     #[serde(with = "serde_bytes")]
     header: Vec<u8>,
     frame: Option<(Header, u64)>,
@@ -50,52 +48,53 @@ struct Unchecked {
     message: Option<PartialMessage>,
 }
 
-/// Input that cannot have been read so.
+/// The reason why pending input from another process is refused.
 #[derive(Debug, thiserror::Error)]
-enum Contradiction {
-    #[error("more has arrived of a frame than it has")]
+enum InvalidPending {
+    #[error("invalid pending input: more bytes of a frame have arrived than it has")]
     Frame,
-    #[error("a header of {0} bytes that is not whole")]
+    #[error("invalid pending input: an incomplete header of {0} bytes")]
     Header(usize),
-    #[error("more of a text is checked than has arrived")]
+    #[error("invalid pending input: more bytes of a text are checked than have arrived")]
     Checked,
 }
 
-impl TryFrom<Unchecked> for Pending {
-    type Error = Contradiction;
+impl TryFrom<UncheckedPending> for Pending {
+    type Error = InvalidPending;
 
-    fn try_from(written: Unchecked) -> Result<Self, Contradiction> {
-        let Unchecked { header, frame, control, message } = written;
+    fn try_from(written: UncheckedPending) -> Result<Self, InvalidPending> {
+        let UncheckedPending { header, frame, control, message } = written;
         if frame.is_some_and(|(header, arrived)| arrived > header.len) {
-            return Err(Contradiction::Frame);
+            return Err(InvalidPending::Frame);
         }
         if header.len() >= MAX_HEADER {
-            return Err(Contradiction::Header(header.len()));
+            return Err(InvalidPending::Header(header.len()));
         }
         if message.as_ref().is_some_and(|message| message.checked > message.payload.len()) {
-            return Err(Contradiction::Checked);
+            return Err(InvalidPending::Checked);
         }
         Ok(Self { header, frame, control, message })
     }
 }
 
 impl Pending {
-    /// Bytes that it holds.
+    /// Returns the number of bytes that are kept.
     pub(super) fn len(&self) -> usize {
         self.header.len() + self.control.len() + self.message.as_ref().map_or(0, PartialMessage::len)
     }
 
-    /// Bytes that are still to come of the frame that is arriving.
+    /// Returns how many bytes of the frame that is arriving are missing.
     pub(super) fn rest_of_frame(&self) -> usize {
         let rest = self.frame.map_or(0, |(header, arrived)| header.len.saturating_sub(arrived));
         usize::try_from(rest).unwrap_or(usize::MAX)
     }
 
+    /// Returns true if nothing is kept.
     pub(super) fn is_done(&self) -> bool {
         self.header.is_empty() && self.frame.is_none() && self.message.is_none()
     }
 
-    /// Takes bytes of one header or one payload from `input`; tells what became whole.
+    /// Takes bytes of one header or one payload from `input`, and calls `on_event` for what is complete.
     pub(super) fn take(
         &mut self,
         input: &mut &mut [u8],
@@ -147,7 +146,7 @@ impl Pending {
         Ok(on_event(event(opcode, &payload)?))
     }
 
-    /// Takes header bytes one by one: at most 14, and only of a header that arrived in pieces.
+    /// Takes the bytes of a header one by one. It has 14 at most, and arrived in pieces. Returns it once it is complete.
     fn take_header(
         &mut self,
         input: &mut &mut [u8],
@@ -159,7 +158,7 @@ impl Pending {
             debug_assert!(self.header.len() <= MAX_HEADER);
             if let Some((header, _)) = parse_header(&self.header)? {
                 self.header.clear();
-                check(&header, self.message.as_ref(), limits)?;
+                check(&header, self.message.as_ref().map(PartialMessage::len), limits)?;
                 self.frame = Some((header, 0));
                 return Ok(Some(header));
             }
@@ -169,12 +168,12 @@ impl Pending {
 }
 
 impl PartialMessage {
-    /// Bytes of its payload that have arrived.
+    /// Returns the number of bytes of the payload that have arrived.
     pub(super) fn len(&self) -> usize {
         self.payload.len()
     }
 
-    /// Checks the bytes that are new; a character may still be cut off at the end.
+    /// Checks the bytes that are new. The last character may be incomplete.
     fn check_utf8(&mut self) -> Result<(), CloseReason> {
         if !self.text {
             return Ok(());

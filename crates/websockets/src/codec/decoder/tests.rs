@@ -9,7 +9,7 @@ fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     client_frame(first, [0xA1, 0xB2, 0xC3, 0xD4], payload)
 }
 
-/// Feeds `pieces` one after the other; what came out, as text, and how it ended.
+/// Decodes `pieces` one after the other. Returns the events as text, the result, and the decoder.
 fn feed<'a>(
     pieces: impl IntoIterator<Item = &'a [u8]>,
     limits: DecoderLimits,
@@ -45,7 +45,7 @@ fn stream() -> Vec<u8> {
 }
 
 #[test]
-fn wherever_the_bytes_are_cut_the_same_comes_out() {
+fn the_events_are_the_same_wherever_the_bytes_are_cut() {
     let stream = stream();
     let (whole, result, decoder) = feed([&stream[..]], LIMITS);
     assert_eq!(result, Ok(()));
@@ -60,7 +60,7 @@ fn wherever_the_bytes_are_cut_the_same_comes_out() {
 }
 
 #[test]
-fn what_must_not_come_is_refused() {
+fn frames_that_must_not_come_are_refused() {
     use CloseReason::*;
     for (name, bytes, expected) in [
         ("continuation of nothing", frame(0x80, b"x"), ProtocolError("a continuation of nothing")),

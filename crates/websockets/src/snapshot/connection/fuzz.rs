@@ -1,17 +1,16 @@
-//! States that another process wrote down, whatever stands in them: they are refused, or can be gone on with.
+//! Snapshots from another process with any content: they are refused, or can be continued.
 
-use std::{
-    collections::VecDeque,
-    io::{ErrorKind, Write},
-    ops::ControlFlow,
-};
+use std::{collections::VecDeque, ops::ControlFlow};
 
 use bytes::Bytes;
 use proptest::prelude::*;
 use serde::Serialize;
 
 use super::*;
-use crate::codec::{DecoderLimits, Frame, Header, Opcode};
+use crate::{
+    codec::{DecoderLimits, Frame, Header, Opcode},
+    connection::memory_stream::MemoryStream,
+};
 
 #[derive(Debug, Serialize)]
 struct State {
@@ -96,24 +95,9 @@ fn output() -> impl Strategy<Value = Output> {
     prop::option::of(queue).prop_map(|queue| Output { queue })
 }
 
-/// Takes a few bytes, then none.
-struct Socket(usize);
-
-impl Write for Socket {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        let taken = bytes.len().min(self.0);
-        self.0 -= taken;
-        if taken == 0 { Err(ErrorKind::WouldBlock.into()) } else { Ok(taken) }
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
 proptest! {
     #[test]
-    fn a_state_with_anything_in_it_is_refused_or_gone_on_with(
+    fn a_snapshot_with_any_content_is_refused_or_can_be_continued(
         id in any::<[u8; 16]>(),
         cut_off_in_ms in prop::option::of(number()),
         decoder in input(),
@@ -129,9 +113,9 @@ proptest! {
             let limits = DecoderLimits { max_message_size: 1000, accept_binary: true };
             let _ = state.decoder.rest_of_frame();
             let _ = state.decoder.decode(&mut received.clone(), limits, |_| ControlFlow::Continue(()));
-            let _ = state.outbox.flush(Socket(room));
+            let _ = state.outbox.flush(&mut MemoryStream { capacity: room, ..MemoryStream::default() });
             state.outbox.truncate_to_partial_frame();
-            let _ = state.outbox.flush(Socket(1000));
+            let _ = state.outbox.flush(&mut MemoryStream { capacity: 1000, ..MemoryStream::default() });
         }
     }
 }

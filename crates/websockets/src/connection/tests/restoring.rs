@@ -1,0 +1,49 @@
+//! Connections that another process continues.
+
+use super::*;
+
+#[test]
+fn a_restored_connection_continues_to_the_byte() {
+    let (first, second) = (Frame::text("first"), Frame::text("second"));
+    let expected = [bytes(&first), bytes(&second), close_frame(CloseReason::ServiceRestart)].concat();
+    let input = [client_text("text"), client_close(1012)].concat();
+    for cut in 0..input.len() {
+        for taken in 0..first.bytes().len() {
+            let mut old = connection(taken);
+            let (outcome, mut texts) = receive(&mut old, &input[..cut], &CONFIG);
+            assert_eq!(outcome, Outcome::Unchanged);
+            let _ = old.send(first.bytes(), &CONFIG);
+            let _ = old.send(second.bytes(), &CONFIG);
+            let snapshot = old.snapshot(None);
+            assert_eq!((snapshot.id, snapshot.close_timeout_in_ms), (old.id, None));
+
+            let stream = MemoryStream { written: old.stream.written, ..MemoryStream::default() };
+            let mut new = Connection::restore(stream, snapshot, permit());
+            assert_eq!(new.id, old.id);
+            assert_eq!(new.close(CloseReason::ServiceRestart, None), Outcome::CloseStarted);
+            let (outcome, more) = receive(&mut new, &input[cut..], &CONFIG);
+            texts.extend(more);
+            assert_eq!(outcome, BY_SERVER);
+            // After its own close frame, the server publishes nothing more of the client.
+            assert_eq!(texts.len(), usize::from(cut >= client_text("text").len()));
+            let _ = drain(&mut new, 1);
+            assert_eq!(new.stream.written, expected, "input cut at {cut}, output at {taken}");
+        }
+    }
+}
+
+#[test]
+fn a_restored_connection_is_in_the_same_state() {
+    for state in [State::Open, State::CloseSent, State::CloseReceived, State::Lingering] {
+        let mut old = connection_in(state);
+        old.set_early_input(Bytes::from_static(b"early"));
+        old.ping.sent(false);
+        let snapshot = old.snapshot(Some(Duration::from_millis(1500)));
+        assert_eq!(snapshot.close_timeout_in_ms, Some(1500));
+        let new = Connection::restore(MemoryStream::default(), snapshot, permit());
+        assert_eq!((new.state, new.close_reason()), (old.state, old.close_reason()));
+        assert_eq!((new.queued(), new.has_early_input()), (old.queued(), true));
+        assert_eq!(new.snapshot(None), old.snapshot(None));
+        assert_eq!(new.disconnected(), old.disconnected());
+    }
+}
