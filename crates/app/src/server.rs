@@ -23,12 +23,13 @@ use lastcall_handover::{
     ControlSocket, SocketName,
     failpoint::{self, Step},
 };
-use lastcall_lifecycle::{Ending, Hooks, Lifecycle, NewProcess, Phase, Phases, Signals, is_in_foreground};
-use lastcall_websockets::{ConnectionManager, ManagerConfig, NotifierState};
+use lastcall_lifecycle::{ExitReason, Hooks, Lifecycle, NewProcess, Signals, is_in_foreground};
+use lastcall_websockets::{ConnectionManager, NotifierState, Phases};
 use tokio::task::spawn_blocking;
 use tracing::{info, warn};
 
 use crate::{
+    config,
     ingress::{Ingress, SuspendedIngress},
     listener,
     upgrade::{
@@ -106,9 +107,9 @@ pub(crate) async fn run(
     if !unusable.is_empty() {
         return Err(SettingsErrors(unusable).into());
     }
-    let manager =
-        ConnectionManager::start(ManagerConfig::from(settings)).context("cannot start the event loops")?;
     let phases = Phases::default();
+    let manager = ConnectionManager::start(config::manager(settings)?, phases.clone())
+        .context("cannot start the event loops")?;
     let upgrade_stats = SharedUpgradeStats::default();
     let health = Box::new(ProcessHealth { phases: phases.clone(), upgrade_stats: upgrade_stats.clone() });
     let refusals = Refusals::default();
@@ -210,27 +211,27 @@ pub(crate) async fn run(
         max_connections = settings.max_connections,
         "listening on http://{address}"
     );
-    let ending = life.run(manager, settings, &mut upgrader).await;
+    let reason = life.run(manager, config::shutdown(settings), &mut upgrader).await;
     let Upgrader { handover: Handover { supervised, .. }, .. } = upgrader;
     let pid = std::process::id();
-    match (ending, &supervised) {
-        (Ending::HandedOver(_), Some(_)) => {}
-        (Ending::HandedOver(NewProcess { pid: new_pid, .. }), None) => {
+    match (reason, &supervised) {
+        (ExitReason::HandedOver(_), Some(_)) => {}
+        (ExitReason::HandedOver(NewProcess { pid: new_pid, .. }), None) => {
             info!(pid, new_pid, "handed over to process {new_pid}: this process ends");
         }
         _ => info!(pid, "stopped"),
     }
-    let code = match (ending, supervised) {
+    let code = match (reason, supervised) {
         // Also when a part of this process did not stop as it should: the service goes on.
-        (Ending::HandedOver(_) | Ending::Failed | Ending::Graceful, Some(supervised)) => {
+        (ExitReason::HandedOver(_) | ExitReason::Failed | ExitReason::Graceful, Some(supervised)) => {
             process::trim_heap();
             supervise(supervised).await?
         }
-        (Ending::Graceful | Ending::HandedOver(_), _) => ExitCode::SUCCESS,
-        (Ending::Failed, _) => ExitCode::FAILURE,
-        (Ending::AtOnce(signal), _) => ExitCode::from(128 + signal.number()),
+        (ExitReason::Graceful | ExitReason::HandedOver(_), _) => ExitCode::SUCCESS,
+        (ExitReason::Failed, _) => ExitCode::FAILURE,
+        (ExitReason::Immediate(signal), _) => ExitCode::from(128 + signal.number()),
     };
-    Ok(Exit { code, at_once: matches!(ending, Ending::AtOnce(_)) })
+    Ok(Exit { code, at_once: matches!(reason, ExitReason::Immediate(_)) })
 }
 
 /// The path of the control socket.
@@ -266,13 +267,12 @@ struct ProcessHealth {
 
 impl Health for ProcessHealth {
     fn report(&self) -> HealthReport {
-        let status = self.phases.status();
+        let state = self.phases.state();
         let seconds = |left: Duration| (left.as_secs_f64() * 1000.0).round() / 1000.0;
         HealthReport {
-            phase: status.phase.name(),
-            ready: status.phase == Phase::Serving,
-            seconds_left: status.time_left().map(seconds),
-            drain_clients: status.drain_clients,
+            phase: state.phase,
+            seconds_left: state.time_left().map(seconds),
+            drain_clients: state.drain_connections,
         }
     }
 

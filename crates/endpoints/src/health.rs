@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use lastcall_core::phase::Phase;
+
 use crate::upgrade_stats::UpgradeStats;
 
 /// Tells what is reported of the process. The owner of the lifecycle implements it.
@@ -34,10 +36,8 @@ pub struct ProcessReport {
 /// The state of the process.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct HealthReport {
-    /// The phase's name, such as `serving`.
-    pub phase: &'static str,
-    /// Whether newcomers are welcome.
-    pub ready: bool,
+    /// Where the process is in its life.
+    pub phase: Phase,
     /// Once the process was asked to end: seconds until the clients that remain are closed.
     pub seconds_left: Option<f64>,
     /// Once draining: how many clients there were when that started.

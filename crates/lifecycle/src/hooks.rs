@@ -1,33 +1,33 @@
-//! What is started in order, and stopped in the reverse order.
+//! Hooks: the parts of the server, started in order and stopped in the reverse order.
 
 use std::{error::Error, future::Future, pin::Pin, time::Duration};
 
 use tokio::time::timeout;
 use tracing::{debug, error};
 
-/// Whatever went wrong in a hook.
+/// An error of a hook.
 pub type BoxError = Box<dyn Error + Send + Sync>;
 
 type Startup = Pin<Box<dyn Future<Output = Result<Shutdown, BoxError>> + Send>>;
 type Shutdown = Pin<Box<dyn Future<Output = Result<(), BoxError>> + Send>>;
 
-/// A startup hook failed.
+/// A startup hook has failed.
 #[derive(Debug, thiserror::Error)]
 pub enum HookError {
-    /// It said so.
+    /// It returned an error.
     #[error("cannot start {name}")]
     Failed {
         /// Its name.
         name: &'static str,
-        /// What it said.
+        /// The error.
         source: BoxError,
     },
-    /// It took too long.
+    /// It took longer than its timeout.
     #[error("starting {name} took longer than {timeout:?}")]
     TimedOut {
         /// Its name.
         name: &'static str,
-        /// The time it had.
+        /// The timeout.
         timeout: Duration,
     },
 }
@@ -35,7 +35,7 @@ pub enum HookError {
 /// One part of the server.
 struct Hook<F> {
     name: &'static str,
-    /// The time that its startup may take, and its shutdown.
+    /// How long its startup may take, and also its shutdown.
     timeout: Duration,
     future: F,
 }
@@ -45,7 +45,7 @@ struct Hook<F> {
 pub struct Hooks(Vec<Hook<Startup>>);
 
 impl Hooks {
-    /// Adds a part. `startup` starts it and returns what stops it; each may take `timeout`.
+    /// Adds a part. `startup` starts it and returns the future that stops it; each may take `timeout`.
     #[must_use]
     pub fn add<S, T>(mut self, name: &'static str, timeout: Duration, startup: S) -> Self
     where
@@ -58,7 +58,10 @@ impl Hooks {
         self
     }
 
-    /// Starts all, in order. At the first that fails, those before it are stopped.
+    /// Starts all parts in order. If one fails, stops those before it.
+    ///
+    /// # Errors
+    /// The error of the part that failed.
     pub(crate) async fn start(self) -> Result<Started, HookError> {
         let mut started = Started(Vec::new());
         for Hook { name, timeout: time, future } in self.0 {
@@ -78,28 +81,28 @@ impl Hooks {
     }
 }
 
-/// The parts that run.
+/// The parts that have been started.
 pub(crate) struct Started(Vec<Hook<Shutdown>>);
 
 impl Started {
-    /// Stops all, the last to start first. One that fails or takes too long is reported, and the others
-    /// are stopped all the same; whether all went well.
+    /// Stops all parts, the last one first. Logs each that fails or takes too long, and goes on with the others. Returns
+    /// true if none did.
     pub(crate) async fn stop(self) -> bool {
-        let mut well = true;
+        let mut all_stopped = true;
         for Hook { name, timeout: time, future } in self.0.into_iter().rev() {
             match timeout(time, future).await {
                 Ok(Ok(())) => debug!(hook = name, "hook stopped"),
                 Ok(Err(error)) => {
                     error!(hook = name, %error, "a shutdown hook failed");
-                    well = false;
+                    all_stopped = false;
                 }
                 Err(_) => {
                     error!(hook = name, "a shutdown hook took longer than {time:?}");
-                    well = false;
+                    all_stopped = false;
                 }
             }
         }
-        well
+        all_stopped
     }
 }
 
@@ -112,12 +115,12 @@ mod tests {
 
     use super::*;
 
-    const TIME: Duration = Duration::from_millis(200);
+    const TIMEOUT: Duration = Duration::from_secs(5);
 
     #[derive(Clone, Default)]
-    struct Diary(Arc<Mutex<Vec<String>>>);
+    struct Events(Arc<Mutex<Vec<String>>>);
 
-    impl Diary {
+    impl Events {
         fn note(&self, what: String) {
             self.0.lock().unwrap().push(what);
         }
@@ -128,11 +131,11 @@ mod tests {
 
         /// Adds a part that notes its start and its stop.
         fn part(&self, hooks: Hooks, name: &'static str, stops: Result<(), &'static str>) -> Hooks {
-            let diary = self.clone();
-            hooks.add(name, TIME, async move {
-                diary.note(format!("+{name}"));
+            let events = self.clone();
+            hooks.add(name, TIMEOUT, async move {
+                events.note(format!("+{name}"));
                 Ok(async move {
-                    diary.note(format!("-{name}"));
+                    events.note(format!("-{name}"));
                     stops.map_err(Into::into)
                 })
             })
@@ -141,40 +144,41 @@ mod tests {
 
     type Nothing = std::future::Pending<Result<(), BoxError>>;
 
-    #[tokio::test]
-    async fn the_last_to_start_is_the_first_to_stop() {
-        let diary = Diary::default();
-        let hooks =
-            ["a", "b", "c"].into_iter().fold(Hooks::default(), |hooks, name| diary.part(hooks, name, Ok(())));
+    #[tokio::test(start_paused = true)]
+    async fn the_last_part_to_start_is_the_first_to_stop() {
+        let events = Events::default();
+        let hooks = ["a", "b", "c"]
+            .into_iter()
+            .fold(Hooks::default(), |hooks, name| events.part(hooks, name, Ok(())));
         assert!(hooks.start().await.unwrap().stop().await);
-        assert_eq!(diary.read(), "+a +b +c -c -b -a");
+        assert_eq!(events.read(), "+a +b +c -c -b -a");
     }
 
-    #[tokio::test]
-    async fn what_started_before_a_failure_is_stopped() {
-        let diary = Diary::default();
-        let hooks = diary.part(Hooks::default(), "a", Ok(()));
-        let hooks = hooks.add("b", TIME, async { Err::<Nothing, _>("no".into()) });
-        let hooks = diary.part(hooks, "c", Ok(()));
+    #[tokio::test(start_paused = true)]
+    async fn parts_that_started_before_a_failure_are_stopped() {
+        let events = Events::default();
+        let hooks = events.part(Hooks::default(), "a", Ok(()));
+        let hooks = hooks.add("b", TIMEOUT, async { Err::<Nothing, _>("no".into()) });
+        let hooks = events.part(hooks, "c", Ok(()));
         let error = hooks.start().await.err().unwrap();
         assert_eq!(error.to_string(), "cannot start b");
         assert_eq!(error.source().unwrap().to_string(), "no");
-        assert_eq!(diary.read(), "+a -a");
+        assert_eq!(events.read(), "+a -a");
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_hook_that_fails_or_hangs_does_not_keep_the_others_from_stopping() {
-        let diary = Diary::default();
-        let hooks = diary.part(Hooks::default(), "a", Ok(()));
-        let hooks = hooks.add("b", TIME, async { Ok(pending()) });
-        let hooks = diary.part(hooks, "c", Err("no"));
+        let events = Events::default();
+        let hooks = events.part(Hooks::default(), "a", Ok(()));
+        let hooks = hooks.add("b", TIMEOUT, async { Ok(pending()) });
+        let hooks = events.part(hooks, "c", Err("no"));
         assert!(!hooks.start().await.unwrap().stop().await);
-        assert_eq!(diary.read(), "+a +c -c -a");
+        assert_eq!(events.read(), "+a +c -c -a");
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_startup_that_hangs_is_an_error() {
-        let hooks = Hooks::default().add("a", TIME, pending::<Result<Nothing, BoxError>>());
-        assert_eq!(hooks.start().await.err().unwrap().to_string(), "starting a took longer than 200ms");
+        let hooks = Hooks::default().add("a", TIMEOUT, pending::<Result<Nothing, BoxError>>());
+        assert_eq!(hooks.start().await.err().unwrap().to_string(), "starting a took longer than 5s");
     }
 }

@@ -1,38 +1,36 @@
-//! From the first startup hook to the last shutdown hook.
+//! The life of the process, from the first startup hook to the last shutdown hook.
 
 use std::{
     convert::Infallible,
     time::{Duration, Instant},
 };
 
-use humantime::format_duration;
-use lastcall_core::settings::Settings;
-use lastcall_websockets::{ConnectionManager, DrainEnd, GracefulShutdown};
+use lastcall_core::phase::Phase;
+use lastcall_websockets::{ConnectionManager, GracefulShutdown, Phases, ShutdownConfig};
 use tokio::time::sleep;
-use tracing::{error, info, warn};
+use tracing::{error, warn};
 
 use crate::{
     hooks::{HookError, Hooks, Started},
-    phase::{Phase, Phases},
     service_manager,
     signals::{Signal, Signals},
     upgrade::{NewProcess, Upgrade},
 };
 
-/// How a life ended.
+/// Why the process ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ending {
-    /// As it should.
+pub enum ExitReason {
+    /// It was asked to end, and everything has stopped in order.
     Graceful,
-    /// A shutdown hook failed, or an event loop; the log says which.
+    /// A shutdown hook has failed, or an event loop; the log says which.
     Failed,
-    /// The third signal: nothing was waited for.
-    AtOnce(Signal),
-    /// Another process serves the clients now.
+    /// The third signal: nothing is waited for.
+    Immediate(Signal),
+    /// A new process serves now.
     HandedOver(NewProcess),
 }
 
-/// A server's life, started by [`Lifecycle::start`].
+/// The life of a server, begun by [`Lifecycle::start`].
 pub struct Lifecycle {
     started: Started,
     phases: Phases,
@@ -40,11 +38,11 @@ pub struct Lifecycle {
 }
 
 impl Lifecycle {
-    /// Runs the startup hooks; the process is serving then. The service manager is told, unless the process
-    /// `takes_over`: then the old process tells it.
+    /// Runs the startup hooks and enters the phase `Serving`. Tells the service manager, unless this process
+    /// `takes_over` from another one: then the old process does.
     ///
     /// # Errors
-    /// The hook that failed; those before it have been stopped.
+    /// The error of the hook that failed; the hooks before it have been stopped.
     pub async fn start(
         hooks: Hooks,
         phases: Phases,
@@ -59,127 +57,88 @@ impl Lifecycle {
         Ok(Self { started, phases, signals })
     }
 
-    /// Serves until a signal comes, then drains, closes and stops; or until another process has taken over.
-    /// The third signal ends it at once.
+    /// Serves until a signal asks the process to end, then shuts down; or until a new process has taken over. The third
+    /// signal ends it at once.
     pub async fn run(
         self,
         manager: ConnectionManager,
-        settings: &Settings,
+        shutdown: ShutdownConfig,
         upgrade: &mut impl Upgrade,
-    ) -> Ending {
+    ) -> ExitReason {
         let signals = self.signals.clone();
         tokio::select! {
             biased;
             signal = signals.nth(3) => {
                 warn!(signal = signal.name(), "third signal: exiting at once");
-                Ending::AtOnce(signal)
+                ExitReason::Immediate(signal)
             }
             never = end_after_failure(&manager, &signals) => match never {},
-            ending = self.until_stopped(manager.clone(), settings, upgrade) => match ending {
-                Ending::Graceful if manager.has_failed() => Ending::Failed,
-                ending => ending,
+            reason = self.run_to_completion(manager.clone(), shutdown, upgrade) => match reason {
+                ExitReason::Graceful if manager.has_failed() => ExitReason::Failed,
+                reason => reason,
             },
         }
     }
 
-    async fn until_stopped(
+    async fn run_to_completion(
         self,
         manager: ConnectionManager,
-        settings: &Settings,
+        shutdown: ShutdownConfig,
         upgrade: &mut impl Upgrade,
-    ) -> Ending {
-        let first = loop {
+    ) -> ExitReason {
+        let signal = loop {
             let request = tokio::select! {
                 biased;
                 signal = self.signals.nth(1) => break signal,
-                request = upgrade.requested() => request,
+                request = upgrade.next_request() => request,
             };
             service_manager::reloading();
-            match upgrade.carry_out(request, self.signals.nth(1)).await {
-                Some(new) => {
-                    // By this process, which the service manager listens to: the new one is not the main one yet.
-                    match new.is_main {
-                        true => service_manager::handed_over_to(new.pid),
-                        false => service_manager::ready(),
-                    }
-                    self.phases.hand_over();
-                    return if self.started.stop().await { Ending::HandedOver(new) } else { Ending::Failed };
-                }
-                None => service_manager::ready(),
+            let Some(new) = upgrade.upgrade(request, self.signals.nth(1)).await else {
+                service_manager::ready();
+                continue;
+            };
+            // Sent by this process, to which the service manager listens: the new one is not the main process yet.
+            match new.is_main {
+                true => service_manager::handed_over_to(new.pid),
+                false => service_manager::ready(),
             }
+            self.phases.stop_after_handover();
+            return if self.started.stop().await { ExitReason::HandedOver(new) } else { ExitReason::Failed };
         };
-        let at_most = settings.shutdown_delay + settings.shutdown_timeout + settings.close_timeout;
-        service_manager::stopping(at_most);
+        let max_duration = shutdown.max_duration();
+        service_manager::stopping(max_duration);
+        let shutdown = GracefulShutdown::new(manager, shutdown);
         tokio::select! {
-            () = self.drain(first, manager, settings) => {}
-            never = keep_extending(at_most) => match never {},
+            () = shutdown.run(signal.name(), self.signals.nth(2)) => {}
+            never = report_to_service_manager(&self.phases, max_duration) => match never {},
             never = refuse_upgrades(upgrade) => match never {},
         }
-        let well = tokio::select! {
-            well = self.started.stop() => well,
+        let all_stopped = tokio::select! {
+            all_stopped = self.started.stop() => all_stopped,
             never = refuse_upgrades(upgrade) => match never {},
         };
         self.phases.enter(Phase::Stopped);
-        if well { Ending::Graceful } else { Ending::Failed }
-    }
-
-    /// Waits for the clients to leave, and closes those who do not.
-    async fn drain(&self, first: Signal, manager: ConnectionManager, settings: &Settings) {
-        if !settings.shutdown_delay.is_zero() {
-            let closing = settings.shutdown_delay + settings.shutdown_timeout;
-            self.phases.enter_withdrawing(Instant::now() + closing);
-            info!(
-                signal = first.name(),
-                "no longer ready; serving newcomers for {} more, while load balancers notice",
-                format_duration(settings.shutdown_delay)
-            );
-            tokio::select! {
-                () = sleep(settings.shutdown_delay) => {}
-                _ = self.signals.nth(2) => {}
-            }
-        }
-        let shutdown = GracefulShutdown::begin(manager, settings);
-        // The same number everywhere: clients may leave at any moment.
-        let clients = shutdown.clients_at_start();
-        self.phases.enter_draining(shutdown.deadline(), clients);
-        service_manager::draining(clients);
-        shutdown.give_notice();
-        match clients {
-            0 => info!(signal = first.name(), "no client is connected: stopping"),
-            clients => info!(
-                signal = first.name(),
-                "waiting up to {} for {} to leave; press Ctrl+C again (or send SIGTERM) to close {} now",
-                format_duration(settings.shutdown_timeout),
-                count(clients),
-                count(clients)
-            ),
-        }
-
-        let end = shutdown.drain(self.signals.nth(2)).await;
-        if end != DrainEnd::Empty {
-            self.phases.enter_closing();
-            match end {
-                DrainEnd::CutShort => info!("second signal: not waiting any longer"),
-                _ => info!("the shutdown timeout has passed"),
-            }
-            info!(
-                "closing {}, within {}; press Ctrl+C {}(or send SIGTERM) to exit at once",
-                count(shutdown.clients()),
-                format_duration(settings.close_timeout),
-                if end == DrainEnd::CutShort { "again " } else { "twice " }
-            );
-            shutdown.close().await;
-        }
-        shutdown.finish();
+        if all_stopped { ExitReason::Graceful } else { ExitReason::Failed }
     }
 }
 
-/// Asks the service manager for more time, as long as there is any.
-async fn keep_extending(at_most: Duration) -> Infallible {
-    let until = Instant::now() + at_most;
-    loop {
-        sleep(service_manager::EXTEND_EVERY).await;
-        service_manager::extend(until.saturating_duration_since(Instant::now()));
+/// Tells the service manager when the drain begins, and asks it for more time as long as the shutdown may take.
+async fn report_to_service_manager(phases: &Phases, max_duration: Duration) -> Infallible {
+    let until = Instant::now() + max_duration;
+    let draining = async {
+        let connections = phases.reached(Phase::Draining).await.drain_connections;
+        service_manager::draining(connections.unwrap_or_default());
+        std::future::pending().await
+    };
+    let extending = async {
+        loop {
+            sleep(service_manager::EXTEND_EVERY).await;
+            service_manager::extend(until.saturating_duration_since(Instant::now()));
+        }
+    };
+    tokio::select! {
+        never = draining => never,
+        never = extending => never,
     }
 }
 
@@ -191,17 +150,13 @@ async fn end_after_failure(manager: &ConnectionManager, signals: &Signals) -> In
     std::future::pending().await
 }
 
-/// Answers at once: an operator would wait for the end of the drain.
+/// Refuses each request at once: otherwise an operator would wait until the drain ends.
 async fn refuse_upgrades(upgrade: &mut impl Upgrade) -> Infallible {
     loop {
-        let request = upgrade.requested().await;
+        let request = upgrade.next_request().await;
         upgrade.refuse(request, "the server is shutting down: start it again instead").await;
     }
 }
 
-fn count(clients: usize) -> String {
-    match clients {
-        1 => "1 client".to_owned(),
-        n => format!("{n} clients"),
-    }
-}
+#[cfg(test)]
+mod tests;

@@ -1,52 +1,52 @@
-//! What the service manager is told: sd_notify(3). Without one, nothing happens.
+//! Notifications to the service manager (sd_notify(3)). Without one, they do nothing.
 
 use std::time::Duration;
 
 use sd_notify::NotifyState;
 use tracing::debug;
 
-/// How often a service manager is asked for more time.
+/// How often the service manager is asked for more time.
 pub(crate) const EXTEND_EVERY: Duration = Duration::from_secs(10);
 
-/// It serves.
+/// This process serves.
 pub(crate) fn ready() {
-    tell(&[NotifyState::Ready, NotifyState::Status("serving")]);
+    notify(&[NotifyState::Ready, NotifyState::Status("serving")]);
 }
 
-/// It is about to hand over to a new process.
+/// This process is about to hand over to a new process.
 pub(crate) fn reloading() {
     match NotifyState::monotonic_usec_now() {
-        Ok(now) => tell(&[NotifyState::Reloading, now, NotifyState::Status("upgrading")]),
+        Ok(now) => notify(&[NotifyState::Reloading, now, NotifyState::Status("upgrading")]),
         Err(error) => debug!(%error, "the clock could not be read for the service manager"),
     }
 }
 
-/// Another process is the service from now on; it serves.
+/// The process `pid` serves, and is the service's main process from now on.
 pub(crate) fn handed_over_to(pid: u32) {
-    tell(&[NotifyState::MainPid(pid), NotifyState::Ready, NotifyState::Status("serving")]);
+    notify(&[NotifyState::MainPid(pid), NotifyState::Ready, NotifyState::Status("serving")]);
 }
 
-/// It is stopping, and needs this much time at most.
+/// This process is stopping and needs at most this much time.
 pub(crate) fn stopping(at_most: Duration) {
-    tell(&[NotifyState::Stopping, NotifyState::Status("stopping")]);
+    notify(&[NotifyState::Stopping, NotifyState::Status("stopping")]);
     extend(at_most);
 }
 
-/// It waits for so many clients to leave.
+/// This process waits for this many clients to leave.
 pub(crate) fn draining(clients: usize) {
-    tell(&[NotifyState::Status(&format!("waiting for {clients} clients to leave"))]);
+    notify(&[NotifyState::Status(&format!("waiting for {clients} clients to leave"))]);
 }
 
-/// It still stops, and needs this much time more at most.
+/// This process is still stopping and needs at most this much more time.
 ///
-/// Asked for in small steps: a process that hangs does not get all of it.
+/// It asks for it in small steps, so that a process that hangs does not get all of it.
 pub(crate) fn extend(at_most: Duration) {
     let time = at_most.min(3 * EXTEND_EVERY) + EXTEND_EVERY;
     let us = u32::try_from(time.as_micros()).unwrap_or(u32::MAX);
-    tell(&[NotifyState::ExtendTimeoutUsec(us)]);
+    notify(&[NotifyState::ExtendTimeoutUsec(us)]);
 }
 
-fn tell(state: &[NotifyState<'_>]) {
+fn notify(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
         debug!(%error, "the service manager could not be told");
     }

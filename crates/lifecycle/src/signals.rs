@@ -1,5 +1,4 @@
-//! The signals that the server understands: those that ask it to end, each one more urgently than the last, and
-//! those that ask for an upgrade.
+//! Signals: those that ask the process to end, each more urgently than the one before, and those that ask for an upgrade.
 
 use std::{
     collections::VecDeque,
@@ -15,14 +14,14 @@ use tokio::{
 };
 use tracing::info;
 
-/// Signals that may wait to be handled. Of more, the oldest are dropped: they ask for the same.
+/// Most signals that wait to be handled. Of more, the oldest are dropped: they ask for the same.
 const MAX_WAITING: usize = 16;
 
-/// A signal that comes to a supervised process both directly and from its supervisor within this time was sent
-/// once, to both of them: a terminal and `killall` do that.
+/// A signal that a supervised process receives both directly and from its supervisor within this time was sent once, to
+/// both of them, as a terminal and `killall` do.
 const SAME_SIGNAL: Duration = Duration::from_secs(5);
 
-/// A signal that the server understands.
+/// A signal that the server handles.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Signal {
     /// SIGHUP: the terminal is gone, or an operator asks for an upgrade; see [`Signals::listen`].
@@ -39,8 +38,8 @@ pub enum Signal {
     Terminate,
 }
 
-/// Signals that end a process which does not handle them, that mean nothing to the server, and that a mistake or a
-/// limit may send: SIGALRM, SIGSTKFLT, SIGXFSZ (a log file at the limit of a file's size), SIGVTALRM, SIGPROF, SIGIO
+/// Signals that mean nothing to the server, that a mistake or a limit may send, and that end a process which does not
+/// handle them: SIGALRM, SIGSTKFLT, SIGXFSZ (a log file at the limit of a file's size), SIGVTALRM, SIGPROF, SIGIO
 /// and SIGPWR (signal(7)).
 const MEANINGLESS: [i32; 7] = [14, 16, 25, 26, 27, 29, 30];
 
@@ -49,7 +48,7 @@ impl Signal {
     pub const ALL: [Self; 6] =
         [Self::Hangup, Self::Interrupt, Self::Quit, Self::User1, Self::User2, Self::Terminate];
 
-    /// Its name, as signal(7) has it.
+    /// Returns its name, as in signal(7).
     pub fn name(self) -> &'static str {
         match self {
             Self::Hangup => "SIGHUP",
@@ -61,7 +60,7 @@ impl Signal {
         }
     }
 
-    /// Its number on Linux.
+    /// Returns its number on Linux.
     pub fn number(self) -> u8 {
         match self {
             Self::Hangup => 1,
@@ -73,15 +72,15 @@ impl Signal {
         }
     }
 
-    /// The signal that has this number on Linux, if the server understands it.
+    /// Returns the signal with this number on Linux, if the server handles it.
     pub fn from_number(number: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|signal| signal.number() == number)
     }
 
-    /// Whether the process that started this one had it ignored, as nohup(1) does with SIGHUP.
+    /// Returns true if this process was started with the signal ignored, as nohup(1) does with SIGHUP.
     fn is_ignored(self) -> bool {
-        // SAFETY: a null action asks for the one in force, which is written to a value that lives until the call
-        // returns; all of its bytes may be zero.
+        // SAFETY: a null action asks for the current one, which is written to a value that lives until the call returns;
+        // all of its bytes may be zero.
         #[expect(unsafe_code, reason = "the system call has no safe form")]
         unsafe {
             let mut action: libc::sigaction = std::mem::zeroed();
@@ -91,7 +90,7 @@ impl Signal {
     }
 }
 
-/// Whether this process is in the foreground of a terminal: a shell waits for it.
+/// Returns true if this process is in the foreground of a terminal, which means that a shell waits for it.
 pub fn is_in_foreground() -> bool {
     std::fs::File::open("/dev/tty")
         .ok()
@@ -99,21 +98,21 @@ pub fn is_in_foreground() -> bool {
         .is_some_and(|group| group == rustix::process::getpgrp())
 }
 
-/// How a signal came.
+/// How a signal was received.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Way {
+enum Via {
     Direct,
-    /// From the process that supervises this one.
-    Forwarded,
+    /// The supervisor received and forwarded it.
+    Supervisor,
 }
 
-/// The signals that came. Clones have the same ones.
+/// The signals that this process has received. Clones share them.
 #[derive(Debug, Clone)]
 pub struct Signals(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    /// Those that ask the process to end, in order; at most three, as further ones ask for the same.
+    /// The signals that ask the process to end, in order. At most three, as further ones ask for the same.
     ending: watch::Sender<Vec<Signal>>,
     all: broadcast::Sender<Signal>,
     unpaired: Mutex<Unpaired>,
@@ -122,24 +121,19 @@ struct Shared {
 }
 
 impl Signals {
-    /// From now on these signals no longer end the process by themselves. A signal that is ignored stays so.
+    /// Handles the signals from now on, so that they no longer end the process by themselves. A signal that is ignored
+    /// stays ignored.
     ///
-    /// SIGHUP asks a process that was started in the foreground of a terminal to end, as the terminal is gone then;
-    /// it asks any other for an upgrade, as a service manager means it.
-    /// `in_foreground` is for the process that was started first, if this one has taken over from it.
+    /// SIGHUP asks a process that was started in the foreground of a terminal to end, as its terminal is gone. It asks
+    /// any other process for an upgrade, as a service manager means it. `in_foreground` is about the process that was
+    /// started first, if this one takes over from it.
     ///
     /// # Errors
-    /// When the system does not let them be handled.
+    /// When the system does not allow a handler.
     pub fn listen(in_foreground: bool) -> io::Result<Self> {
-        let shared = Shared {
-            ending: watch::Sender::default(),
-            all: broadcast::Sender::new(MAX_WAITING),
-            unpaired: Mutex::default(),
-            hangup_ends: in_foreground,
-        };
-        let signals = Self(Arc::new(shared));
+        let signals = Self::new(in_foreground);
         for number in MEANINGLESS {
-            // The handler alone keeps it from ending the process.
+            // A handler is enough to keep the signal from ending the process.
             drop(signal(SignalKind::from_raw(number))?);
         }
         for kind in Signal::ALL.into_iter().filter(|signal| !signal.is_ignored()) {
@@ -147,21 +141,31 @@ impl Signals {
             let signals = signals.clone();
             tokio::spawn(async move {
                 while stream.recv().await.is_some() {
-                    signals.came(kind, Way::Direct);
+                    signals.receive(kind, Via::Direct);
                 }
             });
         }
         Ok(signals)
     }
 
-    fn came(&self, signal: Signal, way: Way) {
-        // Nothing that holds it can panic.
+    /// Signals that are only received from the supervisor.
+    pub(crate) fn new(in_foreground: bool) -> Self {
+        Self(Arc::new(Shared {
+            ending: watch::Sender::default(),
+            all: broadcast::Sender::new(MAX_WAITING),
+            unpaired: Mutex::default(),
+            hangup_ends: in_foreground,
+        }))
+    }
+
+    fn receive(&self, signal: Signal, via: Via) {
+        // Nothing that holds the lock can panic.
         let mut unpaired = self.0.unpaired.lock().unwrap_or_else(PoisonError::into_inner);
-        if unpaired.is_the_same(signal, way, Instant::now()) {
+        if unpaired.is_the_same(signal, via, Instant::now()) {
             return;
         }
         drop(unpaired);
-        // Fails when there is no receiver, which is fine.
+        // An error means that there is no receiver.
         let _ = self.0.all.send(signal);
         if signal == Signal::User1 {
             info!("SIGUSR1 means nothing to this server: ignored; SIGUSR2 upgrades it");
@@ -186,37 +190,37 @@ impl Signals {
         }
     }
 
-    /// Whether the process was started in the foreground of a terminal.
+    /// Returns true if the process was started in the foreground of a terminal.
     pub fn are_of_a_foreground(&self) -> bool {
         self.0.hangup_ends
     }
 
-    /// The signals so far that ask the process to end; three at most.
+    /// Returns the signals so far that ask the process to end; three at most.
     pub fn asked_to_end(&self) -> Vec<Signal> {
         self.0.ending.borrow().clone()
     }
 
-    /// Whether this signal asks for an upgrade.
+    /// Returns true if this signal asks for an upgrade.
     pub fn asks_for_upgrade(&self, signal: Signal) -> bool {
         signal == Signal::User2 || signal == Signal::Hangup && !self.0.hangup_ends
     }
 
-    /// Takes in a signal that came to the process which supervises this one.
+    /// Handles a signal that the supervisor of this process has received.
     pub fn forwarded(&self, signal: Signal) {
-        self.came(signal, Way::Forwarded);
+        self.receive(signal, Via::Supervisor);
     }
 
-    /// Has all connections closed now, as the second signal that asks the process to end does.
+    /// Has the same effect as the second signal that asks the process to end: all connections are closed now.
     pub fn close_now(&self) {
         self.0.ending.send_modify(|signals| signals.resize(signals.len().max(2), Signal::Terminate));
     }
 
-    /// Every signal that comes from now on.
+    /// Returns every signal that is received from now on.
     pub fn all(&self) -> AllSignals {
         AllSignals(self.0.all.subscribe())
     }
 
-    /// Waits until `count` signals have come that ask the process to end; the last of these.
+    /// Waits until `count` signals have asked the process to end, and returns the last of these. `count` is at most 3.
     pub async fn nth(&self, count: usize) -> Signal {
         let mut signals = self.0.ending.subscribe();
         let last = match signals.wait_for(|signals| signals.len() >= count).await {
@@ -225,13 +229,13 @@ impl Signals {
         };
         match last {
             Some(signal) => signal,
-            // Never: this holds the sender.
+            // Never happens: `self` holds the sender.
             None => pending().await,
         }
     }
 }
 
-/// Every signal, one after the other.
+/// Every signal, one after the other. Returned by [`Signals::all`].
 #[derive(Debug)]
 pub struct AllSignals(broadcast::Receiver<Signal>);
 
@@ -241,29 +245,37 @@ impl AllSignals {
         loop {
             match self.0.recv().await {
                 Ok(signal) => return signal,
-                // Older ones were dropped: they asked for the same as those that are left.
+                // The oldest were dropped: they asked for the same as those that are left.
                 Err(broadcast::error::RecvError::Lagged(_)) => {}
-                // The runtime ends.
+                // The runtime is shutting down.
                 Err(broadcast::error::RecvError::Closed) => return pending().await,
             }
         }
     }
 }
 
-/// Signals that came one way, and not yet the other.
+/// Signals that have been received directly and not from the supervisor, or the other way round.
 #[derive(Debug, Default)]
-struct Unpaired(VecDeque<(Signal, Way, Instant)>);
+struct Unpaired(VecDeque<Received>);
+
+#[derive(Debug)]
+struct Received {
+    signal: Signal,
+    via: Via,
+    at: Instant,
+}
 
 impl Unpaired {
-    /// Whether this signal is one that has come the other way already.
-    fn is_the_same(&mut self, signal: Signal, way: Way, now: Instant) -> bool {
-        self.0.retain(|(_, _, at)| now.saturating_duration_since(*at) < SAME_SIGNAL);
-        let pair = self.0.iter().position(|(other, other_way, _)| *other == signal && *other_way != way);
+    /// Returns true if this signal has been received the other way already.
+    fn is_the_same(&mut self, signal: Signal, via: Via, now: Instant) -> bool {
+        self.0.retain(|received| now.saturating_duration_since(received.at) < SAME_SIGNAL);
+        let is_other = |received: &Received| received.signal == signal && received.via != via;
+        let pair = self.0.iter().position(is_other);
         match pair {
             Some(index) => drop(self.0.remove(index)),
             None => {
                 self.0.truncate(MAX_WAITING - 1);
-                self.0.push_back((signal, way, now));
+                self.0.push_back(Received { signal, via, at: now });
             }
         }
         pair.is_some()
@@ -275,24 +287,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_signal_that_comes_both_ways_counts_once() {
+    fn a_signal_that_is_received_both_ways_counts_once() {
         let mut unpaired = Unpaired::default();
         let start = Instant::now();
         let mut counts =
-            |signal, way, ms| !unpaired.is_the_same(signal, way, start + Duration::from_millis(ms));
-        // Ctrl+C once, then twice more before the supervisor passes them on.
-        assert!(counts(Signal::Interrupt, Way::Direct, 0));
-        assert!(!counts(Signal::Interrupt, Way::Forwarded, 900));
-        assert!(counts(Signal::Interrupt, Way::Direct, 1000));
-        assert!(counts(Signal::Interrupt, Way::Direct, 1100));
-        assert!(!counts(Signal::Interrupt, Way::Forwarded, 1200));
-        assert!(!counts(Signal::Interrupt, Way::Forwarded, 1300));
-        // Only the supervisor gets it, twice; other signals have nothing to do with it.
-        assert!(counts(Signal::Terminate, Way::Forwarded, 2000));
-        assert!(counts(Signal::Terminate, Way::Forwarded, 2100));
-        assert!(counts(Signal::Interrupt, Way::Direct, 2200));
-        // Much later, it is another one.
-        assert!(counts(Signal::User2, Way::Forwarded, 3000));
-        assert!(counts(Signal::User2, Way::Direct, 3000 + 5000));
+            |signal, via, ms| !unpaired.is_the_same(signal, via, start + Duration::from_millis(ms));
+        // Ctrl+C once, then twice more before the supervisor forwards them.
+        assert!(counts(Signal::Interrupt, Via::Direct, 0));
+        assert!(!counts(Signal::Interrupt, Via::Supervisor, 900));
+        assert!(counts(Signal::Interrupt, Via::Direct, 1000));
+        assert!(counts(Signal::Interrupt, Via::Direct, 1100));
+        assert!(!counts(Signal::Interrupt, Via::Supervisor, 1200));
+        assert!(!counts(Signal::Interrupt, Via::Supervisor, 1300));
+        // Only the supervisor receives it, twice, and another signal comes between.
+        assert!(counts(Signal::Terminate, Via::Supervisor, 2000));
+        assert!(counts(Signal::Terminate, Via::Supervisor, 2100));
+        assert!(counts(Signal::Interrupt, Via::Direct, 2200));
+        // Much later, it is another signal.
+        assert!(counts(Signal::User2, Via::Supervisor, 3000));
+        assert!(counts(Signal::User2, Via::Direct, 3000 + 5000));
     }
 }

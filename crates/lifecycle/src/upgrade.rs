@@ -1,33 +1,33 @@
-//! An upgrade as the life of the process sees it: it may end here, because another process goes on.
+//! The lifecycle's view of an upgrade: if it succeeds, a new process serves and this one ends.
 
 use std::future::Future;
 
-/// The process that goes on.
+/// The new process, once it serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NewProcess {
-    /// Its number.
+    /// Its process id.
     pub pid: u32,
-    /// Whether it is the service's main process from now on. Otherwise the process that was started stays, and
-    /// supervises it.
+    /// Whether it is the service's main process from now on. Otherwise the process that was started first stays, as its
+    /// supervisor.
     pub is_main: bool,
 }
 
 /// Carries out upgrades.
 pub trait Upgrade {
-    /// What was asked for.
+    /// A request for an upgrade.
     type Request;
 
-    /// Waits for a request for an upgrade. May be dropped at any time without losing one.
-    fn requested(&mut self) -> impl Future<Output = Self::Request>;
+    /// Waits for the next request. May be dropped at any time without losing one.
+    fn next_request(&mut self) -> impl Future<Output = Self::Request>;
 
-    /// Carries it out. Returns the process that goes on, or `None` if this one goes on as before. It is given up
-    /// when `interrupted` is ready, unless it is too late.
-    fn carry_out(
+    /// Carries out an upgrade. Returns the new process, or `None` if the upgrade failed and this process serves on. When
+    /// `interrupted` is ready, the upgrade fails, unless the new process has everything already.
+    fn upgrade(
         &mut self,
         request: Self::Request,
         interrupted: impl Future,
     ) -> impl Future<Output = Option<NewProcess>>;
 
-    /// Answers a request that cannot be carried out, for this reason.
+    /// Refuses a request, for this reason.
     fn refuse(&mut self, request: Self::Request, reason: &str) -> impl Future<Output = ()>;
 }

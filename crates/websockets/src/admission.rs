@@ -1,112 +1,101 @@
-//! How many clients there are, and whether more may come: one value, changed atomically, watched by
-//! whoever waits for it.
+//! Admission: which connections may come in, and how many there are.
+//!
+//! A connection is admitted, and counted, before its handshake is answered. It holds a [`Permit`] from then on.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use tokio::sync::watch;
 
-/// Whether new connections are let in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
-pub enum AdmissionState {
-    /// All are welcome.
-    #[default]
-    Open,
-    /// Nobody new; those inside are served.
-    Draining,
-    /// Nobody new; those inside are being closed.
-    Closing,
-}
+use crate::phases::Phases;
 
-/// The state of the house.
+/// How many connections there are, and how many there were.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ConnectionCounts {
-    /// Whether new connections are let in.
-    pub state: AdmissionState,
-    /// Clients inside, counted from before their handshake is answered.
+    /// Permits in use: connections, and handshakes that are being answered.
     pub connections: usize,
-    /// Clients that left by themselves since the start.
+    /// Connections since the start that the client ended.
     pub by_client: u64,
-    /// Clients that the server closed and that answered, since the start.
+    /// Connections since the start that the server closed and whose client answered.
     pub by_server: u64,
-    /// Clients whose TCP socket had to be cut, since the start.
+    /// Connections since the start whose TCP socket was closed without the client's answer.
     pub forced: u64,
 }
 
-/// How a client went.
+/// How a connection ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Disconnect {
-    /// It said goodbye, or its TCP connection ended.
+    /// The client closed it, or its TCP connection ended.
     ByClient,
-    /// The server closed it and it answered.
+    /// The server closed it and the client answered.
     ByServer,
-    /// The server closed it and it did not answer in time.
+    /// The server closed its TCP socket: the client had not answered in time, or could not be served.
     Forced,
 }
 
-/// Why a connection is not let in.
+/// Why a connection is not admitted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum AdmitError {
     /// The server is shutting down.
     #[error("the server is shutting down")]
     Draining,
-    /// There are `max_connections` clients.
+    /// All permits are in use: there are `max_connections` of them.
     #[error("the server is full")]
     Full,
 }
 
-/// The admission: counts who comes and who goes.
+/// Admits connections and counts them.
 #[derive(Debug)]
 pub(crate) struct Admission {
-    counts: watch::Sender<ConnectionCounts>,
+    phases: Phases,
     max_connections: usize,
+    counts: watch::Sender<ConnectionCounts>,
 }
 
 impl Admission {
-    pub(crate) fn new(max_connections: usize) -> Arc<Self> {
-        Arc::new(Self { counts: watch::Sender::default(), max_connections })
+    pub(crate) fn new(max_connections: usize, phases: Phases) -> Arc<Self> {
+        Arc::new(Self { phases, max_connections, counts: watch::Sender::default() })
     }
 
-    /// A place for one connection. The check and the count are one step, so nobody slips in between the
-    /// state's closing and the count that the drain waits for.
+    /// Admits one connection.
+    ///
+    /// # Errors
+    /// When the phase admits none, or no permit is left.
     pub(crate) fn admit(self: &Arc<Self>) -> Result<Permit, AdmitError> {
-        let mut error = None;
-        self.counts.send_if_modified(|now| {
-            if now.state != AdmissionState::Open {
-                error = Some(AdmitError::Draining);
-            } else if now.connections >= self.max_connections {
-                error = Some(AdmitError::Full);
-            } else {
-                now.connections += 1;
+        // The phase is held until the connection is counted: a drain that begins meanwhile counts it.
+        self.phases.hold(|phase| {
+            if !phase.admits_connections() {
+                return Err(AdmitError::Draining);
             }
-            error.is_none()
-        });
-        match error {
-            Some(error) => Err(error),
-            None => Ok(Permit { admission: Arc::clone(self), disconnect: None }),
-        }
+            let is_admitted = self.counts.send_if_modified(|counts| {
+                let is_free = counts.connections < self.max_connections;
+                counts.connections += usize::from(is_free);
+                is_free
+            });
+            if is_admitted { Ok(self.permit()) } else { Err(AdmitError::Full) }
+        })
     }
 
-    /// Goes on from where another process was: its totals, and a place for each of its clients.
-    pub(crate) fn restore(self: &Arc<Self>, totals: ConnectionCounts, clients: usize) -> Vec<Permit> {
-        self.counts.send_modify(|now| {
-            now.by_client = now.by_client.saturating_add(totals.by_client);
-            now.by_server = now.by_server.saturating_add(totals.by_server);
-            now.forced = now.forced.saturating_add(totals.forced);
-            now.connections += clients;
+    /// Adds the totals of another process, and returns a permit for each of its `connections`. They may be more than
+    /// `max_connections`.
+    pub(crate) fn restore(self: &Arc<Self>, totals: ConnectionCounts, connections: usize) -> Vec<Permit> {
+        self.counts.send_modify(|counts| {
+            counts.by_client = counts.by_client.saturating_add(totals.by_client);
+            counts.by_server = counts.by_server.saturating_add(totals.by_server);
+            counts.forced = counts.forced.saturating_add(totals.forced);
+            counts.connections += connections;
         });
-        (0..clients).map(|_| Permit { admission: Arc::clone(self), disconnect: None }).collect()
+        (0..connections).map(|_| self.permit()).collect()
     }
 
-    /// Shuts the state further; it never opens again. Who is inside at that moment.
-    pub(crate) fn shut(&self, state: AdmissionState) -> ConnectionCounts {
-        let mut at_that_moment = ConnectionCounts::default();
-        self.counts.send_if_modified(|now| {
-            let changes = state > now.state;
-            now.state = now.state.max(state);
-            at_that_moment = *now;
-            changes
+    /// Enters the phase `Draining`, which ends at `deadline`, and returns the counts at that moment: no connection is
+    /// admitted after it.
+    pub(crate) fn begin_drain(&self, deadline: Instant) -> ConnectionCounts {
+        let mut counts = self.counts();
+        self.phases.enter_draining(deadline, || {
+            counts = self.counts();
+            counts.connections
         });
-        at_that_moment
+        counts
     }
 
     pub(crate) fn counts(&self) -> ConnectionCounts {
@@ -116,9 +105,13 @@ impl Admission {
     pub(crate) fn watch(&self) -> watch::Receiver<ConnectionCounts> {
         self.counts.subscribe()
     }
+
+    fn permit(self: &Arc<Self>) -> Permit {
+        Permit { admission: Arc::clone(self), disconnect: None }
+    }
 }
 
-/// A place inside, held from before the handshake is answered. Dropping it gives it back.
+/// The right to have one connection, held from before its handshake is answered. Dropping it gives it back.
 #[derive(Debug)]
 pub struct Permit {
     admission: Arc<Admission>,
@@ -126,7 +119,7 @@ pub struct Permit {
 }
 
 impl Permit {
-    /// Gives the place back, and says how its client went.
+    /// Gives the permit back and counts how its connection ended.
     pub(crate) fn release(mut self, disconnect: Disconnect) {
         self.disconnect = Some(disconnect);
     }
@@ -134,13 +127,13 @@ impl Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.admission.counts.send_modify(|now| {
-            now.connections -= 1;
+        self.admission.counts.send_modify(|counts| {
+            counts.connections -= 1;
             match self.disconnect {
-                Some(Disconnect::ByClient) => now.by_client += 1,
-                Some(Disconnect::ByServer) => now.by_server += 1,
-                Some(Disconnect::Forced) => now.forced += 1,
-                // Its handshake came to nothing: it was never a client.
+                Some(Disconnect::ByClient) => counts.by_client += 1,
+                Some(Disconnect::ByServer) => counts.by_server += 1,
+                Some(Disconnect::Forced) => counts.forced += 1,
+                // The handshake failed: there was no connection.
                 None => {}
             }
         });
@@ -149,26 +142,82 @@ impl Drop for Permit {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        sync::Barrier,
+        thread,
+        time::{Duration, Instant},
+    };
+
+    use lastcall_core::phase::Phase;
+
     use super::*;
 
     #[test]
-    fn places_are_counted_and_given_back() {
-        let admission = Admission::new(2);
+    fn permits_are_counted_and_given_back() {
+        let admission = Admission::new(2, Phases::default());
         let first = admission.admit().unwrap();
         let second = admission.admit().unwrap();
         assert_eq!(admission.admit().unwrap_err(), AdmitError::Full);
         first.release(Disconnect::Forced);
         drop(second);
-        let counts = admission.counts();
-        assert_eq!((counts.connections, counts.by_client, counts.forced), (0, 0, 1));
+        admission.admit().unwrap().release(Disconnect::ByClient);
+        admission.admit().unwrap().release(Disconnect::ByServer);
+        let expected = ConnectionCounts { connections: 0, by_client: 1, by_server: 1, forced: 1 };
+        assert_eq!(admission.counts(), expected);
     }
 
     #[test]
-    fn nobody_comes_in_once_the_gate_is_shut_and_it_stays_shut() {
-        let admission = Admission::new(2);
-        admission.shut(AdmissionState::Closing);
-        admission.shut(AdmissionState::Draining);
-        assert_eq!(admission.counts().state, AdmissionState::Closing);
-        assert_eq!(admission.admit().unwrap_err(), AdmitError::Draining);
+    fn each_phase_admits_or_refuses() {
+        for phase in Phase::ALL {
+            let phases = Phases::default();
+            let admission = Admission::new(1, phases.clone());
+            phases.enter(phase);
+            match admission.admit() {
+                Ok(_) => assert!(phase <= Phase::Withdrawing, "{phase:?}"),
+                Err(error) => {
+                    assert!(phase >= Phase::Draining, "{phase:?}");
+                    assert_eq!(error, AdmitError::Draining);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn restored_connections_may_be_more_than_the_limit() {
+        let admission = Admission::new(1, Phases::default());
+        let totals = ConnectionCounts { connections: 9, by_client: 5, by_server: 6, forced: u64::MAX };
+        let mut permits = admission.restore(totals, 3);
+        assert_eq!(admission.counts(), ConnectionCounts { connections: 3, ..totals });
+        permits.truncate(1);
+        assert_eq!(admission.admit().unwrap_err(), AdmitError::Full);
+        drop(permits);
+        assert!(admission.admit().is_ok());
+    }
+
+    #[test]
+    fn the_drain_counts_every_connection_that_was_admitted_before_it_and_none_comes_after() {
+        for _ in 0..50 {
+            let admission = Admission::new(usize::MAX, Phases::default());
+            let start = Barrier::new(4);
+            let (begun, admitted) = thread::scope(|scope| {
+                let admitting: Vec<_> = (0..3)
+                    .map(|_| {
+                        scope.spawn(|| {
+                            start.wait();
+                            let permits: Vec<_> = std::iter::from_fn(|| admission.admit().ok()).collect();
+                            assert_eq!(admission.admit().unwrap_err(), AdmitError::Draining);
+                            permits
+                        })
+                    })
+                    .collect();
+                start.wait();
+                let begun = admission.begin_drain(Instant::now() + Duration::from_secs(60));
+                let admitted: Vec<_> = admitting.into_iter().flat_map(|one| one.join().unwrap()).collect();
+                (begun, admitted)
+            });
+            assert_eq!(begun.connections, admitted.len());
+            let state = admission.phases.state();
+            assert_eq!((state.phase, state.drain_connections), (Phase::Draining, Some(admitted.len())));
+        }
     }
 }

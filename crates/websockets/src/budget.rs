@@ -1,46 +1,46 @@
-//! How fast clients' texts are passed on. A text that goes to everyone costs every client its bytes: without a
-//! bound, one client that sends as fast as it can fills the queues of all that read more slowly.
+//! The budget for clients' texts: how fast they are published. A text goes to all clients: without a limit, one client
+//! that sends as fast as it can fills the queues of all clients that read more slowly.
 //!
-//! Two token buckets, kept as the time at which they are full again (the generic cell rate algorithm, ITU-T I.371):
-//! one for each client, and one for all together. A client that is over its own is not read from for a while, and
-//! TCP holds it back. Nothing is dropped, and no client is closed.
+//! There are two token buckets, kept as the time at which they are full again (the generic cell rate algorithm, ITU-T
+//! I.371): one for each client, and one for all clients together. A client that exceeds its own is throttled: it is not
+//! read from for a while, and TCP slows it down. Nothing is dropped, and no client is closed.
 
 use std::{
     sync::atomic::{AtomicU64, AtomicUsize, Ordering},
     time::{Duration, Instant},
 };
 
-/// For so long a client may send nothing, and then as much at once as it might have sent meanwhile.
+/// A client that has sent nothing for this long may send at once what its rate allows in this time.
 const CLIENT_BURST: Duration = Duration::from_secs(2);
 
-/// The part of the total that goes to clients that are held back. The rest is for the others, which so find no queue.
+/// The part of the total rate that throttled clients share. The rest is for the others, so that they need not wait.
 const THROTTLED_SHARE: f64 = 0.75;
 
-/// What the settings allow. All in bytes of frames as every client gets them.
+/// The limits, in bytes of frames as every client receives them.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Rates {
-    /// A second, from one client; `None`: no bound.
+    /// Bytes a second from one client; `None`: no limit.
     pub(crate) client: Option<u64>,
-    /// A second, from all of them; `None`: no bound.
+    /// Bytes a second from all clients; `None`: no limit.
     pub(crate) total: Option<u64>,
-    /// At once, from all of them.
+    /// Bytes at once from all clients.
     pub(crate) burst: usize,
 }
 
 impl Rates {
-    /// Whether there is any bound.
+    /// Returns true if there is any limit.
     pub(crate) fn are_bounded(&self) -> bool {
         self.client.is_some() || self.total.is_some()
     }
 }
 
-/// The budget for all clients' texts; the event loops share it.
+/// The budget of all clients; the event loops share it.
 #[derive(Debug)]
 pub(crate) struct Budget {
-    /// Bytes a second of one client.
+    /// Bytes a second for one client.
     client: Option<f64>,
     total: Option<Total>,
-    /// Clients that are held back now.
+    /// Clients that are throttled now.
     throttled: AtomicUsize,
     start: Instant,
 }
@@ -49,9 +49,9 @@ pub(crate) struct Budget {
 struct Total {
     /// Bytes a second.
     rate: f64,
-    /// Nanoseconds that it may be ahead.
+    /// The burst, as the nanoseconds that it takes at this rate.
     burst: u64,
-    /// When its bucket is full again.
+    /// When the bucket is full again, in nanoseconds since the budget's start.
     full_at: AtomicU64,
 }
 
@@ -68,33 +68,33 @@ impl Budget {
         Self { client: rates.client.map(|rate| rate as f64), total, throttled: AtomicUsize::new(0), start }
     }
 
-    /// Charges one client, and all of them together, for what it said. How long it is not to be read from, if it is
-    /// over its budget.
+    /// Charges a client, and all clients together, for the bytes that it has sent. Returns how long not to read from it,
+    /// if it has exceeded its budget.
     pub(crate) fn charge(&self, used: &mut Used, now: Instant, bytes: usize) -> Option<Duration> {
         let now = self.since_start(now);
         let is_strained = self.total.as_ref().is_some_and(|total| total.charge(now, bytes));
         used.0 = used.0.max(now).saturating_add(nanos(bytes, self.fair_rate()?));
-        // Before all have to wait, those wait that have just said something.
+        // If the total is nearly used up, only the clients that send wait; otherwise all would have to.
         over(used.0, now, if is_strained { 0 } else { CLIENT_BURST.as_nanos() as u64 })
     }
 
-    /// How long no client's texts are to be read, if all of them together are over the budget.
+    /// Returns how long not to read from any client, if all clients together have exceeded the budget.
     pub(crate) fn wait(&self, now: Instant) -> Option<Duration> {
         let Total { burst, full_at, .. } = self.total.as_ref()?;
         over(full_at.load(Ordering::Relaxed), self.since_start(now), *burst)
     }
 
-    /// Notes that a client is held back from now on.
+    /// Counts a client as throttled from now on.
     pub(crate) fn add_throttled(&self) {
         self.throttled.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Notes that a client is no longer held back.
+    /// Counts a client as throttled no longer.
     pub(crate) fn remove_throttled(&self) {
         self.throttled.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// Bytes a second for one client, while so many others are held back.
+    /// Returns the bytes a second for one client, given how many others are throttled.
     fn fair_rate(&self) -> Option<f64> {
         let clients = self.throttled.load(Ordering::Relaxed) + 1;
         let share = self.total.as_ref().map(|total| total.rate * THROTTLED_SHARE / clients as f64);
@@ -107,25 +107,25 @@ impl Budget {
 }
 
 impl Total {
-    /// Whether more than half of what may come at once is used up.
+    /// Charges the total. Returns true if more than half of the burst is used up.
     fn charge(&self, now: u64, bytes: usize) -> bool {
         let cost = nanos(bytes, self.rate);
         let charged = |full_at: u64| full_at.max(now).saturating_add(cost);
         let update = |full_at: u64| Some(charged(full_at));
-        // The closure always gives a value, so both are the one from before.
+        // `update` always returns a value, so both variants hold the one before.
         let (Ok(before) | Err(before)) =
             self.full_at.fetch_update(Ordering::Relaxed, Ordering::Relaxed, update);
         charged(before).saturating_sub(now) > self.burst / 2
     }
 }
 
-/// How long so many bytes take at this rate.
+/// Returns how many nanoseconds these bytes take at this rate.
 fn nanos(bytes: usize, rate: f64) -> u64 {
-    // Too large a number becomes the largest one.
+    // The conversion saturates.
     (bytes as f64 * 1e9 / rate) as u64
 }
 
-/// How long until a bucket that is full at `full_at` may be used again.
+/// Returns how long until a bucket that is full at `full_at` may be used again, if it may not be now.
 fn over(full_at: u64, now: u64, burst: u64) -> Option<Duration> {
     let over = full_at.saturating_sub(now).saturating_sub(burst);
     (over > 0).then(|| Duration::from_nanos(over))
@@ -141,7 +141,7 @@ mod tests {
     const RATES: Rates =
         Rates { client: Some(64 * KIB), total: Some(512 * KIB), burst: (256 * KIB) as usize };
 
-    /// Floods a budget from so many clients for a while, each with `size` bytes at a time; what each passed on.
+    /// Has clients send `size` bytes at a time as fast as the budget allows. Returns how many bytes each has sent.
     fn flood(rates: Rates, clients: usize, size: usize, time: Duration) -> Vec<u64> {
         let start = Instant::now();
         let budget = Budget::new(rates, start);
@@ -175,11 +175,11 @@ mod tests {
     }
 
     #[test]
-    fn many_share_evenly_and_all_never_have_to_wait() {
+    fn many_clients_share_the_rate_evenly() {
         for clients in [3, 10, 100] {
             let [before, after] =
                 [60, 120].map(|secs| flood(RATES, clients, 1000, Duration::from_secs(secs)));
-            // Once all have used up their bursts.
+            // The second minute: all have used up their bursts.
             let sent: Vec<_> = after.iter().zip(&before).map(|(after, before)| after - before).collect();
             let all: u64 = sent.iter().sum();
             let share = 64 * KIB * clients as u64;
@@ -198,22 +198,22 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_says_little_is_not_held_back_by_a_flood() {
+    fn a_client_that_sends_little_is_not_throttled_by_a_flood() {
         let start = Instant::now();
         let budget = Budget::new(RATES, start);
         for _ in 0..100 {
             budget.add_throttled();
         }
-        let mut talker = Used::default();
+        let mut client = Used::default();
         for second in 0..60 {
             let now = start + Duration::from_secs(second);
-            assert_eq!(budget.charge(&mut talker, now, 200), None);
+            assert_eq!(budget.charge(&mut client, now, 200), None);
         }
     }
 
     proptest! {
         #[test]
-        fn all_together_never_pass_on_more_than_the_total_and_its_burst(
+        fn all_clients_together_never_exceed_the_total_rate_and_its_burst(
             clients in 1..40_usize,
             size in 1..200_000_usize,
             client in prop::option::of(KIB..10_000 * KIB),

@@ -1,42 +1,53 @@
-//! Closes spread evenly over a while, in random order: everybody's last moment.
+//! The close schedule: closes spread evenly over a time, in random order.
 
 use std::{collections::VecDeque, time::Instant};
 
 use crate::client_id::ClientId;
 
-/// Who of a loop's clients is closed when.
+/// When each of a loop's connections is closed.
 #[derive(Debug)]
 pub(crate) struct CloseSchedule {
     /// Ordered by time.
-    queue: VecDeque<(Instant, usize, ClientId)>,
+    queue: VecDeque<ScheduledClose>,
+}
+
+/// One close of a [`CloseSchedule`].
+#[derive(Debug)]
+struct ScheduledClose {
+    at: Instant,
+    slot: usize,
+    client: ClientId,
 }
 
 impl CloseSchedule {
-    /// Spreads these clients, with their slots, over the time between the two moments.
+    /// Spreads the closes of these connections, with their slots, over the time between the two moments.
     pub(crate) fn new(
-        clients: impl Iterator<Item = (usize, ClientId)>,
+        connections: impl Iterator<Item = (usize, ClientId)>,
         from: Instant,
         until: Instant,
     ) -> Self {
-        let mut clients: Vec<_> = clients.collect();
-        // By the random part of their ids: neither by the time nor by the order in which they came.
-        clients.sort_by(|(_, a), (_, b)| a.jitter().total_cmp(&b.jitter()));
-        let step = until.saturating_duration_since(from).div_f64(clients.len().max(1) as f64);
-        let at = |n: usize| from + step.mul_f64(n as f64 + 0.5);
-        Self { queue: clients.into_iter().enumerate().map(|(n, (slot, id))| (at(n), slot, id)).collect() }
+        let mut connections: Vec<_> = connections.collect();
+        // By the random part of their ids, so the order is neither that of the slots nor that of connecting.
+        connections.sort_by(|(_, a), (_, b)| a.jitter().total_cmp(&b.jitter()));
+        let step = until.saturating_duration_since(from).div_f64(connections.len().max(1) as f64);
+        let close = |(number, (slot, client))| {
+            let at = from + step.mul_f64(number as f64 + 0.5);
+            ScheduledClose { at, slot, client }
+        };
+        Self { queue: connections.into_iter().enumerate().map(close).collect() }
     }
 
-    /// When the next one is due.
+    /// Returns when the next close is due.
     pub(crate) fn next(&self) -> Option<Instant> {
-        self.queue.front().map(|(at, ..)| *at)
+        self.queue.front().map(|close| close.at)
     }
 
-    /// One who is due, if any. It may have left since.
+    /// Returns the slot and the client of a close that is due, if one is. The connection may have ended meanwhile.
     pub(crate) fn due(&mut self, now: Instant) -> Option<(usize, ClientId)> {
         if self.next()? > now {
             return None;
         }
-        self.queue.pop_front().map(|(_, slot, id)| (slot, id))
+        self.queue.pop_front().map(|close| (close.slot, close.client))
     }
 }
 
@@ -63,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn those_who_are_late_are_due_at_once_and_the_others_keep_their_moments() {
+    fn closes_that_are_late_are_due_at_once_and_the_others_keep_their_moments() {
         let from = Instant::now();
         let until = from + Duration::from_secs(10);
         let mut schedule = CloseSchedule::new((0..10).map(|slot| (slot, ClientId::generate())), from, until);
@@ -73,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn the_order_is_neither_that_of_the_slots_nor_that_of_coming() {
+    fn the_order_is_not_that_of_the_slots() {
         let now = Instant::now();
         let mut schedule = CloseSchedule::new((0..1000).map(|slot| (slot, ClientId::generate())), now, now);
         let order: Vec<_> = std::iter::from_fn(|| schedule.due(now)).map(|(slot, _)| slot).collect();
@@ -84,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_and_no_time_are_fine() {
+    fn no_connections_and_no_time_are_allowed() {
         let now = Instant::now();
         assert_eq!(CloseSchedule::new(std::iter::empty(), now, now).next(), None);
         let mut schedule = CloseSchedule::new(std::iter::once((7, ClientId::generate())), now, now);

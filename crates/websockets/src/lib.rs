@@ -1,7 +1,34 @@
-//! Connections, their manager, the notifier and the graceful shutdown.
+//! Live WebSocket connections: which are admitted, what they are sent, how they are closed, and how a new
+//! process takes them over. Knows no HTTP framework: an HTTP server answers the handshake and gives the socket to this crate.
 //!
-//! Knows no HTTP framework: whoever answers the handshake asks [`ConnectionManager::admit`] first and
-//! then gives the socket to [`ConnectionManager::connect`].
+//! # From outside
+//!
+//! - [`ConnectionManager`] (`manager`) is the handle to everything. [`ConnectionManager::admit`] returns a [`Permit`]
+//!   before the handshake is answered, [`ConnectionManager::connect`] takes the socket after it, and
+//!   [`ConnectionManager::broadcast`] sends a message to all clients.
+//! - [`Notifier`] (`notifier`) sends the periodic notification.
+//! - [`GracefulShutdown`] (`shutdown`) is the whole drain: delay, notice, reminders, spread closes, deadline. It uses
+//!   `notice` (what clients are told) and `close_schedule` (in which order and when a loop closes its connections).
+//! - [`Phases`] (`phases`) publishes the phase of the process. The drain moves it, and admission reads it.
+//!
+//! # Between the manager and the event loops
+//!
+//! - `admission` counts connections and refuses those that are too many or too late. A permit is the right to one
+//!   connection; dropping it gives it back.
+//! - `mailbox` has one mailbox for each event loop: commands and frames, in one order for all loops. Publishers wait while
+//!   one is too full.
+//! - `placement` chooses the event loop of a new connection.
+//! - `budget` limits how fast clients' texts are published, so that one client cannot fill the queues of all others.
+//!
+//! # In the event loops
+//!
+//! - `event_loop` is a thread that owns its sockets: it reads, handles its mailbox, writes to all its connections, and has
+//!   the timers.
+//! - `connection` is the state machine of one connection, with its outbox and its ping.
+//! - `codec` has frames, the decoder and the close codes of RFC 6455; `protocol` has the JSON messages of
+//!   `docs/protocol.md`.
+//! - `snapshot` has the event loops stopped at once, and the state of each connection as another process can read it.
+//! - [`Stats`] (`stats`) is what the loops count.
 
 mod admission;
 mod budget;
@@ -15,21 +42,23 @@ mod mailbox;
 mod manager;
 mod notice;
 mod notifier;
+mod phases;
+mod placement;
 mod protocol;
 mod shutdown;
 mod snapshot;
 mod stats;
 
-pub use admission::{AdmissionState, AdmitError, ConnectionCounts, Permit};
+pub use admission::{AdmitError, ConnectionCounts, Permit};
 pub use client_id::ClientId;
 pub use codec::{CloseReason, Frame};
 pub use event_loop::HeartbeatConfig;
 pub use handshake::Handshake;
-pub use manager::{ConnectionManager, ManagerConfig};
-pub use notice::ShutdownNotice;
+pub use manager::{ConnectionManager, ManagerConfig, PublishError};
 pub use notifier::{Notifier, NotifierState};
+pub use phases::Phases;
 pub use protocol::{BROADCAST, NotificationSource, ServerMessage};
-pub use shutdown::{DrainEnd, GracefulShutdown, Summary};
+pub use shutdown::{GracefulShutdown, ShutdownConfig};
 pub use snapshot::{ConnectionSnapshot, Frozen, ManagerSnapshot};
 pub use stats::{Histogram, Stats};
 

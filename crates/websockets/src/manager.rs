@@ -1,4 +1,4 @@
-//! The manager of all connections: lets clients in, speaks to all of them, closes them, counts them.
+//! The manager of all connections: admits them, sends to all of them, closes them, counts them.
 
 use std::{
     io,
@@ -9,14 +9,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lastcall_core::settings::{ClientMessages, Settings};
+use lastcall_core::settings::ClientMessages;
 use tokio::{
     net::TcpStream,
     sync::{mpsc, watch},
 };
 
 use crate::{
-    admission::{Admission, AdmissionState, AdmitError, ConnectionCounts, Permit},
+    admission::{Admission, AdmitError, ConnectionCounts, Permit},
     budget::{Budget, Rates},
     client_id::ClientId,
     codec::CloseReason,
@@ -25,52 +25,86 @@ use crate::{
     handshake::Handshake,
     mailbox::{ConnectionSource, LoopCommand, Mailboxes, NewConnection},
     notice::ShutdownNotice,
+    phases::Phases,
+    placement::CONNECTIONS_PER_LOOP,
     protocol::ServerMessage,
     snapshot::{ConnectionSnapshot, Frozen, ManagerSnapshot, ReadsPaused},
     stats::Stats,
 };
 
-/// What the manager needs to know. Its meaning and units are those of the settings of the same names.
-#[derive(Debug, Clone, Copy)]
+/// The settings of the connection manager.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ManagerConfig {
-    /// Event loops, each a thread: as many as there are cores.
+    /// Number of event loops; each is a thread. At least 1.
     pub event_loops: usize,
-    /// Most clients at once.
+    /// A loop gets this many connections before the next loop is used.
+    pub connections_per_loop: usize,
+    /// Most connections at once.
     pub max_connections: usize,
-    /// How long a closed client has to answer.
+    /// Time that a client has to answer a close frame, before its TCP socket is closed.
     pub close_timeout: Duration,
-    /// Time between pings and time to answer one; `None`: no pings.
-    pub heartbeat: Option<(Duration, Duration)>,
-    pub(crate) rules: ConnectionConfig,
-    pub(crate) rates: Rates,
+    /// `None`: no pings.
+    pub heartbeat: Option<HeartbeatConfig>,
+    /// What the server does with the texts of clients.
+    pub client_messages: ClientMessages,
+    /// Most bytes of a client's message.
+    pub max_message_size: usize,
+    /// Most bytes that wait for one client, before it counts as too slow.
+    pub max_queue: usize,
+    /// Most bytes a second that one client's texts bring to each client; `None`: no limit.
+    pub max_client_rate: Option<u64>,
+    /// Most bytes a second that all clients' texts bring to each client; `None`: no limit.
+    pub max_total_rate: Option<u64>,
 }
 
-impl From<&Settings> for ManagerConfig {
-    fn from(settings: &Settings) -> Self {
-        let rates = Rates {
-            client: settings.max_client_rate,
-            total: settings.max_total_rate,
-            // What comes at once must leave room in a queue for what comes after it.
-            burst: settings.max_queue / 4,
-        };
-        let is_broadcast = settings.client_messages == ClientMessages::Broadcast;
+impl Default for ManagerConfig {
+    /// A loop per core and no limits that a few clients reach.
+    fn default() -> Self {
         Self {
             event_loops: thread::available_parallelism().map_or(1, usize::from),
-            max_connections: settings.max_connections,
-            close_timeout: settings.close_timeout,
-            heartbeat: settings.ping_interval.map(|interval| (interval, settings.pong_timeout)),
-            rules: ConnectionConfig {
-                client_messages: settings.client_messages,
-                max_message_size: settings.max_message_size,
-                max_queue: settings.max_queue,
-                limits_texts: is_broadcast && rates.are_bounded(),
-            },
-            rates,
+            connections_per_loop: CONNECTIONS_PER_LOOP,
+            max_connections: 10_000,
+            close_timeout: Duration::from_secs(5),
+            heartbeat: None,
+            client_messages: ClientMessages::Broadcast,
+            max_message_size: 64 << 10,
+            max_queue: 1 << 20,
+            max_client_rate: None,
+            max_total_rate: None,
         }
     }
 }
 
-/// All connections. Clones are handles to the same ones.
+impl ManagerConfig {
+    fn rates(&self) -> Rates {
+        Rates {
+            client: self.max_client_rate,
+            total: self.max_total_rate,
+            // The queue of a client that reads nothing for a moment must have room for a burst and what follows it.
+            burst: self.max_queue / 4,
+        }
+    }
+
+    fn connection(&self) -> ConnectionConfig {
+        let is_broadcast = self.client_messages == ClientMessages::Broadcast;
+        ConnectionConfig {
+            client_messages: self.client_messages,
+            max_message_size: self.max_message_size,
+            max_queue: self.max_queue,
+            limits_texts: is_broadcast && self.rates().are_bounded(),
+        }
+    }
+}
+
+/// A notification was not published.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum PublishError {
+    /// The server is closing all connections: no client would get it.
+    #[error("the server is closing all connections")]
+    Closing,
+}
+
+/// The handle to all connections. Clones are handles to the same ones.
 #[derive(Debug, Clone)]
 pub struct ConnectionManager {
     inner: Arc<Inner>,
@@ -78,9 +112,10 @@ pub struct ConnectionManager {
 
 #[derive(Debug)]
 struct Inner {
+    phases: Phases,
     admission: Arc<Admission>,
     mailboxes: Arc<Mailboxes>,
-    /// What the processes before this one counted.
+    /// The statistics of the processes before this one.
     previous_stats: OnceLock<Stats>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     /// Whether an event loop has panicked.
@@ -88,11 +123,11 @@ struct Inner {
 }
 
 impl ConnectionManager {
-    /// Starts the event loops.
+    /// Starts the event loops. Connections are admitted as long as the phase allows it.
     ///
     /// # Errors
     /// When the system gives no epoll instance or no thread.
-    pub fn start(config: ManagerConfig) -> io::Result<Self> {
+    pub fn start(config: ManagerConfig, phases: Phases) -> io::Result<Self> {
         let mut polls = Vec::new();
         let mut wakers = Vec::new();
         for _ in 0..config.event_loops.max(1) {
@@ -100,11 +135,12 @@ impl ConnectionManager {
             polls.push(poll);
             wakers.push(waker);
         }
-        let mailboxes = Arc::new(Mailboxes::new(wakers));
-        let budget = Arc::new(Budget::new(config.rates, Instant::now()));
+        let mailboxes = Arc::new(Mailboxes::new(wakers, config.connections_per_loop));
+        let budget = Arc::new(Budget::new(config.rates(), Instant::now()));
         let manager = Self {
             inner: Arc::new(Inner {
-                admission: Admission::new(config.max_connections),
+                admission: Admission::new(config.max_connections, phases.clone()),
+                phases,
                 mailboxes: Arc::clone(&mailboxes),
                 previous_stats: OnceLock::new(),
                 threads: Mutex::default(),
@@ -115,15 +151,15 @@ impl ConnectionManager {
             let setup = LoopConfig {
                 index,
                 poll,
-                connection: config.rules,
+                connection: config.connection(),
                 budget: Arc::clone(&budget),
                 close_timeout: config.close_timeout,
-                heartbeat: config.heartbeat.map(|(interval, timeout)| HeartbeatConfig { interval, timeout }),
+                heartbeat: config.heartbeat,
             };
             let event_loop = EventLoop::new(setup, Arc::clone(&mailboxes));
             let failed = manager.inner.failed.clone();
             let run = move || {
-                // Its clients are disconnected: what a panic left of them cannot be trusted.
+                // The panic drops the loop's connections: their state cannot be trusted any more.
                 if panic::catch_unwind(AssertUnwindSafe(|| event_loop.run())).is_err() {
                     failed.send_replace(true);
                 }
@@ -140,8 +176,8 @@ impl ConnectionManager {
         Ok(manager)
     }
 
-    /// Lets one connection in, before its handshake is answered: from here on it counts, and a drain
-    /// waits for it. Give the [`Permit`] to [`ConnectionManager::connect`], or drop it.
+    /// Admits one connection, before its handshake is answered: from here on it counts, and a drain waits for it. Give
+    /// the [`Permit`] to [`ConnectionManager::connect`], or drop it.
     ///
     /// # Errors
     /// When the server is draining or full.
@@ -149,9 +185,10 @@ impl ConnectionManager {
         self.inner.admission.admit()
     }
 
-    /// Takes over the socket of a client that made its handshake. To be
-    /// called on a tokio runtime: clients that come together are handed to the event loops together, once
-    /// the runtime's other tasks have had their turn; waking a loop costs more than taking a client in.
+    /// Gives the socket of a client that made its handshake to an event loop, and returns the connection's id.
+    ///
+    /// Must be called on a tokio runtime: the event loops are woken once the tasks that are ready now have run, so
+    /// connections that come together are registered together.
     ///
     /// # Errors
     /// When the socket cannot be taken off the runtime.
@@ -159,48 +196,47 @@ impl ConnectionManager {
         let stream = stream.into_std()?;
         let id = ClientId::generate();
         let source = ConnectionSource::Handshake(id, handshake);
-        if self.inner.mailboxes.assign(NewConnection { stream, permit, source }) {
-            let mailboxes = Arc::clone(&self.inner.mailboxes);
+        if let Some(wake) = self.inner.mailboxes.assign(NewConnection { stream, permit, source }) {
             tokio::spawn(async move {
                 tokio::task::yield_now().await;
-                mailboxes.wake();
+                drop(wake);
             });
         }
         Ok(id)
     }
 
-    /// Goes on with clients of another process, whose sockets this one has from now on.
-    pub fn restore(&self, state: ManagerSnapshot, clients: Vec<(OwnedFd, ConnectionSnapshot)>) {
+    /// Continues with the connections of the old process. To be called once, before any connection is admitted.
+    pub fn restore(&self, state: ManagerSnapshot, connections: Vec<(OwnedFd, ConnectionSnapshot)>) {
         let ManagerSnapshot { stats, by_client, by_server, forced } = state;
-        // Set once: a process takes over once, at its start.
+        // An error means that this is not the first call.
         let _ = self.inner.previous_stats.set(stats);
-        let permits = self.inner.admission.restore(
-            ConnectionCounts { by_client, by_server, forced, ..ConnectionCounts::default() },
-            clients.len(),
-        );
-        for ((socket, state), permit) in clients.into_iter().zip(permits) {
+        let totals = ConnectionCounts { connections: 0, by_client, by_server, forced };
+        let permits = self.inner.admission.restore(totals, connections.len());
+        // Dropped at the end, which wakes the loops once for all connections.
+        let mut wake = None;
+        for ((socket, state), permit) in connections.into_iter().zip(permits) {
             let source = ConnectionSource::Handover(Box::new(state));
-            // All are woken for together, below.
-            let _ = self.inner.mailboxes.assign(NewConnection { stream: socket.into(), permit, source });
+            let first = self.inner.mailboxes.assign(NewConnection { stream: socket.into(), permit, source });
+            wake = wake.or(first);
         }
-        self.inner.mailboxes.wake();
     }
 
-    /// Has all event loops stand still, once they have written, or queued, all that was published. Whoever
-    /// publishes must have stopped before. Dropping this future, or what it gives, lets them go on.
+    /// Stops all event loops once each has written, or queued, everything that was published. The caller has stopped
+    /// everything else that publishes. Returns `None` if a loop has ended. Dropping the future, or what it returns, lets
+    /// the loops go on.
     ///
-    /// Ends only when every loop answers: bound it.
+    /// Has no timeout of its own; the caller needs one.
     pub async fn freeze(&self) -> Option<Frozen> {
         let loops = self.inner.mailboxes.loops();
-        // First nobody reads: what one loop reads, another one still has to write.
-        let (acks, mut replies) = mpsc::channel(loops);
-        let quiet = ReadsPaused(Arc::clone(&self.inner.mailboxes));
-        self.inner.mailboxes.send(&LoopCommand::PauseReads(acks));
+        // Two steps: what one loop reads, the others have to write. So first all stop reading.
+        let (ack, mut acks) = mpsc::channel(loops);
+        let reads_paused = ReadsPaused(Arc::clone(&self.inner.mailboxes));
+        self.inner.mailboxes.send(&LoopCommand::PauseReads(ack));
         for _ in 0..loops {
-            replies.recv().await?;
+            acks.recv().await?;
         }
-        let (frozen, mut replies) = mpsc::channel(loops);
-        self.inner.mailboxes.send(&LoopCommand::Freeze(frozen));
+        let (reply, mut replies) = mpsc::channel(loops);
+        self.inner.mailboxes.send(&LoopCommand::Freeze(reply));
         let mut frozen = Vec::new();
         for _ in 0..loops {
             frozen.push(replies.recv().await?);
@@ -209,12 +245,13 @@ impl ConnectionManager {
             loops: frozen,
             previous_stats: self.inner.previous_stats.get().cloned().unwrap_or_default(),
             counts: self.counts(),
-            _reads_paused: quiet,
+            _reads_paused: reads_paused,
         })
     }
 
-    /// What the loops, and those of the processes before this one, counted. Ends only when every loop
-    /// answers: bound it.
+    /// Returns the statistics of all loops and of the processes before this one; `None` if a loop has ended.
+    ///
+    /// Has no timeout of its own; the caller needs one.
     pub async fn stats(&self) -> Option<Stats> {
         let loops = self.inner.mailboxes.loops();
         let (reply, mut replies) = mpsc::channel(loops);
@@ -226,80 +263,89 @@ impl ConnectionManager {
         Some(stats)
     }
 
-    /// Closes one client, if it is there.
-    pub fn disconnect(&self, client: ClientId, reason: CloseReason) {
-        self.inner.mailboxes.send(&LoopCommand::Disconnect(client, reason));
-    }
-
-    /// Sends a message to everyone, encoded once; waits while the event loops are behind. How many
-    /// clients there are.
-    pub async fn broadcast(&self, message: &ServerMessage<'_>) -> usize {
+    /// Sends a message to all clients and returns how many there are. Waits while the event loops are behind.
+    ///
+    /// Has no timeout of its own; the caller needs one.
+    ///
+    /// # Errors
+    /// When the connections are being closed.
+    pub async fn broadcast(&self, message: &ServerMessage<'_>) -> Result<usize, PublishError> {
         let frame = message.frame();
         self.inner.mailboxes.wait_for_capacity().await;
-        self.inner.mailboxes.send(&LoopCommand::Publish(frame));
-        self.count()
+        let is_open = || self.inner.phases.now().delivers_publications();
+        if self.inner.mailboxes.publish_if(frame, is_open) {
+            Ok(self.count())
+        } else {
+            Err(PublishError::Closing)
+        }
     }
 
-    /// Admits no new connections any more. The counts at that moment: no client comes after it.
-    pub fn stop_admitting(&self) -> ConnectionCounts {
-        self.inner.admission.shut(AdmissionState::Draining)
-    }
-
-    /// Tells all clients that the server is going to close; to be called again to remind them. Newcomers are not
-    /// admitted any more; one that was admitted before gets the notice with its greeting.
-    pub fn give_notice(&self, notice: ShutdownNotice) {
-        self.inner.admission.shut(AdmissionState::Draining);
+    /// Admits no more connections, enters the phase `Draining` until the notice's deadline, and sends the notice to all
+    /// clients. A connection that was admitted before gets it with its welcome. Returns the counts at that moment.
+    pub(crate) fn begin_drain(&self, notice: ShutdownNotice) -> ConnectionCounts {
+        let counts = self.inner.admission.begin_drain(notice.deadline);
         self.inner.mailboxes.send(&LoopCommand::BeginDrain(notice));
+        counts
     }
 
-    /// Starts closing those inside one by one, in random order, spread evenly from now until `until`.
-    pub fn close_gradually(&self, reason: CloseReason, until: Instant) {
-        self.inner.admission.shut(AdmissionState::Draining);
+    /// Sends the notice again to all clients that have no output waiting.
+    pub(crate) fn remind(&self) {
+        self.inner.mailboxes.send(&LoopCommand::Remind);
+    }
+
+    /// Starts closing the open connections one by one, in random order, spread evenly from now until `until`.
+    pub(crate) fn close_gradually(&self, reason: CloseReason, until: Instant) {
         self.inner.mailboxes.send(&LoopCommand::CloseGradually(reason, until));
     }
 
-    /// Starts closing everyone: what is queued for a client is flushed first; a client that does not
-    /// answer within `close_timeout` is cut off.
-    pub fn close_all(&self, reason: CloseReason) {
-        self.inner.admission.shut(AdmissionState::Closing);
+    /// Enters the phase `Closing` and starts closing all connections. What is queued for a client is sent first; the TCP
+    /// socket of a client that does not answer within `close_timeout` is closed.
+    pub(crate) fn close_all(&self, reason: CloseReason) {
+        // In this order: once the phase allows no publication, none comes after the command.
+        self.inner.phases.enter_closing();
         self.inner.mailboxes.send(&LoopCommand::CloseAll(reason));
     }
 
-    /// Clients there are, counted from before their handshake is answered.
+    /// Returns the phase's publisher.
+    pub fn phases(&self) -> &Phases {
+        &self.inner.phases
+    }
+
+    /// Returns how many connections there are, counted from before their handshake is answered.
     pub fn count(&self) -> usize {
         self.counts().connections
     }
 
-    /// How many there are, and how many went, and how.
+    /// Returns how many connections there are, and how the others ended.
     pub fn counts(&self) -> ConnectionCounts {
         self.inner.admission.counts()
     }
 
-    /// Every change of the counts.
+    /// Returns the receiver of all changes of the counts.
     pub fn watch(&self) -> watch::Receiver<ConnectionCounts> {
         self.inner.admission.watch()
     }
 
-    /// Waits until nobody is left.
+    /// Waits until there is no connection.
     pub async fn wait_until_empty(&self) {
-        // Fails only when the admission is gone, and this holds it.
-        let _ = self.watch().wait_for(|now| now.connections == 0).await;
+        // An error means that the sender is gone, and `self` holds it.
+        let _ = self.watch().wait_for(|counts| counts.connections == 0).await;
     }
 
-    /// Waits until an event loop has panicked, which is a bug. Its clients are disconnected then, and no other loop
-    /// takes its place: the process is to end.
+    /// Waits until an event loop has panicked, which is a bug. Its connections are lost and the loop is not restarted:
+    /// the process should end.
     pub async fn failed(&self) {
-        // Fails only when the sender is gone, and this holds it.
+        // An error means that the sender is gone, and `self` holds it.
         let _ = self.inner.failed.subscribe().wait_for(|failed| *failed).await;
     }
 
-    /// Whether an event loop has panicked.
+    /// Returns true if an event loop has panicked.
     pub fn has_failed(&self) -> bool {
         *self.inner.failed.borrow()
     }
 
-    /// Ends the event loops; who is still there is cut off. Blocks until the threads have ended, which
-    /// takes a turn.
+    /// Ends the event loops, which close the sockets that are left. Blocks for one iteration of a loop, until the threads
+    /// have ended.
     pub fn stop(&self) {
         self.inner.mailboxes.send(&LoopCommand::Stop);
         for thread in std::mem::take(&mut *self.threads()) {
@@ -315,88 +361,4 @@ impl ConnectionManager {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::{io::Read, net};
-
-    use lastcall_core::settings::Sources;
-    use tokio::net::TcpListener;
-
-    use super::*;
-    use crate::codec::Frame;
-
-    /// A manager, and the two ends of a connection to be.
-    async fn manager() -> (ConnectionManager, net::TcpStream, TcpStream) {
-        // A folder without settings files: only the defaults are left.
-        let sources = Sources { working_dir: env!("CARGO_MANIFEST_DIR").into(), ..Sources::default() };
-        let settings = Settings::load(&sources).unwrap().settings;
-        let manager = ConnectionManager::start(ManagerConfig::from(&settings)).unwrap();
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let client = net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        client.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
-        let (server, _) = listener.accept().await.unwrap();
-        (manager, client, server)
-    }
-
-    #[tokio::test(flavor = "multi_thread")]
-    async fn a_client_can_be_disconnected_by_its_id() {
-        let (manager, mut client, server) = manager().await;
-        let id = manager.connect(manager.admit().unwrap(), server, Handshake::default()).unwrap();
-        manager.disconnect(ClientId::generate(), CloseReason::Idle);
-        manager.disconnect(id, CloseReason::ServiceRestart);
-        let expected = [
-            ServerMessage::Welcome { client: id, server: crate::protocol::ServerInfo }
-                .frame()
-                .bytes()
-                .to_vec(),
-            Frame::close(Some((1012, "service restart"))).bytes().to_vec(),
-        ]
-        .concat();
-        let mut got = vec![0; expected.len()];
-        client.read_exact(&mut got).unwrap();
-        assert_eq!(got, expected);
-        assert_eq!(manager.count(), 1, "it has not answered yet");
-        drop(client);
-        manager.wait_until_empty().await;
-        assert_eq!(manager.counts().by_server, 1);
-        manager.stop();
-    }
-
-    #[tokio::test(flavor = "multi_thread")]
-    async fn an_event_loop_that_panics_is_told_of_and_its_clients_are_disconnected() {
-        let (manager, mut client, server) = manager().await;
-        manager.connect(manager.admit().unwrap(), server, Handshake::default()).unwrap();
-        let mut welcome = [0; 2];
-        client.read_exact(&mut welcome).unwrap();
-        assert!(!manager.has_failed());
-        manager.inner.mailboxes.send(&LoopCommand::Panic);
-        manager.failed().await;
-        assert!(manager.has_failed());
-        // The end comes after the rest of the welcome.
-        client.read_to_end(&mut Vec::new()).unwrap();
-        manager.wait_until_empty().await;
-        manager.stop();
-    }
-
-    #[tokio::test(flavor = "multi_thread")]
-    async fn who_comes_after_the_notice_hears_it_and_who_comes_after_the_close_is_closed() {
-        let (manager, mut client, server) = manager().await;
-        let permit = manager.admit().unwrap();
-        manager.give_notice(ShutdownNotice::new("service restart", Duration::from_secs(60), Duration::ZERO));
-        assert_eq!(manager.admit().unwrap_err(), AdmitError::Draining);
-        manager.close_all(CloseReason::ServiceRestart);
-        manager.connect(permit, server, Handshake::default()).unwrap();
-        let mut got = Vec::new();
-        while !got.ends_with(b"\x03\xF4service restart") {
-            let mut byte = [0];
-            client.read_exact(&mut byte).unwrap();
-            got.push(byte[0]);
-        }
-        assert!(
-            String::from_utf8_lossy(&got).contains(r#""type":"shutdown""#),
-            "{}",
-            String::from_utf8_lossy(&got)
-        );
-        manager.stop();
-        assert_eq!(manager.count(), 0, "stopping cuts off who is left");
-    }
-}
+mod tests;

@@ -1,4 +1,4 @@
-//! The last call: what every client is told when a drain starts.
+//! The shutdown notice: what every client is told when a drain begins.
 
 use std::time::{Duration, Instant};
 
@@ -10,41 +10,40 @@ use crate::{
     protocol::{Reconnect, ServerMessage},
 };
 
-/// Soonest that clients are asked to come back, and the shortest window over which they are: they must not
-/// all knock in the same moment.
+/// Earliest reconnect delay, and the shortest window over which the delays are spread, so that clients do not reconnect
+/// all at once.
 const MIN_RECONNECT_DELAY: Duration = Duration::from_secs(1);
 
-/// That the server is going to close, and when.
+/// Tells clients that the server is going to close their connections, when, and when to reconnect.
 #[derive(Debug, Clone, Copy)]
-pub struct ShutdownNotice {
-    /// Why, for people.
-    pub reason: &'static str,
-    /// When those who stay are closed.
-    pub deadline: Instant,
-    /// How long before the deadline the closes begin.
+pub(crate) struct ShutdownNotice {
+    reason: &'static str,
+    /// When the remaining connections are closed.
+    pub(crate) deadline: Instant,
+    /// How long before the deadline the server starts to close connections one by one.
     spread: Duration,
-    /// How long the process may go on after the deadline, where no other server admits its clients meanwhile.
+    /// Where no other server admits the clients meanwhile: how long the process may run after the deadline.
     close_timeout: Option<Duration>,
 }
 
 impl ShutdownNotice {
-    /// A notice of a drain that takes `shutdown_timeout` from now on, the last `spread` of which is for closing
-    /// those who stay. Clients are to come back spread over as long.
-    pub fn new(reason: &'static str, shutdown_timeout: Duration, spread: Duration) -> Self {
-        Self { reason, deadline: Instant::now() + shutdown_timeout, spread, close_timeout: None }
+    /// Makes the notice of a drain that ends at `deadline`; the server closes the remaining connections over the last
+    /// `spread` before it. `reason` is for people.
+    pub(crate) fn new(reason: &'static str, deadline: Instant, spread: Duration) -> Self {
+        Self { reason, deadline, spread, close_timeout: None }
     }
 
-    /// The same, where there is no other server: whatever replaces this process admits clients only once this one
-    /// has ended, which is `close_timeout` after the deadline at the latest.
-    pub fn without_other_server(self, close_timeout: Duration) -> Self {
+    /// The same where there is no other server: the one that replaces this process admits clients only after this
+    /// process has ended, at the latest `close_timeout` after the deadline.
+    pub(crate) fn without_other_server(self, close_timeout: Duration) -> Self {
         Self { close_timeout: Some(close_timeout), ..self }
     }
 
-    /// When this client should come back, counted from its close, which happens now. Each client has a moment
-    /// of its own within a window as long as the spread.
+    /// Returns how long this client should wait before it reconnects, counted from its close, which is `now`. Each
+    /// client has a fixed moment within a window as long as the spread.
     ///
-    /// While clients are being closed, the window begins when this process has ended. Before, that moment
-    /// is not known: the process ends with its last client, maybe long before the deadline.
+    /// Over the last `spread` before the deadline, the window begins when this process will have ended. Before that,
+    /// this moment is not known: the process ends with its last client, perhaps long before the deadline.
     pub(crate) fn reconnect_after(&self, client: ClientId, now: Instant) -> Duration {
         let left = self.deadline.saturating_duration_since(now);
         let until_ended = match self.close_timeout {
@@ -54,7 +53,7 @@ impl ShutdownNotice {
         until_ended + MIN_RECONNECT_DELAY + self.spread.max(MIN_RECONNECT_DELAY).mul_f64(client.jitter())
     }
 
-    /// The notice as this client gets it, now.
+    /// Returns the notice for this client, as it is now.
     pub(crate) fn frame(&self, client: ClientId) -> Frame {
         let now = Instant::now();
         let left = self.deadline.saturating_duration_since(now);
@@ -62,7 +61,7 @@ impl ShutdownNotice {
         ServerMessage::Shutdown {
             time,
             reason: self.reason,
-            // A deadline past the year 9999 is not to be had: settings end at 365 days.
+            // Settings end at 365 days, so the deadline is before the largest timestamp, in the year 9999.
             deadline: time.saturating_add(left).unwrap_or(Timestamp::MAX),
             seconds_left: (left.as_secs_f64() * 1000.0).round() / 1000.0,
             reconnect: Reconnect { after_ms: self.reconnect_after(client, now).as_millis() as u64 },
@@ -79,11 +78,11 @@ mod tests {
     const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
     fn notice() -> ShutdownNotice {
-        ShutdownNotice::new("service restart", Duration::from_secs(30), SPREAD)
+        ShutdownNotice::new("service restart", Instant::now() + Duration::from_secs(30), SPREAD)
     }
 
-    /// Asserts that these moments are spread over the spread, from this one on.
-    fn are_spread(mut moments: Vec<Duration>, from: Duration) {
+    /// Asserts that these moments are spread evenly over `SPREAD`, from `from` on.
+    fn assert_spread(mut moments: Vec<Duration>, from: Duration) {
         moments.sort();
         assert!(moments[0] >= from && *moments.last().unwrap() <= from + SPREAD);
         for tenth in 0..10 {
@@ -95,12 +94,12 @@ mod tests {
     }
 
     #[test]
-    fn each_client_has_its_own_moment_within_the_window() {
+    fn each_client_has_a_moment_of_its_own_within_the_window() {
         for notice in [notice(), notice().without_other_server(CLOSE_TIMEOUT)] {
             let clients: Vec<_> = (0..1000).map(|_| ClientId::generate()).collect();
             let start = Instant::now();
             let moments = clients.iter().map(|id| notice.reconnect_after(*id, start));
-            are_spread(moments.collect(), MIN_RECONNECT_DELAY);
+            assert_spread(moments.collect(), MIN_RECONNECT_DELAY);
             let before_closes = notice.deadline - SPREAD - Duration::from_millis(1);
             for client in clients {
                 let first = notice.reconnect_after(client, start);
@@ -110,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn clients_that_are_closed_come_back_spread_out_once_the_process_has_ended() {
+    fn closed_clients_reconnect_spread_out_once_the_process_has_ended() {
         let notice = notice().without_other_server(CLOSE_TIMEOUT);
         let began = notice.deadline - SPREAD;
         // In the order and at the times of `CloseSchedule`.
@@ -124,13 +123,13 @@ mod tests {
             moments.collect()
         };
         let ended = CLOSE_TIMEOUT + MIN_RECONNECT_DELAY;
-        are_spread(back(Duration::ZERO), ended);
+        assert_spread(back(Duration::ZERO), ended);
         // Closes that are late move no client to before the end.
         assert!(back(Duration::from_millis(50)).iter().all(|moment| *moment >= ended));
     }
 
     #[test]
-    fn after_a_drain_that_was_cut_short_the_process_has_its_close_timeout() {
+    fn clients_of_a_drain_that_was_cut_short_wait_for_the_close_timeout() {
         let mut notice = notice().without_other_server(CLOSE_TIMEOUT);
         notice.deadline = Instant::now();
         let client = ClientId::generate();

@@ -1,4 +1,4 @@
-//! The periodic notification.
+//! The notifier: a periodic notification to all clients.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use tokio::{
 };
 
 use crate::{
-    manager::ConnectionManager,
+    manager::{ConnectionManager, PublishError},
     protocol::{NotificationSource, ServerMessage},
 };
 
@@ -22,17 +22,17 @@ struct Data {
     message: String,
 }
 
-/// Where the notifications are: another process can go on from here.
+/// Where a notifier has stopped. Another one, also in a new process, continues from here.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct NotifierState {
-    /// The number of the last notification; 0: there was none.
+    /// The number of the last notification; 0 if there was none.
     pub sequence: u64,
     /// Milliseconds until the next one.
     pub next_in_ms: Option<u64>,
 }
 
-/// Notifies everyone, again and again; goes on while the server drains.
+/// Sends notifications to all clients, also while the server drains.
 #[derive(Debug)]
 pub struct Notifier {
     stop: oneshot::Sender<()>,
@@ -40,18 +40,19 @@ pub struct Notifier {
 }
 
 impl Notifier {
-    /// Notifies everyone every `every`, the first time after that long, or as `state` says.
-    pub fn start(manager: ConnectionManager, every: Duration, state: NotifierState) -> Self {
+    /// Sends a notification every `interval`, the first one after that time or when `state` says so.
+    pub fn start(manager: ConnectionManager, interval: Duration, state: NotifierState) -> Self {
         let (stop, stopped) = oneshot::channel();
-        Self { stop, task: tokio::spawn(notify(manager, every, state, stopped)) }
+        Self { stop, task: tokio::spawn(notify(manager, interval, state, stopped)) }
     }
 
-    /// Stops after the notification that is being sent, if one is. Where it stopped.
+    /// Stops, and returns where it has stopped. A notification that waits for the event loops is left to the notifier
+    /// that continues.
     ///
     /// # Errors
-    /// When the task had failed.
+    /// When the task has panicked.
     pub async fn stop(self) -> Result<NotifierState, JoinError> {
-        // Fails only if the task has ended, and then it is not waited for.
+        // An error means that the task has ended already.
         let _ = self.stop.send(());
         self.task.await
     }
@@ -59,32 +60,89 @@ impl Notifier {
 
 async fn notify(
     manager: ConnectionManager,
-    every: Duration,
+    interval: Duration,
     NotifierState { mut sequence, next_in_ms }: NotifierState,
     mut stopped: oneshot::Receiver<()>,
 ) -> NotifierState {
-    let mut next = Instant::now() + next_in_ms.map_or(every, Duration::from_millis).min(every);
-    let mut ticks = interval_at(next, every);
-    // A suspended server does not make up for the notifications it missed.
+    let mut next = Instant::now() + next_in_ms.map_or(interval, Duration::from_millis).min(interval);
+    let mut ticks = interval_at(next, interval);
+    // After the process was suspended, the notifications that it missed are not sent.
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let state = |sequence, next: Instant| {
+        let left = next.saturating_duration_since(Instant::now()).as_millis();
+        NotifierState { sequence, next_in_ms: u64::try_from(left).ok() }
+    };
     loop {
         tokio::select! {
-            _ = &mut stopped => {
-                let left = next.saturating_duration_since(Instant::now()).as_millis();
-                return NotifierState { sequence, next_in_ms: u64::try_from(left).ok() };
-            }
+            _ = &mut stopped => return state(sequence, next),
             _ = ticks.tick() => {}
         }
-        next = Instant::now() + every;
-        sequence += 1;
-        let clients = manager.count();
-        let message = match clients {
-            1 => "1 client is connected".to_owned(),
-            n => format!("{n} clients are connected"),
+        let after = Instant::now() + interval;
+        let published = tokio::select! {
+            biased;
+            published = publish(&manager, sequence + 1) => published,
+            _ = &mut stopped => return state(sequence, next),
         };
-        // Numbers and a string are always valid JSON.
-        let data = to_raw_value(&Data { sequence, clients, message }).expect("plain data is valid JSON");
-        let notification = ServerMessage::notification(NotificationSource::Server, &data);
-        manager.broadcast(&notification).await;
+        if published.is_err() {
+            // The server is closing all connections.
+            let _ = stopped.await;
+            return state(sequence, next);
+        }
+        sequence += 1;
+        next = after;
+    }
+}
+
+async fn publish(manager: &ConnectionManager, sequence: u64) -> Result<usize, PublishError> {
+    let clients = manager.count();
+    let message = match clients {
+        1 => "1 client is connected".to_owned(),
+        n => format!("{n} clients are connected"),
+    };
+    // Numbers and a string are always valid JSON.
+    let data = to_raw_value(&Data { sequence, clients, message }).expect("plain data is valid JSON");
+    manager.broadcast(&ServerMessage::notification(NotificationSource::Server, &data)).await
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::sleep;
+
+    use super::*;
+    use crate::{codec::CloseReason, manager::ManagerConfig, phases::Phases};
+
+    const INTERVAL: Duration = Duration::from_secs(10);
+
+    fn start(state: NotifierState) -> (ConnectionManager, Notifier) {
+        let config = ManagerConfig { event_loops: 1, ..ManagerConfig::default() };
+        let manager = ConnectionManager::start(config, Phases::default()).unwrap();
+        (manager.clone(), Notifier::start(manager, INTERVAL, state))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_notifier_counts_and_says_when_the_next_notification_is_due() {
+        let (manager, notifier) = start(NotifierState::default());
+        sleep(Duration::from_secs(24)).await;
+        let state = notifier.stop().await.unwrap();
+        assert_eq!(state, NotifierState { sequence: 2, next_in_ms: Some(6000) });
+        manager.stop();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_notifier_continues_where_another_one_has_stopped() {
+        let (manager, notifier) = start(NotifierState { sequence: 7, next_in_ms: Some(4000) });
+        sleep(Duration::from_secs(15)).await;
+        let state = notifier.stop().await.unwrap();
+        assert_eq!(state, NotifierState { sequence: 9, next_in_ms: Some(9000) });
+        manager.stop();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_notifier_of_a_server_that_closes_sends_nothing_and_still_stops() {
+        let (manager, notifier) = start(NotifierState::default());
+        manager.close_all(CloseReason::ServiceRestart);
+        sleep(Duration::from_secs(60)).await;
+        assert_eq!(notifier.stop().await.unwrap().sequence, 0);
+        manager.stop();
     }
 }

@@ -1,157 +1,213 @@
-//! The graceful shutdown: notice at once, patience until the deadline, then a proper close.
+//! The graceful shutdown, whole: a delay for load balancers, notice to all clients, time to leave, reminders, closes
+//! that are spread, and at the deadline a close for all that are left.
+//!
+//! [`GracefulShutdown::run`] enters the phases `Withdrawing`, `Draining` and `Closing` as it goes on. What runs meanwhile
+//! follows these.
 
-use std::{
-    future::Future,
-    time::{Duration, Instant},
-};
+use std::{future::Future, pin::Pin, time::Duration};
 
 use humantime::format_duration;
-use lastcall_core::settings::Settings;
-use tokio::time::{Instant as TokioInstant, MissedTickBehavior, interval_at, sleep_until, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, sleep_until, timeout};
 use tracing::{info, warn};
 
 use crate::{
     admission::ConnectionCounts, codec::CloseReason, manager::ConnectionManager, notice::ShutdownNotice,
 };
 
-/// How much longer than `close_timeout` to wait for the event loops to have cut everyone off. They do it
-/// in their own turn; this bound only matters when one is stuck, or when the process was stopped meanwhile and
-/// they still have to read the answers.
-const GRACE: Duration = Duration::from_secs(1);
+/// How much longer than `close_timeout` to wait until the event loops have closed all sockets. They do it in their next
+/// iteration. The bound matters only when a loop is stuck, or when the process was suspended meanwhile and the loops
+/// still have to read the clients' answers.
+const CLOSE_GRACE: Duration = Duration::from_secs(1);
 
-const MINUTE: Duration = Duration::from_secs(60);
+/// How often the progress of a drain is logged, at least.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(60);
+
+/// The settings of the graceful shutdown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ShutdownConfig {
+    /// How long new connections are still admitted, so that load balancers notice that the server is not ready. Zero:
+    /// there is no load balancer.
+    pub delay: Duration,
+    /// How long the drain waits for the clients to leave.
+    pub timeout: Duration,
+    /// How long before the end of the drain the server starts to close connections one by one. Zero: at its end, all at
+    /// once.
+    pub spread: Duration,
+    /// How long a client has to answer a close frame: the event loops' own setting.
+    pub close_timeout: Duration,
+    /// Time between two notices to the same client; `None`: one notice.
+    pub reminder_interval: Option<Duration>,
+}
+
+impl Default for ShutdownConfig {
+    fn default() -> Self {
+        Self {
+            delay: Duration::ZERO,
+            timeout: Duration::from_secs(30 * 60),
+            spread: Duration::from_secs(60),
+            close_timeout: Duration::from_secs(5),
+            reminder_interval: None,
+        }
+    }
+}
+
+impl ShutdownConfig {
+    /// Returns how long a shutdown takes at most.
+    pub fn max_duration(&self) -> Duration {
+        self.delay + self.timeout + self.close_timeout
+    }
+}
 
 /// Why a drain ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DrainEnd {
-    /// Everyone left.
+enum DrainEnd {
+    /// All clients have left.
     Empty,
-    /// `shutdown_timeout` passed.
+    /// The timeout has passed.
     Deadline,
-    /// It was cut short.
-    CutShort,
+    /// The operator does not want to wait any longer.
+    Interrupted,
 }
 
-/// How the clients of a drain went.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Summary {
-    /// Left by themselves, or did not finish their handshake.
-    pub left: u64,
-    /// Were closed, and answered.
-    pub closed: u64,
-    /// Had to be cut off.
-    pub cut: u64,
-}
-
-/// One shutdown of one server.
+/// The graceful shutdown of one server.
 #[derive(Debug)]
 pub struct GracefulShutdown {
     manager: ConnectionManager,
-    notice: ShutdownNotice,
-    timeout: Duration,
-    /// Time before the deadline over which the closes are spread.
-    spread: Duration,
-    close_timeout: Duration,
-    remind_every: Option<Duration>,
-    before: ConnectionCounts,
+    config: ShutdownConfig,
 }
 
 impl GracefulShutdown {
-    /// Admits no new connections any more, and counts the clients. What follows is [`GracefulShutdown::give_notice`].
-    pub fn begin(manager: ConnectionManager, settings: &Settings) -> Self {
-        let reason = CloseReason::ServiceRestart.reason();
-        let mut notice = ShutdownNotice::new(reason, settings.shutdown_timeout, settings.shutdown_spread);
-        // With a delay, there is a load balancer: it sends clients to another server at once.
-        if settings.shutdown_delay.is_zero() {
-            notice = notice.without_other_server(settings.close_timeout);
+    /// Makes a shutdown, which begins with [`GracefulShutdown::run`].
+    pub fn new(manager: ConnectionManager, config: ShutdownConfig) -> Self {
+        Self { manager, config }
+    }
+
+    /// Shuts down: returns once no connection is left, or once the event loops should have closed all of them.
+    ///
+    /// `signal` is the name of the signal that asked for it, for the log. When `second_signal` is ready, the delay and
+    /// the drain end, and the connections that are left are closed.
+    pub async fn run(&self, signal: &'static str, second_signal: impl Future) {
+        let mut interrupt = Interrupt { is_ready: false, future: Box::pin(second_signal) };
+        if !self.config.delay.is_zero() {
+            self.withdraw(signal, &mut interrupt).await;
         }
-        // No client comes after this count, and none has left because of the notice.
-        let before = manager.stop_admitting();
-        Self {
-            manager,
-            notice,
-            timeout: settings.shutdown_timeout,
-            spread: settings.shutdown_spread,
-            close_timeout: settings.close_timeout,
-            remind_every: settings.notification_interval,
-            before,
+        let deadline = Instant::now() + self.config.timeout;
+        let before = self.begin_drain(signal, deadline);
+        let end = self.drain(before.connections, deadline, &mut interrupt).await;
+        if end != DrainEnd::Empty {
+            self.close(end).await;
+        }
+        log_end(before, self.manager.counts());
+    }
+
+    /// Reports that the process is not ready, and still admits connections for the delay.
+    async fn withdraw(&self, signal: &'static str, interrupt: &mut Interrupt<impl Future>) {
+        let ShutdownConfig { delay, timeout, .. } = self.config;
+        self.manager.phases().enter_withdrawing((Instant::now() + delay + timeout).into_std());
+        info!(
+            signal,
+            "no longer ready; serving new clients for {} more, while load balancers notice",
+            format_duration(delay)
+        );
+        tokio::select! {
+            () = sleep(delay) => {}
+            () = interrupt.ready() => {}
         }
     }
 
-    /// Gives all clients their first notice, and logs how many there are.
-    pub fn give_notice(&self) {
-        self.manager.give_notice(self.notice);
+    /// Admits no more connections and gives notice to all clients.
+    fn begin_drain(&self, signal: &'static str, deadline: Instant) -> ConnectionCounts {
+        let ShutdownConfig { delay, timeout, spread, close_timeout, .. } = self.config;
+        let mut notice =
+            ShutdownNotice::new(CloseReason::ServiceRestart.reason(), deadline.into_std(), spread);
+        // With a delay, there is a load balancer, which sends the clients to another server at once.
+        if delay.is_zero() {
+            notice = notice.without_other_server(close_timeout);
+        }
+        let before = self.manager.begin_drain(notice);
         info!(
-            clients = self.before.connections,
-            timeout_seconds = self.timeout.as_secs_f64(),
+            clients = before.connections,
+            timeout_seconds = timeout.as_secs_f64(),
             "drain started: all clients have been told"
         );
+        match before.connections {
+            0 => info!(signal, "no client is connected: stopping"),
+            clients => info!(
+                signal,
+                "waiting up to {} for {} to leave; press Ctrl+C again (or send SIGTERM) to close {} now",
+                format_duration(timeout),
+                count(clients),
+                count(clients)
+            ),
+        }
+        before
     }
 
-    /// Clients there were when new connections were no longer admitted.
-    pub fn clients_at_start(&self) -> usize {
-        self.before.connections
-    }
-
-    /// When those who stay are closed.
-    pub fn deadline(&self) -> Instant {
-        self.notice.deadline
-    }
-
-    /// Clients still there.
-    pub fn clients(&self) -> usize {
-        self.manager.count()
-    }
-
-    /// Waits until everyone left, the deadline passed, or `cut_short` is ready; reminds the clients, and
-    /// logs how it goes, meanwhile. Towards the deadline, it closes those who stay one by one.
-    pub async fn drain(&self, cut_short: impl Future) -> DrainEnd {
+    /// Waits until the clients have left, until the deadline, or until it is interrupted. Meanwhile it reminds the
+    /// clients, logs the progress, and closes connections one by one over the last part.
+    async fn drain(
+        &self,
+        total: usize,
+        deadline: Instant,
+        interrupt: &mut Interrupt<impl Future>,
+    ) -> DrainEnd {
+        let ShutdownConfig { spread, reminder_interval, .. } = self.config;
         let mut counts = self.manager.watch();
-        let mut progress = Progress::new(self.before.connections);
-        let now = TokioInstant::now();
-        let mut minutes = interval_at(now + MINUTE, MINUTE);
-        // Off: an interval that is never asked.
-        let every = self.remind_every.unwrap_or(MINUTE);
+        let mut progress = Progress::new(total);
+        let now = Instant::now();
+        let mut progress_ticks = interval_at(now + PROGRESS_INTERVAL, PROGRESS_INTERVAL);
+        // Without reminders, this interval is never polled.
+        let every = reminder_interval.unwrap_or(PROGRESS_INTERVAL);
         let mut reminders = interval_at(now + every, every);
         reminders.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let deadline = sleep_until(self.notice.deadline.into());
-        let closing = sleep_until((self.notice.deadline - self.spread).into());
-        // At the deadline all are closed at once, if there was no time to spread it over.
-        let mut closing_started = self.spread.is_zero();
-        tokio::pin!(cut_short, deadline, closing);
+        let (at_deadline, at_spread) = (sleep_until(deadline), sleep_until(deadline - spread));
+        // Without a spread, all connections are closed at the deadline.
+        let mut spread_started = spread.is_zero();
+        tokio::pin!(at_deadline, at_spread);
         loop {
             let clients = counts.borrow_and_update().connections;
-            progress.tenths(clients);
+            progress.log_tenths(clients);
             if clients == 0 {
                 return DrainEnd::Empty;
             }
             tokio::select! {
                 biased;
-                _ = &mut cut_short => return DrainEnd::CutShort,
-                () = &mut deadline => return DrainEnd::Deadline,
-                () = &mut closing, if !closing_started => {
-                    closing_started = true;
-                    let over = format_duration(self.spread);
+                () = interrupt.ready() => return DrainEnd::Interrupted,
+                () = &mut at_deadline => return DrainEnd::Deadline,
+                () = &mut at_spread, if !spread_started => {
+                    spread_started = true;
+                    let over = format_duration(spread);
                     info!(clients, "closing the remaining clients one by one: {clients} over {over}");
-                    self.manager.close_gradually(CloseReason::ServiceRestart, self.notice.deadline);
+                    self.manager.close_gradually(CloseReason::ServiceRestart, deadline.into_std());
                 }
-                // Fails only when the manager is gone, and this holds it.
+                // An error means that the manager is gone, and `self` holds it.
                 _ = counts.changed() => {}
-                _ = minutes.tick() => progress.log(clients),
-                _ = reminders.tick(), if self.remind_every.is_some() => {
-                    self.manager.give_notice(self.notice);
-                }
+                _ = progress_ticks.tick() => progress.log(clients),
+                _ = reminders.tick(), if reminder_interval.is_some() => self.manager.remind(),
             }
         }
     }
 
-    /// Closes everyone who is left and waits until they are gone: at most `close_timeout`, and one second
-    /// for event loops that are behind.
-    pub async fn close(&self) {
+    /// Closes all connections and waits until they have ended: at most `close_timeout` and [`CLOSE_GRACE`].
+    async fn close(&self, end: DrainEnd) {
+        let close_timeout = self.config.close_timeout;
+        let clients = self.manager.count();
         self.manager.close_all(CloseReason::ServiceRestart);
-        // One after the other: when the process was stopped, the second one still begins after that.
-        if timeout(self.close_timeout, self.manager.wait_until_empty()).await.is_err()
-            && timeout(GRACE, self.manager.wait_until_empty()).await.is_err()
+        let is_interrupted = end == DrainEnd::Interrupted;
+        if is_interrupted {
+            info!("second signal: not waiting any longer");
+        } else {
+            info!("the shutdown timeout has passed");
+        }
+        info!(
+            "closing {}, within {}; press Ctrl+C {} (or send SIGTERM) to exit at once",
+            count(clients),
+            format_duration(close_timeout),
+            if is_interrupted { "again" } else { "twice" }
+        );
+        // Two waits: if the process was suspended during the first, the second one still gives the loops their time.
+        if timeout(close_timeout, self.manager.wait_until_empty()).await.is_err()
+            && timeout(CLOSE_GRACE, self.manager.wait_until_empty()).await.is_err()
         {
             warn!(
                 clients = self.manager.count(),
@@ -159,32 +215,40 @@ impl GracefulShutdown {
             );
         }
     }
+}
 
-    /// How they went; logs it.
-    pub fn finish(&self) -> Summary {
-        let now = self.manager.counts();
-        let closed = now.by_server - self.before.by_server;
-        let cut = now.forced - self.before.forced + now.connections as u64;
-        // Those who never finished their handshake, too: the three add up to the clients at the start.
-        let left = (self.before.connections as u64).saturating_sub(closed + cut);
-        let summary = Summary { left, closed, cut };
-        info!(
-            left = summary.left,
-            closed = summary.closed,
-            cut = summary.cut,
-            "drain ended: {} left by themselves, {} were closed, {} had to be cut",
-            summary.left,
-            summary.closed,
-            summary.cut
-        );
-        summary
+/// A future that may be awaited several times: once it is ready, it stays so.
+struct Interrupt<F> {
+    is_ready: bool,
+    future: Pin<Box<F>>,
+}
+
+impl<F: Future> Interrupt<F> {
+    async fn ready(&mut self) {
+        if !self.is_ready {
+            self.future.as_mut().await;
+            self.is_ready = true;
+        }
     }
 }
 
-/// Logs each tenth of the clients that went.
+/// Logs how the connections of a drain ended.
+fn log_end(before: ConnectionCounts, now: ConnectionCounts) {
+    let closed = now.by_server - before.by_server;
+    let cut = now.forced - before.forced + now.connections as u64;
+    // Failed handshakes, too: the three add up to the connections at the start.
+    let left = (before.connections as u64).saturating_sub(closed + cut);
+    info!(
+        left,
+        closed, cut, "drain ended: {left} left by themselves, {closed} were closed, {cut} had to be cut"
+    );
+}
+
+/// Logs the progress of a drain.
 #[derive(Debug)]
 struct Progress {
     total: usize,
+    /// Tenths of the clients that have left, as last logged.
     tenths: usize,
 }
 
@@ -193,82 +257,31 @@ impl Progress {
         Self { total, tenths: 0 }
     }
 
-    /// Logs when another tenth has gone since the last time; whether it did.
-    fn tenths(&mut self, left: usize) -> bool {
-        let gone = self.total.saturating_sub(left);
-        let tenths = (gone * 10).checked_div(self.total).unwrap_or(0);
-        let news = tenths > self.tenths;
-        if news {
+    /// Logs if another tenth of the clients has left since the last time.
+    fn log_tenths(&mut self, clients: usize) {
+        let tenths = (self.gone(clients) * 10).checked_div(self.total).unwrap_or(0);
+        if tenths > self.tenths {
             self.tenths = tenths;
-            self.log(left);
+            self.log(clients);
         }
-        news
     }
 
     fn log(&self, clients: usize) {
-        let gone = self.total.saturating_sub(clients);
-        info!(
-            total = self.total,
-            gone, clients, "drain progress: {gone} of {} gone, {clients} still connected", self.total
-        );
+        let (total, gone) = (self.total, self.gone(clients));
+        info!(total, gone, clients, "drain progress: {gone} of {total} gone, {clients} still connected");
+    }
+
+    fn gone(&self, clients: usize) -> usize {
+        self.total.saturating_sub(clients)
+    }
+}
+
+fn count(clients: usize) -> String {
+    match clients {
+        1 => "1 client".to_owned(),
+        n => format!("{n} clients"),
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::{Arc, Mutex};
-
-    use lastcall_core::settings::Sources;
-
-    use super::*;
-    use crate::manager::ManagerConfig;
-
-    #[test]
-    fn progress_is_told_once_for_every_tenth() {
-        let mut progress = Progress::new(50);
-        let told: Vec<_> = (0..=50).rev().filter(|left| progress.tenths(*left)).collect();
-        assert_eq!(told, [45, 40, 35, 30, 25, 20, 15, 10, 5, 0]);
-        let mut few = Progress::new(3);
-        assert_eq!((0..3).rev().filter(|left| few.tenths(*left)).count(), 3);
-    }
-
-    /// What is logged, line by line.
-    #[derive(Clone, Default)]
-    struct Lines(Arc<Mutex<Vec<u8>>>);
-
-    impl std::io::Write for Lines {
-        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0.lock().unwrap().extend(bytes);
-            Ok(bytes.len())
-        }
-
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn progress_is_told_each_minute() {
-        let sources = Sources {
-            working_dir: env!("CARGO_MANIFEST_DIR").into(),
-            command_line: vec![("shutdown_timeout", "150".into()), ("close_timeout", "0.05".into())],
-            ..Sources::default()
-        };
-        let settings = Settings::load(&sources).unwrap().settings;
-        let manager = ConnectionManager::start(ManagerConfig::from(&settings)).unwrap();
-        let stays = manager.admit().unwrap();
-        let lines = Lines::default();
-        let writer = lines.clone();
-        let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
-        let _logging = tracing::subscriber::set_default(subscriber);
-        let shutdown = GracefulShutdown::begin(manager.clone(), &settings);
-        shutdown.give_notice();
-        assert_eq!(shutdown.drain(std::future::pending::<()>()).await, DrainEnd::Deadline);
-        let log = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
-        assert_eq!(log.matches("drain progress: 0 of 1 gone, 1 still connected").count(), 2, "{log}");
-        shutdown.close().await;
-        assert_eq!(shutdown.finish(), Summary { left: 0, closed: 0, cut: 1 });
-        drop(stays);
-        manager.stop();
-    }
-}
+mod tests;

@@ -22,7 +22,7 @@ pub(crate) struct Upgrader {
 impl Upgrade for Upgrader {
     type Request = Request;
 
-    async fn requested(&mut self) -> Request {
+    async fn next_request(&mut self) -> Request {
         self.requests.next().await
     }
 
@@ -31,7 +31,7 @@ impl Upgrade for Upgrader {
         request.fail(reason).await;
     }
 
-    async fn carry_out(&mut self, request: Request, interrupted: impl Future) -> Option<NewProcess> {
+    async fn upgrade(&mut self, request: Request, interrupted: impl Future) -> Option<NewProcess> {
         info!(requested_by = request.name(), "an upgrade was requested");
         let _in_progress = self.handover.upgrade_stats.begin_upgrade();
         let mut requesters = Requesters::default();

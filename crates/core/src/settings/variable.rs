@@ -19,9 +19,24 @@ pub const SUPERVISOR_VARIABLE: &str = "LASTCALL_SUPERVISOR";
 /// terminal, else `0`. No setting.
 pub const FOREGROUND_VARIABLE: &str = "LASTCALL_FOREGROUND";
 
+/// How many event loops there are, for tests and measurements. No setting.
+pub const EVENT_LOOPS_VARIABLE: &str = "LASTCALL_EVENT_LOOPS";
+
+/// How many connections an event loop gets before the next one is used, for tests and measurements. No setting.
+pub const CONNECTIONS_PER_LOOP_VARIABLE: &str = "LASTCALL_CONNECTIONS_PER_LOOP";
+
+/// Variables with our prefix that are no settings.
+const NO_SETTINGS: [&str; 5] = [
+    HANDOVER_VARIABLE,
+    SUPERVISOR_VARIABLE,
+    FOREGROUND_VARIABLE,
+    EVENT_LOOPS_VARIABLE,
+    CONNECTIONS_PER_LOOP_VARIABLE,
+];
+
 /// The setting that a variable is about, known or not; `None`: it is not about this program.
 pub(super) fn key_of(variable: &str) -> Option<String> {
-    if [HANDOVER_VARIABLE, SUPERVISOR_VARIABLE, FOREGROUND_VARIABLE].contains(&variable) {
+    if NO_SETTINGS.contains(&variable) {
         return None;
     }
     match variable.strip_prefix(PREFIX) {

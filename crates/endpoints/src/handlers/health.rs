@@ -35,12 +35,12 @@ pub(crate) async fn live() -> &'static str {
 }
 
 pub(crate) async fn ready(State(state): State<Arc<AppState>>) -> Response {
-    let HealthReport { phase, ready, seconds_left, drain_clients } = state.health.report();
-    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let HealthReport { phase, seconds_left, drain_clients } = state.health.report();
+    let status = if phase.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let ProcessReport { version, commit, pid, uptime, .. } = state.health.process();
     let upgrade_stats = state.health.upgrade_stats();
     let body = Body {
-        phase,
+        phase: phase.name(),
         clients: state.manager.count(),
         seconds_left,
         drain_clients,

@@ -12,6 +12,7 @@ use axum::{
     },
     response::{IntoResponse, Response},
 };
+use lastcall_core::phase::Phase;
 use lastcall_websockets::{ConnectionCounts, Histogram, Stats};
 use prometheus_client::{
     collector::Collector,
@@ -33,9 +34,6 @@ use crate::{
     state::AppState,
     upgrade_stats::UpgradeStats,
 };
-
-/// Every phase's name: a label for each, so that one can be waited for before it was ever reached.
-const PHASES: [&str; 6] = ["starting", "serving", "withdrawing", "draining", "closing", "stopped"];
 
 /// How long the event loops have to report their stats. Each does in its next iteration.
 const STATS_TIMEOUT: Duration = Duration::from_secs(2);
@@ -177,9 +175,9 @@ impl Collector for Metrics {
         )?;
         let mut family =
             to.encode_descriptor("phase", "1 for the phase of the process", None, MetricType::Gauge)?;
-        for phase in PHASES {
+        for phase in Phase::ALL {
             let now = i64::from(phase == report.phase);
-            ConstGauge::new(now).encode(family.encode_family(&[("phase", phase)])?)?;
+            ConstGauge::new(now).encode(family.encode_family(&[("phase", phase.name())])?)?;
         }
         let left = report.seconds_left.unwrap_or(0.0);
         gauge(

@@ -11,7 +11,7 @@ use axum::{
         header::{CONTENT_ENCODING, CONTENT_TYPE},
     },
 };
-use lastcall_websockets::{AdmissionState, BROADCAST, NotificationSource, ServerMessage};
+use lastcall_websockets::{BROADCAST, NotificationSource, PublishError, ServerMessage};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tokio::time::timeout;
@@ -78,15 +78,12 @@ pub(crate) async fn publish(
             format!("There is no channel {:?}; the only one is \"{BROADCAST}\".", request.channel),
         ));
     }
-    if state.manager.counts().state == AdmissionState::Closing {
-        return Err(ApiError::new(
-            ErrorCode::Closing,
-            "The server is closing its clients: none would get this.",
-        ));
-    }
     let notification = ServerMessage::notification(NotificationSource::Api, request.data);
     match timeout(PUBLISH_TIMEOUT, state.manager.broadcast(&notification)).await {
-        Ok(clients) => Ok(Json(Published { clients })),
+        Ok(Ok(clients)) => Ok(Json(Published { clients })),
+        Ok(Err(PublishError::Closing)) => {
+            Err(ApiError::new(ErrorCode::Closing, "The server is closing its clients: none would get this."))
+        }
         Err(_) => Err(ApiError::new(
             ErrorCode::Overloaded,
             "Too much is waiting to be sent; nothing was published.",

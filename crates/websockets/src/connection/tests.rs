@@ -13,6 +13,7 @@ use super::{memory_stream::MemoryStream, *};
 use crate::{
     admission::Admission,
     codec::test_frames::{client_close, client_frame, client_text},
+    phases::Phases,
     stats::Stats,
 };
 
@@ -44,7 +45,7 @@ fn connection(capacity: usize) -> Connection<MemoryStream> {
 }
 
 fn permit() -> Permit {
-    Admission::new(1).admit().unwrap()
+    Admission::new(1, Phases::default()).admit().unwrap()
 }
 
 /// A connection in this state whose socket takes all. What it took so far is forgotten.

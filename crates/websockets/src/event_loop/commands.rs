@@ -5,15 +5,20 @@ use std::time::Instant;
 use tokio::sync::mpsc;
 
 use super::{EventLoop, fanout::Payload};
-use crate::{
-    close_schedule::CloseSchedule, mailbox::LoopCommand, notice::ShutdownNotice, snapshot::FrozenLoop,
-    stats::Stats,
-};
+use crate::{close_schedule::CloseSchedule, mailbox::LoopCommand, snapshot::FrozenLoop, stats::Stats};
 
 impl EventLoop {
     pub(super) fn handle_command(&mut self, command: LoopCommand) {
         match command {
-            LoopCommand::BeginDrain(notice) => self.begin_drain(notice),
+            LoopCommand::BeginDrain(notice) => {
+                self.notice = Some(notice);
+                self.deliver_notice(Payload::Notice(notice));
+            }
+            LoopCommand::Remind => {
+                if let Some(notice) = self.notice {
+                    self.deliver_notice(Payload::Reminder(notice));
+                }
+            }
             LoopCommand::CloseGradually(reason, until) => {
                 let open = self.connections.iter().filter(|(_, entry)| entry.connection.is_open());
                 let open = open.map(|(slot, entry)| (slot, entry.connection.id));
@@ -28,12 +33,6 @@ impl EventLoop {
                 }
                 self.jobs.deliver_next(Payload::Close(reason));
             }
-            LoopCommand::Disconnect(id, reason) => {
-                let found = self.connections.iter().find(|(_, entry)| entry.connection.id == id);
-                if let Some((slot, _)) = found {
-                    self.close(slot, reason);
-                }
-            }
             LoopCommand::CollectStats(reply) => {
                 // Fails only if the caller has stopped waiting.
                 let _ = reply.try_send(self.collect_stats());
@@ -46,16 +45,13 @@ impl EventLoop {
             LoopCommand::ResumeReads => self.reads_paused = false,
             LoopCommand::Freeze(reply) => self.freeze(&reply),
             LoopCommand::Stop => self.stopped = true,
-            LoopCommand::Publish(_) => debug_assert!(false, "publications are taken as a batch"),
             #[cfg(test)]
             LoopCommand::Panic => panic!("as a test wants it"),
         }
     }
 
-    fn begin_drain(&mut self, notice: ShutdownNotice) {
-        let is_first = self.notice.replace(notice).is_none();
+    fn deliver_notice(&mut self, payload: Payload) {
         if !self.config.connection.is_echo() {
-            let payload = if is_first { Payload::Notice(notice) } else { Payload::Reminder(notice) };
             self.jobs.deliver_next(payload);
         }
     }

@@ -81,7 +81,7 @@ impl EventLoop {
 
     /// Takes a batch from the mailbox: registers its connections, and turns the rest into jobs.
     fn take_batch(&mut self) {
-        let (batch, more) = self.mailboxes.take(self.config.index);
+        let batch = self.mailboxes.take(self.config.index);
         for new in batch.new_connections {
             self.register(new);
         }
@@ -90,7 +90,7 @@ impl EventLoop {
             self.jobs.0.push_back(Job::Deliver(Fanout::new(payload)));
         }
         self.jobs.0.extend(batch.command.map(Job::Command));
-        if more {
+        if batch.more {
             self.jobs.take_from_mailbox();
         }
     }

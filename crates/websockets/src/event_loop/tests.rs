@@ -24,6 +24,7 @@ use crate::{
     connection::ConnectionConfig,
     handshake::Handshake,
     mailbox::{ConnectionSource, LoopCommand, Mailboxes, NewConnection},
+    phases::Phases,
     protocol::{ServerInfo, ServerMessage},
 };
 
@@ -60,7 +61,7 @@ struct Harness {
 impl Harness {
     fn new(options: Options) -> Self {
         let (poll, waker): (Poll, Waker) = EventLoop::poll().unwrap();
-        let mailboxes = Arc::new(Mailboxes::new(vec![waker]));
+        let mailboxes = Arc::new(Mailboxes::new(vec![waker], 1));
         let config = LoopConfig {
             index: 0,
             poll,
@@ -88,7 +89,7 @@ impl Harness {
     /// Has a new client wait in the mailbox.
     fn connect_by_mailbox(&self) -> Client {
         let (client, new) = Client::new();
-        let _ = self.mailboxes.assign(new);
+        drop(self.mailboxes.assign(new));
         client
     }
 
@@ -123,7 +124,7 @@ impl Harness {
 }
 
 fn permit() -> Permit {
-    Admission::new(1).admit().unwrap()
+    Admission::new(1, Phases::default()).admit().unwrap()
 }
 
 /// The client's end of a connection.

@@ -177,7 +177,7 @@ fn a_close_follows_what_is_queued_and_the_notice_whatever_the_socket_takes_at_a_
 
 #[test]
 fn the_end_of_a_connection_releases_its_permit() {
-    let admission = Admission::new(1);
+    let admission = Admission::new(1, Phases::default());
     let permit = admission.admit().unwrap();
     let connection = Connection::new(MemoryStream::default(), ClientId::generate(), permit);
     assert!(admission.admit().is_err());

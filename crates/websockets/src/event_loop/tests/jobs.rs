@@ -5,7 +5,7 @@ use super::{
 use crate::{codec::test_frames::client_close, notice::ShutdownNotice};
 
 fn notice() -> ShutdownNotice {
-    ShutdownNotice::new("service restart", Duration::from_secs(60), Duration::ZERO)
+    ShutdownNotice::new("service restart", Instant::now() + Duration::from_secs(60), Duration::ZERO)
 }
 
 /// A loop with so many clients, which have read their welcomes.

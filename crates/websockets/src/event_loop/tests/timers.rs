@@ -144,7 +144,7 @@ fn scheduled_closes_tell_each_client_when_to_reconnect() {
     let mut harness = Harness::new(Options::default());
     let mut clients: Vec<_> = (0..3).map(|_| harness.connect()).collect();
     let now = Instant::now();
-    let notice = crate::notice::ShutdownNotice::new("service restart", TIMEOUT, Duration::ZERO);
+    let notice = crate::notice::ShutdownNotice::new("service restart", now + TIMEOUT, Duration::ZERO);
     harness.send(LoopCommand::BeginDrain(notice));
     harness.send(LoopCommand::CloseGradually(CloseReason::ServiceRestart, now));
     harness.iterate_until(|event_loop| {
