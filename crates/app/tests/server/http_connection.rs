@@ -171,7 +171,7 @@ async fn a_body_that_never_comes_does_not_delay_its_refusal_and_the_connection_i
 }
 
 #[tokio::test]
-async fn what_is_no_http_is_told_although_more_of_it_comes() {
+async fn a_client_that_does_not_speak_http_is_told_so_although_it_goes_on() {
     let server = Server::start().await;
     let large = format!("GET / HTTP/1.1\r\nX: {}", "x".repeat(200_000));
     let garbage = format!("not HTTP at all\r\n\r\n{}", "x".repeat(200_000));

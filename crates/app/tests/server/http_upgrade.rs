@@ -3,12 +3,7 @@
 use std::time::Duration;
 
 use lastcall_handover::failpoint::{self, Step};
-use tokio::{
-    io::AsyncWriteExt,
-    sync::watch,
-    task::{JoinSet, yield_now},
-    time::sleep,
-};
+use tokio::{io::AsyncWriteExt, sync::watch, task::JoinSet, time::sleep};
 
 use crate::support::{Http, Room, Server, Start, soon};
 
@@ -75,7 +70,7 @@ async fn half_a_head_is_kept_by_an_upgrade() {
 }
 
 /// Connects, and sends a request after a while, again and again. How many connections there were.
-async fn newcomers(address: String, wait: Duration, mut stop: watch::Receiver<bool>) -> usize {
+async fn connect_again_and_again(address: String, wait: Duration, mut stop: watch::Receiver<bool>) -> usize {
     let mut count = 0;
     while !*stop.borrow_and_update() {
         let mut http = Http::to(&address).await;
@@ -87,26 +82,28 @@ async fn newcomers(address: String, wait: Duration, mut stop: watch::Receiver<bo
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_newcomer_is_turned_away_by_an_upgrade() {
+async fn no_new_client_is_refused_during_an_upgrade() {
     let _room = Room::with(100, 100).await;
     let mut server = Server::start().await;
     let (stop, stopped) = watch::channel(false);
     let mut running = JoinSet::new();
     for wait in [0, 0, 0, 0, 1, 2, 5, 10, 20, 50] {
         let wait = Duration::from_millis(wait);
-        running.spawn(newcomers(server.address.to_string(), wait, stopped.clone()));
+        running.spawn(connect_again_and_again(server.address.to_string(), wait, stopped.clone()));
     }
     for _ in 0..UPGRADES {
         server.upgrade().await;
     }
     stop.send_replace(true);
-    let counts = soon("the last newcomers", running.join_all()).await;
+    let counts = soon("the last new clients", running.join_all()).await;
     assert!(counts.iter().all(|count| *count > 0), "{counts:?}");
 }
 
 /// Publishes `publisher:number` with ascending numbers over one connection, until it is told to stop; how many.
 /// `in_advance` is how many are sent before their answers come.
 async fn publish(mut http: Http, publisher: usize, in_advance: u64, mut stop: watch::Receiver<bool>) -> u64 {
+    // Each part is sent at once.
+    http.stream.set_nodelay(true).unwrap();
     let (mut sent, mut answered) = (0, 0);
     while !*stop.borrow_and_update() || answered < sent {
         while sent < answered + in_advance && !*stop.borrow() {
@@ -114,9 +111,6 @@ async fn publish(mut http: Http, publisher: usize, in_advance: u64, mut stop: wa
             // Some of them come in two parts, cut anywhere.
             let cut = (sent as usize * 7) % request.len();
             http.send(&request[..cut]).await;
-            if sent.is_multiple_of(3) {
-                yield_now().await;
-            }
             http.send(&request[cut..]).await;
             sent += 1;
         }

@@ -43,7 +43,7 @@ async fn a_client_that_stops_reading_is_cut_off_and_the_others_lose_nothing() {
 }
 
 #[tokio::test]
-async fn newcomers_are_refused_when_it_is_full_and_let_in_when_one_left() {
+async fn a_full_server_refuses_clients_until_one_has_left() {
     let server = Start::default().env("MAX_CONNECTIONS", "2").serve().await;
     let (first, _second) = (server.client().await, server.client().await);
     let refusal = server.refusal(&[]).await;
@@ -72,7 +72,7 @@ async fn pages_of_other_hosts_are_refused() {
 }
 
 #[tokio::test]
-async fn what_is_no_websocket_handshake_is_told_what_to_do() {
+async fn a_request_that_is_no_handshake_is_told_what_to_do() {
     let server = Server::start().await;
     let plain = server.get("/ws").await;
     assert_eq!(plain.error(), (426, "upgrade_required".into()));

@@ -18,7 +18,7 @@ fn is_time(value: &serde_json::Value) -> bool {
 }
 
 #[tokio::test]
-async fn welcome_comes_first_and_says_who_is_who() {
+async fn the_welcome_comes_first_and_names_client_and_server() {
     let server = Server::start().await;
     let (mut client, _) = server.dial(&[]).await.unwrap();
     let welcome = client.next().await;
@@ -33,7 +33,7 @@ async fn welcome_comes_first_and_says_who_is_who() {
 }
 
 #[tokio::test]
-async fn a_text_reaches_everyone_in_order_the_sender_too() {
+async fn a_text_reaches_all_clients_in_order_and_the_sender_too() {
     let server = Server::start().await;
     let mut clients = server.clients(5).await;
     let sender = clients[0].id.clone();
@@ -55,7 +55,7 @@ async fn a_text_reaches_everyone_in_order_the_sender_too() {
 }
 
 #[tokio::test]
-async fn everyone_sees_what_several_say_in_the_same_order() {
+async fn all_clients_get_the_texts_of_several_in_the_same_order() {
     let server = Server::start().await;
     let mut clients = server.clients(8).await;
     for client in &mut clients {

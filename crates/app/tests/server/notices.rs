@@ -9,6 +9,7 @@ use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
+    sync::mpsc,
     task::JoinSet,
 };
 use tokio_tungstenite::tungstenite::Message;
@@ -267,10 +268,12 @@ async fn a_client_that_finishes_its_handshake_during_the_drain_has_its_notices()
         let mut server =
             Start::default().env("SHUTDOWN_TIMEOUT", "0.2").env("SHUTDOWN_SPREAD", "0.1").serve().await;
         let stays = server.client().await;
+        let (begins, mut begun) = mpsc::channel(20);
         let mut dialling = JoinSet::new();
-        for n in 0..20 {
-            let url = server.ws_url();
+        for _ in 0..20 {
+            let (url, begins) = (server.ws_url(), begins.clone());
             dialling.spawn(async move {
+                begins.send(()).await.unwrap();
                 let Ok((mut socket, _)) = tokio_tungstenite::connect_async(url).await else { return };
                 let (mut last, mut code) = (Value::Null, None);
                 while let Some(Ok(message)) = socket.next().await {
@@ -282,11 +285,11 @@ async fn a_client_that_finishes_its_handshake_during_the_drain_has_its_notices()
                 }
                 assert_eq!((&last["type"], code), (&"shutdown".into(), Some(1012)));
             });
-            if n == round {
-                server.signal(Signal::TERM);
-            }
-            tokio::task::yield_now().await;
         }
+        for _ in 0..=round {
+            begun.recv().await.unwrap();
+        }
+        server.signal(Signal::TERM);
         soon("all closes", dialling.join_all()).await;
         drop(stays);
         assert_eq!(server.exit_code().await, 0);

@@ -175,6 +175,12 @@ impl Server {
         self.log.lines().into_iter().filter(|line| message(line).starts_with(start)).collect()
     }
 
+    /// The phases that the process went through so far, in order.
+    pub(crate) fn phases(&self) -> Vec<String> {
+        let to = |line: &Value| line["fields"]["to"].as_str().unwrap().to_owned();
+        self.log_lines("phase").iter().map(to).collect()
+    }
+
     /// Waits until the process ends and its log is complete; its exit code.
     pub(crate) async fn exit_code(&mut self) -> i32 {
         let code = match self.serving.take() {
