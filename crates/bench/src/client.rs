@@ -7,19 +7,19 @@ use std::{
 
 use mio::net::TcpStream;
 
-/// Payloads up to this size are handed on whole, of larger ones the beginning.
-const WHOLE: usize = 4096;
+/// Payloads up to this size, in bytes, are passed on whole; of larger ones, the beginning.
+const MAX_WHOLE_PAYLOAD: usize = 4096;
 
-/// The key of RFC 6455 §1.3; servers need not be surprised by it.
+/// The key of RFC 6455 section 1.3. The floor knows its answer.
 const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 
 /// Where a client is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum State {
     /// The TCP connection is not there yet.
-    Dialling,
-    /// The request is out.
-    Shaking,
+    Connecting,
+    /// The handshake is sent, and not answered.
+    Handshake,
     /// Frames come.
     Open,
     /// It ended.
@@ -50,13 +50,13 @@ pub(crate) enum Progress {
 }
 
 impl Client {
-    pub(crate) fn dial(address: SocketAddr) -> io::Result<Self> {
+    pub(crate) fn connect(address: SocketAddr) -> io::Result<Self> {
         let stream = TcpStream::connect(address)?;
-        Ok(Self { stream, state: State::Dialling, skip: 0, header: Vec::new() })
+        Ok(Self { stream, state: State::Connecting, skip: 0, header: Vec::new() })
     }
 
     /// Sends the handshake, once the socket is writable.
-    pub(crate) fn shake(&mut self, host: &str, path: &str) -> io::Result<()> {
+    pub(crate) fn send_handshake(&mut self, host: &str, path: &str) -> io::Result<()> {
         if let Some(error) = self.stream.take_error()? {
             return Err(error);
         }
@@ -66,7 +66,7 @@ impl Client {
              Sec-WebSocket-Key: {KEY}\r\nSec-WebSocket-Version: 13\r\n\r\n"
         );
         self.stream.write_all(request.as_bytes())?;
-        self.state = State::Shaking;
+        self.state = State::Handshake;
         Ok(())
     }
 
@@ -84,7 +84,7 @@ impl Client {
         let mut bytes = &buffer[..n];
         let mut opened = false;
         let mut head = Vec::new();
-        if self.state == State::Shaking {
+        if self.state == State::Handshake {
             head.append(&mut self.header);
             head.extend_from_slice(bytes);
             let Some(end) = head.windows(4).position(|bytes| bytes == b"\r\n\r\n") else {
@@ -121,7 +121,7 @@ impl Client {
             bytes = &joined;
         }
         while let Some((opcode, start, len)) = header(bytes) {
-            if len <= WHOLE && start + len > bytes.len() {
+            if len <= MAX_WHOLE_PAYLOAD && start + len > bytes.len() {
                 break;
             }
             let end = start.saturating_add(len).min(bytes.len());
@@ -188,7 +188,7 @@ mod tests {
         let stream = [frame(b"Hello"), frame(&[b'x'; 300]), frame(b"")].concat();
         for cut in 0..=stream.len() {
             let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-            let mut client = Client::dial(listener.local_addr().unwrap()).unwrap();
+            let mut client = Client::connect(listener.local_addr().unwrap()).unwrap();
             let mut count = 0;
             let mut bytes = 0;
             client.frames(&stream[..cut], &mut |_, payload| {

@@ -225,7 +225,7 @@ impl Suite {
                     ("handshake longest, ms", waits.handshake[1]),
                 ]))
             }
-            // The floor has no queue: it would wait for those who stopped.
+            // The floor has no queue: it would wait for clients that stopped reading.
             Work::Stuck { .. } if contestant == Floor => Ok(Figures::new()),
             Work::Stuck { clients, stuck } => {
                 let time = Duration::from_secs(3);

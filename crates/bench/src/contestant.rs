@@ -15,8 +15,8 @@ use url::Url;
 
 use crate::process::Process;
 
-/// How long a server may take to start.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a server may take to listen.
+const START_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A server that is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -65,8 +65,8 @@ pub(crate) struct Servers {
 #[derive(Debug)]
 pub(crate) struct Running {
     child: Child,
-    /// The process that has taken over, once one has.
-    heir: Option<u32>,
+    /// The new process, once there was an upgrade.
+    new_process: Option<u32>,
     pub(crate) port: u16,
     pub(crate) url: Url,
 }
@@ -74,12 +74,12 @@ pub(crate) struct Running {
 impl Running {
     /// The process that serves.
     pub(crate) fn process(&self) -> Process {
-        Process(self.heir.unwrap_or_else(|| self.child.id()))
+        Process(self.new_process.unwrap_or_else(|| self.child.id()))
     }
 
     /// Another process serves from now on.
     pub(crate) fn replaced_by(&mut self, pid: u32) {
-        self.heir = Some(pid);
+        self.new_process = Some(pid);
     }
 
     /// Sends a signal to the process that serves.
@@ -99,7 +99,7 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         // It may have ended by itself; either way it is gone then.
-        if self.heir.is_some() {
+        if self.new_process.is_some() {
             let _ = self.signal(Signal::KILL);
         }
         let _ = self.child.kill();
@@ -137,7 +137,7 @@ impl Servers {
             command.env("PORT", port.to_string()).env("NOTIFICATION_INTERVAL", "0").env("PING_INTERVAL", "0");
             command.env("CLIENT_MESSAGES", if echo { "echo" } else { "broadcast" });
             command.env("RUNTIME_DIR", &self.runtime_dir);
-            // None of the others has a bound on what clients say.
+            // No other server limits what clients send.
             command.env("MAX_CLIENT_RATE", "0").env("MAX_TOTAL_RATE", "0");
         } else {
             command.arg(port.to_string());
@@ -148,18 +148,18 @@ impl Servers {
         command.stdin(Stdio::null()).stdout(Stdio::null());
         let child = command.spawn().with_context(|| format!("cannot start {}", contestant.name()))?;
         let mut running =
-            Running { child, heir: None, port, url: format!("ws://127.0.0.1:{port}/ws").parse()? };
+            Running { child, new_process: None, port, url: format!("ws://127.0.0.1:{port}/ws").parse()? };
         let started = Instant::now();
         while TcpStream::connect(("127.0.0.1", port)).is_err() {
             if let Some(status) = running.child.try_wait()? {
                 bail!("{} ended at once: {status}", contestant.name());
             }
-            if started.elapsed() > PATIENCE {
-                bail!("{} does not listen after {PATIENCE:?}", contestant.name());
+            if started.elapsed() > START_TIMEOUT {
+                bail!("{} does not listen after {START_TIMEOUT:?}", contestant.name());
             }
             sleep(Duration::from_millis(20));
         }
-        // It settles: what it allocates at its first connection is not its clients'.
+        // The server frees what the connection above needed: its memory is measured before its clients connect.
         sleep(Duration::from_millis(150));
         Ok(running)
     }

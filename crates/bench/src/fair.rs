@@ -1,5 +1,5 @@
-//! Does anybody wait for the others? One client's pings, and handshakes, while a server is busy with ten
-//! thousand clients and a flood.
+//! Fairness: how long one client's pings, and handshakes, take while a server is busy with ten thousand clients
+//! and a flood.
 
 use std::{
     io::{Read, Write},
@@ -18,8 +18,8 @@ use url::Url;
 
 use crate::{client::text_frame, fleet::Fleet};
 
-/// Longer than anybody should wait.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// The longest that one read may take.
+const READ_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long pings and handshakes took, in milliseconds: 99 of 100, and the longest.
 pub(crate) struct Waits {
@@ -27,15 +27,15 @@ pub(crate) struct Waits {
     pub(crate) handshake: [f64; 2],
 }
 
-/// Broadcasts to `clients` at `rate` for `time` while one more floods the server; meanwhile pings and dials.
+/// Broadcasts to `clients` at `rate` for `time` while one more floods the server; meanwhile, another client pings, and others connect.
 pub(crate) fn run(url: &Url, clients: usize, rate: f64, time: Duration) -> anyhow::Result<Waits> {
     let address = *url.socket_addrs(|| None)?.first().context("the URL has no address")?;
     let mut fleet = Fleet::connect(url, clients, 512, false)?;
     let done = Arc::new(AtomicBool::new(false));
     let flood = thread::spawn({
-        let (done, mut stream) = (Arc::clone(&done), shake(address)?);
+        let (done, mut stream) = (Arc::clone(&done), connect(address)?);
         move || {
-            // Pongs that nobody asked for: every one has to be read, none is answered (RFC 6455 section 5.5.3).
+            // Unsolicited pongs: the server has to read every one, and answers none (RFC 6455 section 5.5.3).
             let frames = [0x8A, 0x80, 0, 0, 0, 0].repeat(2000);
             while !done.load(Ordering::Relaxed) && stream.write_all(&frames).is_ok() {}
         }
@@ -54,22 +54,22 @@ pub(crate) fn run(url: &Url, clients: usize, rate: f64, time: Duration) -> anyho
     done.store(true, Ordering::Relaxed);
     let waits = probe.join().map_err(|_| anyhow::anyhow!("the probe panicked"))??;
     drop(fleet);
-    // It ends when its socket does; what it wrote last is of no interest.
+    // It ends with its socket, by an error that does not matter.
     let _ = flood.join();
     Ok(waits)
 }
 
 fn probe(address: SocketAddr, done: &AtomicBool) -> anyhow::Result<Waits> {
-    let mut pinging = shake(address)?;
+    let mut pinging = connect(address)?;
     let (mut pings, mut handshakes) = (Histogram::<u64>::new(3)?, Histogram::<u64>::new(3)?);
     let micros = |since: Instant| since.elapsed().as_micros() as u64;
     while !done.load(Ordering::Relaxed) {
         let started = Instant::now();
         pinging.write_all(&[0x89, 0x80, 0, 0, 0, 0])?;
-        until_pong(&mut pinging)?;
+        read_to_pong(&mut pinging)?;
         pings.record(micros(started))?;
         let started = Instant::now();
-        drop(shake(address)?);
+        drop(connect(address)?);
         handshakes.record(micros(started))?;
         thread::sleep(Duration::from_millis(5));
     }
@@ -80,7 +80,7 @@ fn probe(address: SocketAddr, done: &AtomicBool) -> anyhow::Result<Waits> {
 }
 
 /// Reads frames until a pong.
-fn until_pong(stream: &mut TcpStream) -> anyhow::Result<()> {
+fn read_to_pong(stream: &mut TcpStream) -> anyhow::Result<()> {
     loop {
         let mut head = [0; 2];
         stream.read_exact(&mut head)?;
@@ -99,11 +99,11 @@ fn until_pong(stream: &mut TcpStream) -> anyhow::Result<()> {
     }
 }
 
-/// A client that has shaken hands.
-pub(crate) fn shake(address: SocketAddr) -> anyhow::Result<TcpStream> {
+/// Connects a client; returns once its handshake is complete.
+pub(crate) fn connect(address: SocketAddr) -> anyhow::Result<TcpStream> {
     let mut stream = TcpStream::connect(address)?;
     stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(READ_TIMEOUT))?;
     let request = format!(
         "GET /ws HTTP/1.1\r\nHost: {address}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
          Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"

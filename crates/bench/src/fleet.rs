@@ -14,14 +14,17 @@ use url::Url;
 
 use crate::client::{Client, Progress, State, pong_frame};
 
-/// The longest that connecting, or waiting for a message, may take.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// The longest that connecting all clients may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Files that are not clients.
-const RESERVE: u64 = 32;
+/// The longest that sending as one client may take.
+const SEND_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// File descriptors that are not for clients.
+const RESERVED_DESCRIPTORS: u64 = 32;
 
 /// What happens to a client.
-pub(crate) enum Seen<'a> {
+pub(crate) enum Event<'a> {
     /// A text came; of a large one, its beginning.
     Text(&'a [u8]),
     /// It is connected, again.
@@ -36,14 +39,14 @@ pub(crate) struct Fleet {
     pub(crate) clients: Vec<Client>,
     buffer: Vec<u8>,
     address: SocketAddr,
-    /// Clients that the server hung up on during their handshake; they dialled again.
+    /// Clients whose connection the server ended during their handshake; they connected again.
     pub(crate) refused: usize,
 }
 
 impl Fleet {
-    /// Connects `count` clients, all dialling at once or `at_once` at a time.
+    /// Connects `count` clients, all at once or `at_once` at a time.
     pub(crate) fn connect(url: &Url, count: usize, at_once: usize, progress: bool) -> anyhow::Result<Self> {
-        raise_fd_limit(count)?;
+        raise_open_file_limit(count)?;
         let address = address(url)?;
         let host = format!("{}:{}", url.host_str().unwrap_or_default(), address.port());
         let bar = if progress { ProgressBar::new(count as u64) } else { ProgressBar::hidden() };
@@ -60,35 +63,35 @@ impl Fleet {
         let mut open = 0;
         while open < count {
             ensure!(
-                started.elapsed() < PATIENCE,
-                "only {open} of {count} clients are connected after {PATIENCE:?}"
+                started.elapsed() < CONNECT_TIMEOUT,
+                "only {open} of {count} clients are connected after {CONNECT_TIMEOUT:?}"
             );
             while fleet.clients.len() < count && fleet.clients.len() - open < at_once {
-                let mut client = Client::dial(address).context("cannot dial")?;
+                let mut client = Client::connect(address).context("cannot connect")?;
                 let token = Token(fleet.clients.len());
                 let interest = Interest::READABLE | Interest::WRITABLE;
                 fleet.poll.registry().register(&mut client.stream, token, interest)?;
                 fleet.clients.push(client);
             }
-            open += fleet.shake(&host, url.path())?;
+            open += fleet.continue_handshakes(&host, url.path())?;
             bar.set_position(open as u64);
         }
         bar.finish_and_clear();
         Ok(fleet)
     }
 
-    /// One turn of the handshakes; how many became open.
-    fn shake(&mut self, host: &str, path: &str) -> anyhow::Result<usize> {
+    /// Continues the handshakes that are ready. Returns how many were completed.
+    fn continue_handshakes(&mut self, host: &str, path: &str) -> anyhow::Result<usize> {
         let (mut open, mut again) = (0, Vec::new());
         self.wait(Some(Duration::from_millis(100)))?;
         for event in &self.events {
             let index = event.token().0;
             let client = &mut self.clients[index];
             let mut refused = false;
-            if client.state == State::Dialling && event.is_writable() {
-                refused = client.shake(host, path).is_err();
+            if client.state == State::Connecting && event.is_writable() {
+                refused = client.send_handshake(host, path).is_err();
             }
-            while !refused && event.is_readable() && client.state != State::Dialling {
+            while !refused && event.is_readable() && client.state != State::Connecting {
                 match client.read(&mut self.buffer, &mut |_, _| {}) {
                     Progress::Blocked => break,
                     Progress::More => {}
@@ -103,27 +106,27 @@ impl Fleet {
             }
         }
         for index in again {
-            self.redial(index)?;
+            self.reconnect(index)?;
         }
         Ok(open)
     }
 
-    /// Dials again for a client that is gone.
-    pub(crate) fn redial(&mut self, index: usize) -> anyhow::Result<()> {
-        let mut again = Client::dial(self.address).context("cannot dial")?;
+    /// Connects a client again that is gone.
+    pub(crate) fn reconnect(&mut self, index: usize) -> anyhow::Result<()> {
+        let mut client = Client::connect(self.address).context("cannot connect")?;
         let interest = Interest::READABLE | Interest::WRITABLE;
-        self.poll.registry().register(&mut again.stream, Token(index), interest)?;
-        self.clients[index] = again;
+        self.poll.registry().register(&mut client.stream, Token(index), interest)?;
+        self.clients[index] = client;
         Ok(())
     }
 
-    /// Attends to all clients until `until`, those who are connected and those who dial; `on` gets what happens
-    /// to each. Pings are answered.
-    pub(crate) fn attend(
+    /// Serves all clients until `until`, also those that are still connecting. Calls `on` for each event, and
+    /// answers pings.
+    pub(crate) fn run(
         &mut self,
         (host, path): (&str, &str),
         until: Instant,
-        mut on: impl FnMut(usize, Seen<'_>),
+        mut on: impl FnMut(usize, Event<'_>),
     ) -> anyhow::Result<()> {
         loop {
             let left = until.saturating_duration_since(Instant::now());
@@ -134,27 +137,29 @@ impl Fleet {
             for event in &self.events {
                 let index = event.token().0;
                 let client = &mut self.clients[index];
-                if client.state == State::Dialling && event.is_writable() && client.shake(host, path).is_err()
+                if client.state == State::Connecting
+                    && event.is_writable()
+                    && client.send_handshake(host, path).is_err()
                 {
                     client.state = State::Gone;
-                    on(index, Seen::Gone);
+                    on(index, Event::Gone);
                 }
-                if !event.is_readable() || matches!(client.state, State::Dialling | State::Gone) {
+                if !event.is_readable() || matches!(client.state, State::Connecting | State::Gone) {
                     continue;
                 }
                 let mut pings = Vec::new();
                 loop {
                     let progress = client.read(&mut self.buffer, &mut |opcode, payload| match opcode {
-                        0x1 => on(index, Seen::Text(payload)),
+                        0x1 => on(index, Event::Text(payload)),
                         0x9 => pings.push(pong_frame(payload)),
                         _ => {}
                     });
                     match progress {
                         Progress::Blocked => break,
                         Progress::More => {}
-                        Progress::Opened => on(index, Seen::Open),
+                        Progress::Opened => on(index, Event::Open),
                         Progress::Gone => {
-                            on(index, Seen::Gone);
+                            on(index, Event::Gone);
                             break;
                         }
                     }
@@ -174,8 +179,8 @@ impl Fleet {
         }
     }
 
-    /// Reads what comes until `until`, or until `on_text` says that it has enough. It gets the client and
-    /// the beginning of each text. Pings are answered. How many clients went.
+    /// Reads from all clients until `until`, or until `on_text`, which gets the client and the beginning of each
+    /// text, returns true. Answers pings. Returns how many connections ended.
     pub(crate) fn receive(
         &mut self,
         until: Instant,
@@ -211,7 +216,7 @@ impl Fleet {
                     }
                 }
                 if let Some(payload) = ping {
-                    // A pong that does not fit now is one that the next ping asks for again.
+                    // A pong that does not fit now is left out: the next ping asks for it again.
                     let _ = client.stream.write(&pong_frame(&payload));
                 }
             }
@@ -223,7 +228,7 @@ impl Fleet {
     pub(crate) fn send(&mut self, index: usize, mut bytes: &[u8]) -> anyhow::Result<()> {
         let started = Instant::now();
         while !bytes.is_empty() {
-            ensure!(started.elapsed() < PATIENCE, "the server does not take what is sent");
+            ensure!(started.elapsed() < SEND_TIMEOUT, "the server does not take what is sent");
             match self.clients[index].stream.write(bytes) {
                 Ok(n) => bytes = &bytes[n..],
                 Err(error) if error.kind() == ErrorKind::WouldBlock => std::thread::yield_now(),
@@ -242,11 +247,11 @@ fn address(url: &Url) -> anyhow::Result<SocketAddr> {
     addresses.next().with_context(|| format!("{host} has no address"))
 }
 
-fn raise_fd_limit(clients: usize) -> anyhow::Result<()> {
+fn raise_open_file_limit(clients: usize) -> anyhow::Result<()> {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     setrlimit(Resource::Nofile, limit).context("cannot raise the limit of open files")?;
-    let most = limit.maximum.map_or(u64::MAX, |maximum| maximum.saturating_sub(RESERVE));
-    ensure!(clients as u64 <= most, "a process may have {most} clients here (ulimit -n), not {clients}");
+    let max = limit.maximum.map_or(u64::MAX, |maximum| maximum.saturating_sub(RESERVED_DESCRIPTORS));
+    ensure!(clients as u64 <= max, "a process may have {max} clients here (ulimit -n), not {clients}");
     Ok(())
 }

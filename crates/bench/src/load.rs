@@ -18,8 +18,8 @@ const STAMP: usize = 16;
 /// How long the server is watched while nothing happens.
 const IDLE: Duration = Duration::from_millis(300);
 
-/// How long stragglers may take after the last publication.
-const LINGER: Duration = Duration::from_secs(20);
+/// How long the last deliveries may take after the last publication.
+const DELIVERY_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How to load a server.
 #[derive(Debug, Clone, Args)]
@@ -114,7 +114,8 @@ pub(crate) fn run(url: &Url, load: &Load, progress: bool) -> anyhow::Result<Outc
         text.resize(load.payload, b'.');
         fleet.send(0, &text_frame(&text).repeat(load.burst))?;
         let last = n + 1 == publications;
-        let until = epoch + every.mul_f64((n + 1) as f64) + if last { LINGER } else { Duration::ZERO };
+        let until =
+            epoch + every.mul_f64((n + 1) as f64) + if last { DELIVERY_TIMEOUT } else { Duration::ZERO };
         gone += fleet.receive(until, |_, text| {
             if let Some(sent) = stamped(text) {
                 deliveries += 1;

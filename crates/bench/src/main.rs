@@ -1,6 +1,6 @@
 //! `lastcall-bench`: load for a WebSocket server, and what it costs the server.
 //!
-//! It works with any server that sends each text that a client sends to everyone. Clients are counted in
+//! It works with any server that sends each text that a client sends to all clients. Clients are counted in
 //! thousands, so they are sockets in one poll loop, without tasks or buffers of their own.
 
 mod arguments;
@@ -25,7 +25,7 @@ use clap::{Parser, Subcommand};
 
 use crate::{contestant::Servers, load::Load, restart::Plan};
 
-/// Load for a WebSocket server that sends each client's text to everyone.
+/// Load for a WebSocket server that sends each client's text to all clients.
 ///
 /// Connects the clients, publishes texts through one more, and tells how many deliveries there were, how
 /// long they took, and what they cost the server (with --server-pid, on this machine).
@@ -73,7 +73,7 @@ enum Command {
         #[arg(long)]
         list: bool,
     },
-    /// Restart servers under load: who is cut off, what is lost, how long clients wait; write tables and a chart
+    /// Restart servers under load: how many clients are cut off, what is lost, how long clients wait; write tables and a chart
     Restart {
         /// The folder with the peers, made by `just bench-upgrade`
         #[arg(long)]
@@ -129,7 +129,7 @@ fn run() -> anyhow::Result<()> {
     }
 }
 
-#[allow(clippy::print_stderr, reason = "for the one who started it")]
+#[allow(clippy::print_stderr, reason = "for the user who started it")]
 fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,4 +1,4 @@
-//! A restart under load: who is cut off, what each client misses, and how long it waits.
+//! A restart under load: how many clients are cut off, what each one misses, and how long it waits.
 
 use std::{
     collections::VecDeque,
@@ -18,7 +18,7 @@ use serde::Serialize;
 use crate::{
     client::{State, text_frame},
     contestant::{Contestant, Mode, Running, Servers},
-    fleet::{Fleet, Seen},
+    fleet::{Event, Fleet},
     process::Process,
     restart_chart,
 };
@@ -30,15 +30,15 @@ const DIGITS: usize = 16;
 /// Bytes of each text.
 const PAYLOAD: usize = 64;
 
-/// How long clients that were cut off wait before they dial again. Real ones should wait longer, and each
+/// How long clients that were cut off wait before they connect again. Real ones should wait longer, and each
 /// another time; this is the best case for a server that cuts them.
-const REDIAL: Duration = Duration::from_millis(50);
+const RECONNECT_DELAY: Duration = Duration::from_millis(50);
 
 /// Time before the first restart, and between two.
-const CALM: Duration = Duration::from_secs(2);
+const PAUSE: Duration = Duration::from_secs(2);
 
-/// How long everything may take to be as before after the last restart.
-const RECOVERY: Duration = Duration::from_secs(40);
+/// How long clients may take to be back and to have every text after the last restart.
+const RECOVERY_TIMEOUT: Duration = Duration::from_secs(40);
 
 /// What is measured.
 pub(crate) struct Plan {
@@ -69,7 +69,7 @@ pub(crate) struct Restart {
     /// When it was asked for and when it was done, in seconds from the start.
     pub(crate) from: f64,
     pub(crate) to: f64,
-    /// What the server says: how long nobody was served, in milliseconds.
+    /// What the server says: how long no client was served, in milliseconds.
     pub(crate) paused_ms: Option<f64>,
     /// From the commit to the end of the old process, in milliseconds.
     pub(crate) old_gone_ms: Option<f64>,
@@ -87,10 +87,10 @@ pub(crate) struct Outcome {
     pub(crate) restarts: Vec<Restart>,
     /// Connections that were cut off.
     pub(crate) cut: usize,
-    /// Deliveries that never came, and those that came twice or out of order.
+    /// Deliveries that never came, and deliveries that came twice or out of order.
     pub(crate) lost: u64,
     pub(crate) disordered: u64,
-    /// From the first cut until everybody was back, in seconds.
+    /// From the first connection that was cut off until all clients were back, in seconds.
     pub(crate) all_back_s: Option<f64>,
 }
 
@@ -128,7 +128,7 @@ impl Plan {
         let restarting = thread::spawn(move || {
             let mut running = running;
             for _ in 0..restarts {
-                thread::sleep(CALM);
+                thread::sleep(PAUSE);
                 let restart;
                 (running, restart) = match contestant {
                     Contestant::Lastcall => upgrade(&servers, running, epoch)?,
@@ -137,7 +137,7 @@ impl Plan {
                 // The other end goes only when the measurement has failed already.
                 let _ = tell.send(restart);
             }
-            thread::sleep(CALM);
+            thread::sleep(PAUSE);
             anyhow::Ok(running)
         });
         while !restarting.is_finished() {
@@ -166,8 +166,8 @@ struct Record {
     epoch: Instant,
     messages: Vec<Message>,
     clients: Vec<Listener>,
-    /// Clients that are to dial again, and when.
-    redial: VecDeque<(Instant, usize)>,
+    /// Clients that connect again, and when.
+    reconnects: VecDeque<(Instant, usize)>,
     down: usize,
     cut: usize,
     first_cut: Option<f64>,
@@ -195,7 +195,7 @@ impl Watch {
             epoch,
             messages: Vec::new(),
             clients: vec![listener; clients],
-            redial: VecDeque::new(),
+            reconnects: VecDeque::new(),
             down: 0,
             cut: 0,
             first_cut: None,
@@ -206,34 +206,34 @@ impl Watch {
         let host = format!("127.0.0.1:{}", running.port);
         let mut watch = Self { fleet, host, path: running.url.path().to_owned(), epoch, seen };
         // Greetings are read, and the server settles.
-        watch.attend(epoch)?;
+        watch.run_until(epoch)?;
         Ok(watch)
     }
 
     /// Attends to the clients until the next text is due, and sends it.
     fn tick(&mut self, rate: f64) -> anyhow::Result<()> {
         let number = self.seen.messages.len();
-        self.attend(self.epoch + Duration::from_secs_f64(number as f64 / rate))?;
+        self.run_until(self.epoch + Duration::from_secs_f64(number as f64 / rate))?;
         let mut text = [MARK, format!("{number:016x}").as_bytes()].concat();
         text.resize(PAYLOAD, b'.');
         let sent = self.epoch.elapsed().as_secs_f64();
         self.seen.messages.push(Message { sent, ..Message::default() });
-        // While the one who sends is cut off, what it would say is lost to everybody.
+        // While the client that sends is cut off, no client gets what it would send.
         if self.fleet.clients[0].state == State::Open {
             self.fleet.send(0, &text_frame(&text))?;
         }
         Ok(())
     }
 
-    fn attend(&mut self, until: Instant) -> anyhow::Result<()> {
+    fn run_until(&mut self, until: Instant) -> anyhow::Result<()> {
         loop {
-            let next = self.seen.redial.front().map_or(until, |(at, _)| until.min(*at));
+            let next = self.seen.reconnects.front().map_or(until, |(at, _)| until.min(*at));
             let seen = &mut self.seen;
-            self.fleet.attend((&self.host, &self.path), next, |index, what| seen.note(index, what))?;
+            self.fleet.run((&self.host, &self.path), next, |index, what| seen.note(index, what))?;
             let now = Instant::now();
-            while self.seen.redial.front().is_some_and(|(at, _)| *at <= now) {
-                if let Some((_, index)) = self.seen.redial.pop_front() {
-                    self.fleet.redial(index)?;
+            while self.seen.reconnects.front().is_some_and(|(at, _)| *at <= now) {
+                if let Some((_, index)) = self.seen.reconnects.pop_front() {
+                    self.fleet.reconnect(index)?;
                 }
             }
             if now >= until {
@@ -242,9 +242,9 @@ impl Watch {
         }
     }
 
-    /// Goes on until everybody is back and has heard the last text.
+    /// Continues until all clients are back and have the last text.
     fn recover(&mut self, rate: f64) -> anyhow::Result<()> {
-        let until = Instant::now() + RECOVERY;
+        let until = Instant::now() + RECOVERY_TIMEOUT;
         while self.seen.down > 0 {
             ensure!(Instant::now() < until, "{} clients did not come back", self.seen.down);
             self.tick(rate)?;
@@ -252,7 +252,7 @@ impl Watch {
         self.tick(rate)?;
         let last = self.seen.messages.len();
         while self.seen.clients.iter().any(|client| client.next < last) && Instant::now() < until {
-            self.attend(Instant::now() + Duration::from_millis(50))?;
+            self.run_until(Instant::now() + Duration::from_millis(50))?;
         }
         Ok(())
     }
@@ -299,11 +299,11 @@ impl Restart {
 }
 
 impl Record {
-    fn note(&mut self, index: usize, what: Seen<'_>) {
+    fn note(&mut self, index: usize, what: Event<'_>) {
         let now = self.epoch.elapsed().as_secs_f64();
         let client = &mut self.clients[index];
         match what {
-            Seen::Text(text) => {
+            Event::Text(text) => {
                 // Greetings have no number.
                 let Some(number) = number(text).filter(|number| *number < self.messages.len()) else {
                     return;
@@ -323,15 +323,15 @@ impl Record {
                 message.longest_ms = message.longest_ms.max(ms);
                 message.mean_ms += (ms - message.mean_ms) / message.got as f64;
             }
-            Seen::Gone => {
+            Event::Gone => {
                 if std::mem::replace(&mut client.connected, false) {
                     self.cut += 1;
                     self.down += 1;
                     self.first_cut.get_or_insert(now);
                 }
-                self.redial.push_back((Instant::now() + REDIAL, index));
+                self.reconnects.push_back((Instant::now() + RECONNECT_DELAY, index));
             }
-            Seen::Open => {
+            Event::Open => {
                 if !std::mem::replace(&mut client.connected, true) {
                     self.down -= 1;
                     self.all_back = Some(now);
@@ -347,8 +347,8 @@ fn number(text: &[u8]) -> Option<usize> {
     usize::from_str_radix(std::str::from_utf8(text.get(at..at + DIGITS)?).ok()?, 16).ok()
 }
 
-/// A supervisor has a few for itself, and none of a client.
-const MOST_FILES_OF_A_SUPERVISOR: usize = 64;
+/// A process that only supervises has fewer open files than this: a few of its own, and no client's.
+const MAX_SUPERVISOR_FILES: usize = 64;
 
 /// `lastcall upgrade`: a new process takes over.
 fn upgrade(servers: &Servers, mut running: Running, epoch: Instant) -> anyhow::Result<(Running, Restart)> {
@@ -372,14 +372,14 @@ fn upgrade(servers: &Servers, mut running: Running, epoch: Instant) -> anyhow::R
     let pid = words.get(1).and_then(|pid| pid.parse().ok()).with_context(|| format!("what is {last:?}?"))?;
     let paused_ms = words.iter().rev().nth(1).and_then(|ms| ms.parse().ok());
     // It ends; the one that was started stays, without sockets.
-    while old.open_files().is_ok_and(|files| files > MOST_FILES_OF_A_SUPERVISOR) {
-        ensure!(done.elapsed() < Duration::from_secs(10), "the old process does not let go of its sockets");
+    while old.open_files().is_ok_and(|files| files > MAX_SUPERVISOR_FILES) {
+        ensure!(done.elapsed() < Duration::from_secs(10), "the old process does not close its sockets");
         thread::sleep(Duration::from_millis(1));
     }
     let old_gone_ms = Some(done.elapsed().as_secs_f64() * 1e3);
     running.replaced_by(pid);
     let new = Process(pid);
-    // What it needed to take over is given back by then.
+    // By then, it has freed the memory that the handover needed.
     thread::sleep(Duration::from_secs(1));
     let restart = Restart {
         from,
@@ -474,7 +474,7 @@ mod tests {
             epoch: Instant::now(),
             messages: vec![Message::default(); 5],
             clients: vec![Listener { connected: true, next: 0, heard: 0.0 }; 2],
-            redial: VecDeque::new(),
+            reconnects: VecDeque::new(),
             down: 0,
             cut: 0,
             first_cut: None,
@@ -483,13 +483,13 @@ mod tests {
             disordered: 0,
         };
         for number in [0, 1, 4, 4] {
-            record.note(0, Seen::Text(&text(number)));
+            record.note(0, Event::Text(&text(number)));
         }
         assert_eq!((record.lost, record.disordered), (2, 1));
-        record.note(1, Seen::Gone);
-        record.note(1, Seen::Gone);
-        assert_eq!((record.cut, record.down, record.redial.len()), (1, 1, 2));
-        record.note(1, Seen::Open);
+        record.note(1, Event::Gone);
+        record.note(1, Event::Gone);
+        assert_eq!((record.cut, record.down, record.reconnects.len()), (1, 1, 2));
+        record.note(1, Event::Open);
         assert_eq!((record.down, record.all_back.is_some()), (0, true));
         assert_eq!(number(b"{\"type\":\"welcome\"}"), None);
     }

@@ -1,4 +1,4 @@
-//! A publisher at full speed, and clients that stopped reading: do the others notice?
+//! A publisher at full speed, and clients that stopped reading: how fast the others are served.
 
 use std::{
     net::TcpStream,
@@ -15,15 +15,15 @@ use crate::{client::text_frame, fair, fleet::Fleet, process::Process};
 const BURST: usize = 64;
 const PAYLOAD: usize = 512;
 
-/// What came of it.
+/// The result.
 pub(crate) struct Speed {
     pub(crate) deliveries_per_second: f64,
     /// The most that the server's memory grew by, in bytes.
     pub(crate) memory: f64,
 }
 
-/// Publishes for `time`, each burst when everyone who reads has the one before; `stuck` clients more never
-/// read.
+/// Publishes for `time`. Each burst is sent when all clients that read have the one before. `stuck` more clients
+/// never read.
 pub(crate) fn run(
     url: &Url,
     clients: usize,
@@ -32,7 +32,7 @@ pub(crate) fn run(
     server: Process,
 ) -> anyhow::Result<Speed> {
     let mut fleet = Fleet::connect(url, clients, 512, false)?;
-    let held = (0..stuck).map(|_| stop_reading(url)).collect::<anyhow::Result<Vec<_>>>()?;
+    let held = (0..stuck).map(|_| connect_stuck(url)).collect::<anyhow::Result<Vec<_>>>()?;
     fleet.receive(Instant::now() + Duration::from_millis(300), |_, _| false)?;
     let before = server.usage()?.memory;
     let burst = text_frame(&[b'x'; PAYLOAD]).repeat(BURST);
@@ -46,7 +46,10 @@ pub(crate) fn run(
             got += usize::from(text.len() > PAYLOAD / 2);
             got >= wanted
         })?;
-        ensure!(gone == 0 && got >= wanted, "{gone} of those who read were closed; {got} of {wanted} came");
+        ensure!(
+            gone == 0 && got >= wanted,
+            "{gone} clients that read were closed; {got} of {wanted} texts came"
+        );
         deliveries += got;
         most = most.max(server.usage()?.memory);
     }
@@ -55,10 +58,10 @@ pub(crate) fn run(
     Ok(Speed { deliveries_per_second: deliveries as f64 / seconds, memory: (most - before) as f64 })
 }
 
-/// A client that has shaken hands and reads nothing after that.
-fn stop_reading(url: &Url) -> anyhow::Result<TcpStream> {
+/// Connects a client that reads nothing after its handshake.
+fn connect_stuck(url: &Url) -> anyhow::Result<TcpStream> {
     let address = url.socket_addrs(|| None)?.first().copied().context("the URL has no address")?;
-    let stream = fair::shake(address)?;
+    let stream = fair::connect(address)?;
     sockopt::set_socket_recv_buffer_size(&stream, 4096)?;
     Ok(stream)
 }
