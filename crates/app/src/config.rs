@@ -4,6 +4,7 @@ use std::env;
 
 use anyhow::bail;
 use lastcall_core::settings::{CONNECTIONS_PER_LOOP_VARIABLE, EVENT_LOOPS_VARIABLE, Settings};
+use lastcall_endpoints::{Config, Limits};
 use lastcall_websockets::{HeartbeatConfig, ManagerConfig, ShutdownConfig};
 
 /// Returns the configuration of the connection manager.
@@ -36,6 +37,22 @@ pub(crate) fn shutdown(settings: &Settings) -> ShutdownConfig {
         spread: settings.shutdown_spread,
         close_timeout: settings.close_timeout,
         reminder_interval: settings.notification_interval,
+    }
+}
+
+/// Returns the configuration of the routes.
+pub(crate) fn endpoints(settings: &Settings) -> Config {
+    Config {
+        host: settings.host.clone(),
+        allowed_origins: settings.allowed_origins.clone(),
+        api_keys: settings.api_keys.clone(),
+        limits: Limits {
+            max_connections: settings.max_connections,
+            max_queue: settings.max_queue,
+            max_message_size: settings.max_message_size,
+            max_client_rate: settings.max_client_rate,
+            max_total_rate: settings.max_total_rate,
+        },
     }
 }
 

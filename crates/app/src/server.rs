@@ -16,8 +16,7 @@ use lastcall_core::{
     settings::{FOREGROUND_VARIABLE, Loaded, RuntimeDir, SettingError, Settings, SettingsErrors},
 };
 use lastcall_endpoints::{
-    AppState, Config, Health, HealthReport, Limits, Page, ProcessReport, Refusals, StopTimeouts,
-    UpgradeStats, router,
+    AppState, Health, HealthReport, Page, ProcessReport, Refusals, StopTimeouts, UpgradeStats, router,
 };
 use lastcall_handover::{
     ControlSocket, SocketName,
@@ -114,7 +113,7 @@ pub(crate) async fn run(
     let health = Box::new(ProcessHealth { phases: phases.clone(), upgrade_stats: upgrade_stats.clone() });
     let refusals = Refusals::default();
     let router =
-        router(AppState::new(routes_config(settings), manager.clone(), health, page, refusals.clone()));
+        router(AppState::new(config::endpoints(settings), manager.clone(), health, page, refusals.clone()));
     let ingress = Arc::new(Ingress::new(
         manager.clone(),
         router,
@@ -241,22 +240,6 @@ fn control_path(settings: &Settings, address: SocketAddr) -> PathBuf {
         _ => SocketName::Address(address),
     };
     name.path(settings.runtime_dir.path())
-}
-
-/// Returns the configuration of the routes.
-fn routes_config(settings: &Settings) -> Config {
-    Config {
-        host: settings.host.clone(),
-        allowed_origins: settings.allowed_origins.clone(),
-        api_keys: settings.api_keys.clone(),
-        limits: Limits {
-            max_connections: settings.max_connections,
-            max_queue: settings.max_queue,
-            max_message_size: settings.max_message_size,
-            max_client_rate: settings.max_client_rate,
-            max_total_rate: settings.max_total_rate,
-        },
-    }
 }
 
 /// Tells the health routes the state of the process.

@@ -78,3 +78,6 @@ async fn not_found(method: Method, uri: Uri) -> Response {
 async fn method_not_allowed() -> ApiError {
     ApiError::new(ErrorCode::MethodNotAllowed, "This method is not allowed here; `Allow` says which are.")
 }
+
+#[cfg(test)]
+mod tests;

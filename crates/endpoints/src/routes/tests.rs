@@ -1,0 +1,436 @@
+//! Requests answered in process, by the routes and a real connection manager.
+
+use std::{io::Read, net::TcpStream, time::Duration};
+
+use axum::{
+    body::{Body, to_bytes},
+    http::{HeaderMap, Method, Request, StatusCode},
+};
+use lastcall_core::{
+    phase::Phase,
+    settings::{AllowedOrigins, ApiKey},
+};
+use lastcall_websockets::{ConnectionManager, Handshake, ManagerConfig, Phases};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tower::ServiceExt;
+
+use super::*;
+use crate::{
+    Config, HealthReport, ProcessReport, Refusals, UpgradeStats,
+    auth::own_hosts::OnLoopback,
+    handlers::page::Page,
+    health::Health,
+    limits::Limits,
+    server::{PeerAddr, PendingWebSocket},
+};
+
+/// How long a test waits for what must happen.
+const TEST_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A process in the phase of this report.
+struct Process(HealthReport);
+
+impl Health for Process {
+    fn report(&self) -> HealthReport {
+        self.0
+    }
+
+    fn upgrade_stats(&self) -> UpgradeStats {
+        UpgradeStats {
+            succeeded: 2,
+            failed: 1,
+            in_progress: true,
+            last_clients: 3,
+            last_pause: Duration::from_millis(250),
+        }
+    }
+
+    fn process(&self) -> ProcessReport {
+        ProcessReport {
+            version: "1.2.3",
+            commit: None,
+            pid: 42,
+            start_time: 1.5,
+            uptime: Duration::from_millis(1500),
+        }
+    }
+}
+
+/// The routes, and what is behind them.
+struct Routes {
+    router: Router,
+    manager: ConnectionManager,
+}
+
+/// An answer, read to its end.
+struct Answer {
+    status: StatusCode,
+    headers: HeaderMap,
+    body: String,
+}
+
+impl Answer {
+    fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).map(|value| value.to_str().unwrap())
+    }
+
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap()
+    }
+
+    /// The status and the code of an error.
+    fn error(&self) -> (u16, String) {
+        let code = self.json()["error"]["code"].as_str().unwrap().to_owned();
+        (self.status.as_u16(), code)
+    }
+}
+
+fn serving() -> HealthReport {
+    HealthReport { phase: Phase::Serving, seconds_left: None, drain_clients: None }
+}
+
+impl Routes {
+    fn start(config: Config, report: HealthReport) -> Self {
+        let limits = config.limits;
+        let manager_config = ManagerConfig {
+            event_loops: 1,
+            max_connections: limits.max_connections,
+            ..ManagerConfig::default()
+        };
+        let phases = Phases::default();
+        phases.enter(report.phase);
+        let manager = ConnectionManager::start(manager_config, phases).unwrap();
+        let page = Page::load(None, limits.max_message_size).unwrap();
+        let state =
+            AppState::new(config, manager.clone(), Box::new(Process(report)), page, Refusals::default());
+        Self { router: router(state), manager }
+    }
+
+    fn serving(config: Config) -> Self {
+        Self::start(config, serving())
+    }
+
+    async fn answer(&self, request: Call<'_>) -> Answer {
+        let Call { method, path, peer, fields, body } = request;
+        let mut request = Request::builder().method(method).uri(path);
+        for (name, value) in fields {
+            request = request.header(*name, *value);
+        }
+        let mut request = request.body(Body::from(body.to_owned())).unwrap();
+        let peer = PeerAddr(peer.parse().unwrap());
+        request.headers_mut().entry(header::HOST).or_insert(HeaderValue::from_static("localhost:8000"));
+        request.extensions_mut().insert(peer);
+        request.extensions_mut().insert(OnLoopback(true));
+        request.extensions_mut().insert(PendingWebSocket::default());
+        let (head, body) = self.router.clone().oneshot(request).await.unwrap().into_parts();
+        let body = to_bytes(body, usize::MAX).await.unwrap();
+        Answer { status: head.status, headers: head.headers, body: String::from_utf8(body.into()).unwrap() }
+    }
+
+    async fn get(&self, path: &str, fields: Fields<'_>) -> Answer {
+        self.answer(Call { path, fields, ..Call::default() }).await
+    }
+
+    async fn publish(&self, fields: Fields<'_>, body: &str) -> Answer {
+        let json = [("content-type", "application/json")];
+        let fields = [fields, &json].concat();
+        self.answer(Call {
+            method: Method::POST,
+            path: "/api/publish",
+            fields: &fields,
+            body,
+            ..Call::default()
+        })
+        .await
+    }
+}
+
+type Fields<'a> = &'a [(&'a str, &'a str)];
+
+/// A request.
+struct Call<'a> {
+    method: Method,
+    path: &'a str,
+    peer: &'a str,
+    fields: Fields<'a>,
+    body: &'a str,
+}
+
+impl Default for Call<'_> {
+    fn default() -> Self {
+        Self { method: Method::GET, path: "/", peer: "127.0.0.1:5", fields: &[], body: "" }
+    }
+}
+
+fn error(status: u16, code: &str) -> (u16, String) {
+    (status, code.to_owned())
+}
+
+#[tokio::test]
+async fn a_publication_reaches_a_client() {
+    let routes = Routes::serving(Config::default());
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    client.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
+    let (socket, _) = listener.accept().await.unwrap();
+    let permit = routes.manager.admit().unwrap();
+    routes.manager.connect(permit, socket, Handshake::default()).unwrap();
+
+    let answer = routes.publish(&[], r#"{"data":{"order":"shipped"}}"#).await;
+    assert_eq!((answer.status, answer.json()), (StatusCode::OK, json!({"clients": 1})));
+    let mut received = Vec::new();
+    let expected = br#""data":{"order":"shipped"}"#;
+    while !received.windows(expected.len()).any(|window| window == expected) {
+        let mut buffer = [0; 4096];
+        let read = client.read(&mut buffer).unwrap();
+        assert_ne!(read, 0, "the connection ended");
+        received.extend_from_slice(&buffer[..read]);
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_is_no_publication_is_refused_with_its_code() {
+    let limits = Limits { max_message_size: 64, ..Limits::default() };
+    let routes = Routes::serving(Config { limits, ..Config::default() });
+    let large = format!(r#"{{"data":"{}"}}"#, "x".repeat(64));
+    for (body, expected) in [
+        ("", error(400, "bad_request")),
+        ("[1]", error(400, "bad_request")),
+        ("{", error(400, "bad_request")),
+        ("{}", error(400, "bad_request")),
+        (r#"{"data":1,"other":2}"#, error(400, "bad_request")),
+        (r#"{"data":"\ud800"}"#, error(400, "bad_request")),
+        (r#"{"data":1,"channel":"other"}"#, error(400, "unknown_channel")),
+        (&large, error(413, "payload_too_large")),
+    ] {
+        assert_eq!(routes.publish(&[], body).await.error(), expected, "{body}");
+    }
+    let compressed = routes.publish(&[("content-encoding", "gzip")], r#"{"data":1}"#).await;
+    assert_eq!(compressed.error(), error(415, "unsupported_content_encoding"));
+    assert_eq!(compressed.header("accept-encoding"), Some("identity"));
+    let call = Call { method: Method::POST, path: "/api/publish", body: r#"{"data":1}"#, ..Call::default() };
+    let untyped = routes.answer(call).await;
+    assert_eq!(untyped.error(), error(415, "unsupported_media_type"));
+    assert_eq!(untyped.header("accept"), Some("application/json"));
+}
+
+#[tokio::test]
+async fn without_keys_only_this_machine_may_publish() {
+    let routes = Routes::serving(Config::default());
+    let publish = async |peer, fields: Fields<'_>| {
+        let fields = [fields, &[("content-type", "application/json")]].concat();
+        let call =
+            Call { method: Method::POST, path: "/api/publish", peer, fields: &fields, body: r#"{"data":1}"# };
+        routes.answer(call).await
+    };
+    assert_eq!(publish("[::1]:5", &[]).await.status, StatusCode::OK);
+    assert_eq!(publish("192.0.2.7:5", &[]).await.error(), error(403, "loopback_only"));
+    let forwarded = publish("127.0.0.1:5", &[("x-forwarded-for", "192.0.2.7")]).await;
+    assert_eq!(forwarded.error(), error(403, "loopback_only"));
+    let rebound = publish("127.0.0.1:5", &[("host", "evil.example")]).await;
+    assert_eq!(rebound.error(), error(403, "host_not_allowed"));
+}
+
+#[tokio::test]
+async fn a_key_lets_every_machine_publish() {
+    let api_keys = vec![ApiKey::new("first-key"), ApiKey::new("second-key")];
+    let routes = Routes::serving(Config { api_keys, ..Config::default() });
+    let body = r#"{"data":1}"#;
+    let refused = routes.publish(&[], body).await;
+    assert_eq!(refused.error(), error(401, "unauthorized"));
+    assert_eq!(refused.header("www-authenticate"), Some("Bearer"));
+    let wrong = routes.publish(&[("authorization", "Bearer third-key")], body).await;
+    assert_eq!(wrong.error(), error(401, "unauthorized"));
+    let fields =
+        [("authorization", "Bearer second-key"), ("content-type", "application/json"), ("host", "a.example")];
+    let call =
+        Call { method: Method::POST, path: "/api/publish", peer: "192.0.2.7:5", fields: &fields, body };
+    assert_eq!(routes.answer(call).await.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_page_may_publish_where_its_origin_is_allowed() {
+    let body = r#"{"data":1}"#;
+    let same_host = Routes::serving(Config::default());
+    let own = same_host.publish(&[("origin", "http://localhost:8000")], body).await;
+    assert_eq!((own.status, own.header("access-control-allow-origin")), (StatusCode::OK, None));
+    let foreign = same_host.publish(&[("origin", "https://app.example")], body).await;
+    assert_eq!(foreign.error(), error(403, "origin_not_allowed"));
+
+    let allowed_origins = AllowedOrigins::List(vec!["https://app.example".into()]);
+    let listed = Routes::serving(Config { allowed_origins, ..Config::default() });
+    let answer = listed.publish(&[("origin", "https://app.example")], body).await;
+    assert_eq!(answer.status, StatusCode::OK);
+    assert_eq!(answer.header("access-control-allow-origin"), Some("https://app.example"));
+    let other = listed.publish(&[("origin", "https://other.example")], body).await;
+    assert_eq!(other.error(), error(403, "origin_not_allowed"));
+    assert_eq!(other.header("access-control-allow-origin"), None);
+}
+
+#[tokio::test]
+async fn a_preflight_says_what_a_listed_page_may_send() {
+    let allowed_origins = AllowedOrigins::List(vec!["https://app.example".into()]);
+    let routes = Routes::serving(Config { allowed_origins, ..Config::default() });
+    let preflight = async |origin| {
+        let fields = [("origin", origin), ("access-control-request-method", "POST")];
+        let call = Call { method: Method::OPTIONS, path: "/api/publish", fields: &fields, ..Call::default() };
+        routes.answer(call).await
+    };
+    let allowed = preflight("https://app.example").await;
+    assert_eq!((allowed.status, allowed.header("allow")), (StatusCode::NO_CONTENT, Some("POST,OPTIONS")));
+    assert_eq!(allowed.header("access-control-allow-origin"), Some("https://app.example"));
+    assert_eq!(allowed.header("access-control-allow-methods"), Some("POST"));
+    assert_eq!(allowed.header("access-control-allow-headers"), Some("authorization,content-type"));
+    assert_eq!(preflight("https://other.example").await.header("access-control-allow-origin"), None);
+}
+
+#[tokio::test]
+async fn a_process_is_ready_only_while_it_serves() {
+    let routes = Routes::serving(Config::default());
+    let live = routes.get("/health/live", &[]).await;
+    assert_eq!((live.status, live.body.as_str()), (StatusCode::OK, "OK\n"));
+    let ready = routes.get("/health/ready", &[]).await;
+    assert_eq!(ready.status, StatusCode::OK);
+    let body = ready.json();
+    assert_eq!(
+        (&body["phase"], &body["clients"], &body["upgrades"]),
+        (&json!("serving"), &json!(0), &json!(2))
+    );
+    assert_eq!(
+        (&body["version"], &body["pid"], &body["uptime_seconds"]),
+        (&json!("1.2.3"), &json!(42), &json!(1.5))
+    );
+
+    let report = HealthReport { phase: Phase::Draining, seconds_left: Some(9.5), drain_clients: Some(7) };
+    let routes = Routes::start(Config::default(), report);
+    let ready = routes.get("/health/ready", &[]).await;
+    assert_eq!(ready.status, StatusCode::SERVICE_UNAVAILABLE);
+    let body = ready.json();
+    assert_eq!(
+        (&body["phase"], &body["seconds_left"], &body["drain_clients"]),
+        (&json!("draining"), &json!(9.5), &json!(7))
+    );
+    assert_eq!(routes.get("/health/live", &[]).await.status, StatusCode::OK, "it works all the same");
+}
+
+#[tokio::test]
+async fn metrics_tell_the_state_and_the_limits_in_the_format_that_is_asked_for() {
+    let limits = Limits { max_connections: 5, max_client_rate: Some(1000), ..Limits::default() };
+    let routes = Routes::serving(Config { limits, ..Config::default() });
+    let _permit = routes.manager.admit().unwrap();
+    let text = routes.get("/metrics", &[]).await;
+    assert_eq!(text.header("content-type"), Some("text/plain; version=0.0.4; charset=utf-8"));
+    for sample in [
+        "lastcall_build_info{version=\"1.2.3\",commit=\"unknown\"} 1",
+        "process_start_time_seconds 1.5",
+        "lastcall_connections 1.0",
+        "lastcall_connections_opened_total 0",
+        "lastcall_refused_requests_total{code=\"full\"} 0",
+        "lastcall_max_connections 5.0",
+        "lastcall_max_client_rate_bytes_per_second 1000.0",
+        "lastcall_max_total_rate_bytes_per_second 0.0",
+        "lastcall_phase{phase=\"serving\"} 1",
+        "lastcall_phase{phase=\"draining\"} 0",
+        "lastcall_handovers_total{result=\"done\"} 2",
+        "lastcall_handovers_total{result=\"failed\"} 1",
+        "lastcall_upgrade_in_progress 1.0",
+        "lastcall_last_handover_connections 3.0",
+        "lastcall_last_handover_pause_seconds 0.25",
+    ] {
+        assert!(text.body.lines().any(|line| line == sample), "{sample} in {}", text.body);
+    }
+    let open_metrics = routes.get("/metrics", &[("accept", "application/openmetrics-text")]).await;
+    assert!(open_metrics.header("content-type").unwrap().starts_with("application/openmetrics-text;"));
+    assert!(open_metrics.body.ends_with("# EOF\n"));
+}
+
+#[tokio::test]
+async fn the_page_is_asked_for_anew_each_time() {
+    let routes = Routes::serving(Config::default());
+    let page = routes.get("/", &[]).await;
+    assert_eq!(
+        (page.status, page.header("content-type")),
+        (StatusCode::OK, Some("text/html; charset=utf-8"))
+    );
+    assert_eq!(page.header("cache-control"), Some("no-cache"));
+    assert!(page.body.contains("new WebSocket("));
+    let head = routes.answer(Call { method: Method::HEAD, ..Call::default() }).await;
+    assert_eq!((head.status, head.body.as_str()), (StatusCode::OK, ""));
+}
+
+#[tokio::test]
+async fn every_route_names_its_methods() {
+    let routes = Routes::serving(Config::default());
+    let read = "GET,HEAD,OPTIONS";
+    for (path, methods) in [
+        ("/", read),
+        ("/ws", read),
+        ("/health/live", read),
+        ("/health/ready", read),
+        ("/metrics", read),
+        ("/api/publish", "POST,OPTIONS"),
+    ] {
+        let options = routes.answer(Call { method: Method::OPTIONS, path, ..Call::default() }).await;
+        assert_eq!(
+            (options.status, options.header("allow")),
+            (StatusCode::NO_CONTENT, Some(methods)),
+            "{path}"
+        );
+        let put = routes.answer(Call { method: Method::PUT, path, ..Call::default() }).await;
+        assert_eq!(put.error(), error(405, "method_not_allowed"), "{path}");
+        assert!(put.headers.contains_key(header::ALLOW), "{path}");
+    }
+    assert_eq!(routes.get("/api/pubish", &[]).await.error(), error(404, "not_found"));
+    assert_eq!(routes.get("/", &[("host", "a b")]).await.error(), error(400, "bad_header"));
+}
+
+const HANDSHAKE: [(&str, &str); 4] = [
+    ("connection", "keep-alive, Upgrade"),
+    ("upgrade", "websocket"),
+    ("sec-websocket-version", "13"),
+    ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
+];
+
+#[tokio::test]
+async fn a_handshake_is_answered_as_the_rfc_says() {
+    let routes = Routes::serving(Config::default());
+    let answer = routes.get("/ws", &HANDSHAKE).await;
+    assert_eq!(answer.status, StatusCode::SWITCHING_PROTOCOLS);
+    // The example of RFC 6455 section 1.3.
+    assert_eq!(answer.header("sec-websocket-accept"), Some("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="));
+    assert_eq!(routes.manager.count(), 0, "the permit went with the connection that was not there");
+    let without = |name| HANDSHAKE.iter().copied().filter(|field| field.0 != name).collect::<Vec<_>>();
+    let no_upgrade = routes.get("/ws", &without("upgrade")).await;
+    assert_eq!(no_upgrade.error(), error(426, "upgrade_required"));
+    assert_eq!(no_upgrade.header("sec-websocket-version"), Some("13"));
+    let no_key = routes.get("/ws", &without("sec-websocket-key")).await;
+    assert_eq!(no_key.error(), error(400, "bad_handshake"));
+    let foreign = [&HANDSHAKE[..], &[("origin", "https://app.example")]].concat();
+    assert_eq!(routes.get("/ws", &foreign).await.error(), error(403, "origin_not_allowed"));
+}
+
+#[tokio::test]
+async fn a_full_server_refuses_handshakes() {
+    let limits = Limits { max_connections: 1, ..Limits::default() };
+    let routes = Routes::serving(Config { limits, ..Config::default() });
+    let permit = routes.manager.admit().unwrap();
+    let full = routes.get("/ws", &HANDSHAKE).await;
+    assert_eq!(full.error(), error(503, "full"));
+    assert_eq!(full.header("retry-after"), Some("5"));
+    drop(permit);
+    assert_eq!(routes.get("/ws", &HANDSHAKE).await.status, StatusCode::SWITCHING_PROTOCOLS);
+}
+
+#[tokio::test]
+async fn a_drain_refuses_handshakes_and_publishes_until_it_closes_the_clients() {
+    for (phase, published) in [(Phase::Draining, 200), (Phase::Closing, 503)] {
+        let routes = Routes::start(Config::default(), HealthReport { phase, ..serving() });
+        assert_eq!(routes.get("/ws", &HANDSHAKE).await.error(), error(503, "draining"), "{phase:?}");
+        let answer = routes.publish(&[], r#"{"data":1}"#).await;
+        assert_eq!(answer.status, published, "{phase:?}");
+        if phase == Phase::Closing {
+            assert_eq!(answer.error(), error(503, "closing"));
+        }
+    }
+}
