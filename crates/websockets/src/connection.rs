@@ -6,9 +6,9 @@
 mod input;
 #[cfg(test)]
 pub(crate) mod memory_stream;
-mod outbox;
+pub(crate) mod outbox;
 mod ping;
-mod state;
+pub(crate) mod state;
 #[cfg(test)]
 mod tests;
 
@@ -20,7 +20,8 @@ use std::{
 use bytes::Bytes;
 use lastcall_core::settings::ClientMessages;
 
-pub(crate) use self::{input::Readable, outbox::Outbox, ping::Ping, state::State};
+pub(crate) use self::ping::Ping;
+use self::{outbox::Outbox, state::State};
 use crate::{
     admission::{Disconnect, Permit},
     client_id::ClientId,
@@ -88,6 +89,14 @@ pub(crate) enum Outcome {
     CloseStarted,
     /// The connection has ended: remove it.
     Ended(Disconnect),
+}
+
+/// Whether a stream may have more to read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Readable {
+    Maybe,
+    /// Nothing until the next readiness event.
+    No,
 }
 
 /// One connection.

@@ -31,7 +31,7 @@ pub use self::heartbeat::HeartbeatConfig;
 use self::{
     clock::Clock,
     heartbeat::{BUCKETS, Heartbeat, HeartbeatEvent},
-    jobs::Jobs,
+    jobs::{Fanout, Job, Jobs, Payload},
     timers::{Due, Timers},
 };
 use crate::{
@@ -193,6 +193,58 @@ impl EventLoop {
         [timer, self.read_pause()].into_iter().flatten().min()
     }
 
+    /// Runs jobs until none is left or the slice is over.
+    fn run_jobs(&mut self) {
+        let started = Instant::now();
+        self.register_during_fanout();
+        while let Some(job) = self.jobs.next() {
+            match job {
+                Job::Deliver(mut fanout) => {
+                    if !self.deliver(&mut fanout, started) {
+                        self.jobs.push_next(fanout);
+                        return;
+                    }
+                }
+                Job::Command(command) => self.handle_command(command),
+                Job::TakeFromMailbox => self.take_batch(),
+            }
+            if started.elapsed() > self.slice {
+                return;
+            }
+        }
+    }
+
+    /// Registers new connections between two slices of a fan-out, so that they need not wait for its end. The fan-out
+    /// reaches those in slots that it has not visited yet, after their welcome. During a fan-out of a shutdown notice,
+    /// new connections wait: their welcome contains it already.
+    fn register_during_fanout(&mut self) {
+        if self.jobs.next_fanout().is_some_and(|fanout| !fanout.is_notice()) && self.jobs.takes_from_mailbox()
+        {
+            for new in self.mailboxes.take_new_connections(self.config.index) {
+                self.register(new);
+            }
+        }
+    }
+
+    /// Takes a batch from the mailbox: registers its connections, and turns the rest into jobs.
+    fn take_batch(&mut self) {
+        let batch = self.mailboxes.take(self.config.index);
+        for new in batch.new_connections {
+            self.register(new);
+        }
+        if !batch.frames.is_empty() && !self.config.connection.is_echo() {
+            let payload = Payload::Messages { frames: batch.frames, count: batch.messages };
+            self.jobs.push(Job::Deliver(Fanout::new(payload)));
+        }
+        if let Some(command) = batch.command {
+            self.jobs.push(Job::Command(command));
+        }
+        if batch.more {
+            self.jobs.take_from_mailbox();
+        }
+    }
+
+    /// Does what is due, until nothing is left or the slice is over.
     fn run_timers(&mut self) {
         let started = Instant::now();
         while let Some(due) = self.timers.due(started) {

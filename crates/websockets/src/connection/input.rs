@@ -8,7 +8,7 @@ use std::{
 use bytes::Bytes;
 use lastcall_core::settings::ClientMessages;
 
-use super::{Connection, ConnectionConfig, Outcome, State, Stream};
+use super::{Connection, ConnectionConfig, Outcome, Readable, State, Stream};
 use crate::{
     admission::Disconnect,
     client_id::ClientId,
@@ -20,14 +20,6 @@ use crate::{
 /// Most bytes of one read while the rate of published texts is limited: the rate is checked after each read, so one
 /// read must not bring much. The worst case are empty texts: 6 bytes become a message of 150.
 const LIMITED_READ: usize = 512;
-
-/// Whether a stream may have more to read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Readable {
-    Maybe,
-    /// Nothing until the next readiness event.
-    No,
-}
 
 impl<S: Stream> Connection<S> {
     /// Sets the bytes that arrived right after the handshake's request. They are read before those of the stream.

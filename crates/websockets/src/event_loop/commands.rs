@@ -4,7 +4,10 @@ use std::time::Instant;
 
 use tokio::sync::mpsc;
 
-use super::{EventLoop, fanout::Payload};
+use super::{
+    EventLoop,
+    jobs::{Fanout, Payload},
+};
 use crate::{close_schedule::CloseSchedule, mailbox::LoopCommand, snapshot::FrozenLoop, stats::Stats};
 
 impl EventLoop {
@@ -31,7 +34,7 @@ impl EventLoop {
                     // The drain ends earlier than announced.
                     notice.deadline = notice.deadline.min(Instant::now());
                 }
-                self.jobs.deliver_next(Payload::Close(reason));
+                self.jobs.push_next(Fanout::new(Payload::Close(reason)));
             }
             LoopCommand::CollectStats(reply) => {
                 // Fails only if the caller has stopped waiting.
@@ -52,7 +55,7 @@ impl EventLoop {
 
     fn deliver_notice(&mut self, payload: Payload) {
         if !self.config.connection.is_echo() {
-            self.jobs.deliver_next(payload);
+            self.jobs.push_next(Fanout::new(payload));
         }
     }
 

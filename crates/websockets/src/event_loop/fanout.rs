@@ -2,42 +2,13 @@
 
 use std::time::Instant;
 
-use bytes::Bytes;
-
-use super::EventLoop;
-use crate::{codec::CloseReason, notice::ShutdownNotice};
+use super::{
+    EventLoop,
+    jobs::{Fanout, Payload},
+};
 
 /// Connections between two readings of the clock, one of which costs about a hundredth of a write.
 const CONNECTIONS_PER_CLOCK_READ: usize = 32;
-
-/// Something that all connections get, and how many have got it.
-#[derive(Debug)]
-pub(super) struct Fanout {
-    payload: Payload,
-    next_slot: usize,
-}
-
-#[derive(Debug)]
-pub(super) enum Payload {
-    /// Whole frames, joined.
-    Messages { frames: Bytes, count: usize },
-    /// The first shutdown notice, which all clients get.
-    Notice(ShutdownNotice),
-    /// A later shutdown notice, for clients that have no output queued.
-    Reminder(ShutdownNotice),
-    /// The start of the closing handshake.
-    Close(CloseReason),
-}
-
-impl Fanout {
-    pub(super) fn new(payload: Payload) -> Self {
-        Self { payload, next_slot: 0 }
-    }
-
-    pub(super) fn is_notice(&self) -> bool {
-        matches!(self.payload, Payload::Notice(_) | Payload::Reminder(_))
-    }
-}
 
 impl EventLoop {
     /// Continues a fan-out until the slice is over. Returns true when all connections have got it.

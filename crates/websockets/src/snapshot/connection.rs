@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     client_id::ClientId,
     codec::{CloseReason, Decoder},
-    connection::{Outbox, State},
+    connection::{outbox::Outbox, state::State},
 };
 
 /// What a new process needs to continue a connection. Other builds read it, too: fields that they do not know are

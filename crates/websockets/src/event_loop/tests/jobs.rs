@@ -1,5 +1,5 @@
 use super::{
-    super::{fanout::Payload, jobs::Jobs},
+    super::jobs::{Fanout, Jobs, Payload},
     *,
 };
 use crate::{codec::test_frames::client_close, notice::ShutdownNotice};
@@ -32,7 +32,7 @@ fn the_mailbox_is_looked_at_once_and_after_all_other_jobs() {
     jobs.take_from_mailbox();
     jobs.take_from_mailbox();
     assert_eq!(format!("{jobs:?}"), "Jobs([TakeFromMailbox])");
-    jobs.deliver_next(Payload::Close(CloseReason::Idle));
+    jobs.push_next(Fanout::new(Payload::Close(CloseReason::Idle)));
     jobs.take_from_mailbox();
     let expected = "Jobs([Deliver(Fanout { payload: Close(Idle), next_slot: 0 }), TakeFromMailbox])";
     assert_eq!(format!("{jobs:?}"), expected);
