@@ -7,6 +7,7 @@ mod control;
 mod deploy;
 mod drain;
 mod example_clients;
+mod failed_upgrades;
 mod flood;
 mod heartbeat;
 mod http_connection;

@@ -1,0 +1,161 @@
+//! Upgrades that fail: the old process goes on serving all clients.
+
+use std::fs;
+
+use lastcall_handover::failpoint::{self, Step};
+use tokio::net::TcpStream;
+
+use crate::support::{Client, Server, Start, folder_for_programs, install_script, install_server};
+
+/// A server whose upgrades can be made to fail, and its clients.
+struct Failing {
+    server: Server,
+    clients: Vec<Client>,
+    /// Its queue makes the state larger than the buffer of the Unix socket: a new process that does not read stalls
+    /// the old one.
+    _slow: TcpStream,
+    failpoint: tempfile::NamedTempFile,
+    /// Upgrades so far, all of which failed.
+    failed: usize,
+}
+
+impl Failing {
+    async fn start(start: Start) -> Self {
+        let failpoint = tempfile::NamedTempFile::new().unwrap();
+        let start = start.env("MAX_QUEUE", "64MiB").env(failpoint::FILE, failpoint.path().display());
+        let server = start.serve().await;
+        let mut clients = server.clients(20).await;
+        let slow = server.raw_client().await;
+        let unix_socket = fs::read_to_string("/proc/sys/net/core/wmem_default").unwrap();
+        let unix_socket: usize = unix_socket.trim().parse().unwrap();
+        let read = async || {
+            for client in &mut clients {
+                client.next_of("notification").await;
+            }
+        };
+        server.publish_until_queued(2 * unix_socket, read).await;
+        Self { server, clients, _slow: slow, failpoint, failed: 0 }
+    }
+
+    fn set(&self, action: &str) {
+        fs::write(self.failpoint.path(), action).unwrap();
+    }
+
+    /// An upgrade that fails by this action: the old process serves all clients as before. What the command says.
+    async fn fail(&mut self, action: &str) -> String {
+        self.set(action);
+        let pid = self.server.pid();
+        let told = self.server.failed_upgrade().await;
+        self.failed += 1;
+        let number = self.failed.to_string();
+        self.clients[0].say(&number).await;
+        for client in &mut self.clients {
+            assert_eq!(client.next_of("message").await["data"], number, "{action}");
+        }
+        assert_eq!(self.server.get("/health/ready").await.json()["clients"], 21, "{action}");
+        assert_eq!(self.server.pid(), pid);
+        let failed = self.server.metric("lastcall_handovers_total{result=\"failed\"}").await;
+        assert_eq!(failed, self.failed as f64, "{action}");
+        told
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[cfg_attr(
+    not(debug_assertions),
+    ignore = "builds without debug assertions cannot be made to fail at a step"
+)]
+async fn a_new_process_that_dies_before_the_commit_leaves_the_old_one_serving() {
+    let mut failing = Failing::start(Start::default()).await;
+    let files = failing.server.open_files();
+    for action in Step::NEW.iter().map(|step| format!("{step:?}:kill")) {
+        let told = failing.fail(&action).await;
+        assert!(told.contains("the server goes on as before"), "{action}: {told}");
+    }
+    let told = failing.fail("CommitTooLate:do").await;
+    assert!(told.contains("the server goes on as before"), "{told}");
+    let told = failing.fail("OtherProtocol:do").await;
+    assert!(told.contains("speaks version 3 of the handover, this one 2"), "{told}");
+    failing.server.open_files_at_most(files).await;
+    // And after all that, one that works.
+    failing.set("");
+    failing.server.upgrade().await;
+    failing.clients[0].say("done").await;
+    assert_eq!(failing.clients[19].next_of("message").await["data"], "done");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[cfg_attr(
+    not(debug_assertions),
+    ignore = "builds without debug assertions cannot be made to fail at a step"
+)]
+async fn a_new_process_that_hangs_before_the_commit_leaves_the_old_one_serving() {
+    // A short time for each that hangs. A new process on a busy machine may need it all for the step before, which
+    // fails the upgrade as well.
+    let mut failing = Failing::start(Start::default().env("UPGRADE_TIMEOUT", "1")).await;
+    let files = failing.server.open_files();
+    for action in Step::NEW.iter().map(|step| format!("{step:?}:hang")) {
+        let told = failing.fail(&action).await;
+        assert!(told.contains("the server goes on as before"), "{action}: {told}");
+    }
+    failing.server.open_files_at_most(files).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_that_cannot_serve_is_reported_and_the_old_process_goes_on() {
+    let folder = folder_for_programs();
+    let program = folder.path().join("lastcall");
+    install_server(&program);
+    let server = Start::default().program(&program).file("config/lastcall.toml", "").serve().await;
+    let mut client = server.client().await;
+    let config = server.dir.path().join("config/lastcall.toml");
+
+    fs::write(&config, "close_timeout = 0").unwrap();
+    let told = server.failed_upgrade().await;
+    assert!(told.contains("it ended by itself (exit status: 2)"), "{told}");
+    fs::write(&config, "max_connections = 1").unwrap();
+    let _second = server.client().await;
+    let told = server.failed_upgrade().await;
+    assert!(told.contains("the new process has room for 1 clients, but 2 are here"), "{told}");
+    fs::write(&config, "").unwrap();
+
+    // The real one, with too few files for all clients, but enough to start: 64 are kept for what is no client,
+    // and it has more than that without clients only with many cores.
+    let room = server.open_files();
+    let limit = room + 64;
+    install_script(&program, &format!("ulimit -n {limit}; exec {} \"$@\"", env!("CARGO_BIN_EXE_lastcall")));
+    let _more = server.clients(room - 1).await;
+    let told = server.failed_upgrade().await;
+    assert!(told.contains(&format!("room for {room} clients, but {} are here", room + 1)), "{told}");
+    // The real one, with a folder for its socket that cannot be one.
+    install_script(
+        &program,
+        &format!("RUNTIME_DIR=/dev/null/x exec {} \"$@\"", env!("CARGO_BIN_EXE_lastcall")),
+    );
+    let told = server.failed_upgrade().await;
+    assert!(told.contains("it ended by itself (exit status: 2)"), "{told}");
+    install_script(&program, "exit 3");
+    let told = server.failed_upgrade().await;
+    assert!(told.contains("it ended by itself (exit status: 3)"), "{told}");
+    fs::remove_file(&program).unwrap();
+    let told = server.failed_upgrade().await;
+    assert!(told.contains("cannot start") && told.contains("No such file"), "{told}");
+
+    client.say("still here").await;
+    assert_eq!(client.next_of("message").await["data"], "still here");
+    assert_eq!(server.get("/health/ready").await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_that_is_never_ready_is_ended_and_the_old_process_goes_on() {
+    let folder = folder_for_programs();
+    let program = folder.path().join("lastcall");
+    install_server(&program);
+    let server = Start::default().program(&program).env("UPGRADE_TIMEOUT", "1").serve().await;
+    let mut client = server.client().await;
+    install_script(&program, "exec sleep 60");
+    let told = server.failed_upgrade().await;
+    assert!(told.contains("it was not ready within 1s"), "{told}");
+    client.say("still here").await;
+    assert_eq!(client.next_of("message").await["data"], "still here");
+}
