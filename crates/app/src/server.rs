@@ -129,7 +129,7 @@ pub(crate) async fn run(
             upgrade_stats.set(received.upgrade_stats);
             activated = received.activated;
             refusals.add(&received.refused);
-            (received.ingress, received.control, Some((received.frozen_at, received.serving)))
+            (received.ingress, received.control, Some((received.frozen_at, received.old_process)))
         }
         None => {
             let opened = bound.context("there is no socket to listen on")?;
@@ -161,11 +161,11 @@ pub(crate) async fn run(
         link.serve(signals.clone()).context("cannot speak to the process that was started")?;
         failpoint::hit(Step::Reported);
     }
-    if let Some((frozen_at, serving)) = served_before {
+    if let Some((frozen_at, old_process)) = served_before {
         // 0 if the clock was set back meanwhile.
         let pause = frozen_at.elapsed().unwrap_or_default();
         // The old process ends when it hears this.
-        if let Err(error) = serving.tell(SERVING_REPORT_TIMEOUT) {
+        if let Err(error) = old_process.report_serving(SERVING_REPORT_TIMEOUT) {
             warn!("the old process could not be told that this one serves: {error:#}");
         }
         upgrade_stats.set_last_pause(pause);

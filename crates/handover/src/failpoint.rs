@@ -1,14 +1,16 @@
-//! Points at which a test can have a process fail, to see that nothing is lost. Builds without debug
-//! assertions have none.
+//! Failpoints: steps of a handover at which a test can have a process fail, to see that nothing is lost.
+//!
+//! Only builds with the feature `failpoints` have them: those of `cargo test`, as the tests' dependency on this
+//! crate turns it on. In any other build, [`hit`] does nothing.
 
-/// A point in a handover.
+/// A step of a handover.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the names say where in the code they stand")]
 pub enum Step {
     Started,
     OtherProtocol,
     SaidHello,
-    Welcomed,
+    Accepted,
     SaidReady,
     GotServer,
     GotBatch,
@@ -20,11 +22,11 @@ pub enum Step {
 }
 
 impl Step {
-    /// Every point before the commit at which the new process can be killed or be stuck.
-    pub const NEW: [Self; 8] = [
+    /// Every step before the commit at which the new process can be killed or be stuck.
+    pub const BEFORE_COMMIT: [Self; 8] = [
         Self::Started,
         Self::SaidHello,
-        Self::Welcomed,
+        Self::Accepted,
         Self::SaidReady,
         Self::GotServer,
         Self::GotBatch,
@@ -33,14 +35,14 @@ impl Step {
     ];
 }
 
-/// The variable with the path of a file that says what is to happen: a step's name, a colon, and `kill`,
-/// `hang` or `do` (what the step's name says).
-pub const FILE: &str = "HANDOVER_FAILPOINT_FILE";
+/// The variable with the path of a file that says what is to happen: a step's name, a colon, and `kill`, `hang` or
+/// `do` (what the step's name says).
+pub const FILE_VARIABLE: &str = "HANDOVER_FAILPOINT_FILE";
 
-/// Does what the file says for this step; whether it says `do`.
-#[cfg(debug_assertions)]
+/// Does what the file says for this step. Returns true if it says `do`.
+#[cfg(feature = "failpoints")]
 pub fn hit(step: Step) -> bool {
-    let Some(path) = std::env::var_os(FILE) else { return false };
+    let Some(path) = std::env::var_os(FILE_VARIABLE) else { return false };
     let action = std::fs::read_to_string(path).unwrap_or_default();
     match action.trim().strip_prefix(&format!("{step:?}:")) {
         Some("kill") => {
@@ -58,8 +60,8 @@ pub fn hit(step: Step) -> bool {
     }
 }
 
-/// Nothing: this build has no such points.
-#[cfg(not(debug_assertions))]
+/// Does nothing: this build has no failpoints.
+#[cfg(not(feature = "failpoints"))]
 pub fn hit(_: Step) -> bool {
     false
 }

@@ -1,21 +1,28 @@
 //! How one process hands its sockets, and what it knows about them, to another: a transaction over a Unix
-//! socket. Knows neither WebSockets nor HTTP: what is handed over is data and descriptors.
+//! socket. What is handed over is data and descriptors: this crate knows neither WebSockets nor HTTP, and uses no async
+//! runtime.
+//!
+//! - [`HandoverSender`] is the old process's side, [`HandoverReceiver`] the new one's. Their messages, and those of
+//!   operators, are all in `protocol.rs`; a [`FramedStream`] carries them, with descriptors and deadlines.
+//! - [`ControlSocket`] is where operators reach a running server. [`SocketName`] is its name in its folder,
+//!   [`FileIdentity`] the file that it has, and [`find_socket`] finds that of a server.
+//! - [`failpoint`] has a process fail at a step, in tests.
 //!
 //! ```text
 //! new process                         old process
 //!     Hello ───────────────────────────▶
-//!        ◀─────────────────────────── Welcome, or Refused
-//!     Ready ───────────────────────────▶    it has loaded and built everything
+//!        ◀─────────────────────────── Accepted, or Refused
+//!     Ready ───────────────────────────▶    the new process has loaded and built everything
 //!                                           … the old one stops touching its sockets
-//!        ◀─────────────────────────── Server    what there is once, with its descriptors; Descriptors: more of them
-//!        ◀─────────────────────────── Clients   batch by batch, with theirs
+//!        ◀─────────────────────────── Server    the state of the server; Descriptors: more of its descriptors
+//!        ◀─────────────────────────── Clients   batch by batch, with their sockets
 //!        ◀─────────────────────────── End
-//!     Complete ────────────────────────▶    it has everything
-//!        ◀─────────────────────────── Commit    from here on the sockets are the new one's
-//!     Serving ─────────────────────────▶    the old one ends
+//!     Complete ────────────────────────▶    the new process has everything
+//!        ◀─────────────────────────── Commit    from here on the sockets are the new process's
+//!     Serving ─────────────────────────▶    the old process ends
 //! ```
 //!
-//! Until the new process has read `Commit` it touches no socket, and until the old one has sent it, that keeps
+//! Until the new process has read `Commit` it touches no socket, and until the old one has sent it, the old one keeps
 //! every descriptor and all of its state: if anything goes wrong before, it goes on as if nothing had happened.
 
 mod control_socket;
@@ -27,6 +34,8 @@ mod stream;
 
 pub use control_socket::{ControlSocket, FileIdentity, SocketError, SocketName, bound_sockets, find_socket};
 pub use protocol::{ControlCommand, FirstMessage, Hello, PROTOCOL, UpgradeProgress};
-pub use receiver::{Committed, HandoverReceiver, ReceiveError, Received, Serving};
-pub use sender::{HandoverSender, SendError, refusal};
+pub use receiver::{
+    Committed, HandoverReceiver, OldProcess, ReceiveError, Received, ReceivedClient, ReceivedServer,
+};
+pub use sender::{HandoverSender, OutgoingClient, OutgoingServer, SendError, refusal};
 pub use stream::{FramedStream, HEADER_LEN, StreamError, body_len, decode, encode};

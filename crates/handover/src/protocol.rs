@@ -1,23 +1,26 @@
-//! What the two processes say to each other. Unknown fields are ignored and missing ones have defaults, so
-//! that a newer and an older build understand each other; what cannot be understood at all raises
-//! [`PROTOCOL`].
+//! All messages between the old and the new process, and between an operator's command and a server: the wire format,
+//! as MessagePack with named fields. Both sides use these types.
+//!
+//! Unknown fields are ignored and missing ones have defaults, so that a newer and an older build understand each
+//! other. A change that another build cannot understand, or must not ignore, raises [`PROTOCOL`]. Where a name here
+//! differs from that on the wire, the type says so.
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-/// The version of the transaction. Both sides must have the same.
+/// The version of the handover. Both sides must have the same.
 ///
 /// 1: the new process connected to the control socket. 2: it inherits a socket of its own, and says when it serves.
 pub const PROTOCOL: u32 = 2;
 
-/// The first message on a connection to the control socket, and of a new process.
+/// The first message on a connection: at the control socket, or from a new process.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FirstMessage {
-    /// A new process that is to take over. On the control socket, only builds of protocol 1 send it.
+    /// A new process that is to take over. At the control socket, only builds of protocol 1 send it.
     Hello(Hello),
-    /// What an operator asks for.
+    /// A command of an operator.
     Command(ControlCommand),
 }
 
@@ -29,21 +32,21 @@ pub struct Hello {
     pub protocol: u32,
     /// The version of the program.
     pub version: String,
-    /// The number of its process.
+    /// The number of the process.
     pub pid: u32,
     /// The settings files that it has read, by their absolute paths.
     pub files: Vec<PathBuf>,
 }
 
-/// What an operator can ask of a running process.
+/// A command of an operator to a running server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ControlCommand {
-    /// Start a new process and hand everything to it. Answered with [`UpgradeProgress`].
+    /// Start a new process and hand everything over to it. Answered with [`UpgradeProgress`].
     Upgrade,
 }
 
-/// How an upgrade goes.
+/// How an upgrade goes: the answers to [`ControlCommand::Upgrade`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum UpgradeProgress {
@@ -64,10 +67,10 @@ pub enum UpgradeProgress {
         program: PathBuf,
         /// Its version.
         version: String,
-        /// The version of the process before it; older builds do not say it.
+        /// The version of the old process; older builds do not say it.
         #[serde(default)]
         old_version: Option<String>,
-        /// The settings files that it has read, by their absolute paths.
+        /// The settings files that the new process has read, by their absolute paths.
         files: Vec<PathBuf>,
         /// Clients that were handed over.
         clients: usize,
@@ -76,51 +79,89 @@ pub enum UpgradeProgress {
     },
     /// The upgrade did not take place.
     Failed {
-        /// Why, for people.
+        /// The reason, for people.
         reason: String,
     },
 }
 
-/// What the new process says.
+/// Messages of the new process, after its [`FirstMessage::Hello`], in this order.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum FromNew {
-    /// It could take over now.
+    /// It has loaded and built everything, and could take over now.
     Ready {
-        /// Most clients that it can take.
-        room: usize,
+        /// The most clients that it can take.
+        #[serde(rename = "room")]
+        max_clients: usize,
     },
-    /// It has everything, and touches nothing of it yet.
+    /// It has received everything, and touches nothing of it yet.
     Complete {
-        /// Clients that it has.
+        /// Clients that it has received.
         clients: usize,
     },
     /// It serves. Sent after [`FromOld::Commit`].
     Serving,
 }
 
-/// What the old process says; `S` is its own state, `C` that of a client.
+/// Messages of the old process; `S` is the state of the server, `C` that of one client. In this order, with
+/// [`FromOld::Refused`] in place of any of the first ones.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum FromOld<S, C> {
-    /// Who it is; the new process may get ready.
-    Welcome(Hello),
-    /// There will be no upgrade.
+    /// The answer to the hello: the new process may get ready.
+    #[serde(rename = "welcome")]
+    Accepted(Hello),
+    /// There will be no handover.
     Refused {
-        /// Why, for people.
+        /// The reason, for people.
         reason: String,
     },
-    /// What there is once. Carries its descriptors, as far as they fit.
+    /// The state of the server, with its first descriptors: as many as fit into one message.
     Server(S),
-    /// Carries more of its descriptors.
+    /// More descriptors of the server.
     Descriptors,
-    /// Some clients. Carries a descriptor for each.
+    /// Some clients, with one descriptor for each.
     Clients(Vec<C>),
-    /// That was all.
+    /// There are no more clients.
     End {
-        /// How many clients there were.
+        /// Clients that were sent.
         clients: usize,
     },
     /// From here on the sockets are the new process's.
     Commit,
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// What another build reads.
+    fn on_the_wire(message: impl Serialize) -> Value {
+        let bytes = rmp_serde::to_vec_named(&message).unwrap();
+        rmp_serde::from_slice(&bytes).unwrap()
+    }
+
+    #[test]
+    fn messages_have_the_names_of_every_build_of_this_protocol() {
+        let hello = Hello { protocol: PROTOCOL, version: "1".into(), pid: 2, files: vec!["/f".into()] };
+        let described = json!({ "protocol": 2, "version": "1", "pid": 2, "files": ["/f"] });
+        assert_eq!(on_the_wire(FirstMessage::Hello(hello.clone())), json!({ "hello": described }));
+        assert_eq!(
+            on_the_wire(FirstMessage::Command(ControlCommand::Upgrade)),
+            json!({ "command": "upgrade" })
+        );
+        assert_eq!(on_the_wire(FromOld::<u8, u8>::Accepted(hello)), json!({ "welcome": described }));
+        let refused = FromOld::<u8, u8>::Refused { reason: "r".into() };
+        assert_eq!(on_the_wire(refused), json!({ "refused": { "reason": "r" } }));
+        assert_eq!(on_the_wire(FromOld::<u8, u8>::Server(1)), json!({ "server": 1 }));
+        assert_eq!(on_the_wire(FromOld::<u8, u8>::Descriptors), json!("descriptors"));
+        assert_eq!(on_the_wire(FromOld::<u8, u8>::Clients(vec![1, 2])), json!({ "clients": [1, 2] }));
+        assert_eq!(on_the_wire(FromOld::<u8, u8>::End { clients: 2 }), json!({ "end": { "clients": 2 } }));
+        assert_eq!(on_the_wire(FromOld::<u8, u8>::Commit), json!("commit"));
+        assert_eq!(on_the_wire(FromNew::Ready { max_clients: 3 }), json!({ "ready": { "room": 3 } }));
+        assert_eq!(on_the_wire(FromNew::Complete { clients: 2 }), json!({ "complete": { "clients": 2 } }));
+        assert_eq!(on_the_wire(FromNew::Serving), json!("serving"));
+    }
 }

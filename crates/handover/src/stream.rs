@@ -1,10 +1,13 @@
-//! One connection between two processes: messages with descriptors, every step with a deadline.
+//! A stream of messages between two processes, with descriptors. Each call has a deadline.
+//!
+//! On the wire, a message is a header of two numbers, highest byte first (the length of the body in bytes, and the
+//! number of descriptors), and the body.
 
 use std::{
     io::{self, ErrorKind, IoSlice, IoSliceMut, Read, Write},
     mem::MaybeUninit,
     os::{
-        fd::{AsFd, BorrowedFd, OwnedFd},
+        fd::{BorrowedFd, OwnedFd},
         unix::net::UnixStream,
     },
     time::{Duration, Instant},
@@ -16,10 +19,10 @@ use rustix::net::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 
-/// Most descriptors in one message: SCM_MAX_FD of the kernel is 253.
+/// Most descriptors in one message: the kernel's SCM_MAX_FD is 253 (unix(7)).
 pub(crate) const MAX_DESCRIPTORS: usize = 250;
 
-/// Largest message: far more than a batch of clients is allowed to take up, and a bound on what is believed.
+/// Longest message, in bytes: far more than a batch of clients may take up. A header that says more is not read on.
 const MAX_MESSAGE: usize = 2 << 30;
 
 /// Bytes before each message: its length and the number of its descriptors.
@@ -37,10 +40,10 @@ pub enum StreamError {
     /// There was no room for the descriptors.
     #[error("no file descriptors are left to receive sockets with")]
     NoDescriptors,
-    /// What came is no message of this protocol.
+    /// What was received is no message of this protocol.
     #[error("a message was not understood")]
     NotUnderstood(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// Something else.
+    /// Another error of the system.
     #[error("the connection to the other process failed")]
     Io(#[source] io::Error),
 }
@@ -62,7 +65,7 @@ pub struct FramedStream {
 }
 
 impl FramedStream {
-    /// Uses this connection.
+    /// Uses this connection, and has it block.
     ///
     /// # Errors
     /// When it cannot be made to block.
@@ -71,7 +74,7 @@ impl FramedStream {
         Ok(Self { stream })
     }
 
-    /// Two connected ends. Neither is inherited by a program that this process starts.
+    /// Makes two connected ends. Neither is inherited by a program that this process starts.
     ///
     /// # Errors
     /// When the system gives no sockets.
@@ -83,7 +86,7 @@ impl FramedStream {
     /// Sends a message.
     ///
     /// # Errors
-    /// When the other side is gone, or does not read until `deadline`.
+    /// When the other side is gone, or does not read it by `deadline`.
     pub fn send(&self, message: &impl Serialize, deadline: Instant) -> Result<(), StreamError> {
         self.send_with(message, &[], deadline)
     }
@@ -125,7 +128,7 @@ impl FramedStream {
     /// Waits for a message.
     ///
     /// # Errors
-    /// When the other side is gone, says nothing until `deadline`, or nothing that is understood.
+    /// When the other side is gone, sends no whole message by `deadline`, or one that is not understood.
     pub fn receive<T: DeserializeOwned>(&self, deadline: Instant) -> Result<T, StreamError> {
         self.receive_with(deadline).map(|(message, _)| message)
     }
@@ -183,13 +186,7 @@ impl FramedStream {
     }
 }
 
-impl AsFd for FramedStream {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.stream.as_fd()
-    }
-}
-
-/// A message without descriptors, as [`FramedStream::send`] writes it: for a caller that does its own writing.
+/// Returns a message without descriptors as [`FramedStream::send`] writes it, for a caller that writes it itself.
 ///
 /// # Errors
 /// When the message cannot be encoded.
@@ -198,7 +195,7 @@ pub fn encode(message: &impl Serialize) -> Result<Vec<u8>, StreamError> {
     Ok([&header(body.len(), 0)[..], &body].concat())
 }
 
-/// The length of the body that follows this header, for a caller that does its own reading.
+/// Returns the length of the body that follows this header, for a caller that reads it itself.
 ///
 /// # Errors
 /// When the body is longer than `most` bytes, or comes with descriptors.
@@ -211,7 +208,7 @@ pub fn body_len(header: [u8; HEADER_LEN], most: usize) -> Result<usize, StreamEr
     }
 }
 
-/// The message in this body.
+/// Returns the message in this body.
 ///
 /// # Errors
 /// When it is no message of this type.
@@ -235,7 +232,7 @@ fn read_header([a, b, c, d, e, f, g, h]: [u8; HEADER_LEN]) -> (usize, usize) {
     (u32::from_be_bytes([a, b, c, d]) as usize, u32::from_be_bytes([e, f, g, h]) as usize)
 }
 
-/// Time until `deadline`.
+/// Returns the time until `deadline`.
 fn remaining(deadline: Instant) -> Result<Duration, StreamError> {
     let left = deadline.saturating_duration_since(Instant::now());
     if left.is_zero() { Err(StreamError::TimedOut) } else { Ok(left) }
@@ -251,18 +248,36 @@ fn retry<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> Result<T, Stream
 }
 
 #[cfg(test)]
-mod tests {
-    use std::{fs::File, thread};
+pub(crate) mod tests {
+    use std::{fs::File, os::fd::AsFd, thread};
 
     use super::*;
 
-    fn soon() -> Instant {
+    /// A deadline that a test never reaches.
+    pub(crate) fn soon() -> Instant {
         Instant::now() + Duration::from_secs(10)
     }
 
-    fn pair() -> (FramedStream, FramedStream) {
+    /// Two connected ends.
+    pub(crate) fn pair() -> (FramedStream, FramedStream) {
         let (a, b) = UnixStream::pair().unwrap();
         (FramedStream::new(a).unwrap(), FramedStream::new(b).unwrap())
+    }
+
+    /// Sends no more: the other end reads what was sent, and then the end.
+    pub(crate) fn end(stream: &FramedStream) {
+        stream.stream.shutdown(std::net::Shutdown::Write).unwrap();
+    }
+
+    #[test]
+    fn a_message_that_is_cut_at_any_byte_is_no_message() {
+        let message = encode(&"a message").unwrap();
+        for sent in 0..message.len() {
+            let (a, b) = pair();
+            (&a.stream).write_all(&message[..sent]).unwrap();
+            end(&a);
+            assert!(matches!(b.receive::<String>(soon()), Err(StreamError::Gone)), "{sent}");
+        }
     }
 
     #[test]
@@ -290,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_waited_for_past_the_deadline() {
+    fn each_call_ends_at_its_deadline() {
         let (a, b) = pair();
         let near = || Instant::now() + Duration::from_millis(20);
         assert!(matches!(b.receive::<i32>(near()), Err(StreamError::TimedOut)));
@@ -300,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_message_is_not_believed() {
+    fn bytes_that_are_no_message_are_an_error() {
         let (a, b) = pair();
         (&a.stream).write_all(&[0xFF; HEADER_LEN]).unwrap();
         assert!(matches!(b.receive::<i32>(soon()), Err(StreamError::NotUnderstood(_))));

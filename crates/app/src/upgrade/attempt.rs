@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, anyhow};
-use lastcall_handover::{HandoverSender, SendError, StreamError};
+use lastcall_handover::{HandoverSender, OutgoingClient, OutgoingServer, SendError, StreamError};
 use lastcall_websockets::Frozen;
 use tokio::{process::Child, task::spawn_blocking, time::timeout};
 
@@ -119,11 +119,12 @@ fn send_all(
         control: control.map(AsFd::as_fd),
         idle: suspended.http.idle.iter().map(|connection| connection.stream.as_fd()).collect(),
     };
+    let server = OutgoingServer { state, descriptors: &descriptors.into_order() };
     let clients = frozen.connections().map(|(socket, state)| {
         let size = state.size();
-        (socket, state, size)
+        OutgoingClient { socket, state, size }
     });
-    sender.send_all((state, &descriptors.into_order()), clients, timeout)
+    sender.send_all(server, clients, timeout)
 }
 
 /// Ends the new process. Returns the error, with the exit status if it had ended by itself.

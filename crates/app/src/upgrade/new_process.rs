@@ -1,4 +1,4 @@
-//! Taking over from the process that runs: the new process's side of an upgrade.
+//! Taking over from the old process: the new process's side of an upgrade.
 
 use std::{
     io, iter,
@@ -11,7 +11,7 @@ use anyhow::Context;
 use bytes::Bytes;
 use lastcall_core::settings::Settings;
 use lastcall_endpoints::{IdleConnection, Listener, ListenerState, RefusalCounts, UpgradeStats};
-use lastcall_handover::{Committed, ControlSocket, FramedStream, HandoverReceiver, Serving};
+use lastcall_handover::{Committed, ControlSocket, FramedStream, HandoverReceiver, OldProcess};
 use lastcall_websockets::{ConnectionManager, ConnectionSnapshot};
 use tokio::{net::TcpStream, task::spawn_blocking};
 use tracing::info;
@@ -27,8 +27,8 @@ pub(crate) struct IncomingHandover {
     receiver: HandoverReceiver,
 }
 
-/// What was inherited, and is served from here on.
-pub(crate) struct ReceivedServer {
+/// What this process has taken over, beside the clients.
+pub(crate) struct TakenOver {
     pub(crate) ingress: SuspendedIngress,
     pub(crate) control: Option<ControlSocket>,
     pub(crate) activated: bool,
@@ -36,38 +36,46 @@ pub(crate) struct ReceivedServer {
     pub(crate) refused: RefusalCounts,
     /// Since when the clients are not served.
     pub(crate) frozen_at: SystemTime,
-    /// Tells the old process that this one serves.
-    pub(crate) serving: Serving,
+    /// Waits to hear that this process serves.
+    pub(crate) old_process: OldProcess,
 }
 
 impl IncomingHandover {
     /// Says hello to the old process, which is at the other end of this descriptor. `files` are the settings files
-    /// that were read.
+    /// that this process has read.
+    ///
+    /// # Errors
+    /// When the old process is gone, or refuses.
     pub(crate) async fn connect(descriptor: OwnedFd, files: Vec<PathBuf>) -> anyhow::Result<Self> {
         let stream = FramedStream::new(descriptor.into()).context("what was inherited is no socket")?;
         let hello = move || HandoverReceiver::begin(stream, version::full(), files, HELLO_TIMEOUT);
         Ok(Self { receiver: spawn_blocking(hello).await?? })
     }
 
-    /// Says that everything is ready, and takes over. Before the old process has handed over everything, nothing of
-    /// it is touched.
+    /// Says that this process is ready, and takes over: the clients go to `manager`. Nothing is touched before the old
+    /// process has committed.
+    ///
+    /// # Errors
+    /// When the old process did not hand everything over. It goes on then, and this process must end.
     pub(crate) async fn receive(
         self,
         manager: &ConnectionManager,
         settings: &Settings,
-    ) -> anyhow::Result<ReceivedServer> {
-        let room = settings.max_connections;
-        let old = self.receiver.old().clone();
+    ) -> anyhow::Result<TakenOver> {
+        let max_clients = settings.max_connections;
+        let old = self.receiver.old_process().clone();
         let received = spawn_blocking(move || {
-            self.receiver.receive::<ServerState, ConnectionSnapshot>(room, RECEIVE_TIMEOUT)
+            self.receiver.receive::<ServerState, ConnectionSnapshot>(max_clients, RECEIVE_TIMEOUT)
         });
         let mut received = received.await??;
         // Whatever can fail must fail before the commit.
-        let (state, descriptors) = &mut received.server;
-        let (ingress, control) = sockets_of(state, std::mem::take(descriptors))?;
-        let Committed { server: state, clients, serving } =
+        let descriptors = std::mem::take(&mut received.server.descriptors);
+        let (ingress, control) = sockets_of(&mut received.server.state, descriptors)?;
+        let Committed { server, clients, old_process } =
             spawn_blocking(move || received.commit(COMMIT_TIMEOUT)).await??;
+        let state = server.state;
         let count = clients.len();
+        let clients = clients.into_iter().map(|client| (client.socket, client.state)).collect();
         manager.restore(state.manager, clients);
         info!(
             clients = count,
@@ -79,7 +87,7 @@ impl IncomingHandover {
             version::full(),
             old.version
         );
-        Ok(ReceivedServer {
+        Ok(TakenOver {
             ingress,
             control,
             activated: state.activated,
@@ -93,7 +101,7 @@ impl IncomingHandover {
             },
             refused: state.refused,
             frozen_at: UNIX_EPOCH + Duration::from_micros(state.frozen_at_us),
-            serving,
+            old_process,
         })
     }
 }

@@ -246,19 +246,16 @@ async fn commands_at_the_same_time_hear_the_same_success() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[cfg_attr(
-    not(debug_assertions),
-    ignore = "builds without debug assertions cannot be made to fail at a step"
-)]
 async fn a_new_process_that_dies_after_the_commit_is_no_success() {
-    let faults = tempfile::NamedTempFile::new().unwrap();
-    let mut server = Start::default().env(failpoint::FILE, faults.path().display()).serve().await;
+    let failpoints = tempfile::NamedTempFile::new().unwrap();
+    let mut server =
+        Start::default().env(failpoint::FILE_VARIABLE, failpoints.path().display()).serve().await;
     let client = server.client().await;
-    fs::write(faults.path(), "Committed:kill").unwrap();
+    fs::write(failpoints.path(), "Committed:kill").unwrap();
     let told = server.failed_upgrade().await;
     assert!(told.contains("its connections are closed now: 1"), "{told}");
     drop(client);
-    fs::write(faults.path(), "").unwrap();
+    fs::write(failpoints.path(), "").unwrap();
     // The old one goes on, and can be upgraded.
     let mut client = server.client().await;
     assert_eq!(server.get("/health/ready").await.json()["clients"], 1);

@@ -166,8 +166,9 @@ async fn busy_publishers_that_keep_their_connections_lose_no_call_over_upgrades(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failed_upgrade_keeps_connections_as_one_that_works_does() {
-    let faults = tempfile::NamedTempFile::new().unwrap();
-    let mut server = Start::default().env(failpoint::FILE, faults.path().display()).serve().await;
+    let failpoints = tempfile::NamedTempFile::new().unwrap();
+    let mut server =
+        Start::default().env(failpoint::FILE_VARIABLE, failpoints.path().display()).serve().await;
     let (mut silent, mut idle, mut half) =
         (Http::connect(&server).await, Http::connect(&server).await, Http::connect(&server).await);
     is_answered(&mut idle).await;
@@ -175,7 +176,7 @@ async fn a_failed_upgrade_keeps_connections_as_one_that_works_does() {
     let (start, rest) = request.split_at(20);
     half.send(start).await;
     // The connections are in the new process when it is killed.
-    std::fs::write(faults.path(), format!("{:?}:kill", Step::GotAll)).unwrap();
+    std::fs::write(failpoints.path(), format!("{:?}:kill", Step::GotAll)).unwrap();
     for _ in 0..UPGRADES {
         server.failed_upgrade().await;
     }
@@ -183,7 +184,7 @@ async fn a_failed_upgrade_keeps_connections_as_one_that_works_does() {
     for http in [&mut silent, &mut idle, &mut half] {
         is_answered(http).await;
     }
-    std::fs::write(faults.path(), "").unwrap();
+    std::fs::write(failpoints.path(), "").unwrap();
     server.upgrade().await;
     for http in [&mut silent, &mut idle, &mut half] {
         is_answered(http).await;
