@@ -10,15 +10,15 @@ use std::{
 use anyhow::Context;
 use tokio::runtime::{self, Runtime};
 
-/// Threads for work that blocks: a step of an upgrade, and one that is left over from an upgrade that was given up;
-/// looking up a host; giving back memory.
+/// Threads for work that blocks: one step of an upgrade, and one that is left over from an upgrade that was given up;
+/// looking up a host; trimming the heap.
 const BLOCKING_THREADS: usize = 4;
 
-/// A runtime that can always carry out `spawn_blocking`.
+/// Returns a runtime in which `spawn_blocking` never panics.
 ///
-/// tokio panics in `spawn_blocking` when it has no thread for it and the system gives none, as at the limit of
-/// tasks (`pids.max`, `RLIMIT_NPROC`). So all of its threads are started now, and kept; more work than there are
-/// threads waits for one of them.
+/// tokio panics in `spawn_blocking` when it has no thread for the work and the system gives none, as at the limit of
+/// tasks (`pids.max`, `RLIMIT_NPROC`). So all of its threads are started now, and kept; more work than threads waits
+/// for one of them.
 ///
 /// HTTP has one thread: it is little work beside that of the event loops, and a handshake that never changes
 /// threads costs less.
@@ -26,7 +26,7 @@ const BLOCKING_THREADS: usize = 4;
 /// # Errors
 /// When the system does not give the threads.
 pub(crate) fn runtime() -> anyhow::Result<Runtime> {
-    // tokio does not return this error, it panics: so it is looked for beforehand.
+    // tokio panics where it cannot start a thread: try that beforehand.
     try_threads().with_context(|| {
         format!("cannot start {BLOCKING_THREADS} threads; raise the limit of processes (ulimit -u, pids.max)")
     })?;
@@ -40,7 +40,7 @@ pub(crate) fn runtime() -> anyhow::Result<Runtime> {
     let closed = latch.close();
     for _ in 0..BLOCKING_THREADS {
         let latch = latch.clone();
-        // None is idle while the latch is closed, so each of these gets a thread of its own.
+        // No thread is idle while the latch is closed, so each task gets a thread of its own.
         drop(runtime.spawn_blocking(move || latch.wait()));
     }
     drop(closed);
@@ -48,6 +48,9 @@ pub(crate) fn runtime() -> anyhow::Result<Runtime> {
 }
 
 /// Starts as many threads as are needed, and ends them.
+///
+/// # Errors
+/// When the system does not give them.
 fn try_threads() -> io::Result<()> {
     let latch = Latch::default();
     let closed = latch.close();
@@ -58,18 +61,18 @@ fn try_threads() -> io::Result<()> {
     let threads: io::Result<Vec<_>> = (0..BLOCKING_THREADS).map(start).collect();
     drop(closed);
     for thread in threads? {
-        // It does nothing that could panic.
+        // The thread does nothing that could panic.
         let _ = thread.join();
     }
     Ok(())
 }
 
-/// Holds threads up until it is opened.
+/// Blocks threads while it is closed.
 #[derive(Clone, Default)]
 struct Latch(Arc<Mutex<()>>);
 
 impl Latch {
-    /// Closed until this is dropped.
+    /// Closes the latch until the guard is dropped.
     fn close(&self) -> MutexGuard<'_, ()> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,4 +1,4 @@
-//! How the server that runs is doing: `lastcall status`.
+//! `lastcall status`: prints how the server that runs is doing.
 
 use std::{
     io::{self, IsTerminal},
@@ -20,12 +20,15 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::upgrade::{ANSWER_TIMEOUT, count_clients, print_line};
+use super::output::{count_clients, print_line};
+
+/// How long a running server has to answer.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How often the progress of a drain is looked at.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
-/// The exit code for a server that is shutting down: it answers, but newcomers should go elsewhere.
+/// The exit code for a server that is shutting down: it answers, but new clients should go elsewhere.
 pub(crate) const SHUTTING_DOWN: u8 = 3;
 
 /// What `/health/ready` says. Older servers leave some of it out.
@@ -71,7 +74,7 @@ impl Status {
         format!("{first}{}{upgrading}{}", closes.unwrap_or_default(), self.process())
     }
 
-    /// Which process it is: a line of its own.
+    /// Returns a line about the process.
     fn process(&self) -> String {
         let (Some(pid), Some(version)) = (self.pid, &self.version) else { return String::new() };
         let commit = self.commit.as_ref().map(|commit| format!(" ({commit})")).unwrap_or_default();
@@ -85,14 +88,18 @@ impl Status {
     }
 }
 
-/// A number of seconds, as one says it.
+/// Returns a number of seconds in words.
 fn duration(seconds: f64) -> String {
     // A number that is no duration does not come from lastcall.
     let whole = Duration::try_from_secs_f64(seconds.round()).unwrap_or_default();
     format_duration(whole).to_string()
 }
 
-/// Says how the server that runs is doing; on a terminal, it follows a shutdown to its end. The exit code tells whether it serves.
+/// Prints how the server that runs is doing; on a terminal, follows a shutdown to its end. The exit code tells
+/// whether the server serves.
+///
+/// # Errors
+/// When no server answers, or stdout takes nothing.
 pub(crate) async fn status(settings: &Settings) -> anyhow::Result<ExitCode> {
     let mut now = fetch_status(settings).await?;
     if !now.is_shutting_down() || !io::stdout().is_terminal() {
@@ -110,7 +117,7 @@ pub(crate) async fn status(settings: &Settings) -> anyhow::Result<ExitCode> {
         sleep(POLL_INTERVAL).await;
         match fetch_status(settings).await {
             Ok(next) if next.is_shutting_down() => now = next,
-            // It has ended, or another one has started in its place.
+            // The server has ended, or another one has started in its place.
             _ => break,
         }
     }
@@ -120,7 +127,7 @@ pub(crate) async fn status(settings: &Settings) -> anyhow::Result<ExitCode> {
 }
 
 async fn fetch_status(settings: &Settings) -> anyhow::Result<Status> {
-    let asked = timeout(ANSWER_TIMEOUT, async {
+    let asked = timeout(REQUEST_TIMEOUT, async {
         let addresses =
             dial_addresses(&settings.host, settings.port).await.context("the host is not known")?;
         // Tries one after the other.
@@ -138,19 +145,19 @@ async fn fetch_status(settings: &Settings) -> anyhow::Result<Status> {
     });
     let answer = match asked.await {
         Ok(answer) => answer,
-        Err(_) => Err(anyhow::anyhow!("no answer within {ANSWER_TIMEOUT:?}")),
+        Err(_) => Err(anyhow::anyhow!("no answer within {REQUEST_TIMEOUT:?}")),
     };
     let (host, port) = (&settings.host, settings.port);
     answer.with_context(|| format!("cannot ask the server at {}", authority(host, port)))
 }
 
-/// A host and a port, as URLs have them.
+/// Returns a host and a port as URLs have them.
 fn authority(host: &str, port: u16) -> String {
     if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
 }
 
-/// Where a server with this setting of `host` is reached: the addresses of a name, and for all addresses this
-/// machine's own. `::` stands for IPv4, too, and where IPv6 is off, for IPv4 alone.
+/// Returns the addresses at which a server with this setting of `host` is reached: those of a name, or this machine's
+/// own where the server listens on all addresses. `::` stands for IPv4, too, and where IPv6 is off, for IPv4 alone.
 async fn dial_addresses(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
     let own: &[IpAddr] = match host.parse::<IpAddr>() {
         Ok(IpAddr::V4(ip)) if ip.is_unspecified() => &[IpAddr::V4(Ipv4Addr::LOCALHOST)],

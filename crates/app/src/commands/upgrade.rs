@@ -1,7 +1,6 @@
-//! What an operator does with a server that runs: `lastcall upgrade`.
+//! `lastcall upgrade`: has the server that runs replaced by a new process.
 
 use std::{
-    io::{self, Write},
     net::ToSocketAddrs,
     path::PathBuf,
     process::ExitCode,
@@ -14,10 +13,11 @@ use lastcall_handover::{
     ControlCommand, ControlSocket, FirstMessage, UpgradeProgress, bound_sockets, find_socket,
 };
 
+use super::output::{count_clients, print_line};
 use crate::upgrade::UPGRADE_TIMEOUT;
 
-/// How long a running server has to answer.
-pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a running server has to take the command, and to report in time.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Has the server that runs replace itself, and waits until it has. The exit code says how the upgrade went,
 /// whatever becomes of the output.
@@ -61,7 +61,10 @@ fn report(progress: &UpgradeProgress) -> anyhow::Result<()> {
     }
 }
 
-/// The control socket of the server that listens where the settings say.
+/// Returns the path of the control socket of the server that listens where the settings say.
+///
+/// # Errors
+/// When there is no such server.
 fn control_socket(settings: &Settings) -> anyhow::Result<PathBuf> {
     let (host, port) = (settings.host.as_str(), settings.port);
     let folder = settings.runtime_dir.path();
@@ -86,12 +89,4 @@ fn control_socket(settings: &Settings) -> anyhow::Result<PathBuf> {
          the start.{others}",
         folder.display()
     )
-}
-
-pub(crate) fn count_clients(clients: u64) -> String {
-    format!("{clients} client{}", if clients == 1 { "" } else { "s" })
-}
-
-pub(crate) fn print_line(line: &str) -> anyhow::Result<()> {
-    writeln!(io::stdout(), "{line}").context("cannot write to stdout")
 }

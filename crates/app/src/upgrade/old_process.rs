@@ -23,7 +23,7 @@ use tracing::{info, warn};
 
 use super::{
     attempt::Attempt,
-    control::SharedSocket,
+    control::{SharedSocket, SocketCopy},
     descriptor::Inheritable,
     program::Program,
     state::ServerState,
@@ -185,8 +185,9 @@ impl Handover {
             frozen.with_context(|| format!("the event loops did not stop within {FREEZE_TIMEOUT:?}"))?;
         let frozen = attempt.frozen.insert(frozen);
         // Now, as it may have been made again meanwhile.
-        let control = control.map(|control| control.share()).transpose();
-        let (control, file) = control.context("the control socket cannot be shared")?.flatten().unzip();
+        let control = control.map(|control| control.copy()).transpose();
+        let control = control.context("the control socket cannot be shared")?.flatten();
+        let (control, file) = control.map(|SocketCopy { listener, file }| (listener, file)).unzip();
         let state = self.state(suspended, frozen, file);
         let sender = attempt.send(sender, state, control, TRANSFER_TIMEOUT.min(self.timeout)).await?;
 

@@ -32,7 +32,7 @@ pub(crate) struct Program {
 }
 
 impl Program {
-    /// To be called early: once the file is replaced, the system does not know its path any more.
+    /// Returns the program of this process. To be called early: once the file is replaced, the system does not know its path any more.
     ///
     /// # Errors
     /// When /proc is not mounted, or the working directory is gone.
@@ -46,7 +46,7 @@ impl Program {
         Ok(Self { lookup, name, arguments: arguments.collect(), working_dir })
     }
 
-    /// The file that a new process would run now.
+    /// Returns the file that a new process would run now.
     ///
     /// # Errors
     /// When the name is in no folder of PATH.
@@ -59,8 +59,8 @@ impl Program {
         }
     }
 
-    /// The command that starts `path` in the way in which this process was started: with the same arguments, in the
-    /// working directory that has the same path now.
+    /// Returns a command that starts `path` as this process was started: with the same arguments, in the working
+    /// directory that has the same path now.
     ///
     /// # Errors
     /// When the working directory is gone.
@@ -82,7 +82,10 @@ impl Program {
     }
 }
 
-/// The path of the working directory: with the symbolic links in it, as a shell says it in PWD, if that is true.
+/// Returns the path of the working directory: as a shell sets it in PWD, with its symbolic links, if that is true.
+///
+/// # Errors
+/// When the working directory is gone.
 pub(crate) fn working_dir() -> std::io::Result<PathBuf> {
     let actual = env::current_dir()?;
     let said = env::var_os("PWD").map(PathBuf::from).filter(|said| {
@@ -113,7 +116,7 @@ fn lookup(name: &OsStr, executable: &Path, working_dir: &Path) -> Lookup {
     }
 }
 
-/// The first executable file of this name in PATH.
+/// Returns the first executable file of this name in PATH.
 fn search_path(name: &OsStr) -> Option<PathBuf> {
     if name.is_empty() {
         return None;
@@ -124,7 +127,7 @@ fn search_path(name: &OsStr) -> Option<PathBuf> {
         .find(|path| path.is_file() && access(path, Access::EXEC_OK).is_ok())
 }
 
-/// The kernel marks the path of a file that was removed: proc(5), /proc/pid/exe.
+/// Removes the mark that the kernel adds to the path of a file that was removed: proc(5), /proc/pid/exe.
 fn strip_deleted_suffix(executable: &Path) -> PathBuf {
     let bytes = executable.as_os_str().as_bytes();
     match bytes.strip_suffix(b" (deleted)") {
@@ -133,7 +136,7 @@ fn strip_deleted_suffix(executable: &Path) -> PathBuf {
     }
 }
 
-/// Whether both paths lead to the same file.
+/// Returns true if both paths lead to the same file.
 fn is_same_file(one: &Path, other: &Path) -> bool {
     let id = |file: Metadata| (file.dev(), file.ino());
     matches!((fs::metadata(one).map(id), fs::metadata(other).map(id)), (Ok(one), Ok(other)) if one == other)

@@ -8,8 +8,8 @@ use lastcall_handover::FileIdentity;
 use lastcall_websockets::{ManagerSnapshot, NotifierState};
 use serde::{Deserialize, Serialize};
 
-/// The state of the server. Other builds read it too: fields that they do not know are ignored, those that are
-/// missing have their defaults. A field that another build must not ignore needs another handover protocol.
+/// The state of the server. Other builds read it too: unknown fields are ignored, missing ones have their
+/// defaults. A field that another build must not ignore needs another handover protocol.
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub(super) struct ServerState {
@@ -49,7 +49,7 @@ impl<T> ServerDescriptors<T> {
         [listener].into_iter().chain(control).chain(idle).collect()
     }
 
-    /// Tells which is which of those that came with a state.
+    /// Returns what each descriptor is that came with a state.
     ///
     /// # Errors
     /// When there are fewer than the state says.

@@ -17,7 +17,7 @@ use rustix::{
 
 use super::error::SocketError;
 
-/// The name of the file in the folder that is locked. Other users, who may read the folder, cannot open it.
+/// The name of the file in the folder that is locked. Other users may be able to read the folder, but cannot open this file.
 const LOCK: &str = "lastcall.lock";
 
 /// How long another process may hold the lock: it is held for a few system calls.

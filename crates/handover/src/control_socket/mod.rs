@@ -94,7 +94,7 @@ impl ControlSocket {
         Ok(Self { listener, identity, remove: true })
     }
 
-    /// Goes on with the socket of an old process.
+    /// Makes a control socket of the listener of an old process, and the file that it has.
     ///
     /// # Errors
     /// When the descriptor cannot be used.
@@ -104,17 +104,17 @@ impl ControlSocket {
         Ok(Self { listener, identity, remove: true })
     }
 
-    /// The file of the socket.
+    /// Returns the file of the socket.
     pub fn identity(&self) -> &FileIdentity {
         &self.identity
     }
 
-    /// The path of the socket.
+    /// Returns the path of the socket.
     pub fn path(&self) -> &Path {
         &self.identity.path
     }
 
-    /// The listener, to wait on: it does not block.
+    /// Returns the listener, which does not block.
     pub fn listener(&self) -> &UnixListener {
         &self.listener
     }
@@ -156,7 +156,7 @@ impl Drop for ControlSocket {
             return;
         }
         let folder = self.identity.path.parent().unwrap_or(Path::new("."));
-        // Without the lock, or the file: it stays behind, and the next process that needs its name replaces it.
+        // If that fails, the file stays behind, and the next process that needs its name replaces it.
         if let Ok(_lock) = folder::lock(folder)
             && self.identity.exists()
         {

@@ -4,7 +4,7 @@ use std::{io, os::fd::AsRawFd, path::Path};
 
 use super::error::SocketError;
 
-/// Checks that the process at the other end belongs to this user, or to root, who may do anything anyway.
+/// Checks that the process at the other end belongs to this user, or to root, which may do anything anyway.
 ///
 /// # Errors
 /// When it belongs to another user.
@@ -49,7 +49,7 @@ mod tests {
         let own = geteuid().as_raw();
         check(&stream, Path::new("x"), own).unwrap();
         let result = check(&stream, Path::new("x"), own + 1);
-        // As root, the peer is root, who may connect to any server.
+        // As root, the peer is root, which may connect to any server.
         let refused = matches!(&result, Err(SocketError::OtherUser { peer, .. }) if *peer == own);
         assert_eq!(refused, own != 0, "{result:?}");
     }

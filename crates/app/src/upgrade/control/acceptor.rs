@@ -1,11 +1,6 @@
 //! Accepts connections at the control socket, reads commands, and makes the socket again when it is removed.
 
-use std::{
-    io,
-    path::PathBuf,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context, bail};
 use lastcall_core::SpareDescriptor;
@@ -21,9 +16,8 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use super::{
-    Requester, lock,
-    spare::{Connection, Spare},
-    watch::Watch,
+    connection::Connection, requester::Requester, shared_socket::SharedSocket, spare::Spare,
+    watch::FolderWatch,
 };
 use crate::upgrade::timeouts::COMMAND_TIMEOUT;
 
@@ -33,28 +27,27 @@ const MAX_COMMAND: usize = 64 << 10;
 /// Most connections whose command is waited for at once. Only this user's processes, and root's, can be there.
 pub(super) const MAX_CONNECTIONS: usize = 8;
 
-/// How long until the next attempt to accept a connection when there is not even a descriptor that was kept.
+/// How long until the next attempt to accept a connection when not even the spare descriptor is left.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
-/// How often the socket is looked for where the system reports no changes of its folder, and how often a socket
-/// that could not be made is tried again.
+/// How often the socket is checked where the system reports no changes of its folder, and how often a socket that
+/// could not be made is tried again.
 const CHECK_INTERVAL: Duration = Duration::from_secs(30);
 
 pub(super) struct Acceptor {
     pub(super) path: PathBuf,
-    /// Whether its folder was not set: then it may well be that there can be none, as in a container whose files are
-    /// read-only.
+    /// Whether its folder was not set. Then it is no fault if there can be no socket, as in a container whose files
+    /// are read-only.
     pub(super) is_default: bool,
-    /// `None` while it cannot be made.
-    pub(super) socket: Arc<Mutex<Option<ControlSocket>>>,
+    pub(super) socket: SharedSocket,
     pub(super) requests: mpsc::Sender<Requester>,
 }
 
-/// What the acceptor waits at.
+/// What the acceptor waits for.
 pub(super) struct Waiting {
     /// `None` while there is no socket.
     listener: Option<UnixListener>,
-    watch: Watch,
+    watch: FolderWatch,
     /// Whether it was logged that the socket cannot be made.
     reported: bool,
     spare: Spare,
@@ -64,7 +57,7 @@ impl Acceptor {
     /// Makes the socket, if it can be made now.
     pub(super) fn prepare(&self) -> Waiting {
         let spare = Spare::reserve();
-        let mut waiting = Waiting { listener: None, watch: Watch::none(), reported: false, spare };
+        let mut waiting = Waiting { listener: None, watch: FolderWatch::none(), reported: false, spare };
         self.check(&mut waiting);
         waiting
     }
@@ -102,12 +95,12 @@ impl Acceptor {
             match accepted {
                 Ok(stream) => {
                     let connection = Connection::new(stream, spare.clone());
-                    let (socket, requests) = (Arc::clone(&self.socket), self.requests.clone());
+                    let (socket, requests) = (self.socket.clone(), self.requests.clone());
                     tokio::spawn(async move {
                         let _permit = permit;
                         match timeout(COMMAND_TIMEOUT, receive(connection, &socket)).await {
-                            // Closed when this process ends: the operator sees that.
-                            Ok(Ok(operator)) => drop(requests.send(operator).await),
+                            // Dropped when this process ends: the command sees that.
+                            Ok(Ok(requester)) => drop(requests.send(requester).await),
                             Ok(Err(error)) => warn!("a command at the control socket was refused: {error:#}"),
                             Err(_) => debug!("a process connected to the control socket and sent nothing"),
                         }
@@ -122,9 +115,9 @@ impl Acceptor {
         }
     }
 
-    /// Makes the socket if it is not there, and waits at the one that is.
+    /// Makes the socket if it is not there, and has it waited for.
     fn check(&self, waiting: &mut Waiting) {
-        let mut socket = lock(&self.socket);
+        let mut socket = self.socket.lock();
         let is_there = socket.as_ref().is_some_and(|socket| socket.identity().exists());
         if is_there && waiting.listener.is_some() {
             return;
@@ -150,7 +143,7 @@ impl Acceptor {
             Ok(listener) => {
                 info!(path = %self.path.display(), "control socket");
                 waiting.listener = Some(listener);
-                waiting.watch = Watch::folder_of(&self.path);
+                waiting.watch = FolderWatch::new(&self.path);
                 waiting.reported = false;
             }
             Err(error) => debug!(%error, "the control socket cannot be waited at"),
@@ -166,12 +159,12 @@ async fn accept(listener: Option<&UnixListener>) -> io::Result<UnixStream> {
 }
 
 /// Reads a command.
-async fn receive(
-    mut connection: Connection,
-    socket: &Mutex<Option<ControlSocket>>,
-) -> anyhow::Result<Requester> {
+///
+/// # Errors
+/// When the connection is not this user's, or sends no command that is understood.
+async fn receive(mut connection: Connection, socket: &SharedSocket) -> anyhow::Result<Requester> {
     let stream = connection.stream()?;
-    match lock(socket).as_ref() {
+    match socket.lock().as_ref() {
         Some(socket) => socket.check_peer(stream)?,
         None => bail!("there is no control socket any more"),
     }
@@ -180,7 +173,7 @@ async fn receive(
     let mut body = vec![0; body_len(header, MAX_COMMAND)?];
     stream.read_exact(&mut body).await.context("half a command came")?;
     match decode(&body)? {
-        FirstMessage::Command(ControlCommand::Upgrade) => Ok(Requester(connection)),
+        FirstMessage::Command(ControlCommand::Upgrade) => Ok(Requester::new(connection)),
         FirstMessage::Hello(hello) => {
             let reason = format!(
                 "the new process, version {}, speaks version {} of the handover, this one {PROTOCOL}",

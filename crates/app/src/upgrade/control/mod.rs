@@ -1,41 +1,24 @@
-//! Answers operators at the control socket.
+//! The server at the control socket: answers operators.
 
 mod acceptor;
+mod connection;
+mod requester;
+mod shared_socket;
 mod spare;
 mod watch;
 
-use std::{
-    io,
-    os::fd::OwnedFd,
-    path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+use std::path::PathBuf;
+
+use lastcall_handover::ControlSocket;
+use tokio::{sync::mpsc, task::JoinHandle, time::timeout};
+use tracing::warn;
+
+use self::acceptor::{Acceptor, MAX_CONNECTIONS};
+pub(super) use self::{
+    requester::Requester,
+    shared_socket::{SharedSocket, SocketCopy},
 };
-
-use lastcall_handover::{ControlSocket, FileIdentity, UpgradeProgress, encode};
-use tokio::{io::AsyncWriteExt, sync::mpsc, task::JoinHandle, time::timeout};
-use tracing::{debug, warn};
-
-use acceptor::{Acceptor, MAX_CONNECTIONS};
-use spare::Connection;
-
-use super::timeouts::{LATE_COMMAND_TIMEOUT, REPORT_TIMEOUT};
-
-/// An operator who asked for an upgrade, and waits to hear how it goes.
-pub(crate) struct Requester(Connection);
-
-impl Requester {
-    /// Tells the operator how it goes. The operator may have gone: then nothing happens.
-    pub(crate) async fn report(&mut self, progress: &UpgradeProgress) {
-        let told = async {
-            let message = encode(progress)?;
-            timeout(REPORT_TIMEOUT, self.0.stream()?.write_all(&message)).await??;
-            anyhow::Ok(())
-        };
-        if let Err(error) = told.await {
-            debug!("an operator could not be told how the upgrade went: {error:#}");
-        }
-    }
-}
+use super::timeouts::LATE_COMMAND_TIMEOUT;
 
 /// The control socket while this process serves. Its file is removed when this is dropped, unless
 /// [`ControlServer::leave_to_new_process`] was called.
@@ -45,53 +28,37 @@ pub(crate) struct ControlServer {
     accepting: JoinHandle<()>,
 }
 
-/// Shares the socket with a new process.
-#[derive(Clone)]
-pub(crate) struct SharedSocket(Arc<Mutex<Option<ControlSocket>>>);
-
-impl SharedSocket {
-    /// The listening descriptor, and the file that it has. `None`: there is no socket.
-    ///
-    /// # Errors
-    /// When there is no descriptor left.
-    pub(crate) fn share(&self) -> io::Result<Option<(OwnedFd, FileIdentity)>> {
-        let socket = lock(&self.0);
-        let Some(socket) = socket.as_ref() else { return Ok(None) };
-        Ok(Some((socket.listener().try_clone()?.into(), socket.identity().clone())))
-    }
-}
-
 impl ControlServer {
-    /// Accepts connections at `path`: goes on with the socket of the old process if it is there, or makes one, now
-    /// or when that becomes possible, and again when it is removed. `is_default`: its folder was not set.
+    /// Accepts connections at `path`: at the socket of the old process if there is one, or at a new one, which is made
+    /// now or when that becomes possible, and again when it is removed. `is_default`: its folder was not set.
     pub(crate) fn start(path: PathBuf, is_default: bool, inherited: Option<ControlSocket>) -> Self {
         // Another one is for another address, or in another folder: it is removed.
         let inherited = inherited.filter(|socket| socket.path() == path);
-        let socket = Arc::new(Mutex::new(inherited));
+        let socket = SharedSocket::new(inherited);
         let (sender, requests) = mpsc::channel(MAX_CONNECTIONS);
-        let acceptor = Acceptor { path, is_default, socket: Arc::clone(&socket), requests: sender };
+        let acceptor = Acceptor { path, is_default, socket: socket.clone(), requests: sender };
         let waiting = acceptor.prepare();
         let accepting = tokio::spawn(acceptor.run(waiting));
-        Self { socket: SharedSocket(socket), requests, accepting }
+        Self { socket, requests, accepting }
     }
 
-    /// The next operator who asks for an upgrade. May be dropped at any time without losing one.
-    pub(crate) async fn next(&mut self) -> Requester {
+    /// Waits for the next command that asks for an upgrade. May be dropped at any time without losing one.
+    pub(super) async fn next(&mut self) -> Requester {
         match self.requests.recv().await {
-            Some(operator) => operator,
+            Some(requester) => requester,
             // The accepting task is gone, with the runtime: none will come.
             None => std::future::pending().await,
         }
     }
 
-    /// For sharing the socket with a new process.
-    pub(crate) fn socket(&self) -> SharedSocket {
+    /// Returns the socket, to be shared with a new process.
+    pub(super) fn socket(&self) -> SharedSocket {
         self.socket.clone()
     }
 
-    /// Leaves the socket to the new process. Returns the operators who had asked meanwhile.
-    pub(crate) async fn leave_to_new_process(mut self) -> Vec<Requester> {
-        if let Some(socket) = lock(&self.socket.0).as_mut() {
+    /// Leaves the socket to the new process. Returns the commands that came meanwhile.
+    pub(super) async fn leave_to_new_process(mut self) -> Vec<Requester> {
+        if let Some(socket) = self.socket.lock().as_mut() {
             socket.keep_file();
         }
         // Connections that were accepted are served by tasks of their own, which go on.
@@ -103,11 +70,11 @@ impl ControlServer {
         }
         let mut late = Vec::new();
         let all = async {
-            while let Some(operator) = self.requests.recv().await {
-                late.push(operator);
+            while let Some(requester) = self.requests.recv().await {
+                late.push(requester);
             }
         };
-        // At the timeout, those that have said nothing are left alone.
+        // At the timeout, connections without a command are left alone.
         let _ = timeout(LATE_COMMAND_TIMEOUT, all).await;
         late
     }
@@ -117,9 +84,4 @@ impl Drop for ControlServer {
     fn drop(&mut self) {
         self.accepting.abort();
     }
-}
-
-fn lock(socket: &Mutex<Option<ControlSocket>>) -> MutexGuard<'_, Option<ControlSocket>> {
-    // Nothing that holds it can panic.
-    socket.lock().unwrap_or_else(PoisonError::into_inner)
 }

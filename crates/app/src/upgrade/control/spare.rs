@@ -1,4 +1,4 @@
-//! The file descriptor that is kept for operators: they can ask when all others are taken.
+//! The file descriptor that is kept for the control socket: operators can reach it when all others are taken.
 
 use std::{
     io,
@@ -6,7 +6,6 @@ use std::{
 };
 
 use lastcall_core::SpareDescriptor;
-use tokio::net::UnixStream;
 use tracing::warn;
 
 /// `None` where there was none left at the start. Clones are the same one.
@@ -14,6 +13,7 @@ use tracing::warn;
 pub(super) struct Spare(Arc<Mutex<Option<SpareDescriptor>>>);
 
 impl Spare {
+    /// Opens the descriptor.
     pub(super) fn reserve() -> Self {
         Self(Arc::new(Mutex::new(SpareDescriptor::reserve().ok())))
     }
@@ -36,7 +36,8 @@ impl Spare {
         }
     }
 
-    fn restore(&self) {
+    /// Keeps a descriptor again, if it was used.
+    pub(super) fn restore(&self) {
         if let Some(spare) = self.lock().as_mut() {
             spare.restore();
         }
@@ -45,34 +46,5 @@ impl Spare {
     fn lock(&self) -> MutexGuard<'_, Option<SpareDescriptor>> {
         // Nothing that holds it can panic.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// A connection. Its descriptor becomes the spare one, if that was used, at the moment at which it is closed: the
-/// HTTP server would take it otherwise.
-pub(super) struct Connection {
-    /// Received only when it is closed.
-    stream: Option<UnixStream>,
-    spare: Spare,
-}
-
-impl Connection {
-    pub(super) fn new(stream: UnixStream, spare: Spare) -> Self {
-        Self { stream: Some(stream), spare }
-    }
-
-    /// The stream.
-    ///
-    /// # Errors
-    /// Never before the connection is dropped.
-    pub(super) fn stream(&mut self) -> io::Result<&mut UnixStream> {
-        self.stream.as_mut().ok_or_else(|| io::ErrorKind::NotConnected.into())
-    }
-}
-
-impl Drop for Connection {
-    fn drop(&mut self) {
-        drop(self.stream.take());
-        self.spare.restore();
     }
 }

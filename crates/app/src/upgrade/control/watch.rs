@@ -7,15 +7,16 @@ use tokio::io::{Interest, unix::AsyncFd};
 use tracing::debug;
 
 /// The events of inotify(7). `None` where the system gives none.
-pub(super) struct Watch(Option<AsyncFd<OwnedFd>>);
+pub(super) struct FolderWatch(Option<AsyncFd<OwnedFd>>);
 
-impl Watch {
+impl FolderWatch {
     /// Watches nothing yet.
     pub(super) fn none() -> Self {
         Self(None)
     }
 
-    pub(super) fn folder_of(socket: &Path) -> Self {
+    /// Watches the folder of this path.
+    pub(super) fn new(socket: &Path) -> Self {
         let folder = socket.parent().unwrap_or(Path::new("."));
         let watch = start(folder)
             .inspect_err(|error| debug!(%error, "the folder of the control socket is not watched"));

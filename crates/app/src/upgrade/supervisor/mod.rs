@@ -122,12 +122,12 @@ pub(crate) async fn supervise(supervised: Supervised) -> anyhow::Result<ExitCode
     Ok(ExitCode::from(code))
 }
 
-/// Whether any process is a child of this one, that has not ended or was not waited for.
+/// Returns true if this process has a child that runs, or that was not waited for.
 fn has_children() -> bool {
     waitid(WaitId::All, WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT).is_ok()
 }
 
-/// Takes note of all children that have ended: those of the processes that took over are this one's, too.
+/// Returns all children that have ended. Children of the processes that took over become children of this one.
 fn reap() -> Vec<(Pid, WaitStatus)> {
     std::iter::from_fn(|| wait(WaitOptions::NOHANG).ok().flatten()).collect()
 }

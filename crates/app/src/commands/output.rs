@@ -1,0 +1,18 @@
+//! What the commands print.
+
+use std::io::{self, Write};
+
+use anyhow::Context;
+
+/// Prints a line to stdout.
+///
+/// # Errors
+/// When stdout takes nothing.
+pub(super) fn print_line(line: &str) -> anyhow::Result<()> {
+    writeln!(io::stdout(), "{line}").context("cannot write to stdout")
+}
+
+/// Returns a number of clients in words.
+pub(super) fn count_clients(clients: u64) -> String {
+    format!("{clients} client{}", if clients == 1 { "" } else { "s" })
+}
