@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, time::Instant};
 
-use crate::client_id::ClientId;
+use crate::event_loop::ConnectionKey;
 
 /// When each of a loop's connections is closed.
 #[derive(Debug)]
@@ -15,24 +15,23 @@ pub(crate) struct CloseSchedule {
 #[derive(Debug)]
 struct ScheduledClose {
     at: Instant,
-    slot: usize,
-    client: ClientId,
+    connection: ConnectionKey,
 }
 
 impl CloseSchedule {
-    /// Spreads the closes of these connections, with their slots, over the time between the two moments.
+    /// Spreads the closes of these connections over the time between the two moments.
     pub(crate) fn new(
-        connections: impl Iterator<Item = (usize, ClientId)>,
+        connections: impl Iterator<Item = ConnectionKey>,
         from: Instant,
         until: Instant,
     ) -> Self {
         let mut connections: Vec<_> = connections.collect();
         // By the random part of their ids, so the order is neither that of the slots nor that of connecting.
-        connections.sort_by(|(_, a), (_, b)| a.jitter().total_cmp(&b.jitter()));
+        connections.sort_by(|a, b| a.id.jitter().total_cmp(&b.id.jitter()));
         let step = until.saturating_duration_since(from).div_f64(connections.len().max(1) as f64);
-        let close = |(number, (slot, client))| {
+        let close = |(number, connection)| {
             let at = from + step.mul_f64(number as f64 + 0.5);
-            ScheduledClose { at, slot, client }
+            ScheduledClose { at, connection }
         };
         Self { queue: connections.into_iter().enumerate().map(close).collect() }
     }
@@ -42,12 +41,12 @@ impl CloseSchedule {
         self.queue.front().map(|close| close.at)
     }
 
-    /// Returns the slot and the client of a close that is due, if one is. The connection may have ended meanwhile.
-    pub(crate) fn due(&mut self, now: Instant) -> Option<(usize, ClientId)> {
+    /// Returns a connection whose close is due, if one is. It may have ended meanwhile.
+    pub(crate) fn due(&mut self, now: Instant) -> Option<ConnectionKey> {
         if self.next()? > now {
             return None;
         }
-        self.queue.pop_front().map(|close| (close.slot, close.client))
+        self.queue.pop_front().map(|close| close.connection)
     }
 }
 
@@ -56,13 +55,17 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::client_id::ClientId;
+
+    fn key(slot: usize) -> ConnectionKey {
+        ConnectionKey { slot, id: ClientId::generate() }
+    }
 
     #[test]
     fn ten_thousand_are_due_one_by_one_in_even_steps() {
         let from = Instant::now();
         let until = from + Duration::from_secs(10);
-        let mut schedule =
-            CloseSchedule::new((0..10_000).map(|slot| (slot, ClientId::generate())), from, until);
+        let mut schedule = CloseSchedule::new((0..10_000).map(key), from, until);
         for n in 0..10_000 {
             // Each in the middle of a millisecond of its own: 1 % of them in any tenth of a second.
             let moment = from + Duration::from_micros(1000 * n + 500);
@@ -77,7 +80,7 @@ mod tests {
     fn closes_that_are_late_are_due_at_once_and_the_others_keep_their_moments() {
         let from = Instant::now();
         let until = from + Duration::from_secs(10);
-        let mut schedule = CloseSchedule::new((0..10).map(|slot| (slot, ClientId::generate())), from, until);
+        let mut schedule = CloseSchedule::new((0..10).map(key), from, until);
         let now = from + Duration::from_millis(3700);
         assert_eq!(std::iter::from_fn(|| schedule.due(now)).count(), 4);
         assert_eq!(schedule.next(), Some(from + Duration::from_millis(4500)));
@@ -86,8 +89,8 @@ mod tests {
     #[test]
     fn the_order_is_not_that_of_the_slots() {
         let now = Instant::now();
-        let mut schedule = CloseSchedule::new((0..1000).map(|slot| (slot, ClientId::generate())), now, now);
-        let order: Vec<_> = std::iter::from_fn(|| schedule.due(now)).map(|(slot, _)| slot).collect();
+        let mut schedule = CloseSchedule::new((0..1000).map(key), now, now);
+        let order: Vec<_> = std::iter::from_fn(|| schedule.due(now)).map(|key| key.slot).collect();
         assert_eq!(order.len(), 1000);
         let in_sequence = order.windows(2).filter(|two| two[0] < two[1]).count();
         // 500 are expected; the standard deviation is 9.
@@ -98,7 +101,7 @@ mod tests {
     fn no_connections_and_no_time_are_allowed() {
         let now = Instant::now();
         assert_eq!(CloseSchedule::new(std::iter::empty(), now, now).next(), None);
-        let mut schedule = CloseSchedule::new(std::iter::once((7, ClientId::generate())), now, now);
-        assert_eq!(schedule.due(now).unwrap().0, 7);
+        let mut schedule = CloseSchedule::new(std::iter::once(key(7)), now, now);
+        assert_eq!(schedule.due(now).unwrap().slot, 7);
     }
 }

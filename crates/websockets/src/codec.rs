@@ -6,9 +6,8 @@ mod frame;
 #[cfg(test)]
 pub(crate) mod test_frames;
 
-pub use close_code::CloseReason;
+pub(crate) use close_code::CloseReason;
 pub(crate) use decoder::{Decoder, DecoderLimits, Event};
-pub use frame::Frame;
-pub(crate) use frame::next_boundary;
+pub(crate) use frame::{Frame, next_boundary};
 #[cfg(test)]
 pub(crate) use frame::{Header, Opcode};

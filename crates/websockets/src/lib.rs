@@ -22,13 +22,22 @@
 //!
 //! # In the event loops
 //!
-//! - `event_loop` is a thread that owns its sockets: it reads, handles its mailbox, writes to all its connections, and has
-//!   the timers.
-//! - `connection` is the state machine of one connection, with its outbox and its ping.
-//! - `codec` has frames, the decoder and the close codes of RFC 6455; `protocol` has the JSON messages of
-//!   `docs/protocol.md`.
-//! - `snapshot` has the event loops stopped at once, and the state of each connection as another process can read it.
-//! - [`Stats`] (`stats`) is what the loops count.
+//! - `event_loop` is a thread that owns its sockets. An iteration polls the kernel, reads, runs the jobs from the
+//!   mailbox, and then the timers; each part stops after a slice of time, so none delays the others for long. Its files:
+//!   `jobs` (one queue: fan-outs, commands, the next look at the mailbox), `fanout` (one write for each connection),
+//!   `commands`, `reading`, `registration`, `timers` (all of them, with one `next` and one `due`), `heartbeat` and `clock`
+//!   (when clients are pinged, by a clock that stands still while the process does), and `connections` (slots, and keys
+//!   that know their connection).
+//! - `connection` is the state machine of one connection, over any stream that can be read and written: what to do with
+//!   input, output, a close and a lost peer. Its `outbox` keeps what the socket has not taken, shared with other
+//!   connections; its `ping` keeps what became of the last ping. An idle connection has no buffer.
+//! - `codec` is RFC 6455: frames, a decoder that enforces every limit as soon as a header shows it, and close codes. It
+//!   knows neither sockets nor JSON.
+//! - `protocol` has the messages of `docs/protocol.md` as types, and `client_id` the ids of connections in them.
+//!   `handshake` is what the HTTP server leaves to the event loop: the response that is not sent yet, and early input.
+//! - `snapshot` is what a handover needs: the event loops stopped at once, and each connection as plain data that other
+//!   builds can read. Dropping it lets the loops continue.
+//! - [`Stats`] (`stats`) is what each loop counts.
 
 mod admission;
 mod budget;
@@ -51,7 +60,6 @@ mod stats;
 
 pub use admission::{AdmitError, ConnectionCounts, Permit};
 pub use client_id::ClientId;
-pub use codec::{CloseReason, Frame};
 pub use event_loop::HeartbeatConfig;
 pub use handshake::Handshake;
 pub use manager::{ConnectionManager, ManagerConfig, PublishError};
@@ -62,7 +70,7 @@ pub use shutdown::{GracefulShutdown, ShutdownConfig};
 pub use snapshot::{ConnectionSnapshot, Frozen, ManagerSnapshot};
 pub use stats::{Histogram, Stats};
 
-/// The decoder, for the fuzzer only: it is no part of the interface.
+/// The decoder, for the fuzzer only: it is not part of the interface.
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzzing {
@@ -70,21 +78,21 @@ pub mod fuzzing {
 
     use crate::codec::{Decoder, DecoderLimits};
 
-    /// What comes of these pieces, as text.
+    /// Decodes these pieces, and returns the events and the error as text.
     pub fn decode(pieces: &[&[u8]]) -> Vec<String> {
         let mut decoder = Decoder::default();
-        let mut heard = Vec::new();
+        let mut events = Vec::new();
         for piece in pieces {
             let limits = DecoderLimits { max_message_size: 4096, accept_binary: true };
             let result = decoder.decode(&mut piece.to_vec(), limits, |event| {
-                heard.push(format!("{event:?}"));
+                events.push(format!("{event:?}"));
                 ControlFlow::Continue(())
             });
-            if let Err(fault) = result {
-                heard.push(format!("{fault:?}"));
+            if let Err(error) = result {
+                events.push(format!("{error:?}"));
                 break;
             }
         }
-        heard
+        events
     }
 }

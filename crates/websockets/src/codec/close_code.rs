@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 /// What a client should do after each is in `docs/protocol.md`, "Close codes".
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum CloseReason {
+pub(crate) enum CloseReason {
     /// 1002: the client violated the protocol. The text is not handed over to a new process; the client has received
     /// it already.
     ProtocolError(#[serde(skip)] &'static str),
@@ -27,7 +27,7 @@ pub enum CloseReason {
 
 impl CloseReason {
     /// Returns the status code of the close frame.
-    pub fn code(self) -> u16 {
+    pub(crate) fn code(self) -> u16 {
         match self {
             Self::ProtocolError(_) => 1002,
             Self::UnsupportedData => 1003,
@@ -39,7 +39,7 @@ impl CloseReason {
     }
 
     /// Returns a stable name for programs, such as the label of a metric.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::ProtocolError(_) => "protocol_error",
             Self::UnsupportedData => "unsupported_data",
@@ -52,7 +52,7 @@ impl CloseReason {
     }
 
     /// Returns the reason in the close frame: text for people, at most 123 bytes (RFC 6455 §5.5).
-    pub fn reason(self) -> &'static str {
+    pub(crate) fn reason(self) -> &'static str {
         match self {
             Self::ProtocolError(what) => what,
             Self::UnsupportedData => "only text is accepted",

@@ -127,11 +127,11 @@ pub(crate) fn unmask(payload: &mut [u8], mask: [u8; 4], offset: u64) {
 
 /// A whole frame from the server, encoded once and shared by all clients that get it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Frame(Bytes);
+pub(crate) struct Frame(Bytes);
 
 impl Frame {
     /// Encodes a text message in one frame.
-    pub fn text(text: &str) -> Self {
+    pub(crate) fn text(text: &str) -> Self {
         Self::encode(Opcode::Text, text.as_bytes())
     }
 
@@ -158,7 +158,7 @@ impl Frame {
     }
 
     /// Returns the bytes of the frame.
-    pub fn bytes(&self) -> &Bytes {
+    pub(crate) fn bytes(&self) -> &Bytes {
         &self.0
     }
 

@@ -5,7 +5,7 @@ use std::time::Instant;
 use tokio::sync::mpsc;
 
 use super::{
-    EventLoop,
+    ConnectionKey, EventLoop,
     jobs::{Fanout, Payload},
 };
 use crate::{close_schedule::CloseSchedule, mailbox::LoopCommand, snapshot::FrozenLoop, stats::Stats};
@@ -24,7 +24,7 @@ impl EventLoop {
             }
             LoopCommand::CloseGradually(reason, until) => {
                 let open = self.connections.iter().filter(|(_, entry)| entry.connection.is_open());
-                let open = open.map(|(slot, entry)| (slot, entry.connection.id));
+                let open = open.map(|(slot, entry)| ConnectionKey { slot, id: entry.connection.id });
                 let schedule = CloseSchedule::new(open, Instant::now(), until);
                 self.timers.schedule_closes(schedule, reason);
             }

@@ -111,7 +111,7 @@ impl Timers {
         }
         if let Some((schedule, reason)) = &mut self.close_schedule {
             match schedule.due(now) {
-                Some((slot, id)) => return Some(Due::Close(ConnectionKey { slot, id }, *reason)),
+                Some(key) => return Some(Due::Close(key, *reason)),
                 None if schedule.next().is_none() => self.close_schedule = None,
                 None => {}
             }

@@ -110,7 +110,7 @@ impl<'a> ServerMessage<'a> {
     }
 
     /// Encodes the message as one frame, which all clients that get it share.
-    pub fn frame(&self) -> Frame {
+    pub(crate) fn frame(&self) -> Frame {
         // Only maps with keys that are not strings and fallible implementations can fail: these types have neither.
         let json = serde_json::to_string(self).expect("a server message is always valid JSON");
         Frame::text(&json)

@@ -156,7 +156,7 @@ fn output_that_is_queued_is_written_by_the_new_loop() {
 }
 
 #[test]
-fn a_freeze_that_nobody_waits_for_is_undone_at_once() {
+fn a_freeze_whose_caller_is_gone_is_undone_at_once() {
     let mut harness = Harness::new(Options::default());
     let mut client = harness.connect();
     let running = Running::start(harness);

@@ -38,7 +38,7 @@ fn the_next_moment_is_the_earliest_of_all() {
     assert_eq!(timers.next(), Some(30 * SECOND));
     timers.end_throttling_at(b, now + 20 * SECOND);
     assert_eq!(timers.next(), Some(20 * SECOND));
-    let schedule = CloseSchedule::new(std::iter::once((c.slot, c.id)), now, now + 20 * SECOND);
+    let schedule = CloseSchedule::new(std::iter::once(c), now, now + 20 * SECOND);
     timers.schedule_closes(schedule, CloseReason::ServiceRestart);
     assert_eq!(timers.next(), Some(10 * SECOND));
 
@@ -72,8 +72,7 @@ fn a_close_timeout_does_not_run_while_the_process_is_stopped_and_a_scheduled_clo
     let (mut timers, now) = timers();
     let (closing, scheduled) = (key(1), key(2));
     timers.start_close_timeout(closing, 10 * SECOND, now);
-    let schedule =
-        CloseSchedule::new(std::iter::once((scheduled.slot, scheduled.id)), now, now + 120 * SECOND);
+    let schedule = CloseSchedule::new(std::iter::once(scheduled), now, now + 120 * SECOND);
     timers.schedule_closes(schedule, CloseReason::Idle);
     timers.clock().after_wait(now + 60 * SECOND, Some(SECOND));
     assert_eq!(all_due(&mut timers, now + 60 * SECOND), [Due::Close(scheduled, CloseReason::Idle)]);
@@ -126,7 +125,7 @@ fn a_timer_of_a_connection_that_has_ended_does_not_concern_the_next_one_in_its_s
     let now = Instant::now();
     harness.event_loop.timers.start_close_timeout(key, Duration::ZERO, now);
     harness.event_loop.timers.end_throttling_at(key, now);
-    let schedule = CloseSchedule::new(std::iter::once((key.slot, key.id)), now, now);
+    let schedule = CloseSchedule::new(std::iter::once(key), now, now);
     harness.event_loop.timers.schedule_closes(schedule, CloseReason::Idle);
     harness.event_loop.read_queue.push_back(key);
     harness.event_loop.remove(key.slot, crate::admission::Disconnect::ByClient);
