@@ -6,6 +6,7 @@ mod browser;
 mod control;
 mod deploy;
 mod drain;
+mod event_loops;
 mod example_clients;
 mod failed_upgrades;
 mod flood;

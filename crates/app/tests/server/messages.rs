@@ -55,27 +55,6 @@ async fn a_text_reaches_all_clients_in_order_and_the_sender_too() {
 }
 
 #[tokio::test]
-async fn all_clients_get_the_texts_of_several_in_the_same_order() {
-    let server = Server::start().await;
-    let mut clients = server.clients(8).await;
-    for client in &mut clients {
-        for n in 0..50 {
-            client.send(Message::text(n.to_string())).await;
-        }
-    }
-    let mut seen = Vec::new();
-    for client in &mut clients {
-        let mut order = Vec::new();
-        for _ in 0..8 * 50 {
-            let message = client.next_of("message").await;
-            order.push((message["from"].clone(), message["data"].clone()));
-        }
-        seen.push(order);
-    }
-    assert!(seen.iter().all(|order| *order == seen[0]));
-}
-
-#[tokio::test]
 async fn notifications_come_at_their_interval() {
     let server = Start::default().env("NOTIFICATION_INTERVAL", "0.3").serve().await;
     let mut client = server.client().await;
