@@ -1,4 +1,4 @@
-use std::{thread, time::Duration};
+use std::{sync::Barrier, thread, time::Duration};
 
 use mio::{Events, Poll, Token};
 use tokio::time::timeout;
@@ -131,45 +131,47 @@ async fn publishers_wait_until_every_mailbox_is_below_the_low_water_mark() {
 #[test]
 fn all_mailboxes_have_what_four_threads_publish_in_the_same_order() {
     const THREADS: usize = 4;
-    const TEXTS: usize = 500;
-    let (mailboxes, _polls) = mailboxes(3, 1);
-    let orders = thread::scope(|scope| {
-        for thread in 0..THREADS {
-            let mailboxes = &mailboxes;
-            scope.spawn(move || {
-                for number in 0..TEXTS {
-                    let frame = Frame::text(&format!("{thread}:{number};"));
-                    // As the HTTP server does, and as an event loop does.
-                    if number.is_multiple_of(2) {
-                        publish(mailboxes, &frame);
-                    } else {
-                        mailboxes.publish(&mut vec![frame]);
-                    }
-                }
-            });
+    const LOOPS: usize = 3;
+    const TEXTS: usize = 5000;
+    let (mailboxes, _polls) = mailboxes(LOOPS, 1);
+    let start = Barrier::new(THREADS);
+    let publish_all = |thread: usize| {
+        start.wait();
+        for number in 0..TEXTS {
+            let frame = Frame::text(&format!("{thread}:{number};"));
+            // As the HTTP server does, and as an event loop does.
+            if number.is_multiple_of(2) {
+                publish(&mailboxes, &frame);
+            } else {
+                mailboxes.publish(&mut vec![frame]);
+            }
         }
-        // Each loop takes at its own speed, while the threads publish.
-        let loops: Vec<_> = (0..3)
-            .map(|index| {
-                let mailboxes = &mailboxes;
-                scope.spawn(move || {
-                    let (mut taken, mut bytes) = (0, Vec::new());
-                    while taken < THREADS * TEXTS {
-                        let batch = mailboxes.take(index);
-                        taken += batch.messages;
-                        bytes.extend_from_slice(&batch.frames);
-                        thread::yield_now();
-                    }
-                    bytes
-                })
-            })
-            .collect();
+    };
+    // Each loop takes at its own speed, while the threads publish.
+    let take_all = |index: usize| {
+        let (mut taken, mut bytes) = (0, Vec::new());
+        while taken < THREADS * TEXTS {
+            let batch = mailboxes.take(index);
+            taken += batch.messages;
+            bytes.extend_from_slice(&batch.frames);
+            thread::yield_now();
+        }
+        bytes
+    };
+    let orders = thread::scope(|scope| {
+        let (publish_all, take_all) = (&publish_all, &take_all);
+        (0..THREADS).for_each(|thread| drop(scope.spawn(move || publish_all(thread))));
+        let loops: Vec<_> = (0..LOOPS).map(|index| scope.spawn(move || take_all(index))).collect();
         loops.into_iter().map(|one| one.join().unwrap()).collect::<Vec<_>>()
     });
-    assert!(orders[0] == orders[1] && orders[1] == orders[2]);
-    let text = String::from_utf8_lossy(&orders[0]);
-    for thread in 0..THREADS {
-        let positions = (0..TEXTS).map(|number| text.find(&format!("{thread}:{number};")).unwrap());
-        assert!(positions.is_sorted(), "thread {thread} is out of order");
+    assert!(orders.iter().all(|order| *order == orders[0]), "the loops have different orders");
+    let mut next = [0; THREADS];
+    for frame in orders[0].split(|byte| *byte == b';').filter(|frame| !frame.is_empty()) {
+        let (_header, text) = frame.split_at(2);
+        let (thread, number) = std::str::from_utf8(text).unwrap().split_once(':').unwrap();
+        let next = &mut next[thread.parse::<usize>().unwrap()];
+        assert_eq!(number.parse(), Ok(*next), "thread {thread} is out of order");
+        *next += 1;
     }
+    assert_eq!(next, [TEXTS; THREADS]);
 }
