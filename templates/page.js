@@ -104,7 +104,7 @@ function closed(code, reason) {
   const tick = () => {
     const left = at - performance.now();
     if (left <= 0) connect();
-    else show("waiting", `${words} Reconnecting`, `in ${span(left)} …`);
+    else show("waiting", `${words} Reconnecting`, `in ${span(left)}\u00a0…`);
   };
   clearInterval(retryTimer);
   retryTimer = setInterval(tick, 250);
@@ -123,11 +123,13 @@ function closed(code, reason) {
 async function whyNot() {
   try {
     const answer = await fetch("health/ready", { cache: "no-store", signal: AbortSignal.timeout(5000) });
-    const { phase, seconds_left: left } = await answer.json();
+    // Without JSON, it is the answer of a proxy that does not pass this on.
+    const { phase, seconds_left: left } = await answer.json().catch(() => ({}));
+    if (phase === undefined) return "The server may be full, about to close, or not reachable behind its proxy.";
     if (phase === "serving") return "The server refused the connection: it is full, or admits no pages from here.";
     const within = left > 0 ? ` within ${span(left * 1000)}` : " soon";
     if (phase === "draining" || phase === "closing") return `The server closes${within}, and admits no new clients.`;
-  } catch { /* no server, or a proxy without one */ }
+  } catch { /* nothing answers */ }
   return "The server cannot be reached.";
 }
 
@@ -140,7 +142,7 @@ function noticed(message) {
   }
   // Counted on this page's own clock: the server's may differ.
   const until = performance.now() + left;
-  const words = `The server closes soon (${message.reason}). You can finish; after a minute without input this page leaves, and comes back by itself.`;
+  const words = `The server closes soon (${message.reason}). You can finish; with an empty text field, this page leaves after a minute without input. It comes back by itself.`;
   if ($("reason").textContent !== words) $("reason").textContent = words;
   $("banner").hidden = false;
   clearInterval(noticeTimer);

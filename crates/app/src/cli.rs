@@ -15,11 +15,12 @@ environment variables (PORT, or LASTCALL_PORT, which wins) and the command line.
 Durations: a number of seconds (10, 0.5) or units (30m, \"1h 30m\"): d, h, m, s, ms. Sizes: bytes or
 units (64KiB): KiB, MiB and GiB are powers of 1024, kB, MB and GB of 1000.
 
-SIGTERM or Ctrl+C: gives notice, waits for the clients to leave, closes those who stay.
+SIGTERM or Ctrl+C: gives notice, waits for the clients to leave, closes the remaining ones.
 A second one closes them now, a third one exits at once.
-Exit codes: 0: it ended in order; 1: a failure, whose reason is in the log or on stderr; 2: a setting is wrong, or
-cannot be used on this machine; 128 + the number of a third signal.
-SIGUSR2, SIGHUP or lastcall upgrade: a new process of this program takes over, with every connection.";
+SIGUSR2, SIGHUP or lastcall upgrade: a new process of this program takes over, with every connection.
+
+Exit codes: 0: it ended in order; 1: a failure, with its reason in the log or on stderr;
+2: a setting is wrong, or cannot be used on this machine; 128 + the number of a third signal.";
 
 const AFTER_UPGRADE: &str = "\
 The server is the one that listens at the host and port of the settings. It reads its own settings anew.

@@ -176,7 +176,8 @@ impl GracefulShutdown {
                 () = &mut at_deadline => return DrainEnd::Deadline,
                 () = &mut at_spread, if !spread_started => {
                     spread_started = true;
-                    let over = format_duration(spread);
+                    // In whole seconds, as a third of a drain seldom is.
+                    let over = format_duration(Duration::from_secs(spread.as_secs().max(1)));
                     info!(clients, "closing the remaining clients one by one: {clients} over {over}");
                     self.manager.close_gradually(CloseReason::ServiceRestart, deadline.into_std());
                 }

@@ -156,7 +156,7 @@ impl Handover {
                 Err(SendError::Stream(StreamError::TimedOut)) => return Err(too_late()),
                 sender => sender?,
             },
-            _ = attempt.child.wait() => bail!("it never said that it was ready"),
+            _ = attempt.child.wait() => return Err(SendError::Stream(StreamError::Gone).into()),
             _ = interrupted => bail!("this process was asked to end meanwhile"),
         };
         let read = &sender.new_process().files;

@@ -10,7 +10,7 @@ use std::{
 use futures_util::StreamExt;
 use serde_json::{Value, json};
 use tokio::{
-    io::{AsyncBufReadExt, BufReader, Lines},
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines},
     net::TcpListener,
     process::{Child, ChildStderr, ChildStdout, Command},
 };
@@ -85,6 +85,20 @@ async fn close_with(listener: &TcpListener, code: u16) {
     while let Some(Ok(_)) = soon("the answer", socket.next()).await {}
 }
 
+/// A server that refuses the next client's handshake with this status.
+async fn refuse_with(listener: &TcpListener, status: u16) {
+    let (mut stream, _) = soon("a client", listener.accept()).await.unwrap();
+    let mut request = Vec::new();
+    while !request.ends_with(b"\r\n\r\n") {
+        assert_ne!(soon("a request", stream.read_buf(&mut request)).await.unwrap(), 0);
+    }
+    let answer = format!("HTTP/1.1 {status} Refused\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+    stream.write_all(answer.as_bytes()).await.unwrap();
+    stream.shutdown().await.unwrap();
+    // A client that has the answer may reset the connection.
+    let _ = soon("the client's end", stream.read_to_end(&mut request)).await;
+}
+
 #[tokio::test]
 async fn the_python_client_leaves_when_it_is_told_and_comes_back_when_it_is_told() {
     let Some(python) = python_with("websockets") else { return };
@@ -109,7 +123,7 @@ async fn the_python_client_leaves_when_it_is_told_and_comes_back_when_it_is_told
     assert!(client.error().await.starts_with("not connected: "));
     let full = next_server(address).env("MAX_CONNECTIONS", "1").serve().await;
     let other = full.dial(&[]).await;
-    // Whoever was first is served; the client comes back after a 503, too.
+    // The first one is served; the client comes back after a 503, too.
     if let Ok((other, _)) = other {
         while !client.error().await.contains("503") {}
         other.leave().await;
@@ -129,10 +143,20 @@ async fn the_python_client_does_not_come_back_after_a_fault_of_its_own() {
         assert_eq!(status.code(), Some(1), "{code}");
         while !client.error().await.contains(&format!("closed for good: {code} a test")) {}
     }
+    for status in [400, 403, 426] {
+        let mut client = Python::start(&python, &url);
+        refuse_with(&listener, status).await;
+        let ended = soon("the client's end", client.process.wait()).await.unwrap();
+        assert_eq!(ended.code(), Some(1), "{status}");
+        while !client.error().await.contains(&format!("refused for good: {status}")) {}
+    }
     // After others it does.
     let _client = Python::start(&python, &url);
+    refuse_with(&listener, 503).await;
+    let refused = Instant::now();
     for code in [1001, 1008, 1011, 1012] {
         close_with(&listener, code).await;
+        assert!(refused.elapsed() >= Duration::from_secs(5), "not before Retry-After");
     }
 }
 

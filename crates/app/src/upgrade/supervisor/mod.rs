@@ -21,7 +21,7 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     time::{Instant, sleep_until},
 };
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use self::link::{REPORT_LEN, decode_report};
 pub(crate) use self::role::{LinkPair, Role};
@@ -114,11 +114,13 @@ pub(crate) async fn supervise(supervised: Supervised) -> anyhow::Result<ExitCode
     };
     // Not before: the runtime would wait for it, too.
     drop(child);
-    info!(
-        pid = std::process::id(),
-        exit_code = code,
-        "the process that served has ended with code {code}: the supervisor ends, too"
-    );
+    let pid = std::process::id();
+    if code == 0 {
+        info!(pid, exit_code = code, "the process that served has ended: the supervisor ends, too");
+    } else {
+        // Its own log has no line about it if it was killed.
+        error!(pid, exit_code = code, "the process that served has failed: the supervisor ends, too");
+    }
     Ok(ExitCode::from(code))
 }
 
