@@ -58,7 +58,7 @@ impl Hooks {
         self
     }
 
-    /// Starts all parts in order. If one fails, stops those before it.
+    /// Starts all parts in order. If one fails, stops the parts before it.
     ///
     /// # Errors
     /// The error of the part that failed.

@@ -1,4 +1,4 @@
-//! Signals: those that ask the process to end, each more urgently than the one before, and those that ask for an upgrade.
+//! Signals. Some ask the process to end, each more urgently than the one before; others ask for an upgrade.
 
 use std::{
     collections::VecDeque,
@@ -245,7 +245,7 @@ impl AllSignals {
         loop {
             match self.0.recv().await {
                 Ok(signal) => return signal,
-                // The oldest were dropped: they asked for the same as those that are left.
+                // The oldest were dropped: they asked for the same as the others.
                 Err(broadcast::error::RecvError::Lagged(_)) => {}
                 // The runtime is shutting down.
                 Err(broadcast::error::RecvError::Closed) => return pending().await,

@@ -13,7 +13,7 @@
 //!
 //! # Between the manager and the event loops
 //!
-//! - `admission` counts connections and refuses those that are too many or too late. A permit is the right to one
+//! - `admission` counts connections, and refuses new ones when there are too many or during a drain. A permit is the right to one
 //!   connection; dropping it gives it back.
 //! - `mailbox` has one mailbox for each event loop: commands and frames, in one order for all loops. Publishers wait while
 //!   one is too full.

@@ -58,11 +58,11 @@ pub(crate) enum ConnectionSource {
 /// What a loop does with all of its connections. Commands and frames are handled in the order in which they were sent.
 #[derive(Debug, Clone)]
 pub(crate) enum LoopCommand {
-    /// Send the shutdown notice to all clients, also to those that connect later.
+    /// Send the shutdown notice to all clients, also to clients that connect later.
     BeginDrain(ShutdownNotice),
     /// Send the notice again to all clients that have no output waiting.
     Remind,
-    /// Close all connections, also those that are registered later.
+    /// Close all connections, also connections that are registered later.
     CloseAll(CloseReason),
     /// Close the open connections one by one until this moment, each after one more notice.
     CloseGradually(CloseReason, Instant),

@@ -28,11 +28,6 @@ impl Phases {
         *self.0.borrow()
     }
 
-    /// Returns the receiver of all changes from now on.
-    pub fn subscribe(&self) -> watch::Receiver<PhaseState> {
-        self.0.subscribe()
-    }
-
     /// Waits until the process is in `phase` or a later one, and returns the state at that moment.
     pub async fn reached(&self, phase: Phase) -> PhaseState {
         let mut changes = self.0.subscribe();

@@ -1,4 +1,4 @@
-//! Several event loops: what clients of different loops see. By default, so few clients share one loop.
+//! Several event loops: what clients of different loops see. By default, as few clients as here share one loop.
 
 use std::{collections::HashMap, fs};
 
@@ -6,7 +6,7 @@ use tokio::{sync::watch, task::JoinSet};
 
 use crate::support::{Client, Server, Start, soon};
 
-/// Starts a server that spreads its clients evenly over so many event loops.
+/// Starts a server that spreads its clients evenly over this many event loops.
 fn spread_over(event_loops: usize) -> Start {
     Start::default().env("LASTCALL_EVENT_LOOPS", event_loops).env("LASTCALL_CONNECTIONS_PER_LOOP", 1)
 }

@@ -87,6 +87,14 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_variable_that_is_no_setting_is_not_taken_for_one() {
+        for variable in NO_SETTINGS {
+            assert!(variable.starts_with(PREFIX));
+            assert_eq!((key_of(variable), in_capitals(variable)), (None, None), "{variable}");
+        }
+    }
+
+    #[test]
     fn a_misspelt_key_is_told_from_a_foreign_one() {
         for (key, meant) in [
             ("prot", "port"),
