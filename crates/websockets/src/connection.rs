@@ -26,7 +26,7 @@ use crate::{
     admission::{Disconnect, Permit},
     client_id::ClientId,
     codec::{CloseReason, Decoder, DecoderLimits, Frame},
-    snapshot::ConnectionSnapshot,
+    snapshot::connection::ConnectionSnapshot,
 };
 
 /// What a connection needs of its TCP stream, which does not block.

@@ -6,7 +6,7 @@
 
 mod clock;
 mod commands;
-mod connections;
+pub(crate) mod connections;
 mod fanout;
 mod heartbeat;
 mod jobs;
@@ -26,10 +26,10 @@ use std::{
 use mio::{Events, Interest, Poll, Token, Waker};
 use tracing::debug;
 
-pub(crate) use self::connections::{ConnectionKey, Connections};
 pub use self::heartbeat::HeartbeatConfig;
 use self::{
     clock::Clock,
+    connections::{ConnectionKey, Connections},
     heartbeat::{BUCKETS, Heartbeat, HeartbeatEvent},
     jobs::{Fanout, Job, Jobs, Payload},
     timers::{Due, Timers},

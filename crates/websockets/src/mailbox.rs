@@ -23,7 +23,7 @@ use crate::{
     handshake::Handshake,
     notice::ShutdownNotice,
     placement::Placement,
-    snapshot::{ConnectionSnapshot, FrozenLoop},
+    snapshot::{connection::ConnectionSnapshot, frozen_loop::FrozenLoop},
     stats::Stats,
 };
 

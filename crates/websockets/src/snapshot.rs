@@ -1,9 +1,9 @@
 //! What a handover needs of the connections: the event loops stopped, and their connections as plain data.
 
-mod connection;
+pub(crate) mod connection;
 mod frozen;
-mod frozen_loop;
+pub(crate) mod frozen_loop;
 mod manager;
 
+pub(crate) use self::frozen::ReadsPaused;
 pub use self::{connection::ConnectionSnapshot, frozen::Frozen, manager::ManagerSnapshot};
-pub(crate) use self::{frozen::ReadsPaused, frozen_loop::FrozenLoop};

@@ -5,10 +5,13 @@ use std::time::Instant;
 use tokio::sync::mpsc;
 
 use super::{
-    ConnectionKey, EventLoop,
+    EventLoop,
+    connections::ConnectionKey,
     jobs::{Fanout, Payload},
 };
-use crate::{close_schedule::CloseSchedule, mailbox::LoopCommand, snapshot::FrozenLoop, stats::Stats};
+use crate::{
+    close_schedule::CloseSchedule, mailbox::LoopCommand, snapshot::frozen_loop::FrozenLoop, stats::Stats,
+};
 
 impl EventLoop {
     pub(super) fn handle_command(&mut self, command: LoopCommand) {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use lastcall_core::settings::ClientMessages;
 use tracing::trace;
 
-use super::{ConnectionKey, EventLoop};
+use super::{EventLoop, connections::ConnectionKey};
 use crate::{connection::Readable, protocol::ServerMessage};
 
 /// Reads between two readings of the clock. A read that fills the buffer takes much longer than one of a message.

@@ -15,7 +15,7 @@ use std::{
 use lastcall_core::settings::ClientMessages;
 use mio::{Events, Poll, Waker};
 
-use super::{ConnectionKey, EventLoop, HeartbeatConfig, LoopConfig};
+use super::{EventLoop, HeartbeatConfig, LoopConfig, connections::ConnectionKey};
 use crate::{
     admission::{Admission, Permit},
     budget::{Budget, Rates},

@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::connection::ConnectionSnapshot;
-use crate::{event_loop::Connections, stats::Stats};
+use crate::{event_loop::connections::Connections, stats::Stats};
 
 /// The connections of an event loop that stands still. Dropping it returns them to the loop, which then continues.
 #[derive(Debug)]

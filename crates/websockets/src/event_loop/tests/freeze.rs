@@ -5,7 +5,7 @@ use tokio::sync::mpsc;
 use super::*;
 use crate::{
     codec::test_frames::{client_close, client_text},
-    snapshot::FrozenLoop,
+    snapshot::frozen_loop::FrozenLoop,
 };
 
 /// A loop that runs on a thread of its own.
