@@ -80,7 +80,7 @@ fn serve(loaded: &Loaded) -> anyhow::Result<ExitCode> {
         warn!("settings: {warning}");
     }
     if let Err(error) = preallocated {
-        warn!(%error, "cannot make room for descriptors: newcomers may have to wait for it");
+        warn!(%error, "cannot enlarge the descriptor table: new clients may have to wait while it grows");
     }
     let runtime = threads::runtime()?;
     let exit = runtime.block_on(server::run(loaded, inherited, unusable));
@@ -114,7 +114,7 @@ fn show_config(loaded: &Loaded) -> anyhow::Result<ExitCode> {
         let _ = writeln!(io::stderr(), "warning: {warning}");
     }
     match io::stdout().write_all(cli::show_config(loaded).as_bytes()) {
-        // Whoever reads, such as `head`, has seen enough.
+        // The reader, such as `head`, needs no more.
         Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("cannot write to stdout"),
         _ => Ok(ExitCode::SUCCESS),
     }

@@ -117,7 +117,7 @@ async fn people_see_what_happens_say_hello_and_come_back() {
     open(&phone, &server).await;
     until(&desktop, "document.querySelector('#clients').textContent === '2 clients'").await;
 
-    // Everyone sees what one says, and the console has it, too.
+    // All tabs see what one sends, and the console has it, too.
     click(&desktop, "#hello").await;
     for browser in [&desktop, &phone] {
         until(browser, &shown("Hello")).await;
@@ -178,7 +178,7 @@ async fn people_see_what_happens_say_hello_and_come_back() {
     open(&desktop, &server).await;
     server.signal(Signal::TERM);
     until(&desktop, "!document.querySelector('#banner').hidden").await;
-    // The page notes what it says first: whoever asks it later may be late.
+    // The page notes what it says first: a later query may be too late.
     let waiting = "document.body.dataset.state === 'waiting' && document.querySelector('#state').textContent.includes('service restart')";
     let note = format!(
         "new MutationObserver(() => {{ if ({waiting}) window.firstWait ??= document.querySelector('#wait').textContent; }})

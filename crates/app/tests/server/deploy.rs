@@ -1,4 +1,4 @@
-//! What is deployed agrees with itself: nobody is killed while clients still have time.
+//! The files of `deploy/` agree with each other: no server is killed while its clients still have time.
 
 use std::time::Duration;
 

@@ -12,7 +12,7 @@ use tokio::{
 };
 use tokio_tungstenite::{client_async, tungstenite::Message};
 
-use crate::support::{Room, Server, Signal, Start, connect_one_of_many, soon, takes_at_most, timed};
+use crate::support::{ConnectionBudget, Server, Signal, Start, connect_one_of_many, soon, takes_at_most, timed};
 
 /// What a client saw at its end: whether it had notice, when its close came, and its code.
 struct Seen {
@@ -21,7 +21,7 @@ struct Seen {
 }
 
 /// Clients that stay until they are closed.
-async fn crowd(server: &Server, count: usize) -> JoinSet<Seen> {
+async fn connect_listeners(server: &Server, count: usize) -> JoinSet<Seen> {
     let mut clients = JoinSet::new();
     let (ready, mut readies) = mpsc::channel(count);
     let slots = Arc::new(Semaphore::new(200));
@@ -56,7 +56,7 @@ async fn crowd(server: &Server, count: usize) -> JoinSet<Seen> {
     clients
 }
 
-/// Asserts that everyone had notice and a close, and none of them before its time: closes are spread evenly over
+/// Asserts that every client had notice and a close, and none of them before its time: closes are spread evenly over
 /// the time from `from` on, and a client cannot see one before it is sent, however busy the machine is. Each
 /// event loop has its own schedule, which may be ahead of the whole by one client. How even the schedule is,
 /// its own test says (close_schedule.rs).
@@ -77,7 +77,7 @@ fn none_too_early(seen: &[Seen], from: Instant, over: Duration) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn ten_thousand_closes_are_spread_over_the_shutdown_spread() {
-    let room = Room::with(10_000, 1000).await;
+    let budget = ConnectionBudget::with(10_000, 1000).await;
     // A client on a busy machine may take a while to answer.
     let mut server = Start::default()
         .env("SHUTDOWN_TIMEOUT", "11")
@@ -85,21 +85,21 @@ async fn ten_thousand_closes_are_spread_over_the_shutdown_spread() {
         .env("CLOSE_TIMEOUT", "100")
         .serve()
         .await;
-    let clients = crowd(&server, room.connections).await;
+    let clients = connect_listeners(&server, budget.connections).await;
     let signalled = Instant::now();
     server.signal(Signal::TERM);
     let seen = soon("everybody's close", clients.join_all()).await;
     none_too_early(&seen, signalled + Duration::from_secs(1), Duration::from_secs(10));
     assert_eq!(server.exit_code().await, 0);
     let ended = server.logged("drain ended").await;
-    assert_eq!(ended["fields"]["closed"], room.connections, "{ended}");
+    assert_eq!(ended["fields"]["closed"], budget.connections, "{ended}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn by_default_the_last_third_is_for_closing() {
     let mut server =
         Start::default().env("SHUTDOWN_TIMEOUT", "1.5").env("CLOSE_TIMEOUT", "100").serve().await;
-    let clients = crowd(&server, 100).await;
+    let clients = connect_listeners(&server, 100).await;
     let signalled = Instant::now();
     server.signal(Signal::TERM);
     let seen = soon("everybody's close", clients.join_all()).await;

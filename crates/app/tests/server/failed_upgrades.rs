@@ -113,12 +113,12 @@ async fn a_program_that_cannot_serve_is_reported_and_the_old_process_goes_on() {
 
     // The real one, with too few files for all clients, but enough to start: 64 are kept for what is no client,
     // and it has more than that without clients only with many cores.
-    let room = server.open_files();
-    let limit = room + 64;
+    let open_files = server.open_files();
+    let limit = open_files + 64;
     install_script(&program, &format!("ulimit -n {limit}; exec {} \"$@\"", env!("CARGO_BIN_EXE_lastcall")));
-    let _more = server.clients(room - 1).await;
+    let _more = server.clients(open_files - 1).await;
     let told = server.failed_upgrade().await;
-    assert!(told.contains(&format!("room for {room} clients, but {} are here", room + 1)), "{told}");
+    assert!(told.contains(&format!("room for {open_files} clients, but {} are here", open_files + 1)), "{told}");
     // The real one, with a folder for its socket that cannot be one.
     install_script(
         &program,

@@ -10,7 +10,7 @@ use tokio::{
     time::sleep,
 };
 
-use crate::support::{Room, Server, Signal, Start, read_frame, read_to_close, soon};
+use crate::support::{ConnectionBudget, Server, Signal, Start, read_frame, read_to_close, soon};
 
 /// A ping as the server sends it.
 const PING: &[u8] = b"\x89\x00";
@@ -63,10 +63,10 @@ async fn clients_that_answer_stay_when_they_may_take_the_whole_interval() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn clients_that_answer_while_the_server_is_stopped_stay() {
-    let room = Room::with(1500, 1500).await;
+    let budget = ConnectionBudget::with(1500, 1500).await;
     let server = server("0.6", "0.5").await;
     let mut answering = JoinSet::new();
-    for _ in 0..room.connections {
+    for _ in 0..budget.connections {
         let mut client = client(&server).await;
         answering.spawn(async move {
             for _ in 0..8 {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use lastcall_handover::failpoint::{self, Step};
 use tokio::{io::AsyncWriteExt, sync::watch, task::JoinSet, time::sleep};
 
-use crate::support::{Http, Room, Server, Start, soon};
+use crate::support::{Http, ConnectionBudget, Server, Start, soon};
 
 const UPGRADES: usize = 5;
 
@@ -17,10 +17,10 @@ async fn is_answered(http: &mut Http) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_silent_connection_is_kept_by_every_upgrade() {
-    let room = Room::with(200, 20).await;
+    let budget = ConnectionBudget::with(200, 20).await;
     let mut server = Server::start().await;
     let mut silent = Vec::new();
-    for _ in 0..room.connections {
+    for _ in 0..budget.connections {
         silent.push(Http::connect(&server).await);
     }
     for _ in 0..UPGRADES {
@@ -33,10 +33,10 @@ async fn a_silent_connection_is_kept_by_every_upgrade() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_idle_connection_is_kept_by_every_upgrade() {
-    let room = Room::with(200, 20).await;
+    let budget = ConnectionBudget::with(200, 20).await;
     let mut server = Server::start().await;
     let mut idle = Vec::new();
-    for _ in 0..room.connections {
+    for _ in 0..budget.connections {
         idle.push(Http::connect(&server).await);
     }
     for _ in 0..UPGRADES {
@@ -83,7 +83,7 @@ async fn connect_again_and_again(address: String, wait: Duration, mut stop: watc
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_new_client_is_refused_during_an_upgrade() {
-    let _room = Room::with(100, 100).await;
+    let _room = ConnectionBudget::with(100, 100).await;
     let mut server = Server::start().await;
     let (stop, stopped) = watch::channel(false);
     let mut running = JoinSet::new();

@@ -8,7 +8,7 @@ use tokio::{
     task::JoinSet,
 };
 
-use crate::support::{CLOSE, Room, Server, Start, connect_one_of_many, handshake, soon};
+use crate::support::{CLOSE, ConnectionBudget, Server, Start, connect_one_of_many, handshake, soon};
 
 /// The beginning of a text, masked with zeros, and something that is no frame.
 const HALF_A_TEXT: &[u8] = b"\x81\x8A\0\0\0\0Hel";
@@ -64,16 +64,16 @@ async fn connect_many(server: &Server, count: usize, at_once: usize) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn twenty_thousand_clients_leave_nothing_behind() {
-    let room = Room::with(400, 400).await;
+    let budget = ConnectionBudget::with(400, 400).await;
     let server = Start::default().env("CLOSE_TIMEOUT", "1").serve().await;
     let files = server.open_files();
-    connect_many(&server, 4000, room.connections).await;
+    connect_many(&server, 4000, budget.connections).await;
     server.open_files_at_most(files).await;
     let mut more = Vec::new();
     // What the allocator keeps comes to rest, the later the more cores there are; a leak goes on.
     for _ in 0..3 {
         let memory = server.memory();
-        connect_many(&server, 20_000, room.connections).await;
+        connect_many(&server, 20_000, budget.connections).await;
         server.open_files_at_most(files).await;
         more.push(server.memory().saturating_sub(memory));
         // 100 bytes for each of them would be 2 MB.

@@ -1,4 +1,4 @@
-//! Nobody gets more than their share, and nobody else pays for it.
+//! No client gets more than its share, and no other client pays for it.
 
 use std::time::Duration;
 

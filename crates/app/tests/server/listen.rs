@@ -58,7 +58,7 @@ async fn a_host_from_another_program_is_named_with_the_variable_that_wins() {
 }
 
 #[tokio::test]
-async fn all_addresses_are_those_of_ipv4_too() {
+async fn all_ipv6_addresses_include_ipv4() {
     if !has_ipv6() {
         return eprintln!("not tested: no IPv6 here");
     }
@@ -74,7 +74,7 @@ async fn all_addresses_are_those_of_ipv4_too() {
 }
 
 #[tokio::test]
-async fn all_addresses_are_those_of_ipv4_too_where_the_system_separates_them() {
+async fn all_ipv6_addresses_include_ipv4_where_the_system_separates_them() {
     let separate = "ip link set lo up && echo 1 >/proc/sys/net/ipv6/bindv6only";
     if !may(&["--net"], separate) {
         return;

@@ -90,7 +90,7 @@ async fn the_version_and_the_process_are_the_same_wherever_they_are_shown() {
 
 #[tokio::test]
 async fn status_tells_that_no_server_is_there() {
-    // Somebody has the port, so that nothing comes to listen there, but does not listen itself.
+    // A socket has the port, so that no other program listens there, but does not listen itself.
     let taken = TcpSocket::new_v4().unwrap();
     taken.bind((own_address(), 0).into()).unwrap();
     let address = taken.local_addr().unwrap();
@@ -119,7 +119,7 @@ async fn metrics_count_what_happens() {
     assert_eq!(metric(&text, "lastcall_disconnects_total{reason=\"left\"}"), 1.0);
     assert_eq!(metric(&text, "lastcall_messages_received_total"), 1.0);
     assert_eq!(metric(&text, "lastcall_messages_sent_total"), 3.0);
-    // A text of 5 bytes, with its masked header of 6; and the close of the one who left, with its 6.
+    // A text of 5 bytes, with its masked header of 6; and the close of the client that left, with its 6.
     assert!(metric(&text, "lastcall_received_bytes_total") >= 17.0);
     assert!(metric(&text, "lastcall_sent_bytes_total") > 300.0);
     assert_eq!(metric(&text, "lastcall_queue_bytes"), 0.0);

@@ -1,4 +1,4 @@
-//! The test page while the server drains: which pages leave by themselves, and what a newcomer is told.
+//! The test page while the server drains: which pages leave by themselves, and what a new client is told.
 
 use fantoccini::{Client, Locator};
 use serde_json::json;
@@ -99,7 +99,7 @@ async fn a_user_who_comes_back_to_the_page_or_moves_the_mouse_is_not_idle() {
 }
 
 #[tokio::test]
-async fn a_newcomer_is_told_that_the_server_drains_and_gets_in_after_it() {
+async fn a_new_client_is_told_that_the_server_drains_and_connects_after_it() {
     let mut driver = Driver::start().await;
     let mut server = Start::default().own_address().serve().await;
     let (host, port) = (server.address.ip(), server.address.port());
@@ -120,7 +120,7 @@ async fn a_newcomer_is_told_that_the_server_drains_and_gets_in_after_it() {
 }
 
 #[tokio::test]
-async fn a_newcomer_to_a_full_server_is_told_that_it_was_refused() {
+async fn a_new_client_of_a_full_server_is_told_that_it_was_refused() {
     let mut driver = Driver::start().await;
     let server = Start::default().env("MAX_CONNECTIONS", "1").serve().await;
     let stays = server.client().await;

@@ -7,7 +7,7 @@ use crate::support::{Server, Signal, Start};
 const JSON: &str = "Content-Type: application/json";
 
 #[tokio::test]
-async fn any_json_reaches_everyone_as_a_notification() {
+async fn any_json_reaches_all_clients_as_a_notification() {
     let server = Server::start().await;
     let mut clients = server.clients(3).await;
     let like_the_servers = json!({"sequence": 7, "clients": 5, "message": "mine", "source": "server"});
@@ -24,7 +24,7 @@ async fn any_json_reaches_everyone_as_a_notification() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_published_is_told_and_reaches_nobody() {
+async fn a_publication_that_is_refused_is_explained_and_reaches_no_client() {
     let server =
         Start::default().env("MAX_MESSAGE_SIZE", "1000").env("NOTIFICATION_INTERVAL", "0").serve().await;
     let mut client = server.client().await;

@@ -108,7 +108,7 @@ async fn every_kind_of_refusal_is_counted_and_has_a_line() {
 }
 
 #[tokio::test]
-async fn newcomers_of_a_drain_are_counted_and_the_counts_go_on_over_upgrades() {
+async fn clients_that_a_drain_refuses_are_counted_and_the_counts_go_on_over_upgrades() {
     let mut server = Server::start().await;
     let _client = server.client().await;
     assert_eq!(server.refusal(&[("origin", "null")]).await.status, 403);

@@ -201,7 +201,7 @@ async fn new_clients_are_refused_during_a_drain_and_http_goes_on() {
 }
 
 #[tokio::test]
-async fn those_inside_are_served_until_they_leave() {
+async fn connected_clients_are_served_until_they_leave() {
     let mut server = Start::default().env("NOTIFICATION_INTERVAL", "0.2").serve().await;
     let mut clients = server.clients(5).await;
     server.signal(Signal::TERM);
@@ -244,7 +244,7 @@ async fn progress_is_logged_at_every_tenth() {
         client.leave().await;
         let gone = index + 1;
         if gone % 2 == 0 {
-            // Awaited one by one: who leaves together is told of together.
+            // Awaited one by one: clients that leave together are counted together.
             let line = server
                 .logged(&format!("drain progress: {gone} of 20 gone, {} still connected", 20 - gone))
                 .await;

@@ -32,7 +32,7 @@ async fn a_port_in_use_is_told_in_one_sentence() {
 
 #[tokio::test]
 async fn an_address_that_is_not_ours_is_told_in_one_sentence() {
-    // For documentation (RFC 5737): nobody has it.
+    // For documentation (RFC 5737): no machine has it.
     let ended = Start::default().env("HOST", "203.0.113.1").end().await;
     assert!(unusable(&ended).contains("change `host`"), "{}", ended.stderr);
 }

@@ -20,7 +20,7 @@ fn limit_tasks(server: &Server, user: u32, more: usize) {
     let mut prlimit = Command::new("prlimit");
     prlimit.args([format!("--pid={pid}"), format!("--nproc={most}:")]);
     if rustix::process::getuid().is_root() {
-        // The system may let nobody change another user's limit.
+        // The system may not allow to change another user's limit.
         prlimit.uid(user).gid(user);
     }
     assert!(prlimit.status().unwrap().success());

@@ -23,7 +23,7 @@ use tokio_tungstenite::tungstenite::{
 };
 
 use crate::support::{
-    Room, Server, Signal, Start, adopt_orphans, folder, folder_for_programs, install_script, install_server,
+    ConnectionBudget, Server, Signal, Start, adopt_orphans, folder, folder_for_programs, install_script, install_server,
     message, soon, text_frame,
 };
 
@@ -61,9 +61,9 @@ async fn publish(address: std::net::SocketAddr, number: u64) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn three_upgrades_under_load_lose_no_message_and_no_client() {
-    let room = Room::with(500, 500).await;
+    let budget = ConnectionBudget::with(500, 500).await;
     let mut server = Server::start().await;
-    let clients = server.clients(room.connections).await;
+    let clients = server.clients(budget.connections).await;
     let (stop, publishing) = publish_steadily(server.address);
     let (last, _) = watch::channel(u64::MAX);
     let mut reading = JoinSet::new();

@@ -37,7 +37,7 @@ pub(super) const RUNTIME_DIRECTORY: &str = "RUNTIME_DIRECTORY";
 /// be decrypting them.
 const WAIT_FOR_NAMED: Duration = Duration::from_secs(30);
 
-/// The same where nobody has asked for the file: something else may have its name.
+/// The same for a file that was not asked for: something else may have its name.
 const WAIT_FOR_FOUND: Duration = Duration::from_secs(1);
 
 impl Loader {

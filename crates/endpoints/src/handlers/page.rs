@@ -44,7 +44,7 @@ pub enum PageError {
 pub struct Page(Bytes);
 
 impl Page {
-    /// Renders the page, once: it is the same for everyone. It says how many bytes a text may have.
+    /// Renders the page, once: it is the same for all clients. It says how many bytes a text may have.
     ///
     /// # Errors
     /// When `templates_dir` has no readable `index.html`, or a template is wrong. A part that the folder does not have

@@ -68,7 +68,7 @@ impl Driver {
             "--disable-sync",
             "--force-device-scale-factor=1",
             "--hide-scrollbars",
-            // Names for this machine that nobody owns (RFC 2606).
+            // Names for this machine that have no owner (RFC 2606).
             "--host-resolver-rules=MAP *.example 127.0.0.1",
         ]
         .map(String::from)

@@ -8,7 +8,7 @@ use tokio::{
 
 use super::soon;
 
-/// The lines so far; one who waits for a line hears of each.
+/// The lines so far; a test that waits for a line is woken by each.
 #[derive(Clone)]
 pub(crate) struct Log(watch::Receiver<Lines>);
 

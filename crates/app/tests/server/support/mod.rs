@@ -2,6 +2,7 @@
 
 mod browser;
 mod client;
+mod connection_budget;
 mod exposition;
 mod http;
 mod http_connection;
@@ -10,7 +11,6 @@ mod prefix_proxy;
 mod process;
 mod program;
 mod proxy;
-mod room;
 mod server;
 mod start;
 mod websocket;
@@ -24,6 +24,7 @@ use std::{
 
 pub(crate) use browser::{Chromium, Driver};
 pub(crate) use client::{Answer, Client, dial, refusal_of};
+pub(crate) use connection_budget::ConnectionBudget;
 pub(crate) use exposition::{Exposition, Format};
 pub(crate) use http::{exchange, metric};
 pub(crate) use http_connection::Http;
@@ -31,7 +32,6 @@ pub(crate) use log::message;
 pub(crate) use prefix_proxy::PrefixProxy;
 pub(crate) use program::{folder_for_programs, install_script, install_server, installed, python_with};
 pub(crate) use proxy::{Api, Proxy, Software};
-pub(crate) use room::Room;
 pub(crate) use rustix::process::Signal;
 pub(crate) use server::{Server, adopt_orphans};
 pub(crate) use start::{Ended, Start};
@@ -99,14 +99,14 @@ pub(crate) async fn timed<T>(future: impl Future<Output = T>) -> (T, Duration) {
 }
 
 /// An address of this machine that no other test uses: all of 127.0.0.0/8 are (RFC 1122 section 3.2.1.3).
-/// Whoever takes any free port takes one of 127.0.0.1.
+/// A program that takes any free port takes one of 127.0.0.1.
 pub(crate) fn own_address() -> Ipv4Addr {
     static NEXT: AtomicU8 = AtomicU8::new(0);
     let [.., high, low] = std::process::id().to_be_bytes();
     Ipv4Addr::new(127, 128 | (high & 127), low, NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
-/// Connects the client of this number. A crowd comes from a hundred addresses: its connections would take most
+/// Connects the client of this number. Many clients come from a hundred addresses: its connections would take most
 /// of the ports that one has, also for the minute after they have ended, and other tests would find none.
 pub(crate) async fn connect_one_of_many(server: SocketAddr, number: usize) -> TcpStream {
     let from = Ipv4Addr::new(127, 0, 1, 1 + (number % 100) as u8);

@@ -28,8 +28,8 @@ pub(crate) fn install_script(at: &Path, script: &str) {
 }
 
 /// By another process, which starts none itself. Were the file open for writing in this one, then a process
-/// that another test starts at that moment would have it open, too, until its own execve(2); and whoever runs
-/// the program meanwhile gets ETXTBSY.
+/// that another test starts at that moment would have it open, too, until its own execve(2); and running
+/// the program meanwhile fails with ETXTBSY.
 fn install(from: &Path, at: &Path) {
     if at.exists() {
         fs::remove_file(at).unwrap();

@@ -104,7 +104,7 @@ impl Start {
         self
     }
 
-    /// Runs it as this user, where the test is root, who may start more processes than any limit says.
+    /// Runs it as this user if the test is root, as root may start more processes than any limit says.
     pub(crate) fn user(mut self, id: u32) -> Self {
         if rustix::process::getuid().is_root() {
             // The folder of the build may be closed to others. By `cp`: a file that this process has open for

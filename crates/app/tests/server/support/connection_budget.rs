@@ -1,4 +1,4 @@
-//! Room for the connections of a test: file descriptors, which all tests of this process have in common.
+//! ConnectionBudget for the connections of a test: file descriptors, which all tests of this process have in common.
 
 use std::{
     io::{Write, stderr},
@@ -14,7 +14,7 @@ const OTHERS: usize = 1000;
 /// More are never needed.
 const MOST: usize = 1 << 20;
 
-/// How many descriptors this process may have open at most. The first who asks has the soft limit raised to
+/// How many descriptors this process may have open at most. The first call raises the soft limit to
 /// the hard one.
 static LIMIT: LazyLock<usize> = LazyLock::new(|| {
     let mut limit = getrlimit(Resource::Nofile);
@@ -26,15 +26,15 @@ static LIMIT: LazyLock<usize> = LazyLock::new(|| {
 /// What is free of it.
 static FREE: LazyLock<Semaphore> = LazyLock::new(|| Semaphore::new(LIMIT.saturating_sub(OTHERS)));
 
-/// Room for so many connections; no other test has it before this is dropped.
+/// ConnectionBudget for so many connections; no other test has it before this is dropped.
 #[derive(Debug)]
-pub(crate) struct Room {
+pub(crate) struct ConnectionBudget {
     pub(crate) connections: usize,
     _taken: SemaphorePermit<'static>,
 }
 
-impl Room {
-    /// Room for `wanted` connections, or for as many as the limit of this process allows. Waits until other
+impl ConnectionBudget {
+    /// ConnectionBudget for `wanted` connections, or for as many as the limit of this process allows. Waits until other
     /// tests have left enough. Without room for `needed` ones, the test fails with a sentence that says what to do.
     pub(crate) async fn with(wanted: usize, needed: usize) -> Self {
         let connections = fitting(*LIMIT, wanted, needed).unwrap_or_else(|told| panic!("{told}"));
