@@ -104,7 +104,7 @@ function closed(code, reason) {
   const tick = () => {
     const left = at - performance.now();
     if (left <= 0) connect();
-    else show("waiting", `${words} Reconnecting`, `in ${span(left)}\u00a0…`);
+    else show("waiting", `${words} Reconnecting`, `in ${span(left)} …`);
   };
   clearInterval(retryTimer);
   retryTimer = setInterval(tick, 250);

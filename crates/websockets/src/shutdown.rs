@@ -176,8 +176,9 @@ impl GracefulShutdown {
                 () = &mut at_deadline => return DrainEnd::Deadline,
                 () = &mut at_spread, if !spread_started => {
                     spread_started = true;
-                    // In whole seconds, as a third of a drain seldom is.
-                    let over = format_duration(Duration::from_secs(spread.as_secs().max(1)));
+                    // A third of a drain seldom is a whole number of milliseconds.
+                    let millis = u64::try_from(spread.as_millis()).unwrap_or(u64::MAX);
+                    let over = format_duration(Duration::from_millis(millis));
                     info!(clients, "closing the remaining clients one by one: {clients} over {over}");
                     self.manager.close_gradually(CloseReason::ServiceRestart, deadline.into_std());
                 }

@@ -12,7 +12,9 @@ use tokio::{
 };
 use tokio_tungstenite::{client_async, tungstenite::Message};
 
-use crate::support::{ConnectionBudget, Server, Signal, Start, connect_one_of_many, soon, takes_at_most, timed};
+use crate::support::{
+    ConnectionBudget, Server, Signal, Start, connect_one_of_many, soon, takes_at_most, timed,
+};
 
 /// What a client saw at its end: whether it had notice, when its close came, and its code.
 struct Seen {

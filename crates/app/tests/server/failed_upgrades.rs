@@ -118,7 +118,10 @@ async fn a_program_that_cannot_serve_is_reported_and_the_old_process_goes_on() {
     install_script(&program, &format!("ulimit -n {limit}; exec {} \"$@\"", env!("CARGO_BIN_EXE_lastcall")));
     let _more = server.clients(open_files - 1).await;
     let told = server.failed_upgrade().await;
-    assert!(told.contains(&format!("room for {open_files} clients, but {} are here", open_files + 1)), "{told}");
+    assert!(
+        told.contains(&format!("room for {open_files} clients, but {} are here", open_files + 1)),
+        "{told}"
+    );
     // The real one, with a folder for its socket that cannot be one.
     install_script(
         &program,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use lastcall_handover::failpoint::{self, Step};
 use tokio::{io::AsyncWriteExt, sync::watch, task::JoinSet, time::sleep};
 
-use crate::support::{Http, ConnectionBudget, Server, Start, soon};
+use crate::support::{ConnectionBudget, Http, Server, Start, soon};
 
 const UPGRADES: usize = 5;
 

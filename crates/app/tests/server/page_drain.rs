@@ -5,7 +5,7 @@ use serde_json::json;
 
 use crate::{
     browser::{open, pictures, text, until},
-    support::{Chromium, Driver, Server, Signal, Start, soon},
+    support::{Api, Chromium, Driver, Proxy, Server, Signal, Software, Start, soon},
 };
 
 const STAYS: &str = "document.body.dataset.state === 'open' && !document.querySelector('#banner').hidden";
@@ -130,4 +130,22 @@ async fn a_new_client_of_a_full_server_is_told_that_it_was_refused() {
     stays.leave().await;
     until(&browser, "document.body.dataset.state === 'open'").await;
     soon("the browser's end", browser.close()).await.unwrap();
+}
+
+/// The proxies of the examples answer 404 for `/health/ready`, which would say why.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_client_of_a_full_server_behind_a_proxy_is_told_what_may_be_the_reason() {
+    let mut driver = Driver::start().await;
+    for software in Software::ALL {
+        let server = Start::default().env("MAX_CONNECTIONS", "1").serve().await;
+        let Some(proxy) = Proxy::start(software, server.address, Api::AsItStands).await else { continue };
+        let stays = server.client().await;
+        let browser = driver.browser((800, 600)).await;
+        browser.goto(&format!("http://{}/", proxy.address)).await.unwrap();
+        until(&browser, "document.querySelector('#state').textContent.startsWith('The server may be full')")
+            .await;
+        stays.leave().await;
+        until(&browser, "document.body.dataset.state === 'open'").await;
+        soon("the browser's end", browser.close()).await.unwrap();
+    }
 }

@@ -130,6 +130,8 @@ async fn the_exit_code_is_that_of_the_last_process() {
     let _client = server.client().await;
     server.upgrade().await;
     kill_process(server.pid(), Signal::KILL).unwrap();
+    let failed = server.logged("the process that served has failed: ").await;
+    assert_eq!((&failed["level"], &failed["fields"]["exit_code"]), (&"ERROR".into(), &137.into()));
     assert_eq!(server.exit_code().await, 128 + 9);
 }
 

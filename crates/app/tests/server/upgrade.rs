@@ -23,8 +23,8 @@ use tokio_tungstenite::tungstenite::{
 };
 
 use crate::support::{
-    ConnectionBudget, Server, Signal, Start, adopt_orphans, folder, folder_for_programs, install_script, install_server,
-    message, soon, text_frame,
+    ConnectionBudget, Server, Signal, Start, adopt_orphans, folder, folder_for_programs, install_script,
+    install_server, message, soon, text_frame,
 };
 
 /// Publishes numbers, 20 a second, until told to stop; the last one.
