@@ -95,29 +95,32 @@ async fn resize(browser: &Client, width: u32, height: u32) {
     browser.issue_cmd(Chromium { path: "goog/cdp/execute", body }).await.unwrap();
 }
 
-async fn browser_hides_banner(browser: &Client) -> bool {
-    browser.execute("return document.querySelector('#banner').hidden", vec![]).await.unwrap() == true
-}
-
 /// Seconds that words such as "4 min 58 s" say.
 fn seconds(words: &str) -> u64 {
     let words = words.trim_start_matches("in ").trim_end_matches(" …");
     humantime::parse_duration(words).unwrap_or_else(|_| panic!("a time, not {words:?}")).as_secs()
 }
 
-#[tokio::test]
-async fn people_see_what_happens_say_hello_and_come_back() {
-    let mut driver = Driver::start().await;
-    let mut server =
-        Start::default().env("SHUTDOWN_TIMEOUT", "300").env("NOTIFICATION_INTERVAL", "1").serve().await;
+/// An expression: whether the page is not wider than its window.
+const FITS: &str = "document.documentElement.scrollWidth <= window.innerWidth";
+
+/// Two tabs on the page of this server: one as wide as a desktop's, one as a phone's.
+async fn two_tabs(driver: &mut Driver, server: &Server) -> (Client, Client) {
     let desktop = driver.browser((1280, 800)).await;
     let phone = driver.browser((500, 740)).await;
     resize(&phone, 360, 740).await;
-    open(&desktop, &server).await;
-    open(&phone, &server).await;
+    open(&desktop, server).await;
+    open(&phone, server).await;
     until(&desktop, "document.querySelector('#clients').textContent === '2 clients'").await;
+    (desktop, phone)
+}
 
-    // All tabs see what one sends, and the console has it, too.
+#[tokio::test]
+async fn all_tabs_show_what_one_sends_and_what_is_published() {
+    let mut driver = Driver::start().await;
+    // So that the number of clients is up to date soon.
+    let server = Start::default().env("NOTIFICATION_INTERVAL", "1").serve().await;
+    let (desktop, phone) = two_tabs(&mut driver, &server).await;
     click(&desktop, "#hello").await;
     for browser in [&desktop, &phone] {
         until(browser, &shown("Hello")).await;
@@ -136,12 +139,21 @@ async fn people_see_what_happens_say_hello_and_come_back() {
         return 0 <= order && order < words && words < hello;
     })()";
     until(&desktop, newest_first).await;
-    let fits = "document.documentElement.scrollWidth <= window.innerWidth";
-    until(&phone, fits).await;
+    until(&phone, FITS).await;
     pictures(&desktop, "desktop").await;
     pictures(&phone, "phone").await;
+    for browser in [desktop, phone] {
+        soon("the browser's end", browser.close()).await.unwrap();
+    }
+}
 
-    // The last call: a banner that counts down, and everything still works. A page with a draft stays.
+#[tokio::test]
+async fn a_drain_shows_a_countdown_while_everything_works_and_ends_with_the_last_tab() {
+    let mut driver = Driver::start().await;
+    let mut server =
+        Start::default().env("SHUTDOWN_TIMEOUT", "300").env("NOTIFICATION_INTERVAL", "1").serve().await;
+    let (desktop, phone) = two_tabs(&mut driver, &server).await;
+    // A page with a draft stays.
     desktop.find(Locator::Css("#text")).await.unwrap().send_keys("On my way").await.unwrap();
     server.signal(Signal::TERM);
     for browser in [&desktop, &phone] {
@@ -160,19 +172,23 @@ async fn people_see_what_happens_say_hello_and_come_back() {
     assert_eq!(rows, 1);
     say(&phone, "still served").await;
     until(&desktop, &shown("still served")).await;
-    until(&phone, fits).await;
+    until(&phone, FITS).await;
     pictures(&desktop, "desktop-last-call").await;
     pictures(&phone, "phone-last-call").await;
 
-    // When the last tab is closed, the process ends by itself.
     phone.close().await.unwrap();
     server.logged("drain progress: 1 of 2 gone").await;
     desktop.goto("about:blank").await.unwrap();
     assert_eq!(server.exit_code().await, 0);
-
-    // After a restart a tab comes back by itself, when it was told to last: this one in 6 to 9 s, but a page that
-    // takes its own first delay comes in 1 s at most.
     console_has(&desktop, &[]).await;
+    soon("the browser's end", desktop.close()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_tab_that_was_closed_comes_back_when_the_last_notice_said() {
+    let mut driver = Driver::start().await;
+    let desktop = driver.browser((1280, 800)).await;
+    // The notice says 6 to 9 s; a page that takes its own first delay comes in 1 s at most.
     let mut server = Start::default().own_address().env("SHUTDOWN_SPREAD", "3").serve().await;
     let (host, port) = (server.address.ip(), server.address.port());
     open(&desktop, &server).await;
@@ -197,7 +213,12 @@ async fn people_see_what_happens_say_hello_and_come_back() {
     let wait = seconds(wait.as_str().unwrap());
     // Rounded up, and some of it may have passed.
     assert!((after / 1000..=after.div_ceil(1000)).contains(&wait), "{wait} s of {after} ms");
-    assert!(browser_hides_banner(&desktop).await, "there is nothing to count down to any more");
+    let banner_is_hidden = "return document.querySelector('#banner').hidden";
+    assert_eq!(
+        desktop.execute(banner_is_hidden, vec![]).await.unwrap(),
+        true,
+        "there is nothing to count down to any more"
+    );
     pictures(&desktop, "desktop-waiting").await;
     let server = Start::default().env("HOST", host).env("PORT", port).serve().await;
     until(&desktop, "document.body.dataset.state === 'open'").await;

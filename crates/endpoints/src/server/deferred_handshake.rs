@@ -74,3 +74,70 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for DeferredHandshake<S> {
         Pin::new(&mut self.socket).poll_shutdown(context)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use lastcall_websockets::{ConnectionManager, ManagerConfig, Phases};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+
+    use super::*;
+
+    const ANSWER: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\n\r\n";
+
+    /// A stream to the client, with the client's end, and the pending WebSocket, with a permit for it.
+    fn deferred() -> (DeferredHandshake<DuplexStream>, DuplexStream, impl FnOnce()) {
+        let (socket, client) = duplex(1024);
+        let pending = PendingWebSocket::default();
+        let manager = ConnectionManager::start(ManagerConfig::default(), Phases::default()).unwrap();
+        let stream = DeferredHandshake::new(socket, pending.clone());
+        (stream, client, move || pending.confirm(manager.admit().unwrap()))
+    }
+
+    #[tokio::test]
+    async fn the_answer_to_a_handshake_is_kept_and_the_connection_stays_open() {
+        let (mut stream, mut client, confirm) = deferred();
+        confirm();
+        let (first, rest) = ANSWER.split_at(20);
+        stream.write_all(first).await.unwrap();
+        stream.write_all(rest).await.unwrap();
+        stream.flush().await.unwrap();
+        stream.shutdown().await.unwrap();
+        let (mut socket, answer) = stream.into_parts();
+        assert_eq!(answer, ANSWER);
+        // The first bytes that the client gets are not the answer's.
+        socket.write_all(b"later").await.unwrap();
+        let mut received = [0; 5];
+        client.read_exact(&mut received).await.unwrap();
+        assert_eq!(&received, b"later");
+    }
+
+    #[tokio::test]
+    async fn other_answers_are_passed_on_at_once() {
+        let (mut stream, mut client, confirm) = deferred();
+        stream.write_all(b"HTTP/1.1 503 ").await.unwrap();
+        confirm();
+        // The end of an answer that was buffered when the handshake was confirmed.
+        stream.write_all(b"Service Unavailable").await.unwrap();
+        stream.write_all(ANSWER).await.unwrap();
+        let (socket, answer) = stream.into_parts();
+        assert_eq!(answer, ANSWER);
+        drop(socket);
+        let mut received = Vec::new();
+        client.read_to_end(&mut received).await.unwrap();
+        assert_eq!(received, b"HTTP/1.1 503 Service Unavailable");
+    }
+
+    #[tokio::test]
+    async fn without_a_websocket_the_connection_is_shut_down() {
+        let (mut stream, mut client, _confirm) = deferred();
+        client.write_all(b"GET /").await.unwrap();
+        let mut request = [0; 5];
+        stream.read_exact(&mut request).await.unwrap();
+        stream.write_all(ANSWER).await.unwrap();
+        stream.shutdown().await.unwrap();
+        let mut received = Vec::new();
+        client.read_to_end(&mut received).await.unwrap();
+        assert_eq!(received, ANSWER, "no handshake was confirmed, so it is an answer like any other");
+        assert!(stream.into_parts().1.is_empty());
+    }
+}
