@@ -194,6 +194,15 @@ impl Terminal {
         Self { shell, keyboard, screen: tokio::fs::File::from_std(controller), seen: String::new() }
     }
 
+    /// Starts the server as a job of the shell, and returns its address.
+    async fn start_server(&mut self) -> String {
+        self.shows("ready> ").await;
+        self.type_in("\"$LASTCALL\"\n").await;
+        self.shows("listening on http://").await;
+        let line = self.rest_of_line().await;
+        line.chars().take_while(|c| c.is_ascii_digit() || ".:".contains(*c)).collect()
+    }
+
     async fn type_in(&mut self, keys: &str) {
         self.keyboard.write_all(keys.as_bytes()).await.unwrap();
         self.keyboard.flush().await.unwrap();
@@ -233,6 +242,17 @@ async fn status(address: &str) -> String {
     answer
 }
 
+/// `lastcall upgrade` for the server that was started in a terminal in this folder.
+async fn upgrade_at(address: &str, folder: &Path) {
+    let (host, port) = address.split_once(':').unwrap();
+    let ended = Start::default()
+        .args(&["upgrade", "--host", host, "--port", port])
+        .env("RUNTIME_DIR", folder.join("run").display())
+        .end()
+        .await;
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_terminal_keeps_its_job() {
     if installed("bash").is_none() || installed("setsid").is_none() {
@@ -240,23 +260,9 @@ async fn a_terminal_keeps_its_job() {
     }
     let folder = crate::support::folder();
     let mut terminal = Terminal::open(folder.path());
-    terminal.shows("ready> ").await;
-    terminal.type_in("\"$LASTCALL\"\n").await;
-    terminal.shows("listening on http://").await;
-    let address: String = terminal
-        .rest_of_line()
-        .await
-        .chars()
-        .take_while(|c| c.is_ascii_digit() || ".:".contains(*c))
-        .collect();
+    let address = terminal.start_server().await;
     for _ in 0..3 {
-        let (host, port) = address.split_once(':').unwrap();
-        let ended = Start::default()
-            .args(&["upgrade", "--host", host, "--port", port])
-            .env("RUNTIME_DIR", folder.path().join("run").display())
-            .end()
-            .await;
-        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+        upgrade_at(&address, folder.path()).await;
         terminal.shows("listening on http://").await;
     }
     assert!(status(&address).await.starts_with("HTTP/1.1 200"));
@@ -282,23 +288,9 @@ async fn a_server_whose_terminal_is_closed_drains() {
     }
     let folder = crate::support::folder();
     let mut terminal = Terminal::open(folder.path());
-    terminal.shows("ready> ").await;
-    terminal.type_in("\"$LASTCALL\"\n").await;
-    terminal.shows("listening on http://").await;
-    let address: String = terminal
-        .rest_of_line()
-        .await
-        .chars()
-        .take_while(|c| c.is_ascii_digit() || ".:".contains(*c))
-        .collect();
+    let address = terminal.start_server().await;
     let (mut socket, _) = tokio_tungstenite::connect_async(format!("ws://{address}/ws")).await.unwrap();
-    let (host, port) = address.split_once(':').unwrap();
-    let ended = Start::default()
-        .args(&["upgrade", "--host", host, "--port", port])
-        .env("RUNTIME_DIR", folder.path().join("run").display())
-        .end()
-        .await;
-    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    upgrade_at(&address, folder.path()).await;
     // The shell would end its job with SIGKILL here; a terminal that is closed does not.
     let Terminal { mut shell, keyboard, screen, .. } = terminal;
     drop((keyboard, screen));
