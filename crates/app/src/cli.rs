@@ -63,7 +63,7 @@ pub(crate) fn parse() -> Invocation {
     Invocation { sources, action }
 }
 
-/// The settings on the command line, before and after a subcommand.
+/// Returns the settings on the command line, before and after a subcommand.
 fn command_line(matches: &ArgMatches) -> Vec<(&'static str, String)> {
     let after = matches.subcommand().map(|(_, matches)| matches);
     let value = |spec: &Spec| {
@@ -138,7 +138,7 @@ fn arg(spec: &Spec) -> Arg {
         .help(format!("{}{warning}\n[env: {}]{}", spec.help, spec.variable(), default.unwrap_or_default()))
 }
 
-/// The settings in force as a table.
+/// Returns the settings in force as a table.
 pub(crate) fn show_config(loaded: &Loaded) -> String {
     let width = |text: fn(&EffectiveSetting) -> &str| {
         loaded.effective.iter().map(|one| text(one).chars().count()).max().unwrap_or(0)

@@ -233,7 +233,7 @@ pub(crate) async fn run(
     Ok(Exit { code, at_once: matches!(reason, ExitReason::Immediate(_)) })
 }
 
-/// The path of the control socket.
+/// Returns the path of the control socket.
 fn control_path(settings: &Settings, address: SocketAddr) -> PathBuf {
     let name = match &settings.runtime_dir {
         RuntimeDir::Service(_) => SocketName::Only,

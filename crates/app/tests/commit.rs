@@ -40,7 +40,7 @@ impl Tree {
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     }
 
-    /// The commit that a build in this tree would have.
+    /// Returns the commit that a build in this tree would have.
     fn commit(&self, environment: &[(&str, &str)]) -> Option<String> {
         let mut command = Command::new(&self.script);
         command.env_clear().env("PATH", env::var_os("PATH").unwrap_or_default());

@@ -106,7 +106,7 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap()
 }
 
-/// The packages of the workspace, as cargo describes them.
+/// Returns the packages of the workspace, as cargo describes them.
 fn packages() -> Vec<Value> {
     let arguments = ["metadata", "--format-version=1", "--no-deps", "--offline"];
     let output = Command::new(env!("CARGO")).args(arguments).current_dir(root()).output().unwrap();
@@ -115,7 +115,7 @@ fn packages() -> Vec<Value> {
     metadata["packages"].as_array().unwrap().clone()
 }
 
-/// What a package depends on, tests aside.
+/// Returns what a package depends on, tests aside.
 fn dependencies(package: &Value) -> impl Iterator<Item = &Value> {
     package["dependencies"].as_array().unwrap().iter().filter(|dependency| dependency["kind"].is_null())
 }

@@ -19,14 +19,14 @@ struct Line {
     message: String,
 }
 
-/// The rows of the tables of a section, by their cells.
+/// Returns the rows of the tables of a section, by their cells.
 fn rows(section: &str) -> Vec<Vec<&'static str>> {
     let (_, rest) = DOCS.split_once(&format!("\n## {section}\n")).unwrap();
     let rows = rest.split("\n## ").next().unwrap().lines().filter(|line| line.starts_with("| "));
     rows.map(|row| row.trim_matches('|').split(" | ").map(str::trim).collect()).collect()
 }
 
-/// What a cell has in backticks.
+/// Returns what a cell has in backticks.
 fn quoted(cell: &str) -> impl Iterator<Item = &str> {
     cell.split('`').skip(1).step_by(2)
 }
@@ -44,7 +44,7 @@ fn sources(folder: &Path, found: &mut Vec<String>) {
     }
 }
 
-/// The arguments of a call, from behind its parenthesis on: what is before its first string, and that string.
+/// Returns the arguments of a call, from behind its parenthesis on: what is before its first string, and that string.
 fn arguments(text: &str) -> Option<(&str, &str)> {
     let (mut depth, mut start) = (0, None);
     let mut previous = ' ';
@@ -62,7 +62,7 @@ fn arguments(text: &str) -> Option<(&str, &str)> {
     None
 }
 
-/// The names of the fields in front of a message: `name = value`, `%name`, `?name` or `name`.
+/// Returns the names of the fields in front of a message: `name = value`, `%name`, `?name` or `name`.
 fn fields(text: &str) -> Vec<String> {
     let (mut depth, mut parts) = (0, vec![String::new()]);
     for c in text.chars() {
@@ -81,7 +81,7 @@ fn fields(text: &str) -> Vec<String> {
     parts.iter().map(name).filter(|name| !name.is_empty()).collect()
 }
 
-/// A message as the documentation has it.
+/// Returns a message as the documentation has it.
 fn normalized(literal: &str) -> String {
     let one_line: Vec<_> = literal.split("\\\n").map(str::trim_start).collect();
     let mut rest = one_line.concat();

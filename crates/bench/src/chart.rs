@@ -13,7 +13,7 @@ const WIDTH: f64 = 860.0;
 const LEFT: f64 = 190.0;
 const BAR: f64 = 16.0;
 
-/// An SVG of the CPU time per delivery in every table that has it.
+/// Returns an SVG of the CPU time per delivery in every table that has it.
 pub(crate) fn draw(all: &[Measured]) -> Result<String, std::fmt::Error> {
     let mut bars = String::new();
     let scale = (WIDTH - LEFT - 120.0) / LONGEST;

@@ -133,7 +133,7 @@ impl Client {
     }
 }
 
-/// The opcode, where the payload starts, and its length; `None` while the header is not whole.
+/// Returns the opcode, where the payload starts, and its length; `None` while the header is not whole.
 fn header(bytes: &[u8]) -> Option<(u8, usize, usize)> {
     let (first, second) = (*bytes.first()?, *bytes.get(1)?);
     let (start, len) = match second & 0x7F {
@@ -144,12 +144,12 @@ fn header(bytes: &[u8]) -> Option<(u8, usize, usize)> {
     Some((first & 0x0F, start, len))
 }
 
-/// A text frame as a client sends it: masked, with a mask of zeros.
+/// Returns a text frame as a client sends it: masked, with a mask of zeros.
 pub(crate) fn text_frame(payload: &[u8]) -> Vec<u8> {
     masked(0x81, payload)
 }
 
-/// An answer to a ping.
+/// Returns an answer to a ping.
 pub(crate) fn pong_frame(payload: &[u8]) -> Vec<u8> {
     masked(0x8A, payload)
 }

@@ -95,7 +95,7 @@ const fn fan_out(clients: usize, rate: f64, payload: usize, burst: usize, second
     Work::Load { clients, rate, payload, burst, seconds }
 }
 
-/// The names of the tables that have this in their name.
+/// Returns the names of the tables that have this in their name.
 pub(crate) fn names(only: &str) -> impl Iterator<Item = &'static str> {
     TABLES.iter().map(|table| table.name).filter(move |name| name.contains(only))
 }
@@ -283,7 +283,7 @@ fn spread(values: &[f64]) -> [f64; 3] {
     }
 }
 
-/// One Markdown table for each figure.
+/// Returns one Markdown table for each figure.
 fn markdown(measured: &Measured) -> anyhow::Result<String> {
     let mut text = String::new();
     let mut figures: Vec<_> = measured.rows.iter().map(|row| row.figure).collect();

@@ -72,7 +72,7 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    /// The process that serves.
+    /// Returns the process that serves.
     pub(crate) fn process(&self) -> Process {
         Process(self.new_process.unwrap_or_else(|| self.child.id()))
     }

@@ -164,7 +164,7 @@ pub(crate) fn run(url: &Url, load: &Load, progress: bool) -> anyhow::Result<Outc
     })
 }
 
-/// When this text was sent, if it is one of ours.
+/// Returns when this text was sent, if it is one of ours.
 fn stamped(text: &[u8]) -> Option<u64> {
     let at = text.windows(MARK.len()).position(|bytes| bytes == MARK)? + MARK.len();
     u64::from_str_radix(std::str::from_utf8(text.get(at..at + STAMP)?).ok()?, 16).ok()

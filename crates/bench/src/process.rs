@@ -53,7 +53,7 @@ impl Process {
     }
 }
 
-/// How often a connection was dropped because a listen queue was full, on the whole machine.
+/// Returns how often a connection was dropped because a listen queue was full, on the whole machine.
 pub(crate) fn listen_overflows() -> anyhow::Result<u64> {
     let text = fs::read_to_string("/proc/net/netstat").context("cannot read /proc/net/netstat")?;
     let mut rows = text.lines().filter(|line| line.starts_with("TcpExt:")).map(str::split_whitespace);

@@ -275,24 +275,24 @@ impl Watch {
 }
 
 impl Outcome {
-    /// The longest silence of any client over this restart, and what it left to do.
+    /// Returns the longest silence of any client over this restart, and what it left to do.
     fn silence(&self, restart: &Restart) -> f64 {
         self.longest(|message| restart.touches(message), |message| message.silence_ms)
     }
 
-    /// The largest of a figure among some messages.
+    /// Returns the largest of a figure among some messages.
     pub(crate) fn longest(&self, which: impl Fn(&Message) -> bool, what: impl Fn(&Message) -> f64) -> f64 {
         self.messages.iter().filter(|message| which(message)).map(what).fold(0.0, f64::max)
     }
 
-    /// Whether no restart touches this message.
+    /// Returns whether no restart touches this message.
     fn is_calm(&self, message: &Message) -> bool {
         !self.restarts.iter().any(|restart| restart.touches(message))
     }
 }
 
 impl Restart {
-    /// Whether a message was on its way at some time in this restart, or in the second after it.
+    /// Returns whether a message was on its way at some time in this restart, or in the second after it.
     fn touches(&self, message: &Message) -> bool {
         message.sent + message.longest_ms / 1e3 >= self.from && message.sent <= self.to + 1.0
     }
@@ -341,7 +341,7 @@ impl Record {
     }
 }
 
-/// The number of a text, if it is one of ours.
+/// Returns the number of a text, if it is one of ours.
 fn number(text: &[u8]) -> Option<usize> {
     let at = text.windows(MARK.len()).position(|bytes| bytes == MARK)? + MARK.len();
     usize::from_str_radix(std::str::from_utf8(text.get(at..at + DIGITS)?).ok()?, 16).ok()

@@ -30,7 +30,7 @@ impl Panel {
         self.top + self.height * (1.0 - value.min(self.most) / self.most)
     }
 
-    /// The bands of the restarts, the axes, and a title.
+    /// Returns the bands of the restarts, the axes, and a title.
     fn frame(&self, svg: &mut String, title: &str, one: &Outcome, unit: &str) -> Result<(), Error> {
         for restart in &one.restarts {
             let (from, to) = (self.x(restart.from), self.x(restart.to));
@@ -69,7 +69,7 @@ impl Panel {
         Ok(())
     }
 
-    /// Whether there is room for this second's label.
+    /// Returns whether there is room for this second's label.
     fn labels(&self, second: i64) -> bool {
         let every = ((self.to - self.from) / 10.0).ceil().max(1.0) as i64;
         second % every == 0
@@ -90,7 +90,7 @@ impl Panel {
     }
 }
 
-/// An SVG: the latency over many upgrades, and below, for each server, the share of clients that each message
+/// Returns an SVG: the latency over many upgrades, and below, for each server, the share of clients that each message
 /// reached around one restart.
 pub(crate) fn draw(full: &Outcome, beside: &[Outcome]) -> Result<String, Error> {
     let mut svg = String::new();

@@ -75,7 +75,7 @@ impl OpenFileLimit {
 pub struct OpenFileLimitTooLow(OpenFileLimit);
 
 impl OpenFileLimitTooLow {
-    /// The error with the limit that is in force, for a failure to open a descriptor.
+    /// Returns the error with the limit that is in force, for a failure to open a descriptor.
     pub fn current() -> Self {
         Self(OpenFileLimit::current())
     }

@@ -132,7 +132,7 @@ impl ApiKey {
         Self(key.into())
     }
 
-    /// The key itself, to compare with what a caller sent.
+    /// Returns the key itself, to compare with what a caller sent.
     pub fn expose(&self) -> &str {
         &self.0
     }

@@ -39,7 +39,7 @@ impl SpareDescriptor {
         Ok(Self { null, spare: Some(spare), until_ended: 0 })
     }
 
-    /// Whether a system call failed because the process, or the system, has no file descriptors left, or no
+    /// Returns whether a system call failed because the process, or the system, has no file descriptors left, or no
     /// memory for another one (EMFILE, ENFILE, ENOBUFS and ENOMEM in accept(2)).
     pub fn is_shortage(error: &io::Error) -> bool {
         let shortages = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];

@@ -67,7 +67,7 @@ impl ErrorCode {
         Self::UpgradeRequired,
     ];
 
-    /// The code as callers see it.
+    /// Returns the code as callers see it.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::BadHandshake => "bad_handshake",

@@ -93,7 +93,7 @@ fn bad_header(message: impl Into<Cow<'static, str>>) -> ApiError {
     ApiError::new(ErrorCode::BadHeader, message)
 }
 
-/// The members of a field that is a list: all of its lines together, without the empty members (RFC 9110
+/// Returns the members of a field that is a list: all of its lines together, without the empty members (RFC 9110
 /// sections 5.3 and 5.6.1).
 pub(crate) fn list<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a [u8]> {
     headers
@@ -104,7 +104,7 @@ pub(crate) fn list<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterat
         .filter(|member| !member.is_empty())
 }
 
-/// Whether a list has this member, in any case.
+/// Returns whether a list has this member, in any case.
 pub(crate) fn has_member(headers: &HeaderMap, name: &HeaderName, member: &str) -> bool {
     list(headers, name).any(|one| one.eq_ignore_ascii_case(member.as_bytes()))
 }

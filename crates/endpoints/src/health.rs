@@ -8,13 +8,13 @@ use crate::upgrade_stats::UpgradeStats;
 
 /// Tells what is reported of the process. The owner of the lifecycle implements it.
 pub trait Health: Send + Sync + 'static {
-    /// The state of things now.
+    /// Returns the state of things now.
     fn report(&self) -> HealthReport;
 
-    /// The upgrades so far.
+    /// Returns the upgrades so far.
     fn upgrade_stats(&self) -> UpgradeStats;
 
-    /// Which process it is.
+    /// Returns which process it is.
     fn process(&self) -> ProcessReport;
 }
 

@@ -76,7 +76,7 @@ pub(crate) struct Refusal {
 }
 
 impl Refusal {
-    /// What an answer refuses, if it does.
+    /// Returns what an answer refuses, if it does.
     pub(crate) fn of(answer: &Response, request: RequestSummary) -> Option<Self> {
         if let Some(error) = answer.extensions().get() {
             return Some(Self::new(error, request));

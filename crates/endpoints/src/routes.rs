@@ -24,7 +24,7 @@ const READ: &str = "GET,HEAD,OPTIONS";
 const PUBLISH: &str = "POST,OPTIONS";
 const ALL: &str = "GET,HEAD,POST,OPTIONS";
 
-/// All routes of the server.
+/// Returns all routes of the server.
 pub fn router(state: AppState) -> Router {
     let read = async || allow(READ);
     let mut publish = post(publish::publish).options(async || allow(PUBLISH));
@@ -48,7 +48,7 @@ async fn index(State(state): State<Arc<AppState>>) -> impl IntoResponse {
     state.page.response()
 }
 
-/// The answer to `OPTIONS` (RFC 9110 section 9.3.7), which some load balancers check the health with.
+/// Returns the answer to `OPTIONS` (RFC 9110 section 9.3.7), which some load balancers check the health with.
 fn allow(methods: &'static str) -> Response {
     (StatusCode::NO_CONTENT, [(header::ALLOW, methods)]).into_response()
 }

@@ -137,7 +137,7 @@ mod tests {
 
     use super::*;
 
-    /// What another build reads.
+    /// Returns what another build reads.
     fn on_the_wire(message: impl Serialize) -> Value {
         let bytes = rmp_serde::to_vec_named(&message).unwrap();
         rmp_serde::from_slice(&bytes).unwrap()

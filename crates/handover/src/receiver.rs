@@ -221,7 +221,7 @@ mod tests {
         Hello { protocol: PROTOCOL, version: "1.0.0".into(), ..Hello::default() }
     }
 
-    /// All messages of an old process that hands over two clients.
+    /// Returns all messages of an old process that hands over two clients.
     fn all() -> Vec<Sent> {
         vec![
             (FromOld::Accepted(hello()), 0),
@@ -263,7 +263,7 @@ mod tests {
         }
     }
 
-    /// The step at which the new process is after this many messages.
+    /// Returns the step at which the new process is after this many messages.
     fn step(messages: usize) -> At {
         match messages {
             0 => At::Begin,

@@ -253,7 +253,7 @@ pub(crate) mod tests {
 
     use super::*;
 
-    /// A deadline that a test never reaches.
+    /// Returns a deadline that a test never reaches.
     pub(crate) fn soon() -> Instant {
         Instant::now() + Duration::from_secs(10)
     }

@@ -58,7 +58,7 @@ pub struct ManagerConfig {
 }
 
 impl Default for ManagerConfig {
-    /// A loop per core and no limits that a few clients reach.
+    /// Returns a loop per core and no limits that a few clients reach.
     fn default() -> Self {
         Self {
             event_loops: thread::available_parallelism().map_or(1, usize::from),

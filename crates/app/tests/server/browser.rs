@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::support::{Chromium, Driver, STEP_TIMEOUT, Server, Signal, Start, soon};
 
-/// What the console has got since it was last asked: the level and the message of each line.
+/// Returns what the console has got since it was last asked: the level and the message of each line.
 async fn console(browser: &Client) -> Vec<(String, String)> {
     let command = Chromium { path: "se/log", body: json!({"type": "browser"}) };
     let entries = browser.issue_cmd(command).await.unwrap();
@@ -54,7 +54,7 @@ pub(super) async fn say(browser: &Client, text: &str) {
     input.send_keys(&format!("{text}\u{E007}")).await.unwrap();
 }
 
-/// An expression: whether a message of this text is on the page.
+/// Returns an expression: whether a message of this text is on the page.
 pub(super) fn shown(text: &str) -> String {
     format!(
         "[...document.querySelectorAll('#messages .text')].some((one) => one.textContent.includes({text:?}))"
@@ -95,7 +95,7 @@ async fn resize(browser: &Client, width: u32, height: u32) {
     browser.issue_cmd(Chromium { path: "goog/cdp/execute", body }).await.unwrap();
 }
 
-/// Seconds that words such as "4 min 58 s" say.
+/// Returns seconds that words such as "4 min 58 s" say.
 fn seconds(words: &str) -> u64 {
     let words = words.trim_start_matches("in ").trim_end_matches(" …");
     humantime::parse_duration(words).unwrap_or_else(|_| panic!("a time, not {words:?}")).as_secs()

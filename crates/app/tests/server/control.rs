@@ -11,7 +11,7 @@ use lastcall_handover::failpoint;
 
 use crate::support::{Server, Signal, Start, folder_for_programs, install_server, soon, until};
 
-/// The program that a server's process runs.
+/// Returns the program that a server's process runs.
 fn program_of(server: &Server) -> PathBuf {
     fs::read_link(format!("/proc/{}/exe", server.pid().as_raw_nonzero())).unwrap()
 }

@@ -50,7 +50,7 @@ impl Python {
         Self { process, messages, errors }
     }
 
-    /// The next message of this type.
+    /// Returns the next message of this type.
     async fn next_of(&mut self, kind: &str) -> Value {
         loop {
             let line = soon(kind, self.messages.next_line()).await.unwrap().expect("the client to go on");
@@ -178,7 +178,7 @@ async fn run(browser: &fantoccini::Client, url: &str) {
     assert_eq!(runs, "runs");
 }
 
-/// An expression: the number of messages of this type.
+/// Returns an expression: the number of messages of this type.
 fn count(kind: &str) -> String {
     format!("got.filter(({{ type }}) => type === '{kind}').length")
 }

@@ -17,7 +17,7 @@ use tokio_tungstenite::tungstenite::Message;
 
 use crate::support::{Client, Server, Signal, Start, frame_length, handshake, soon, text_frame, timed};
 
-/// A text of 20 bytes with a number, masked with zeros.
+/// Returns a text of 20 bytes with a number, masked with zeros.
 fn text(sender: usize, number: u64) -> Vec<u8> {
     let text = format!("{sender:04} {number:015}");
     text_frame(text)
@@ -62,7 +62,7 @@ impl Seen {
     }
 }
 
-/// A client that reads at most so many bytes a second; how many texts it has is told.
+/// Returns a client that reads at most so many bytes a second; how many texts it has is told.
 async fn reader(server: &Server, rate: usize) -> (JoinHandle<()>, watch::Receiver<usize>) {
     let mut stream = server.raw_client_with_buffer(64 << 10).await;
     let (told, texts) = watch::channel(0);

@@ -18,7 +18,7 @@ const PING: &[u8] = b"\x89\x00";
 const PONG: &[u8] = b"\x8A\x80\0\0\0\0";
 const IDLE: &[u8] = b"\x88\x06\x03\xF0idle";
 
-/// A server that only sends pings, once the welcome is read.
+/// Returns a server that only sends pings, once the welcome is read.
 async fn server(interval: &str, timeout: &str) -> Server {
     Start::default()
         .env("NOTIFICATION_INTERVAL", "0")
@@ -28,7 +28,7 @@ async fn server(interval: &str, timeout: &str) -> Server {
         .await
 }
 
-/// A client that has read its welcome.
+/// Returns a client that has read its welcome.
 async fn client(server: &Server) -> TcpStream {
     let mut client = server.raw_client().await;
     let (first_byte, _welcome) = read_frame(&mut client).await;

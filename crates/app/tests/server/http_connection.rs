@@ -75,7 +75,7 @@ async fn a_connection_that_is_idle_for_keep_alive_timeout_is_closed() {
     }
 }
 
-/// A server that refuses early in many ways.
+/// Returns a server that refuses early in many ways.
 async fn refusing() -> Server {
     Start::default().env("API_KEYS", "0123456789abcdef").env("MAX_MESSAGE_SIZE", "1000").serve().await
 }
@@ -245,7 +245,7 @@ async fn a_client_that_closes_its_side_gets_all_of_its_answers() {
     drop(clients);
 }
 
-/// What the kernel still has to send from the server's sockets to these clients, in bytes (proc_pid_net(5)).
+/// Returns what the kernel still has to send from the server's sockets to these clients, in bytes (proc_pid_net(5)).
 fn unsent(server: &Server, clients: &HashSet<u16>) -> Vec<usize> {
     let table = fs::read_to_string("/proc/net/tcp").unwrap();
     let port = |address: &str| u16::from_str_radix(address.split_once(':').unwrap().1, 16).unwrap();

@@ -9,7 +9,7 @@ const LISTS: [&str; 2] = ["Connection: Upgrade", "Upgrade: websocket"];
 const JSON: &str = "Content-Type: application/json";
 const TEXT: &str = r#"{"data":1}"#;
 
-/// The head of a request: the first line, and these fields.
+/// Returns the head of a request: the first line, and these fields.
 fn head(first: &str, fields: &[&[&str]]) -> String {
     format!("{first}\r\n{}\r\n\r\n", fields.concat().join("\r\n"))
 }

@@ -16,7 +16,7 @@ use tokio_tungstenite::tungstenite::Message;
 
 use crate::support::{CLOSE, Client, Server, Signal, Start, read_to_close, soon};
 
-/// The number of clients that a drain began with, from everywhere; they must be the same.
+/// Returns the number of clients that a drain began with, from everywhere; they must be the same.
 async fn drain_clients(server: &Server) -> u64 {
     let logged = server.logged("drain started").await["fields"]["clients"].as_u64().unwrap();
     let ready = server.get("/health/ready").await.json();
@@ -75,7 +75,7 @@ async fn the_phase_and_what_belongs_to_it_change_together() {
     assert_eq!(server.exit_code().await, 0);
 }
 
-/// What a client got, once it is closed: its notices, and whether the last of them was the last message.
+/// Returns what a client got, once it is closed: its notices, and whether the last of them was the last message.
 async fn notices(mut client: Client) -> (Vec<Value>, u16) {
     let (close, before) = client.closed().await;
     assert_eq!(before.last().unwrap()["type"], "shutdown", "{before:?}");
@@ -127,7 +127,7 @@ async fn clients_of_an_earlier_process_have_their_notices_from_the_new_one() {
     assert_eq!(server.exit_code().await, 0);
 }
 
-/// When a client that had this notice right before its close is to come back: milliseconds after the deadline,
+/// Returns when a client that had this notice right before its close is to come back: milliseconds after the deadline,
 /// by the server's own clock; before it, they are negative.
 fn comes_back(notice: &Value) -> i64 {
     let time = |key: &str| notice[key].as_str().unwrap().parse::<jiff::Timestamp>().unwrap();
@@ -192,7 +192,7 @@ const QUEUE: usize = 65536;
 /// At least as many bytes as a publication has beside its data; less than a `shutdown` message has.
 const ENVELOPE: usize = 120;
 
-/// A server, and a client that does not read, whose queue has no room for a notice.
+/// Returns a server, and a client that does not read, whose queue has no room for a notice.
 async fn full_queue() -> (Server, TcpStream) {
     let server = Start::default()
         .env("NOTIFICATION_INTERVAL", "0")
@@ -219,7 +219,7 @@ async fn full_queue() -> (Server, TcpStream) {
     }
 }
 
-/// The texts that came before the close.
+/// Returns the texts that came before the close.
 fn texts(bytes: &[u8]) -> Vec<Value> {
     let (mut at, mut texts) = (0, Vec::new());
     while bytes[at] == 0x81 {

@@ -34,7 +34,7 @@ async fn status_tells_the_phase_and_the_counts() {
     assert_eq!(server.exit_code().await, 0);
 }
 
-/// The text between these two.
+/// Returns the text between these two.
 fn between<'a>(text: &'a str, start: &str, end: &str) -> &'a str {
     let (_, rest) = text.split_once(start).unwrap_or_else(|| panic!("no {start:?} in {text}"));
     rest.split_once(end).unwrap_or_else(|| panic!("no {end:?} in {rest}")).0

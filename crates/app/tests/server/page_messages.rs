@@ -8,7 +8,7 @@ use crate::{
     support::{Driver, Server, Start, soon},
 };
 
-/// What this JavaScript expression is in the page.
+/// Returns what this JavaScript expression is in the page.
 async fn value(browser: &Client, expression: &str) -> Value {
     browser.execute(&format!("return {expression}"), vec![]).await.unwrap()
 }

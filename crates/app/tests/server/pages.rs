@@ -5,7 +5,7 @@ use crate::support::{Answer, Server, Start, handshake_with};
 const JSON: &str = "Content-Type: application/json";
 const TEXT: &str = r#"{"data":1}"#;
 
-/// The status of the answer to a handshake.
+/// Returns the status of the answer to a handshake.
 async fn dial(server: &Server, host: &str, fields: &[&str]) -> u16 {
     server.status(&handshake_with(host, fields)).await
 }

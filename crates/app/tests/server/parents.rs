@@ -222,7 +222,7 @@ impl Terminal {
         *seen = seen.split_once(text).unwrap().1.to_owned();
     }
 
-    /// What is on the screen from here to the end of the line.
+    /// Returns what is on the screen from here to the end of the line.
     async fn rest_of_line(&mut self) -> String {
         let mut part = [0; 4096];
         while !self.seen.contains('\n') {

@@ -6,7 +6,7 @@ use crate::support::{Answer, Api, Proxy, Server, Signal, Software, Start, dial, 
 
 const KEY: &str = "0123456789abcdef";
 
-/// One HTTP/1.1 request to the proxy. The target is sent as it is.
+/// Sends one HTTP/1.1 request to the proxy. The target is sent as it is.
 async fn request(proxy: SocketAddr, method: &str, target: &str, headers: &[&str], body: &str) -> Answer {
     let mut head = format!("{method} {target} HTTP/1.1\r\nHost: {proxy}\r\nConnection: close\r\n");
     for header in headers {
@@ -124,7 +124,7 @@ async fn a_refusal_comes_through_a_proxy_while_the_body_is_still_sent() {
     }
 }
 
-/// The seconds that follow this text in a configuration.
+/// Returns the seconds that follow this text in a configuration.
 fn seconds(config: &str, after: &str) -> Duration {
     let rest = config.split(after).nth(1).unwrap_or_else(|| panic!("no {after:?} in {config}"));
     let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();

@@ -9,7 +9,7 @@ use crate::support::{Http, Server, Signal, Start, message, metric, soon};
 /// More lines about one kind of refusal are not logged at once.
 const MOST_LINES: usize = 5;
 
-/// The first line about a refusal with this code.
+/// Returns the first line about a refusal with this code.
 async fn line(server: &Server, code: &str) -> Value {
     server.log().line(|line| line["fields"]["code"] == code).await
 }

@@ -7,7 +7,7 @@ use rustix::fs::{CWD, FileType, Mode, mknodat};
 
 use crate::support::{Ended, Server, Start, message};
 
-/// The only thing that is wrong; nothing was started.
+/// Returns the only thing that is wrong; nothing was started.
 fn refusal(ended: &Ended) -> &str {
     assert_eq!((ended.code, ended.stdout.as_str()), (Some(2), ""), "{}", ended.stderr);
     let lines: Vec<_> = ended.stderr.lines().collect();
@@ -15,7 +15,7 @@ fn refusal(ended: &Ended) -> &str {
     lines[1].trim()
 }
 
-/// The warnings about settings in a server's log.
+/// Returns the warnings about settings in a server's log.
 fn warnings(server: &Server) -> Vec<String> {
     let lines = server.log_lines("settings: ");
     lines.iter().map(|line| message(line)["settings: ".len()..].to_owned()).collect()

@@ -2,14 +2,14 @@
 
 use crate::support::{Ended, Server, Signal, Start, message};
 
-/// What went wrong, as one sentence on stderr; nothing else is said.
+/// Returns what went wrong, as one sentence on stderr; nothing else is said.
 fn complaint(ended: &Ended) -> &str {
     let line = ended.stderr.trim_end();
     assert!(line.starts_with("error: ") && line.lines().count() == 1, "{}", ended.stderr);
     line
 }
 
-/// The setting that cannot be used here, as the only one on stderr, after exit code 2.
+/// Returns the setting that cannot be used here, as the only one on stderr, after exit code 2.
 fn unusable(ended: &Ended) -> &str {
     assert_eq!((ended.code, ended.stdout.as_str()), (Some(2), ""), "{}", ended.stderr);
     let line = ended.stderr.strip_prefix("error: 1 setting is wrong\n  ");

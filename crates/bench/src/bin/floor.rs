@@ -69,7 +69,7 @@ fn main() -> io::Result<()> {
     }
 }
 
-/// A socket with the largest backlog, as the server that is compared has.
+/// Returns a socket with the largest backlog, as the server that is compared has.
 fn listen(port: u16) -> io::Result<std::net::TcpListener> {
     use rustix::net::{AddressFamily, SocketType, bind, socket, sockopt};
     let socket = socket(AddressFamily::INET, SocketType::STREAM, None)?;
@@ -79,7 +79,7 @@ fn listen(port: u16) -> io::Result<std::net::TcpListener> {
     Ok(socket.into())
 }
 
-/// The texts in `bytes`, as frames from the server; wrapped as lastcall's are, so that all write the same.
+/// Returns the texts in `bytes`, as frames from the server; wrapped as lastcall's are, so that all write the same.
 fn frames(mut bytes: &[u8], wrap: bool) -> Vec<Vec<u8>> {
     let mut frames = Vec::new();
     while bytes.len() >= 6 {

@@ -70,7 +70,7 @@ fn open(dir: &Path) -> Result<RollingFileAppender, InitError> {
         .build(dir)
 }
 
-/// Days since 1970.
+/// Returns days since 1970.
 fn today() -> u64 {
     // 0 if the clock is set to a time before that.
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() / SECONDS_OF_A_DAY

@@ -55,7 +55,7 @@ impl LineQueue {
         Ok(queue)
     }
 
-    /// What the output is called.
+    /// Returns what the output is called.
     pub(super) fn output(&self) -> &'static str {
         self.0.output
     }
@@ -92,7 +92,7 @@ impl LineQueue {
         self.0.changed.notify_all();
     }
 
-    /// The next line; waits for it.
+    /// Returns the next line; waits for it.
     fn next(&self) -> Vec<u8> {
         let mut state = self.lock();
         state.writing = false;

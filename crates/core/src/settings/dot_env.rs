@@ -25,7 +25,7 @@ pub(super) enum Line {
     },
 }
 
-/// All lines of a file.
+/// Returns all lines of a file.
 pub(super) fn lines(text: &str) -> Vec<Line> {
     let text: Vec<_> = text.lines().map(str::trim).collect();
     let mut lines = Vec::new();
@@ -53,13 +53,13 @@ pub(super) fn lines(text: &str) -> Vec<Line> {
     lines
 }
 
-/// The name that a line begins with, as in a shell, and what follows it.
+/// Returns the name that a line begins with, as in a shell, and what follows it.
 fn split_name(line: &str) -> (&str, &str) {
     let end = line.find(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == '.'));
     line.split_at(end.unwrap_or(line.len()))
 }
 
-/// The quote that a value opens and does not close.
+/// Returns the quote that a value opens and does not close.
 fn open_quote(value: &str) -> Option<char> {
     let quote = value.chars().next().filter(|c| matches!(c, '"' | '\''))?;
     (!value[1..].contains(quote)).then_some(quote)
@@ -104,7 +104,7 @@ fn read(text: &str) -> Result<String, String> {
 mod tests {
     use super::*;
 
-    /// The value of a file's only line.
+    /// Returns the value of a file's only line.
     fn value(line: &str) -> Result<String, String> {
         match lines(line).pop() {
             Some(Line::Variable { value, .. }) => value,

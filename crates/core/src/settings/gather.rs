@@ -223,12 +223,12 @@ fn place(path: &str, line: Option<usize>) -> String {
     }
 }
 
-/// The line that the byte at `index` is on, counted from 1.
+/// Returns the line that the byte at `index` is on, counted from 1.
 fn line_at(text: &str, index: usize) -> usize {
     text.bytes().take(index).filter(|byte| *byte == b'\n').count() + 1
 }
 
-/// The line on which a key of a flat TOML file is set, counted from 1.
+/// Returns the line on which a key of a flat TOML file is set, counted from 1.
 fn line_of(text: &str, key: &str) -> Option<usize> {
     let sets = |line: &str| {
         let (name, _) = line.split_once('=').unwrap_or((line, ""));

@@ -24,7 +24,7 @@ pub(super) enum Kind {
 impl Kind {
     const ALL: [Self; 5] = [Self::Defaults, Self::File, Self::DotEnv, Self::Environment, Self::CommandLine];
 
-    /// The name of the provider in figment's metadata.
+    /// Returns the name of the provider in figment's metadata.
     fn name(self) -> &'static str {
         match self {
             Self::Defaults => "defaults",
@@ -35,7 +35,7 @@ impl Kind {
         }
     }
 
-    /// The source of a value at `place` in a layer of this kind.
+    /// Returns the source of a value at `place` in a layer of this kind.
     fn source(self, place: String) -> Source {
         match self {
             Self::Defaults => Source::Default,

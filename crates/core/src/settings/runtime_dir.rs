@@ -15,7 +15,7 @@ pub enum RuntimeDir {
 }
 
 impl RuntimeDir {
-    /// The folder.
+    /// Returns the folder.
     pub fn path(&self) -> &PathBuf {
         match self {
             Self::Service(path) | Self::Chosen(path) | Self::Default(path) => path,

@@ -31,12 +31,12 @@ pub struct Spec {
 }
 
 impl Spec {
-    /// The environment variable.
+    /// Returns the environment variable.
     pub fn variable(&self) -> String {
         self.key.to_ascii_uppercase()
     }
 
-    /// The command line flag, without its dashes.
+    /// Returns the command line flag, without its dashes.
     pub fn flag(&self) -> String {
         self.key.replace('_', "-")
     }

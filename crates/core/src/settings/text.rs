@@ -59,7 +59,7 @@ fn is_invisible(c: char) -> bool {
         )
 }
 
-/// A text that is not empty.
+/// Returns a text that is not empty.
 pub(super) fn word(value: &Value) -> Option<&str> {
     match value {
         Value::String(_, text) => Some(text.trim_ascii()).filter(|text| !text.is_empty()),
@@ -67,7 +67,7 @@ pub(super) fn word(value: &Value) -> Option<&str> {
     }
 }
 
-/// A text, or a number as text.
+/// Returns a text, or a number as text.
 pub(super) fn word_or_number(value: &Value) -> Option<String> {
     match value {
         Value::Num(..) => Some(display(value)),
@@ -75,7 +75,7 @@ pub(super) fn word_or_number(value: &Value) -> Option<String> {
     }
 }
 
-/// A whole number: digits, without a sign or zeros before it, which mean octal to some programs.
+/// Returns a whole number: digits, without a sign or zeros before it, which mean octal to some programs.
 pub(super) fn whole_number(value: &Value) -> Option<u64> {
     match value {
         Value::Num(_, number) => number.to_i128().and_then(|number| number.try_into().ok()),
@@ -92,7 +92,7 @@ pub(super) fn is_whole(text: &str) -> bool {
 /// How a list is written.
 const LIST_FORMAT: &str = "one or more, with commas between them, and without brackets, quotes and gaps";
 
-/// A TOML array of strings, or a string with commas between its members, and perhaps one at its end.
+/// Returns a TOML array of strings, or a string with commas between its members, and perhaps one at its end.
 pub(super) fn list(value: &Value) -> Result<Vec<String>, Expected> {
     let members: Vec<&str> = match value {
         Value::Array(_, items) => items.iter().map(word).collect::<Option<_>>(),

@@ -59,7 +59,7 @@ fn wait_readable(file: &File, deadline: Instant) -> io::Result<()> {
     }
 }
 
-/// The text, without the byte order mark (U+FEFF) that some editors put first. `None` if it is not UTF-8.
+/// Returns the text, without the byte order mark (U+FEFF) that some editors put first. `None` if it is not UTF-8.
 pub(super) fn decode(bytes: Vec<u8>) -> Option<String> {
     let text = String::from_utf8(bytes).ok()?;
     Some(text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text))

@@ -37,13 +37,13 @@ pub(super) fn host(value: &Value) -> Result<String, Expected> {
     }
 }
 
-/// An IPv6 address, perhaps with a zone (RFC 4007 section 11): `fe80::1%eth0`.
+/// Returns an IPv6 address, perhaps with a zone (RFC 4007 section 11): `fe80::1%eth0`.
 fn is_ipv6(text: &str) -> bool {
     let (address, zone) = text.split_once('%').unwrap_or((text, "-"));
     address.parse::<Ipv6Addr>().is_ok() && !zone.is_empty()
 }
 
-/// A host name. One that ends in a number is none (WHATWG URL, "ends in a number"): the resolver would take it
+/// Returns a host name. One that ends in a number is none (WHATWG URL, "ends in a number"): the resolver would take it
 /// for an address in a form that is long forgotten, 1 for 0.0.0.1 and 010.0.0.1 for 8.0.0.1 (inet_aton(3)).
 fn is_name(text: &str) -> bool {
     let name = text.strip_suffix('.').unwrap_or(text);
@@ -108,7 +108,7 @@ pub(super) fn duration(value: &Value) -> Result<Duration, Expected> {
     Ok(duration)
 }
 
-/// A duration, or `auto`.
+/// Returns a duration, or `auto`.
 pub(super) fn duration_or_auto(value: &Value) -> Result<Option<Duration>, Expected> {
     match word(value) {
         Some("auto") => Ok(None),
@@ -116,14 +116,14 @@ pub(super) fn duration_or_auto(value: &Value) -> Result<Option<Duration>, Expect
     }
 }
 
-/// A duration that must not be 0.
+/// Returns a duration that must not be 0.
 pub(super) fn nonzero_duration(value: &Value) -> Result<Duration, Expected> {
     duration(value).and_then(|duration| {
         if duration.is_zero() { Err("more than 0 seconds".into()) } else { Ok(duration) }
     })
 }
 
-/// A duration where 0 means off.
+/// Returns a duration where 0 means off.
 pub(super) fn interval(value: &Value) -> Result<Option<Duration>, Expected> {
     match duration(value)? {
         Duration::ZERO => Ok(None),
@@ -152,7 +152,7 @@ pub(super) fn size(value: &Value) -> Result<usize, Expected> {
     })
 }
 
-/// Bytes a second, where 0 means no bound.
+/// Returns bytes a second, where 0 means no bound.
 pub(super) fn rate(value: &Value) -> Result<Option<u64>, Expected> {
     if whole_number(value) == Some(0) {
         return Ok(None);

@@ -34,7 +34,7 @@ const NO_SETTINGS: [&str; 5] = [
     CONNECTIONS_PER_LOOP_VARIABLE,
 ];
 
-/// The setting that a variable is about, known or not; `None`: it is not about this program.
+/// Returns the setting that a variable is about, known or not; `None`: it is not about this program.
 pub(super) fn key_of(variable: &str) -> Option<String> {
     if NO_SETTINGS.contains(&variable) {
         return None;
@@ -48,12 +48,12 @@ pub(super) fn key_of(variable: &str) -> Option<String> {
     }
 }
 
-/// Whether a variable is a setting.
+/// Returns whether a variable is a setting.
 pub(super) fn is_setting(variable: &str) -> bool {
     key_of(variable).is_some_and(|key| SPECS.iter().any(|spec| spec.key == key))
 }
 
-/// Whether Kubernetes has set this variable for a Service named `lastcall` or `lastcall-…`, as it does in every
+/// Returns whether Kubernetes has set this variable for a Service named `lastcall` or `lastcall-…`, as it does in every
 /// pod beside that Service: LASTCALL_PORT=tcp://10.0.0.1:80, LASTCALL_CANARY_SERVICE_HOST and the like.
 pub(super) fn is_service_link(variable: &str, text: &str) -> bool {
     variable.starts_with(PREFIX)
@@ -63,14 +63,14 @@ pub(super) fn is_service_link(variable: &str, text: &str) -> bool {
             || variable.ends_with("_PORT") && text.contains("://"))
 }
 
-/// The variable that was meant when only the case of the letters is wrong: `lastcall_port`.
+/// Returns the variable that was meant when only the case of the letters is wrong: `lastcall_port`.
 pub(super) fn in_capitals(variable: &str) -> Option<String> {
     let capitals = variable.to_ascii_uppercase();
     let key = capitals.strip_prefix(PREFIX)?.to_ascii_lowercase();
     (capitals != variable && SPECS.iter().any(|spec| spec.key == key)).then_some(capitals)
 }
 
-/// The setting that a misspelt key was meant to be. `None`: it is another program's, or of another version.
+/// Returns the setting that a misspelt key was meant to be. `None`: it is another program's, or of another version.
 /// Misspelt is a key with one wrong, missing, additional or transposed letter (optimal string alignment),
 /// and longer ones with one in every four letters. So is one that was renamed.
 pub(super) fn misspelt(key: &str) -> Option<&'static str> {

@@ -14,7 +14,7 @@ use crate::{auth::origin::Allowed, fields::Target};
 /// How long a browser need not ask again. Chromium keeps it for two hours at most.
 const MAX_AGE: Duration = Duration::from_secs(3600);
 
-/// The layer for what may be published; `None` if pages of no other origin may.
+/// Returns the layer for what may be published; `None` if pages of no other origin may.
 pub(crate) fn layer(allowed: &Allowed) -> Option<CorsLayer> {
     let origin = match allowed {
         Allowed::SameHost => return None,

@@ -38,7 +38,7 @@ impl FromStr for WebOrigin {
 }
 
 impl WebOrigin {
-    /// Whether the page came from where the request goes to. A proxy may have ended TLS, so the scheme of the
+    /// Returns whether the page came from where the request goes to. A proxy may have ended TLS, so the scheme of the
     /// page decides which port is meant when the target names none.
     fn is_at(&self, target: &Authority) -> bool {
         matches!(self.scheme.as_str(), "http" | "https")
@@ -74,7 +74,7 @@ impl From<&AllowedOrigins> for Allowed {
 }
 
 impl Allowed {
-    /// Whether pages with this `Origin` may connect and publish.
+    /// Returns whether pages with this `Origin` may connect and publish.
     pub(crate) fn includes(&self, origin: &HeaderValue, target: &Target) -> bool {
         if matches!(self, Self::Any) {
             return true;
@@ -100,7 +100,7 @@ impl Allowed {
     }
 }
 
-/// Why the page is refused, and what to do about it.
+/// Returns why the page is refused, and what to do about it.
 fn refusal(origin: &HeaderValue, target: &Target) -> String {
     let origin = String::from_utf8_lossy(origin.as_bytes());
     if origin == "null" || origin.to_ascii_lowercase().starts_with("file:") {

@@ -271,7 +271,7 @@ fn counters<'a>(
     to.encode_descriptor(family, help, None, MetricType::Counter)
 }
 
-/// A sample of a counter.
+/// Returns a sample of a counter.
 fn count(mut counter: MetricEncoder<'_>, format: Format, value: u64) -> Result<(), fmt::Error> {
     match format {
         // A counter of the library always gets its `_total` added; a gauge is written as it is.

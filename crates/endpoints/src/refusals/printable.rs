@@ -1,6 +1,6 @@
 //! What a client has sent, for the log.
 
-/// The beginning of a text: about `most` bytes of it, on one line, without characters that act on a terminal or
+/// Returns the beginning of a text: about `most` bytes of it, on one line, without characters that act on a terminal or
 /// cannot be seen.
 pub(super) fn printable(bytes: &[u8], most: usize) -> String {
     // Whatever is cut off is not looked at: a head may have thousands of bytes.

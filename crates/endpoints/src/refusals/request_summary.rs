@@ -51,18 +51,18 @@ impl RequestSummary {
         self.path().is_some_and(|path| path.starts_with("/api/"))
     }
 
-    /// Whether an operator should see that it was refused: unlike a page's icon, which no server needs to have.
+    /// Returns whether an operator should see that it was refused: unlike a page's icon, which no server needs to have.
     pub(super) fn is_for_clients(&self) -> bool {
         self.is_handshake || self.is_api_call() || self.line.is_none()
     }
 
-    /// Whether a browser asks if a page may call the API (Fetch Standard, section 3.2.2).
+    /// Returns whether a browser asks if a page may call the API (Fetch Standard, section 3.2.2).
     pub(super) fn is_preflight(&self) -> bool {
         let is_options = self.line.as_ref().is_some_and(|(method, _)| method == Method::OPTIONS);
         is_options && self.origin.is_some() && self.is_api_call()
     }
 
-    /// What it was, for a sentence.
+    /// Returns what it was, for a sentence.
     pub(super) fn what(&self) -> &'static str {
         match &self.line {
             _ if self.is_handshake => "a WebSocket handshake",
@@ -72,18 +72,18 @@ impl RequestSummary {
         }
     }
 
-    /// The method and the path, without the query, which may have secrets.
+    /// Returns the method and the path, without the query, which may have secrets.
     pub(super) fn request_line(&self) -> Option<String> {
         let (method, uri) = self.line.as_ref()?;
         Some(printable(format!("{method} {}", uri.path()).as_bytes(), MAX_VALUE))
     }
 
-    /// The origin of the page, if it was one.
+    /// Returns the origin of the page, if it was one.
     pub(super) fn origin(&self) -> Option<String> {
         self.origin.as_ref().map(|value| printable(value.as_bytes(), MAX_VALUE))
     }
 
-    /// The host that it names.
+    /// Returns the host that it names.
     pub(super) fn host(&self) -> Option<String> {
         self.host.as_ref().map(|value| printable(value.as_bytes(), MAX_VALUE))
     }

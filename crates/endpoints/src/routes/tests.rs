@@ -79,7 +79,7 @@ impl Answer {
         serde_json::from_str(&self.body).unwrap()
     }
 
-    /// The status and the code of an error.
+    /// Returns the status and the code of an error.
     fn error(&self) -> (u16, String) {
         let code = self.json()["error"]["code"].as_str().unwrap().to_owned();
         (self.status.as_u16(), code)

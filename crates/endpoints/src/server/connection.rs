@@ -170,7 +170,7 @@ fn refused_without_body(error: &hyper::Error, peer: SocketAddr) -> Option<Refusa
     Some(Refusal { code, message: message.into(), request: RequestSummary::of_peer(peer) })
 }
 
-/// The answer to a request that is not answered in time when the server stops. The request had no effect.
+/// Returns the answer to a request that is not answered in time when the server stops. The request had no effect.
 fn took_too_long() -> Response {
     let why = "The server is being replaced or ends, and this request took too long; try again.";
     ApiError::new(ErrorCode::Overloaded, why).into_response()

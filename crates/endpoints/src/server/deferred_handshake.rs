@@ -84,7 +84,7 @@ mod tests {
 
     const ANSWER: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\n\r\n";
 
-    /// A stream to the client, with the client's end, and the pending WebSocket, with a permit for it.
+    /// Returns a stream to the client, with the client's end, and the pending WebSocket, with a permit for it.
     fn deferred() -> (DeferredHandshake<DuplexStream>, DuplexStream, impl FnOnce()) {
         let (socket, client) = duplex(1024);
         let pending = PendingWebSocket::default();

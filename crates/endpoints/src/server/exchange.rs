@@ -58,12 +58,12 @@ impl Exchange {
         }
     }
 
-    /// Whether no request is being answered.
+    /// Returns whether no request is being answered.
     pub(super) fn is_waiting(&self) -> bool {
         self.lock().progress == Progress::Waiting
     }
 
-    /// Whether no request is being answered, and at least one was.
+    /// Returns whether no request is being answered, and at least one was.
     pub(super) fn is_over(&self) -> bool {
         let state = self.lock();
         state.progress == Progress::Waiting && state.answered > 0

@@ -65,7 +65,7 @@ pub enum SocketError {
 }
 
 impl SocketError {
-    /// The error for a folder that other users could write, with these metadata.
+    /// Returns the error for a folder that other users could write, with these metadata.
     pub(super) fn not_private(folder: &Path, metadata: &fs::Metadata) -> Self {
         Self::FolderNotPrivate {
             folder: folder.into(),

@@ -2,7 +2,7 @@
 
 use super::frame::unmask;
 
-/// A frame with this first byte (FIN, reserved bits, opcode), masked (RFC 6455 §5.3).
+/// Returns a frame with this first byte (FIN, reserved bits, opcode), masked (RFC 6455 §5.3).
 pub(crate) fn client_frame(first: u8, mask: [u8; 4], payload: &[u8]) -> Vec<u8> {
     let mut frame = vec![first];
     match payload.len() {
@@ -23,12 +23,12 @@ pub(crate) fn client_frame(first: u8, mask: [u8; 4], payload: &[u8]) -> Vec<u8> 
     frame
 }
 
-/// A whole text message.
+/// Returns a whole text message.
 pub(crate) fn client_text(text: &str) -> Vec<u8> {
     client_frame(0x81, [0xA1, 0xB2, 0xC3, 0xD4], text.as_bytes())
 }
 
-/// A close frame.
+/// Returns a close frame.
 pub(crate) fn client_close(code: u16) -> Vec<u8> {
     client_frame(0x88, [1, 2, 3, 4], &code.to_be_bytes())
 }

@@ -38,7 +38,7 @@ const ALL_REASONS: [CloseReason; 7] = [
     CloseReason::ServiceRestart,
 ];
 
-/// An open connection whose socket takes `capacity` bytes.
+/// Returns an open connection whose socket takes `capacity` bytes.
 fn connection(capacity: usize) -> Connection<MemoryStream> {
     let stream = MemoryStream { capacity, ..MemoryStream::default() };
     Connection::new(stream, ClientId::generate(), permit())
@@ -48,7 +48,7 @@ fn permit() -> Permit {
     Admission::new(1, Phases::default()).admit().unwrap()
 }
 
-/// A connection in this state whose socket takes all. What it took so far is forgotten.
+/// Returns a connection in this state whose socket takes all. What it took so far is forgotten.
 fn connection_in(state: State) -> Connection<MemoryStream> {
     let mut connection = connection(usize::MAX);
     match state {

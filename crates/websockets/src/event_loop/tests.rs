@@ -134,7 +134,7 @@ struct Client {
 }
 
 impl Client {
-    /// A client, and what its event loop gets.
+    /// Returns a client, and what its event loop gets.
     fn new() -> (Self, NewConnection) {
         let (stream, server) = pair();
         let id = ClientId::generate();
@@ -202,7 +202,7 @@ impl Client {
     }
 }
 
-/// A TCP connection over loopback: the client's end, and the server's, which does not block.
+/// Returns a TCP connection over loopback: the client's end, and the server's, which does not block.
 fn pair() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();

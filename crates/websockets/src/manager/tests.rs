@@ -142,7 +142,7 @@ fn assert_one_order(orders: &[Order], texts: usize) {
     assert!(next.values().all(|count| *count == texts), "{next:?}");
 }
 
-/// A configuration with which connections are spread evenly over the event loops.
+/// Returns a configuration with which connections are spread evenly over the event loops.
 fn spread_over(event_loops: usize) -> ManagerConfig {
     ManagerConfig { event_loops, connections_per_loop: 1, ..ManagerConfig::default() }
 }

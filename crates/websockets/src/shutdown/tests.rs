@@ -73,7 +73,7 @@ const CONFIG: ShutdownConfig = ShutdownConfig {
     reminder_interval: None,
 };
 
-/// A manager that serves.
+/// Returns a manager that serves.
 fn manager() -> ConnectionManager {
     let phases = Phases::default();
     phases.enter(Phase::Serving);

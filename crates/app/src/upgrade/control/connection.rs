@@ -19,7 +19,7 @@ impl Connection {
         Self { stream: Some(stream), spare }
     }
 
-    /// The stream.
+    /// Returns the stream.
     ///
     /// # Errors
     /// Never before the connection is dropped.

@@ -39,7 +39,7 @@ impl Link {
         Self { descriptor, receiving: None }
     }
 
-    /// The end that a new process inherits.
+    /// Returns the end that a new process inherits.
     pub(super) fn descriptor(&self) -> &OwnedFd {
         &self.descriptor
     }

@@ -91,7 +91,7 @@ impl Driver {
     }
 }
 
-/// The program, or another that the environment names.
+/// Returns the program, or another that the environment names.
 fn program(variable: &str, name: &str) -> PathBuf {
     std::env::var_os(variable).map_or_else(|| name.into(), PathBuf::from)
 }

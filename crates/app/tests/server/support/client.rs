@@ -23,7 +23,7 @@ impl Answer {
         serde_json::from_str(&self.body).unwrap_or_else(|_| panic!("not JSON: {self:?}"))
     }
 
-    /// The value of a header, of which there must be one at most. Its name in lower case, as it is sent.
+    /// Returns the value of a header, of which there must be one at most. Its name in lower case, as it is sent.
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         let mut lines = self.head.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
         let value = lines.next();
@@ -31,7 +31,7 @@ impl Answer {
         value
     }
 
-    /// The status and the error code; that the body has the shape of the contract.
+    /// Returns the status and the error code; that the body has the shape of the contract.
     pub(crate) fn error(&self) -> (u16, String) {
         let body = self.json();
         let message = body["error"]["message"].as_str().unwrap_or_else(|| panic!("no message: {self:?}"));
@@ -47,7 +47,7 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    /// The next frame that is not a ping, which may come at any time.
+    /// Returns the next frame that is not a ping, which may come at any time.
     pub(crate) async fn next_frame(&mut self) -> Message {
         loop {
             match soon("a frame", self.socket.next()).await.expect("a frame, not the end").unwrap() {
@@ -57,7 +57,7 @@ impl Client {
         }
     }
 
-    /// The next frame that is not a control frame.
+    /// Returns the next frame that is not a control frame.
     pub(crate) async fn next(&mut self) -> Value {
         loop {
             match self.next_frame().await {
@@ -68,7 +68,7 @@ impl Client {
         }
     }
 
-    /// The next message of this type.
+    /// Returns the next message of this type.
     pub(crate) async fn next_of(&mut self, wanted: &str) -> Value {
         loop {
             let message = self.next().await;
@@ -124,7 +124,7 @@ pub(crate) async fn dial(
     Ok((Client { socket, id: String::new() }, response))
 }
 
-/// How a handshake was refused: the status, the headers and the body.
+/// Returns how a handshake was refused: the status, the headers and the body.
 pub(crate) fn refusal_of<T>(dialled: Result<(Client, T), tungstenite::Error>) -> Answer {
     match dialled {
         Err(tungstenite::Error::Http(response)) => Answer {
@@ -161,7 +161,7 @@ impl Server {
         dial(&self.ws_url(), headers).await
     }
 
-    /// How a handshake was refused: the status, `Retry-After`, and the body.
+    /// Returns how a handshake was refused: the status, `Retry-After`, and the body.
     pub(crate) async fn refusal(&self, headers: &[(&'static str, &str)]) -> Answer {
         refusal_of(self.dial(headers).await)
     }

@@ -56,7 +56,7 @@ impl ConnectionBudget {
     }
 }
 
-/// How many of the connections that a test wants, and needs, a limit of open files leaves room for.
+/// Returns how many of the connections that a test wants, and needs, a limit of open files leaves room for.
 fn fitting(limit: usize, wanted: usize, needed: usize) -> Result<usize, String> {
     let free = limit.saturating_sub(OTHERS);
     if free < needed {

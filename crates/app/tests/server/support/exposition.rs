@@ -90,7 +90,7 @@ impl Exposition {
         found.unwrap_or_else(|| panic!("no {name} {labels:?} in {self:?}")).2
     }
 
-    /// The upper limits and cumulative counts of a histogram.
+    /// Returns the upper limits and cumulative counts of a histogram.
     fn buckets(&self, name: &str) -> Vec<(f64, f64)> {
         let name = format!("{name}_bucket");
         let buckets = self.samples.iter().filter(|sample| sample.0 == name);
@@ -112,7 +112,7 @@ impl Exposition {
         Ok(())
     }
 
-    /// The quantile of a histogram, as Prometheus' `histogram_quantile` estimates it.
+    /// Returns the quantile of a histogram, as Prometheus' `histogram_quantile` estimates it.
     pub(crate) fn quantile(&self, name: &str, q: f64) -> f64 {
         let buckets = self.buckets(name);
         let total = buckets.last().map_or(0.0, |bucket| bucket.1);
@@ -136,7 +136,7 @@ fn is_name(text: &str) -> bool {
         && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
 }
 
-/// A number as both formats write it.
+/// Returns a number as both formats write it.
 fn number(text: &str) -> Option<f64> {
     match text {
         "+Inf" => Some(f64::INFINITY),

@@ -10,7 +10,7 @@ use tokio::{
 use super::{Answer, Server, soon, until};
 
 impl Server {
-    /// One HTTP request on a connection of its own.
+    /// Sends one HTTP request on a connection of its own.
     pub(crate) async fn request(&self, method: &str, path: &str, headers: &[&str], body: &str) -> Answer {
         let length = format!("Content-Length: {}", body.len());
         self.request_without_length(method, path, &[headers, &[&length]].concat(), body).await
@@ -33,12 +33,12 @@ impl Server {
         self.exchange(request).await
     }
 
-    /// One HTTP request, byte for byte, after whose answer the server must hang up.
+    /// Sends one HTTP request, byte for byte, after whose answer the server must hang up.
     pub(crate) async fn exchange(&self, request: impl AsRef<[u8]>) -> Answer {
         exchange(self.address, request).await
     }
 
-    /// The status of the answer to a request, whatever happens to the connection after it.
+    /// Returns the status of the answer to a request, whatever happens to the connection after it.
     pub(crate) async fn status(&self, head: &str) -> u16 {
         let mut stream = TcpStream::connect(self.address).await.unwrap();
         stream.write_all(head.as_bytes()).await.unwrap();
@@ -56,7 +56,7 @@ impl Server {
         self.request("POST", "/api/publish", &["Content-Type: application/json"], body).await
     }
 
-    /// What the metrics say of this one, now.
+    /// Returns what the metrics say of this one, now.
     pub(crate) async fn metric(&self, name: &str) -> f64 {
         metric(&self.get("/metrics").await.body, name)
     }
@@ -87,7 +87,7 @@ impl Server {
     }
 }
 
-/// One HTTP request to this address, byte for byte; the answer ends with the connection.
+/// Sends one HTTP request to this address, byte for byte; the answer ends with the connection.
 pub(crate) async fn exchange(address: SocketAddr, request: impl AsRef<[u8]>) -> Answer {
     let mut stream = TcpStream::connect(address).await.unwrap();
     // The server may answer, and hang up, before it has read a body that it refuses.
@@ -99,7 +99,7 @@ pub(crate) async fn exchange(address: SocketAddr, request: impl AsRef<[u8]>) -> 
     Answer { status: head[9..12].parse().unwrap(), head: head.to_owned(), body: body.to_owned() }
 }
 
-/// The value of a metric.
+/// Returns the value of a metric.
 pub(crate) fn metric(text: &str, name: &str) -> f64 {
     let line = text.lines().find(|line| line.starts_with(&format!("{name} ")));
     let line = line.unwrap_or_else(|| panic!("no {name} in {text}"));

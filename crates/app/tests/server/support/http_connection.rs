@@ -33,7 +33,7 @@ impl Http {
         Self { stream, read: Vec::new(), host: server.address.to_string() }
     }
 
-    /// A request of these header lines.
+    /// Returns a request of these header lines.
     pub(crate) fn head(&self, method: &str, path: &str, headers: &[&str]) -> String {
         let mut head = format!("{method} {path} HTTP/1.1\r\nHost: {}\r\n", self.host);
         for header in headers {
@@ -42,7 +42,7 @@ impl Http {
         head + "\r\n"
     }
 
-    /// A publication.
+    /// Returns a publication.
     pub(crate) fn publication(&self, body: &str) -> String {
         let length = format!("Content-Length: {}", body.len());
         self.head("POST", "/api/publish", &["Content-Type: application/json", &length]) + body
@@ -52,7 +52,7 @@ impl Http {
         soon("sending", self.stream.write_all(bytes.as_ref())).await.unwrap();
     }
 
-    /// The next answer, which has a `Content-Length`.
+    /// Returns the next answer, which has a `Content-Length`.
     pub(crate) async fn answer(&mut self) -> Answer {
         let head = loop {
             if let Some(end) = self.read.windows(4).position(|end| end == b"\r\n\r\n") {

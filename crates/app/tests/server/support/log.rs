@@ -34,7 +34,7 @@ impl Log {
         Self(log)
     }
 
-    /// The first line, past or to come, that is wanted.
+    /// Returns the first line, past or to come, that is wanted.
     pub(crate) async fn line(&self, wanted: impl Fn(&Value) -> bool) -> Value {
         let mut log = self.0.clone();
         let found =
@@ -52,13 +52,13 @@ impl Log {
         soon("the end of the log", log.wait_for(|lines| lines.ended)).await.unwrap();
     }
 
-    /// All lines so far.
+    /// Returns all lines so far.
     pub(crate) fn lines(&self) -> Vec<Value> {
         self.0.borrow().all.clone()
     }
 }
 
-/// The message of a log line.
+/// Returns the message of a log line.
 pub(crate) fn message(line: &Value) -> &str {
     line["fields"]["message"].as_str().unwrap_or("")
 }

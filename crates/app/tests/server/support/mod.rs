@@ -53,7 +53,7 @@ pub(crate) const STEP_TIMEOUT: Duration = Duration::from_secs(120);
 /// most 107 bytes (unix(7)).
 const LONGEST_FOLDER: usize = 60;
 
-/// A folder of one's own, with a short path wherever TMPDIR is.
+/// Returns a folder of one's own, with a short path wherever TMPDIR is.
 pub(crate) fn folder() -> TempDir {
     let usual = std::env::temp_dir();
     let fits = usual.as_os_str().len() + "/.tmpXXXXXX".len() <= LONGEST_FOLDER;
@@ -91,14 +91,14 @@ pub(crate) async fn takes_at_most(limit: Duration, mut attempt: impl AsyncFnMut(
     panic!("at most {limit:?} was wanted, but it took {taken:?}");
 }
 
-/// How long `future` takes.
+/// Returns how long `future` takes.
 pub(crate) async fn timed<T>(future: impl Future<Output = T>) -> (T, Duration) {
     let started = Instant::now();
     let value = future.await;
     (value, started.elapsed())
 }
 
-/// An address of this machine that no other test uses: all of 127.0.0.0/8 are (RFC 1122 section 3.2.1.3).
+/// Returns an address of this machine that no other test uses: all of 127.0.0.0/8 are (RFC 1122 section 3.2.1.3).
 /// A program that takes any free port takes one of 127.0.0.1.
 pub(crate) fn own_address() -> Ipv4Addr {
     static NEXT: AtomicU8 = AtomicU8::new(0);

@@ -39,7 +39,7 @@ static KILLER: LazyLock<Mutex<ChildStdin>> = LazyLock::new(|| {
 pub(crate) struct ProcessGroup(Pid);
 
 impl ProcessGroup {
-    /// The group of this process, which must be a leader: spawned with `process_group(0)`.
+    /// Returns the group of this process, which must be a leader: spawned with `process_group(0)`.
     pub(crate) fn of(leader: &Child) -> Self {
         let group = leader.id().and_then(|id| Pid::from_raw(id.cast_signed())).expect("it was just started");
         tell("+", group).expect("the shell that ends the processes of a failed test runs");

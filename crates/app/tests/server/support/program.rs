@@ -8,7 +8,7 @@ use std::{
 
 use tempfile::TempDir;
 
-/// A folder in which programs can be run: beside those that cargo built, as `/tmp` may be mounted `noexec`;
+/// Returns a folder in which programs can be run: beside those that cargo built, as `/tmp` may be mounted `noexec`;
 /// in `/tmp` if another user has built them.
 pub(crate) fn folder_for_programs() -> TempDir {
     tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).or_else(|_| tempfile::tempdir()).unwrap()
@@ -65,7 +65,7 @@ pub(crate) fn installed(name: &str) -> Option<PathBuf> {
     found
 }
 
-/// The path of a program of the system that need not be installed anywhere.
+/// Returns the path of a program of the system that need not be installed anywhere.
 pub(crate) fn find(name: &str) -> Option<PathBuf> {
     let folders = std::env::var_os("PATH").unwrap_or_default();
     // Programs of the administrator, which a user's PATH does not have on Debian.

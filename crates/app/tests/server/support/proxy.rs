@@ -54,7 +54,7 @@ impl Software {
         }
     }
 
-    /// The example.
+    /// Returns the example.
     pub(crate) fn example(self) -> String {
         let name = match self {
             Self::Nginx => "nginx.conf",
@@ -65,7 +65,7 @@ impl Software {
         std::fs::read_to_string(root.join("deploy/proxies").join(name)).unwrap()
     }
 
-    /// The example with these addresses.
+    /// Returns the example with these addresses.
     fn config(self, own: Ipv4Addr, server: SocketAddr, api: Api) -> String {
         let config = replace(&self.example(), "127.0.0.1:8000", &server.to_string());
         let (example, tested) = match self {
@@ -144,7 +144,7 @@ impl Proxy {
         format!("ws://{}/ws", self.address)
     }
 
-    /// The origin of the page that is behind it.
+    /// Returns the origin of the page that is behind it.
     pub(crate) fn origin(&self) -> String {
         format!("http://{}", self.address)
     }

@@ -41,7 +41,7 @@ async fn wait_for(pid: Pid) -> i32 {
 }
 
 impl Server {
-    /// The server of a process that was just started, once it listens.
+    /// Returns the server of a process that was just started, once it listens.
     pub(super) async fn listening(mut child: Child, dir: TempDir) -> Self {
         let processes = ProcessGroup::of(&child);
         let log = Log::read(child.stdout.take().unwrap());
@@ -50,22 +50,22 @@ impl Server {
         Self { child, serving: None, followed: false, _processes: processes, address, dir, log }
     }
 
-    /// The process that serves.
+    /// Returns the process that serves.
     pub(crate) fn pid(&self) -> Pid {
         self.serving.unwrap_or_else(|| self.started_pid())
     }
 
-    /// The process that was started.
+    /// Returns the process that was started.
     pub(crate) fn started_pid(&self) -> Pid {
         Pid::from_raw(self.child.id().expect("it runs").cast_signed()).unwrap()
     }
 
-    /// The process to which an operator sends signals.
+    /// Returns the process to which an operator sends signals.
     fn main_pid(&self) -> Pid {
         if self.followed { self.pid() } else { self.started_pid() }
     }
 
-    /// The process of the server that was started, where another program started that.
+    /// Returns the process of the server that was started, where another program started that.
     pub(crate) fn first_server(&self) -> Pid {
         let mut pids = vec![self.started_pid().as_raw_nonzero().get()];
         loop {
@@ -84,7 +84,7 @@ impl Server {
         self.command(subcommand).end().await
     }
 
-    /// A subcommand against this server, to be run.
+    /// Returns a subcommand against this server, to be run.
     pub(crate) fn command(&self, subcommand: &str) -> Start {
         let (host, port) = (self.address.ip().to_string(), self.address.port().to_string());
         Start::default()
@@ -92,7 +92,7 @@ impl Server {
             .env("RUNTIME_DIR", self.dir.path().join("run").display())
     }
 
-    /// The path of the control socket.
+    /// Returns the path of the control socket.
     pub(crate) fn control_socket(&self) -> std::path::PathBuf {
         self.dir.path().join("run").join(format!("lastcall-{}.sock", self.address))
     }
@@ -165,17 +165,17 @@ impl Server {
         self.log.clone()
     }
 
-    /// The first log line, past or to come, whose message starts so.
+    /// Returns the first log line, past or to come, whose message starts so.
     pub(crate) async fn logged(&self, start: &str) -> Value {
         self.log.line(|line| message(line).starts_with(start)).await
     }
 
-    /// All log lines so far whose message starts so.
+    /// Returns all log lines so far whose message starts so.
     pub(crate) fn log_lines(&self, start: &str) -> Vec<Value> {
         self.log.lines().into_iter().filter(|line| message(line).starts_with(start)).collect()
     }
 
-    /// The phases that the process went through so far, in order.
+    /// Returns the phases that the process went through so far, in order.
     pub(crate) fn phases(&self) -> Vec<String> {
         let to = |line: &Value| line["fields"]["to"].as_str().unwrap().to_owned();
         self.log_lines("phase").iter().map(to).collect()

@@ -83,7 +83,7 @@ impl Start {
         self
     }
 
-    /// The folder in which it is started.
+    /// Returns the folder in which it is started.
     pub(crate) fn folder(&self) -> &Path {
         self.dir.path()
     }
@@ -129,7 +129,7 @@ impl Start {
         self
     }
 
-    /// The path of a file in the folder that the server starts in.
+    /// Returns the path of a file in the folder that the server starts in.
     pub(crate) fn path(&self, path: &str) -> PathBuf {
         self.dir.path().join(path)
     }
@@ -163,7 +163,7 @@ impl Start {
         Server::listening(self.command.spawn().unwrap(), self.dir).await
     }
 
-    /// The command that starts it, and the folder in which it does.
+    /// Returns the command that starts it, and the folder in which it does.
     pub(crate) fn into_command(self) -> (Command, TempDir) {
         (self.command, self.dir)
     }

@@ -21,24 +21,24 @@ pub(crate) const HANDSHAKE: [&str; 4] = ["Connection: Upgrade", "Upgrade: websoc
 /// A close frame with code 1000, masked.
 pub(crate) const CLOSE: &[u8] = b"\x88\x82\0\0\0\0\x03\xE8";
 
-/// A handshake for this host.
+/// Returns a handshake for this host.
 pub(crate) fn handshake(host: impl Display) -> String {
     handshake_with(host, &[])
 }
 
-/// A handshake with these header lines too.
+/// Returns a handshake with these header lines too.
 pub(crate) fn handshake_with(host: impl Display, lines: &[&str]) -> String {
     let lines = [lines, &HANDSHAKE].concat().join("\r\n");
     format!("GET /ws HTTP/1.1\r\nHost: {host}\r\n{lines}\r\n\r\n")
 }
 
-/// A masked frame of a payload below 126 bytes. The mask is zeros, which change nothing.
+/// Returns a masked frame of a payload below 126 bytes. The mask is zeros, which change nothing.
 pub(crate) fn masked_frame(first_byte: u8, payload: &[u8]) -> Vec<u8> {
     assert!(payload.len() < 126);
     [&[first_byte, 0x80 | payload.len() as u8, 0, 0, 0, 0], payload].concat()
 }
 
-/// A masked text frame.
+/// Returns a masked text frame.
 pub(crate) fn text_frame(text: impl AsRef<[u8]>) -> Vec<u8> {
     masked_frame(0x81, text.as_ref())
 }

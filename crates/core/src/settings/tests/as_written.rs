@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use super::operator::Operator;
 
-/// All ways to write a value of `key`, with their names.
+/// Returns all ways to write a value of `key`, with their names.
 fn written(key: &'static str, value: &str) -> Vec<(&'static str, Operator)> {
     let mut written = vec![
         ("flag", Operator::new().flag(key, value)),

@@ -48,7 +48,7 @@ impl Operator {
         self.loaded().settings
     }
 
-    /// The lines of the complaint, without the first.
+    /// Returns the lines of the complaint, without the first.
     pub(super) fn complaints(&self) -> Vec<String> {
         let errors = Settings::load(&self.sources).expect_err("settings that are right").to_string();
         errors.lines().skip(1).map(|line| line.trim().to_owned()).collect()

@@ -21,7 +21,7 @@ struct Decoded {
     error: bool,
 }
 
-/// What our decoder returns for these pieces.
+/// Returns what our decoder returns for these pieces.
 fn ours<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Decoded {
     let mut decoder = Decoder::default();
     let mut messages = Vec::new();
@@ -72,7 +72,7 @@ impl Write for MemoryStream<'_> {
     }
 }
 
-/// What tungstenite returns for these bytes.
+/// Returns what tungstenite returns for these bytes.
 fn theirs(bytes: &[u8]) -> Decoded {
     let config = WebSocketConfig::default().max_message_size(Some(LIMIT)).max_frame_size(Some(LIMIT));
     let mut socket = WebSocket::from_raw_socket(MemoryStream(bytes), Role::Server, Some(config));
@@ -98,7 +98,7 @@ fn theirs(bytes: &[u8]) -> Decoded {
     }
 }
 
-/// A payload: often text, often cut in the middle of a character, sometimes a close code, sometimes too long.
+/// Returns a payload: often text, often cut in the middle of a character, sometimes a close code, sometimes too long.
 fn payload() -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![
         4 => "\\PC{0,40}".prop_map(String::into_bytes),
@@ -112,7 +112,7 @@ fn payload() -> impl Strategy<Value = Vec<u8>> {
     ]
 }
 
-/// A frame, mostly a valid one.
+/// Returns a frame, mostly a valid one.
 fn frame() -> impl Strategy<Value = Vec<u8>> {
     let opcode = prop_oneof![4 => Just(1u8), 3 => Just(0), 2 => Just(2), 2 => Just(9), 1 => Just(10), 1 => Just(8), 1 => 0u8..16];
     let reserved = prop_oneof![30 => Just(0u8), 1 => 0u8..8];

@@ -106,7 +106,7 @@ impl Run {
         None
     }
 
-    /// How much more than what the process really ran its clock may show, within one ping and its check.
+    /// Returns how much more than what the process really ran its clock may show, within one ping and its check.
     fn clock_error(&self) -> Duration {
         (ALLOWANCE + self.interval / BUCKETS as u32 + Duration::from_millis(1)) * self.stops.len() as u32
     }

@@ -8,7 +8,7 @@ fn notice() -> ShutdownNotice {
     ShutdownNotice::new("service restart", Instant::now() + Duration::from_secs(60), Duration::ZERO)
 }
 
-/// A loop with so many clients, which have read their welcomes.
+/// Returns a loop with so many clients, which have read their welcomes.
 fn with_clients(count: usize) -> (Harness, Vec<Client>) {
     let mut harness = Harness::new(Options::default());
     let mut clients: Vec<_> = (0..count).map(|_| harness.connect()).collect();

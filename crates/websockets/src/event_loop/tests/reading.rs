@@ -65,7 +65,7 @@ fn nothing_is_read_while_reads_are_paused() {
     harness.iterate_until(|event_loop| event_loop.stats.messages_sent == 1);
 }
 
-/// A loop that allows one text in many seconds, and a client that has sent two.
+/// Returns a loop that allows one text in many seconds, and a client that has sent two.
 fn throttled() -> (Harness, Client) {
     let rates = Rates { client: Some(1), total: None, burst: 0 };
     let mut harness = Harness::new(Options { rates, ..Options::default() });
