@@ -1,4 +1,4 @@
-# What people do with lastcall; needs just 1.54 or later. Without it, ./justw does the same, and installs what it needs.
+# Recipes to run, test and measure lastcall; needs just 1.54 or later. Without it, ./justw does the same, and installs what it needs.
 
 set shell := ["bash", "-euo", "pipefail", "-c"]
 

@@ -311,7 +311,7 @@ $("reconnect").onclick = connect;
 for (const kind of ["keydown", "pointerdown", "pointermove", "wheel", "touchmove"]) {
   addEventListener(kind, () => { lastInput = performance.now(); }, { capture: true, passive: true });
 }
-// A browser may keep a page that was left, with its socket: then the server would wait for nobody.
+// A browser may keep a page that was left, with its socket: then the server would wait for a client that is gone.
 addEventListener("pagehide", () => {
   clearInterval(retryTimer);
   socket.onclose = null;

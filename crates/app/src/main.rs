@@ -36,13 +36,13 @@ fn main() -> ExitCode {
     version::note_start();
     let invocation = cli::parse();
     if let Err(error) = OpenFileLimit::raise() {
-        complain(&error);
+        print_error(&error);
         return ExitCode::FAILURE;
     }
     let loaded = match Settings::load(&invocation.sources) {
         Ok(loaded) => loaded,
         Err(errors) => {
-            complain(&errors);
+            print_error(&errors);
             return ExitCode::from(WRONG_SETTINGS);
         }
     };
@@ -55,7 +55,7 @@ fn main() -> ExitCode {
     result.unwrap_or_else(|error| {
         let error =
             if is_out_of_descriptors(&error) { error.context(OpenFileLimitTooLow::current()) } else { error };
-        complain(&format_args!("{error:#}"));
+        print_error(&format_args!("{error:#}"));
         if error.is::<SettingsErrors>() { ExitCode::from(WRONG_SETTINGS) } else { ExitCode::FAILURE }
     })
 }
@@ -127,7 +127,7 @@ fn is_out_of_descriptors(error: &anyhow::Error) -> bool {
     })
 }
 
-/// Says what is wrong on stderr: there may be no log yet.
-fn complain(what: &dyn std::fmt::Display) {
+/// Prints an error to stderr: there may be no log yet.
+fn print_error(what: &dyn std::fmt::Display) {
     logging::stderr_line(&format!("error: {what}"));
 }

@@ -46,7 +46,7 @@ const LONGEST_ADDRESS: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V6(Ipv6Addr::new(!0, !0, !0, !0, !0, !0, !0, !0)), u16::MAX);
 
 /// How long clients have to close connections whose last answer was sent, when the server ends.
-const PARTIAL_REQUEST_TIMEOUT: Duration = Duration::from_millis(50);
+const CLOSING_TIMEOUT: Duration = Duration::from_millis(50);
 
 /// Descriptors that this process has from the one that started it.
 pub(crate) struct Inherited {
@@ -150,7 +150,7 @@ pub(crate) async fn run(
             async move {
                 ingress.resume(suspended);
                 Ok(async move {
-                    ingress.suspend(StopTimeouts { closing: PARTIAL_REQUEST_TIMEOUT, in_flight }).await?;
+                    ingress.suspend(StopTimeouts { closing: CLOSING_TIMEOUT, in_flight }).await?;
                     Ok(())
                 })
             }

@@ -41,7 +41,7 @@ pub(crate) use self::{peer_addr::PeerAddr, pending_websocket::PendingWebSocket};
 use crate::{auth::own_hosts::OnLoopback, refusals::Refusals};
 
 /// How long clients have to take the 503 that answers requests which took too long when the server stops.
-const REJECTION_TIMEOUT: Duration = Duration::from_millis(250);
+pub const REJECT_PENDING_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// How long a server that stops waits for connections that are not idle.
 #[derive(Debug, Clone, Copy)]
@@ -105,7 +105,7 @@ impl HttpServer {
         }
         info!("requests that are not answered yet get 503: the server is replaced, or ends");
         stop.raise_to(StopLevel::RejectPending);
-        if let Ok(ended) = timeout(REJECTION_TIMEOUT, &mut self.accepting).await {
+        if let Ok(ended) = timeout(REJECT_PENDING_TIMEOUT, &mut self.accepting).await {
             return ended;
         }
         info!("HTTP clients that do not take their answers are cut off: the server is replaced, or ends");

@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-/// Counts upgrades with a handover, of this process and of all before it.
+/// Counts upgrades, of this process and of all before it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct UpgradeStats {
     /// Upgrades after which a new process served.
     pub succeeded: u64,
     /// Upgrades after which the old process went on.
     pub failed: u64,
-    /// Whether a new process was started that does not serve yet.
+    /// Whether an upgrade is under way.
     pub in_progress: bool,
     /// Clients that the last handover moved.
     pub last_clients: u64,

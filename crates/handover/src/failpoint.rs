@@ -9,12 +9,12 @@
 pub enum Step {
     Started,
     OtherProtocol,
-    SaidHello,
+    SentHello,
     Accepted,
-    SaidReady,
-    GotServer,
-    GotBatch,
-    GotAll,
+    SentReady,
+    ReceivedServer,
+    ReceivedBatch,
+    ReceivedAll,
     BeforeComplete,
     CommitTooLate,
     Committed,
@@ -25,12 +25,12 @@ impl Step {
     /// Every step before the commit at which the new process can be killed or be stuck.
     pub const BEFORE_COMMIT: [Self; 8] = [
         Self::Started,
-        Self::SaidHello,
+        Self::SentHello,
         Self::Accepted,
-        Self::SaidReady,
-        Self::GotServer,
-        Self::GotBatch,
-        Self::GotAll,
+        Self::SentReady,
+        Self::ReceivedServer,
+        Self::ReceivedBatch,
+        Self::ReceivedAll,
         Self::BeforeComplete,
     ];
 }

@@ -31,7 +31,7 @@ pub enum ReceiveError {
         theirs: u32,
     },
     /// The old process sent another message than the next one.
-    #[error("the old process said something unexpected")]
+    #[error("the old process sent an unexpected message")]
     Unexpected,
     /// The connection to the old process failed.
     #[error(transparent)]
@@ -90,7 +90,7 @@ impl HandoverReceiver {
         let protocol = if hit(Step::OtherProtocol) { PROTOCOL + 1 } else { PROTOCOL };
         let hello = Hello { protocol, version: version.to_owned(), pid: std::process::id(), files };
         stream.send(&FirstMessage::Hello(hello), deadline)?;
-        hit(Step::SaidHello);
+        hit(Step::SentHello);
         match stream.receive::<FromOld<(), ()>>(deadline)? {
             FromOld::Accepted(old_process) if old_process.protocol == PROTOCOL => {
                 hit(Step::Accepted);
@@ -122,11 +122,11 @@ impl HandoverReceiver {
         let deadline = Instant::now() + timeout;
         let stream = self.stream;
         stream.send(&FromNew::Ready { max_clients }, deadline)?;
-        hit(Step::SaidReady);
+        hit(Step::SentReady);
         let (message, descriptors) = stream.receive_with::<FromOld<S, ()>>(deadline)?;
         let FromOld::Server(state) = message else { return Err(ReceiveError::Unexpected) };
         let mut server = ReceivedServer { state, descriptors };
-        hit(Step::GotServer);
+        hit(Step::ReceivedServer);
         let mut clients = Vec::new();
         loop {
             match stream.receive_with::<FromOld<(), C>>(deadline)? {
@@ -134,13 +134,13 @@ impl HandoverReceiver {
                 (FromOld::Clients(states), sockets) if states.len() == sockets.len() => {
                     let batch = sockets.into_iter().zip(states);
                     clients.extend(batch.map(|(socket, state)| ReceivedClient { socket, state }));
-                    hit(Step::GotBatch);
+                    hit(Step::ReceivedBatch);
                 }
                 (FromOld::End { clients: sent }, _) if sent == clients.len() => break,
                 _ => return Err(ReceiveError::Unexpected),
             }
         }
-        hit(Step::GotAll);
+        hit(Step::ReceivedAll);
         Ok(Received { server, clients, stream })
     }
 }

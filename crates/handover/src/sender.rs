@@ -39,7 +39,7 @@ pub enum SendError {
         clients: usize,
     },
     /// The new process sent another message than the next one.
-    #[error("the new process said something unexpected")]
+    #[error("the new process sent an unexpected message")]
     Unexpected,
     /// The connection to the new process failed.
     #[error(transparent)]

@@ -35,7 +35,7 @@ pub enum StreamError {
     #[error("the other process is gone")]
     Gone,
     /// It did not read or write in time.
-    #[error("the other process did nothing in time")]
+    #[error("the other process did not respond in time")]
     TimedOut,
     /// There was no room for the descriptors.
     #[error("no file descriptors are left to receive sockets with")]
@@ -110,7 +110,7 @@ impl FramedStream {
         let sent =
             retry(|| sendmsg(&self.stream, &[IoSlice::new(&header)], &mut ancillary, SendFlags::NOSIGNAL))?;
         if sent != HEADER_LEN {
-            return Err(StreamError::Io(io::Error::other("half a header was sent")));
+            return Err(StreamError::Io(io::Error::other("only a part of a header was sent")));
         }
         let mut rest = body.as_slice();
         while !rest.is_empty() {

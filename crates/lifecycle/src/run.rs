@@ -132,7 +132,7 @@ async fn report_to_service_manager(phases: &Phases, max_duration: Duration) -> I
     };
     let extending = async {
         loop {
-            sleep(service_manager::EXTEND_EVERY).await;
+            sleep(service_manager::EXTEND_INTERVAL).await;
             service_manager::extend(until.saturating_duration_since(Instant::now()));
         }
     };

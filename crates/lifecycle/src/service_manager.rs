@@ -6,7 +6,7 @@ use sd_notify::NotifyState;
 use tracing::debug;
 
 /// How often the service manager is asked for more time.
-pub(crate) const EXTEND_EVERY: Duration = Duration::from_secs(10);
+pub(crate) const EXTEND_INTERVAL: Duration = Duration::from_secs(10);
 
 /// This process serves.
 pub(crate) fn ready() {
@@ -41,7 +41,7 @@ pub(crate) fn draining(clients: usize) {
 ///
 /// It asks for it in small steps, so that a process that hangs does not get all of it.
 pub(crate) fn extend(at_most: Duration) {
-    let time = at_most.min(3 * EXTEND_EVERY) + EXTEND_EVERY;
+    let time = at_most.min(3 * EXTEND_INTERVAL) + EXTEND_INTERVAL;
     let us = u32::try_from(time.as_micros()).unwrap_or(u32::MAX);
     notify(&[NotifyState::ExtendTimeoutUsec(us)]);
 }

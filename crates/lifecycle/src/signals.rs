@@ -15,11 +15,11 @@ use tokio::{
 use tracing::info;
 
 /// Most signals that wait to be handled. Of more, the oldest are dropped: they ask for the same.
-const MAX_WAITING: usize = 16;
+const MAX_QUEUED_SIGNALS: usize = 16;
 
 /// A signal that a supervised process receives both directly and from its supervisor within this time was sent once, to
 /// both of them, as a terminal and `killall` do.
-const SAME_SIGNAL: Duration = Duration::from_secs(5);
+const DUPLICATE_SIGNAL_WINDOW: Duration = Duration::from_secs(5);
 
 /// A signal that the server handles.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -152,7 +152,7 @@ impl Signals {
     pub(crate) fn new(in_foreground: bool) -> Self {
         Self(Arc::new(Shared {
             ending: watch::Sender::default(),
-            all: broadcast::Sender::new(MAX_WAITING),
+            all: broadcast::Sender::new(MAX_QUEUED_SIGNALS),
             unpaired: Mutex::default(),
             hangup_ends: in_foreground,
         }))
@@ -268,13 +268,13 @@ struct Received {
 impl Unpaired {
     /// Returns true if this signal has been received the other way already.
     fn is_the_same(&mut self, signal: Signal, via: Via, now: Instant) -> bool {
-        self.0.retain(|received| now.saturating_duration_since(received.at) < SAME_SIGNAL);
+        self.0.retain(|received| now.saturating_duration_since(received.at) < DUPLICATE_SIGNAL_WINDOW);
         let is_other = |received: &Received| received.signal == signal && received.via != via;
         let pair = self.0.iter().position(is_other);
         match pair {
             Some(index) => drop(self.0.remove(index)),
             None => {
-                self.0.truncate(MAX_WAITING - 1);
+                self.0.truncate(MAX_QUEUED_SIGNALS - 1);
                 self.0.push_back(Received { signal, via, at: now });
             }
         }

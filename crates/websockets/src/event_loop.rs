@@ -31,7 +31,7 @@ use self::{
     clock::Clock,
     connections::{ConnectionKey, Connections},
     heartbeat::{BUCKETS, Heartbeat, HeartbeatEvent},
-    jobs::{Fanout, Job, Jobs, Payload},
+    jobs::{Fanout, FanoutContent, Job, Jobs},
     timers::{Due, Timers},
 };
 use crate::{
@@ -153,7 +153,7 @@ impl EventLoop {
         }
         for event in &*events {
             if event.token() == WAKE {
-                self.jobs.take_from_mailbox();
+                self.jobs.queue_mailbox_job();
                 continue;
             }
             let slot = event.token().0;
@@ -218,8 +218,7 @@ impl EventLoop {
     /// reaches those in slots that it has not visited yet, after their welcome. During a fan-out of a shutdown notice,
     /// new connections wait: their welcome contains it already.
     fn register_during_fanout(&mut self) {
-        if self.jobs.next_fanout().is_some_and(|fanout| !fanout.is_notice()) && self.jobs.takes_from_mailbox()
-        {
+        if self.jobs.next_fanout().is_some_and(|fanout| !fanout.is_notice()) && self.jobs.has_mailbox_job() {
             for new in self.mailboxes.take_new_connections(self.config.index) {
                 self.register(new);
             }
@@ -233,14 +232,14 @@ impl EventLoop {
             self.register(new);
         }
         if !batch.frames.is_empty() && !self.config.connection.is_echo() {
-            let payload = Payload::Messages { frames: batch.frames, count: batch.messages };
-            self.jobs.push(Job::Deliver(Fanout::new(payload)));
+            let content = FanoutContent::Messages { frames: batch.frames, count: batch.messages };
+            self.jobs.push(Job::Deliver(Fanout::new(content)));
         }
         if let Some(command) = batch.command {
             self.jobs.push(Job::Command(command));
         }
         if batch.more {
-            self.jobs.take_from_mailbox();
+            self.jobs.queue_mailbox_job();
         }
     }
 

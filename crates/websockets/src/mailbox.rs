@@ -144,7 +144,7 @@ pub(crate) struct Mailboxes {
     placement: Placement,
     /// Whether a mailbox has reached [`HIGH_WATER_MARK`], and not all have come down to [`LOW_WATER_MARK`] since.
     full: AtomicBool,
-    has_drained: Notify,
+    capacity_returned: Notify,
 }
 
 impl Mailboxes {
@@ -156,7 +156,7 @@ impl Mailboxes {
             placement: Placement::new(wakers.len(), connections_per_loop),
             wakers,
             full: AtomicBool::new(false),
-            has_drained: Notify::new(),
+            capacity_returned: Notify::new(),
         }
     }
 
@@ -228,7 +228,7 @@ impl Mailboxes {
     /// Waits until publishers may go on. Has no timeout of its own.
     pub(crate) async fn wait_for_capacity(&self) {
         while !self.has_capacity() {
-            let notified = self.has_drained.notified();
+            let notified = self.capacity_returned.notified();
             if self.has_capacity() {
                 break;
             }
@@ -268,7 +268,7 @@ impl Mailboxes {
         let new_connections = std::mem::take(&mut mailbox.new_connections);
         if !self.has_capacity() && mailboxes.iter().all(|mailbox| mailbox.bytes <= LOW_WATER_MARK) {
             self.full.store(false, Ordering::Relaxed);
-            self.has_drained.notify_waiters();
+            self.capacity_returned.notify_waiters();
             // Loops stop reading from clients while a mailbox is full.
             for (mailbox, waker) in mailboxes.iter_mut().zip(&self.wakers) {
                 mailbox.wake(waker);

@@ -52,7 +52,7 @@ impl Default for ShutdownConfig {
 }
 
 impl ShutdownConfig {
-    /// Returns how long a shutdown takes at most.
+    /// Returns how long a shutdown takes at most. A stuck event loop adds one second.
     pub fn max_duration(&self) -> Duration {
         self.delay + self.timeout + self.close_timeout
     }
@@ -213,7 +213,7 @@ impl GracefulShutdown {
         {
             warn!(
                 clients = self.manager.count(),
-                "some clients could not even be cut off; they go with the process"
+                "some clients are still connected after close_timeout: they end with the process"
             );
         }
     }

@@ -14,7 +14,7 @@ use lastcall_handover::{
 };
 
 use super::output::{count_clients, print_line};
-use crate::upgrade::UPGRADE_TIMEOUT;
+use crate::upgrade::AFTER_READY_TIMEOUT;
 
 /// How long a running server has to take the command, and to report in time.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -25,7 +25,7 @@ pub(crate) fn upgrade(settings: &Settings) -> anyhow::Result<ExitCode> {
     let stream = ControlSocket::connect(&control_socket(settings)?)?;
     stream.send(&FirstMessage::Command(ControlCommand::Upgrade), Instant::now() + ANSWER_TIMEOUT)?;
     // One upgrade may be under way already, whose end this waits for.
-    let mut deadline = Instant::now() + settings.upgrade_timeout + UPGRADE_TIMEOUT;
+    let mut deadline = Instant::now() + settings.upgrade_timeout + AFTER_READY_TIMEOUT;
     loop {
         let progress = stream.receive(deadline).context("the server did not say how the upgrade went")?;
         // A pipe that is closed must not end this before the upgrade has.

@@ -31,5 +31,5 @@ pub(crate) use program::{Program, working_dir};
 pub(crate) use requests::UpgradeRequests;
 pub(crate) use stats::SharedUpgradeStats;
 pub(crate) use supervisor::{Role, supervise};
-pub(crate) use timeouts::{SERVING_REPORT_TIMEOUT, UPGRADE_TIMEOUT};
+pub(crate) use timeouts::{AFTER_READY_TIMEOUT, SERVING_REPORT_TIMEOUT};
 pub(crate) use upgrader::Upgrader;

@@ -29,7 +29,7 @@ use super::{
     state::ServerState,
     stats::SharedUpgradeStats,
     supervisor::{Role, Supervised},
-    timeouts::{FREEZE_TIMEOUT, SERVING_TIMEOUT, STOP_TIMEOUTS, TRANSFER_TIMEOUT, UPGRADE_TIMEOUT},
+    timeouts::{AFTER_READY_TIMEOUT, FREEZE_TIMEOUT, SERVING_TIMEOUT, STOP_TIMEOUTS, TRANSFER_TIMEOUT},
 };
 use crate::{
     ingress::{Ingress, SuspendedIngress},
@@ -86,7 +86,7 @@ impl Handover {
         let (mut attempt, stream) = self.start().inspect_err(|_| self.role.roll_back())?;
         let (pid, program) = (attempt.pid, attempt.program.clone());
         info!(new_pid = pid, program = %program.display(), "upgrade: process {pid} gets ready to take over");
-        let most_seconds = (self.timeout + UPGRADE_TIMEOUT).as_secs();
+        let most_seconds = (self.timeout + AFTER_READY_TIMEOUT).as_secs();
         // The receiver is there as long as this is polled.
         let _ = started.send(UpgradeProgress::Started { pid, program: program.clone(), most_seconds });
         match self.hand_over(&mut attempt, stream, control, interrupted).await {

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use lastcall_endpoints::StopTimeouts;
+use lastcall_endpoints::{REJECT_PENDING_TIMEOUT, StopTimeouts};
 
 /// How long requests have to be finished before their connections, or what they ask for, can move. Every WebSocket
 /// is served meanwhile.
@@ -51,23 +51,25 @@ pub(super) const COMMAND_TIMEOUT: Duration = Duration::from_secs(5);
 /// taken over at that very moment.
 pub(super) const NEXT_PROCESS_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// What an upgrade may take on top of the setting `upgrade_timeout`, which bounds the start of the new process.
-pub(crate) const UPGRADE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long an upgrade may take once the new process is ready. Its start is bounded by the setting `upgrade_timeout`.
+pub(crate) const AFTER_READY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The most that the HTTP server takes on top of [`STOP_TIMEOUTS`], to write its last responses.
 const LAST_RESPONSES_TIMEOUT: Duration = Duration::from_secs(1);
 
+const _: () = assert!(is_less(REJECT_PENDING_TIMEOUT, LAST_RESPONSES_TIMEOUT));
+
 /// What comes after the new process is ready, and before the transfer.
-const STOP_ALL: Duration =
+const STOP_ALL_TIMEOUT: Duration =
     sum(&[STOP_TIMEOUTS.closing, STOP_TIMEOUTS.in_flight, LAST_RESPONSES_TIMEOUT, FREEZE_TIMEOUT]);
 
-const _: () = assert!(is_less(sum(&[STOP_ALL, TRANSFER_TIMEOUT]), RECEIVE_TIMEOUT));
+const _: () = assert!(is_less(sum(&[STOP_ALL_TIMEOUT, TRANSFER_TIMEOUT]), RECEIVE_TIMEOUT));
 const _: () = assert!(is_less(TRANSFER_TIMEOUT, COMMIT_TIMEOUT));
 const _: () = assert!(is_less(SERVING_REPORT_TIMEOUT, SERVING_TIMEOUT));
 const _: () = assert!(is_less(SERVING_TIMEOUT, NEXT_PROCESS_TIMEOUT));
 const _: () = assert!(is_less(
-    sum(&[STOP_ALL, TRANSFER_TIMEOUT, SERVING_TIMEOUT, EXIT_TIMEOUT, LATE_COMMAND_TIMEOUT]),
-    UPGRADE_TIMEOUT
+    sum(&[STOP_ALL_TIMEOUT, TRANSFER_TIMEOUT, SERVING_TIMEOUT, EXIT_TIMEOUT, LATE_COMMAND_TIMEOUT]),
+    AFTER_READY_TIMEOUT
 ));
 
 const fn sum(timeouts: &[Duration]) -> Duration {

@@ -176,7 +176,7 @@ async fn a_failed_upgrade_keeps_connections_as_one_that_works_does() {
     let (start, rest) = request.split_at(20);
     half.send(start).await;
     // The connections are in the new process when it is killed.
-    std::fs::write(failpoints.path(), format!("{:?}:kill", Step::GotAll)).unwrap();
+    std::fs::write(failpoints.path(), format!("{:?}:kill", Step::ReceivedAll)).unwrap();
     for _ in 0..UPGRADES {
         server.failed_upgrade().await;
     }

@@ -127,7 +127,7 @@ async fn metrics_count_what_happens() {
     assert_eq!(metric(&text, "lastcall_phase{phase=\"serving\"}"), 1.0);
     assert_eq!(metric(&text, "lastcall_phase{phase=\"draining\"}"), 0.0);
     assert_eq!(metric(&text, "lastcall_drain_remaining_seconds"), 0.0);
-    assert_eq!(metric(&text, "lastcall_handovers_total{result=\"done\"}"), 0.0);
+    assert_eq!(metric(&text, "lastcall_upgrades_total{result=\"succeeded\"}"), 0.0);
     assert!(metric(&text, "lastcall_event_loop_iteration_seconds_count") > 0.0);
     assert!(text.contains("lastcall_event_loop_iteration_seconds_bucket{le=\"0.001\"}"), "{text}");
 

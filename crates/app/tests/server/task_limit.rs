@@ -64,6 +64,10 @@ async fn a_server_at_the_task_limit_goes_on_and_says_why_it_cannot_upgrade() {
 
 #[tokio::test]
 async fn a_new_process_that_gets_no_threads_ends_in_order_and_the_old_one_goes_on() {
+    if !rustix::process::getuid().is_root() {
+        // The limit counts all tasks of the user, and other tests start and end some at the same moment.
+        return eprintln!("not tested: only root can run the server as a user without other tasks");
+    }
     let start = Start::default().user(user(1)).env("NOTIFICATION_INTERVAL", "0");
     let mut server = start.serve().await;
     let mut client = server.client().await;

@@ -97,7 +97,7 @@ async fn three_upgrades_under_load_lose_no_message_and_no_client() {
     one.say("still me").await;
     let message = other.next_of("message").await;
     assert_eq!((&message["data"], &message["from"]), (&"still me".into(), &one.id.as_str().into()));
-    assert_eq!(server.metric("lastcall_handovers_total{result=\"done\"}").await, 3.0);
+    assert_eq!(server.metric("lastcall_upgrades_total{result=\"succeeded\"}").await, 3.0);
     assert_eq!(server.metric("lastcall_connections_opened_total").await, 500.0);
     drop((one, other, clients));
     server.signal(Signal::TERM);

@@ -11,7 +11,7 @@ use tracing_appender::rolling::{InitError, RollingFileAppender, Rotation};
 const SECONDS_OF_A_DAY: u64 = 24 * 60 * 60;
 
 /// How long to wait before a file that could not be opened is tried again.
-const RETRY_AFTER: Duration = Duration::from_secs(1);
+const REOPEN_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A file for each day (UTC) in a folder: `lastcall.2026-01-31.log`.
 ///
@@ -44,7 +44,7 @@ impl DailyFile {
         if self.retry.is_some_and(|retry| Instant::now() < retry) {
             return Err(io::Error::other("the file of a new day could not be opened"));
         }
-        self.retry = Some(Instant::now() + RETRY_AFTER);
+        self.retry = Some(Instant::now() + REOPEN_INTERVAL);
         self.file = open(&self.dir).map_err(io::Error::other)?;
         (self.day, self.retry) = (day, None);
         Ok(())

@@ -13,10 +13,10 @@ use tracing::{error, warn};
 use tracing_subscriber::fmt::MakeWriter;
 
 /// Most bytes that wait for one output. What does not fit is dropped: logging never blocks.
-const MAX_WAITING: usize = 4 << 20;
+const MAX_QUEUED_BYTES: usize = 4 << 20;
 
 /// How often dropped lines are reported while the output never catches up.
-const REPORT_EVERY: Duration = Duration::from_secs(10);
+const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The queue of one output. Clones are handles to the same one.
 #[derive(Debug, Clone)]
@@ -83,7 +83,7 @@ impl LineQueue {
 
     fn push(&self, line: &[u8]) {
         let mut state = self.lock();
-        if state.bytes + line.len() > MAX_WAITING {
+        if state.bytes + line.len() > MAX_QUEUED_BYTES {
             state.dropped += 1;
             return;
         }
@@ -192,9 +192,9 @@ impl<W: Write> Writer<W> {
     fn report(&mut self) {
         let dropped = {
             let mut state = self.queue.lock();
-            let late = self.reported.is_some_and(|reported| reported.elapsed() > REPORT_EVERY);
+            let late = self.reported.is_some_and(|reported| reported.elapsed() > REPORT_INTERVAL);
             // There is room for the report itself.
-            if self.failing || state.dropped == 0 || (state.bytes > MAX_WAITING / 2 && !late) {
+            if self.failing || state.dropped == 0 || (state.bytes > MAX_QUEUED_BYTES / 2 && !late) {
                 return;
             }
             std::mem::take(&mut state.dropped)
@@ -259,14 +259,14 @@ mod tests {
     fn a_full_queue_drops_at_once_and_counts() {
         let (queue, go, lines) = scripted();
         let line = vec![b'x'; 1 << 10];
-        let pushed = 3 * MAX_WAITING / line.len();
+        let pushed = 3 * MAX_QUEUED_BYTES / line.len();
         for _ in 0..pushed {
             queue.push(&line);
         }
         let state = queue.lock();
         let (waiting, dropped) = (state.lines.len(), state.dropped);
         drop(state);
-        assert!(waiting * line.len() <= MAX_WAITING);
+        assert!(waiting * line.len() <= MAX_QUEUED_BYTES);
         // One may have been taken by the thread.
         assert!(pushed - waiting - usize::try_from(dropped).unwrap() <= 1, "{pushed} {waiting} {dropped}");
         assert!(queue.finish(Instant::now() + LONG, Duration::from_millis(10)) > 0, "it is given up");

@@ -17,7 +17,7 @@ use rustix::{
 const PIPE_BUF: usize = 4096;
 
 /// How long stderr has to take a line.
-const STDERR_WAIT: Duration = Duration::from_secs(1);
+const STDERR_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Writes to stdout as it is: no buffer, and no lock that another thread could wait for.
 pub(super) struct Stdout;
@@ -43,7 +43,7 @@ impl Write for Stdout {
 pub fn stderr_line(line: &str) {
     let line = format!("{line}\n");
     for piece in line.as_bytes().chunks(PIPE_BUF) {
-        let room = wait_for_room(stderr(), Some(STDERR_WAIT));
+        let room = wait_for_room(stderr(), Some(STDERR_TIMEOUT));
         if !room.unwrap_or(false) || write(stderr(), piece).is_err() {
             return;
         }

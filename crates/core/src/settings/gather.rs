@@ -35,10 +35,10 @@ pub(super) const RUNTIME_DIRECTORY: &str = "RUNTIME_DIRECTORY";
 
 /// How long a FIFO or a device that was named as the settings file may take to give them all: a program may
 /// be decrypting them.
-const WAIT_FOR_NAMED: Duration = Duration::from_secs(30);
+const NAMED_FILE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The same for a file that was not asked for: something else may have its name.
-const WAIT_FOR_FOUND: Duration = Duration::from_secs(1);
+const FOUND_FILE_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl Loader {
     /// Reads the settings file.
@@ -49,16 +49,18 @@ impl Loader {
         };
         let whole = Source::File(shown.clone());
         let is_named = sources.config_file.is_some();
-        let bytes = match text_file::read(&path, if is_named { WAIT_FOR_NAMED } else { WAIT_FOR_FOUND }) {
-            Ok(bytes) => bytes,
-            // NotADirectory: a file is called `config`.
-            Err(error)
-                if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) && !is_named =>
-            {
-                return;
-            }
-            Err(error) => return self.reject_source(whole, format!("cannot be read: {error}")),
-        };
+        let bytes =
+            match text_file::read(&path, if is_named { NAMED_FILE_TIMEOUT } else { FOUND_FILE_TIMEOUT }) {
+                Ok(bytes) => bytes,
+                // NotADirectory: a file is called `config`.
+                Err(error)
+                    if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
+                        && !is_named =>
+                {
+                    return;
+                }
+                Err(error) => return self.reject_source(whole, format!("cannot be read: {error}")),
+            };
         self.files.push(SettingsFile { path, needed: true });
         let Some(text) = text_file::decode(bytes) else {
             return self.reject_source(whole, "cannot be read: it is not UTF-8 text".into());
@@ -84,7 +86,7 @@ impl Loader {
     /// `.env` may be another program's, or shared with one: only a line about a setting can be wrong.
     pub(super) fn dot_env(&mut self, working_dir: &Path) {
         let at = |line| Source::File(place(DOT_ENV, line));
-        let bytes = match text_file::read(&working_dir.join(DOT_ENV), WAIT_FOR_FOUND) {
+        let bytes = match text_file::read(&working_dir.join(DOT_ENV), FOUND_FILE_TIMEOUT) {
             Ok(bytes) => bytes,
             // A folder of that name is usually a virtual environment of Python.
             Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::IsADirectory) => return,

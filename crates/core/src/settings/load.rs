@@ -79,7 +79,7 @@ impl Loader {
             log_format: self.read("log_format", super::LogFormat::Auto, log_format),
             log_dir: self.read("log_dir", None, folder),
         };
-        self.check_together(&settings);
+        self.check_conflicts(&settings);
         if settings.max_connections == open_files.max_connections() {
             self.warnings.extend(open_files.warning());
         }
@@ -91,7 +91,7 @@ impl Loader {
     }
 
     /// Rejects values that are right each by itself, but not together.
-    fn check_together(&mut self, settings: &Settings) {
+    fn check_conflicts(&mut self, settings: &Settings) {
         if let Some(interval) = settings.ping_interval
             && settings.pong_timeout > interval
         {

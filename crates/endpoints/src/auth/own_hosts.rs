@@ -1,5 +1,5 @@
-//! The names of the server where a call from this machine is trusted for that alone. Anyone can have a name point
-//! to 127.0.0.1: the browser then takes the server for the host of their page (DNS rebinding).
+//! The names of the server where a call from this machine is trusted for that alone. Any domain name can be
+//! pointed at 127.0.0.1: the browser then takes the server for the host of their page (DNS rebinding).
 
 use axum::http::{HeaderMap, header::ORIGIN};
 

@@ -193,10 +193,10 @@ impl Collector for Metrics {
             "Connections when the drain started; 0: not draining",
             total,
         )?;
-        let help = "Upgrades with a handover of the live connections, by result";
-        let mut family = counters(&mut to, *format, "handovers_total", help)?;
-        for (result, handovers) in [("done", upgrade_stats.succeeded), ("failed", upgrade_stats.failed)] {
-            count(family.encode_family(&[("result", result)])?, *format, handovers)?;
+        let help = "Upgrades, by result";
+        let mut family = counters(&mut to, *format, "upgrades_total", help)?;
+        for (result, upgrades) in [("succeeded", upgrade_stats.succeeded), ("failed", upgrade_stats.failed)] {
+            count(family.encode_family(&[("result", result)])?, *format, upgrades)?;
         }
         gauge(
             &mut to,

@@ -1,4 +1,4 @@
-//! The test client: built into the binary, or from a folder of the operator's.
+//! The test page: built into the binary, or from a folder of the operator's.
 
 use std::{
     io::ErrorKind,
@@ -39,7 +39,7 @@ pub enum PageError {
     },
 }
 
-/// The test client, ready to be sent.
+/// The test page, ready to be sent.
 #[derive(Debug, Clone)]
 pub struct Page(Bytes);
 

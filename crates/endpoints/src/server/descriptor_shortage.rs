@@ -15,9 +15,11 @@ use crate::{
     refusals::{LineRate, Refusals},
 };
 
-/// How long a rejected client has to send its request, and the delay before the next attempt when there is not
-/// even the spare descriptor.
+/// How long a rejected client has to send its request.
 const REJECT_TIMEOUT: Duration = Duration::from_millis(50);
+
+/// The time between two attempts to accept while there is not even the spare descriptor.
+const ACCEPT_RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
 /// A shortage of file descriptors, which may begin and end again and again.
 pub(super) struct DescriptorShortage {
@@ -55,7 +57,7 @@ impl DescriptorShortage {
             // The client disconnected while queued; the caller tries the next one.
             return debug!(%error, "a connection could not be accepted");
         }
-        let Some(spare) = &mut self.spare else { return sleep(REJECT_TIMEOUT).await };
+        let Some(spare) = &mut self.spare else { return sleep(ACCEPT_RETRY_INTERVAL).await };
         if spare.begins() && !self.is_logged && self.rate.take(Instant::now()).is_none() {
             self.is_logged = true;
             warn!(%error, "no file descriptors left: new connections get 503 until there are some");
@@ -72,7 +74,7 @@ impl DescriptorShortage {
                 }
             }
             // Another thread took the descriptor. There is no event for one becoming free.
-            Ok(Err(_)) => sleep(REJECT_TIMEOUT).await,
+            Ok(Err(_)) => sleep(ACCEPT_RETRY_INTERVAL).await,
             Err(_) => {}
         }
         spare.restore();

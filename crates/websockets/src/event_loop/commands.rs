@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 use super::{
     EventLoop,
     connections::ConnectionKey,
-    jobs::{Fanout, Payload},
+    jobs::{Fanout, FanoutContent},
 };
 use crate::{
     close_schedule::CloseSchedule, mailbox::LoopCommand, snapshot::frozen_loop::FrozenLoop, stats::Stats,
@@ -18,11 +18,11 @@ impl EventLoop {
         match command {
             LoopCommand::BeginDrain(notice) => {
                 self.notice = Some(notice);
-                self.deliver_notice(Payload::Notice(notice));
+                self.deliver_notice(FanoutContent::Notice(notice));
             }
             LoopCommand::Remind => {
                 if let Some(notice) = self.notice {
-                    self.deliver_notice(Payload::Reminder(notice));
+                    self.deliver_notice(FanoutContent::Reminder(notice));
                 }
             }
             LoopCommand::CloseGradually(reason, until) => {
@@ -37,7 +37,7 @@ impl EventLoop {
                     // The drain ends earlier than announced.
                     notice.deadline = notice.deadline.min(Instant::now());
                 }
-                self.jobs.push_next(Fanout::new(Payload::Close(reason)));
+                self.jobs.push_next(Fanout::new(FanoutContent::Close(reason)));
             }
             LoopCommand::CollectStats(reply) => {
                 // Fails only if the caller has stopped waiting.
@@ -56,9 +56,9 @@ impl EventLoop {
         }
     }
 
-    fn deliver_notice(&mut self, payload: Payload) {
+    fn deliver_notice(&mut self, content: FanoutContent) {
         if !self.config.connection.is_echo() {
-            self.jobs.push_next(Fanout::new(payload));
+            self.jobs.push_next(Fanout::new(content));
         }
     }
 

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::{
     EventLoop,
-    jobs::{Fanout, Payload},
+    jobs::{Fanout, FanoutContent},
 };
 
 /// Connections between two readings of the clock, one of which costs about a hundredth of a write.
@@ -16,7 +16,7 @@ impl EventLoop {
         while fanout.next_slot < self.connections.slots() {
             let slot = fanout.next_slot;
             fanout.next_slot += 1;
-            self.deliver_to(slot, &fanout.payload);
+            self.deliver_to(slot, &fanout.content);
             if fanout.next_slot.is_multiple_of(CONNECTIONS_PER_CLOCK_READ) && started.elapsed() > self.slice {
                 return false;
             }
@@ -24,22 +24,22 @@ impl EventLoop {
         true
     }
 
-    fn deliver_to(&mut self, slot: usize, payload: &Payload) {
+    fn deliver_to(&mut self, slot: usize, content: &FanoutContent) {
         let Some(entry) = self.connections.get_mut(slot) else { return };
         let connection = &mut entry.connection;
-        let outcome = match payload {
-            Payload::Messages { frames, count } => {
+        let outcome = match content {
+            FanoutContent::Messages { frames, count } => {
                 if connection.is_open() {
                     self.stats.messages_sent += *count as u64;
                     self.stats.bytes_sent += frames.len() as u64;
                 }
                 connection.send(frames, &self.config.connection)
             }
-            Payload::Reminder(_) if connection.has_output() => return,
-            Payload::Notice(notice) | Payload::Reminder(notice) => {
+            FanoutContent::Reminder(_) if connection.has_output() => return,
+            FanoutContent::Notice(notice) | FanoutContent::Reminder(notice) => {
                 connection.send_unbounded(notice.frame(connection.id).bytes())
             }
-            Payload::Close(reason) => return self.close(slot, *reason),
+            FanoutContent::Close(reason) => return self.close(slot, *reason),
         };
         self.apply_outcome(slot, outcome);
     }

@@ -38,7 +38,7 @@ impl Jobs {
 
     /// Adds a job behind all others.
     pub(super) fn push(&mut self, job: Job) {
-        debug_assert!(!self.takes_from_mailbox(), "what is taken later comes after it");
+        debug_assert!(!self.has_mailbox_job(), "what is taken later comes after it");
         self.0.push_back(job);
     }
 
@@ -48,13 +48,13 @@ impl Jobs {
     }
 
     /// Has the mailbox looked at after all other jobs.
-    pub(super) fn take_from_mailbox(&mut self) {
-        if !self.takes_from_mailbox() {
+    pub(super) fn queue_mailbox_job(&mut self) {
+        if !self.has_mailbox_job() {
             self.0.push_back(Job::TakeFromMailbox);
         }
     }
 
-    pub(super) fn takes_from_mailbox(&self) -> bool {
+    pub(super) fn has_mailbox_job(&self) -> bool {
         matches!(self.0.back(), Some(Job::TakeFromMailbox))
     }
 }
@@ -62,12 +62,12 @@ impl Jobs {
 /// Something that all connections get, and how many have got it.
 #[derive(Debug)]
 pub(super) struct Fanout {
-    pub(super) payload: Payload,
+    pub(super) content: FanoutContent,
     pub(super) next_slot: usize,
 }
 
 #[derive(Debug)]
-pub(super) enum Payload {
+pub(super) enum FanoutContent {
     /// Whole frames, joined.
     Messages { frames: Bytes, count: usize },
     /// The first shutdown notice, which all clients get.
@@ -79,11 +79,11 @@ pub(super) enum Payload {
 }
 
 impl Fanout {
-    pub(super) fn new(payload: Payload) -> Self {
-        Self { payload, next_slot: 0 }
+    pub(super) fn new(content: FanoutContent) -> Self {
+        Self { content, next_slot: 0 }
     }
 
     pub(super) fn is_notice(&self) -> bool {
-        matches!(self.payload, Payload::Notice(_) | Payload::Reminder(_))
+        matches!(self.content, FanoutContent::Notice(_) | FanoutContent::Reminder(_))
     }
 }

@@ -103,7 +103,7 @@ impl Harness {
 
     /// Runs one iteration, which does not block.
     fn iterate(&mut self) {
-        self.event_loop.jobs.take_from_mailbox();
+        self.event_loop.jobs.queue_mailbox_job();
         self.event_loop.iterate(&mut self.events).unwrap();
     }
 

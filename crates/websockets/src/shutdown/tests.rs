@@ -145,7 +145,7 @@ async fn clients_that_stay_are_closed_one_by_one_and_then_all_at_the_deadline() 
         (30, "phase changed from draining to closing"),
         (30, "the shutdown timeout has passed"),
         (30, "closing 2 clients, within 5s; press Ctrl+C twice (or send SIGTERM) to exit at once"),
-        (36, "some clients could not even be cut off; they go with the process"),
+        (36, "some clients are still connected after close_timeout: they end with the process"),
         (36, "drain ended: 0 left by themselves, 0 were closed, 2 had to be cut"),
     ]);
     assert_eq!(manager.phases().now(), Phase::Closing);

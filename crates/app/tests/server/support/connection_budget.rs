@@ -1,4 +1,4 @@
-//! ConnectionBudget for the connections of a test: file descriptors, which all tests of this process have in common.
+//! A budget for the connections of a test: file descriptors, which all tests of this process have in common.
 
 use std::{
     io::{Write, stderr},
@@ -26,7 +26,7 @@ static LIMIT: LazyLock<usize> = LazyLock::new(|| {
 /// What is free of it.
 static FREE: LazyLock<Semaphore> = LazyLock::new(|| Semaphore::new(LIMIT.saturating_sub(OTHERS)));
 
-/// ConnectionBudget for so many connections; no other test has it before this is dropped.
+/// The budget for this many connections; no other test has it before this is dropped.
 #[derive(Debug)]
 pub(crate) struct ConnectionBudget {
     pub(crate) connections: usize,
@@ -34,7 +34,7 @@ pub(crate) struct ConnectionBudget {
 }
 
 impl ConnectionBudget {
-    /// ConnectionBudget for `wanted` connections, or for as many as the limit of this process allows. Waits until other
+    /// Waits for a budget of `wanted` connections, or for as many as the limit of this process allows. Waits until other
     /// tests have left enough. Without room for `needed` ones, the test fails with a sentence that says what to do.
     pub(crate) async fn with(wanted: usize, needed: usize) -> Self {
         let connections = fitting(*LIMIT, wanted, needed).unwrap_or_else(|told| panic!("{told}"));

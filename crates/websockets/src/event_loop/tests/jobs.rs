@@ -1,5 +1,5 @@
 use super::{
-    super::jobs::{Fanout, Jobs, Payload},
+    super::jobs::{Fanout, FanoutContent, Jobs},
     *,
 };
 use crate::{codec::test_frames::client_close, notice::ShutdownNotice};
@@ -29,12 +29,12 @@ fn in_a_fanout() -> (Harness, Vec<Client>) {
 #[test]
 fn the_mailbox_is_looked_at_once_and_after_all_other_jobs() {
     let mut jobs = Jobs::default();
-    jobs.take_from_mailbox();
-    jobs.take_from_mailbox();
+    jobs.queue_mailbox_job();
+    jobs.queue_mailbox_job();
     assert_eq!(format!("{jobs:?}"), "Jobs([TakeFromMailbox])");
-    jobs.push_next(Fanout::new(Payload::Close(CloseReason::Idle)));
-    jobs.take_from_mailbox();
-    let expected = "Jobs([Deliver(Fanout { payload: Close(Idle), next_slot: 0 }), TakeFromMailbox])";
+    jobs.push_next(Fanout::new(FanoutContent::Close(CloseReason::Idle)));
+    jobs.queue_mailbox_job();
+    let expected = "Jobs([Deliver(Fanout { content: Close(Idle), next_slot: 0 }), TakeFromMailbox])";
     assert_eq!(format!("{jobs:?}"), expected);
 }
 
