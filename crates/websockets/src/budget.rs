@@ -94,6 +94,12 @@ impl Budget {
         self.throttled.fetch_sub(1, Ordering::Relaxed);
     }
 
+    /// Returns how many clients are throttled.
+    #[cfg(test)]
+    pub(crate) fn throttled(&self) -> usize {
+        self.throttled.load(Ordering::Relaxed)
+    }
+
     /// Returns the bytes a second for one client, given how many others are throttled.
     fn fair_rate(&self) -> Option<f64> {
         let clients = self.throttled.load(Ordering::Relaxed) + 1;

@@ -184,13 +184,15 @@ impl EventLoop {
 
     /// Returns how long the poll may wait; `None`: until an event.
     fn poll_timeout(&self) -> Option<Duration> {
-        if !self.jobs.is_empty() || (!self.read_queue.is_empty() && self.may_read()) {
+        // One moment for both questions: if the budget allowed reads again between them, neither would see it.
+        let now = Instant::now();
+        if !self.jobs.is_empty() || (!self.read_queue.is_empty() && self.may_read(now)) {
             return Some(Duration::ZERO);
         }
         // All timers concern connections. mio rounds up to milliseconds, the unit of epoll: to wake early would mean
         // to spin.
         let timer = self.timers.next().filter(|_| !self.connections.is_empty());
-        [timer, self.read_pause()].into_iter().flatten().min()
+        [timer, self.read_pause(now)].into_iter().flatten().min()
     }
 
     /// Runs jobs until none is left or the slice is over.

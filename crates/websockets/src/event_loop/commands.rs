@@ -6,11 +6,12 @@ use tokio::sync::mpsc;
 
 use super::{
     EventLoop,
-    connections::ConnectionKey,
+    connections::{ConnectionKey, Connections},
     jobs::{Fanout, FanoutContent},
 };
 use crate::{
-    close_schedule::CloseSchedule, mailbox::LoopCommand, snapshot::frozen_loop::FrozenLoop, stats::Stats,
+    admission::Disconnect, close_schedule::CloseSchedule, mailbox::LoopCommand,
+    snapshot::frozen_loop::FrozenLoop, stats::Stats,
 };
 
 impl EventLoop {
@@ -79,13 +80,25 @@ impl EventLoop {
         let timeouts = self.timers.close_timeouts(Instant::now());
         let timeouts = timeouts.filter_map(|(key, left)| Some((self.connections.slot(key)?, left))).collect();
         let connections = std::mem::take(&mut self.connections);
+        let (total, throttled) = (connections.len(), count_throttled(&connections));
         let (frozen, returned) = FrozenLoop::new(connections, timeouts, self.stats.clone());
         // If the caller has stopped waiting, the frozen loop is dropped here, which returns the connections.
         drop(reply.try_send(frozen));
         match returned.recv() {
-            Ok(connections) => self.connections = connections,
+            Ok(connections) => {
+                // Connections that do not come back were disconnected.
+                (connections.len()..total)
+                    .for_each(|_| self.stats.record_disconnect(Disconnect::Forced, None));
+                (count_throttled(&connections)..throttled)
+                    .for_each(|_| self.config.budget.remove_throttled());
+                self.connections = connections;
+            }
             Err(_) => self.stopped = true,
         }
         self.timers.clock().skip(Instant::now());
     }
+}
+
+fn count_throttled(connections: &Connections) -> usize {
+    connections.iter().filter(|(_, entry)| entry.throttled).count()
 }

@@ -13,22 +13,22 @@ const READS_PER_CLOCK_READ: usize = 8;
 
 impl EventLoop {
     /// Returns true if clients may be read from: what they send can be published now.
-    pub(super) fn may_read(&self) -> bool {
+    pub(super) fn may_read(&self, now: Instant) -> bool {
         if self.reads_paused {
             return false;
         }
         if self.config.connection.client_messages != ClientMessages::Broadcast {
             return true;
         }
-        self.mailboxes.has_capacity() && self.config.budget.wait(Instant::now()).is_none()
+        self.mailboxes.has_capacity() && self.config.budget.wait(now).is_none()
     }
 
     /// Returns the time until the budget of all clients allows reads again, if any are queued.
-    pub(super) fn read_pause(&self) -> Option<Duration> {
+    pub(super) fn read_pause(&self, now: Instant) -> Option<Duration> {
         if self.reads_paused || self.read_queue.is_empty() {
             return None;
         }
-        self.config.budget.wait(Instant::now())
+        self.config.budget.wait(now)
     }
 
     /// Has a connection read, unless it is queued already.
@@ -46,7 +46,7 @@ impl EventLoop {
     pub(super) fn read(&mut self) {
         let started = Instant::now();
         let mut reads = 0_usize;
-        while self.may_read()
+        while self.may_read(Instant::now())
             && let Some(key) = self.read_queue.pop_front()
         {
             self.read_once(key);

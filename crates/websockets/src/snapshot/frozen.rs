@@ -4,7 +4,7 @@ use std::{os::fd::BorrowedFd, sync::Arc};
 
 use super::{connection::ConnectionSnapshot, frozen_loop::FrozenLoop, manager::ManagerSnapshot};
 use crate::{
-    admission::ConnectionCounts,
+    admission::{ConnectionCounts, Disconnect},
     mailbox::{LoopCommand, Mailboxes},
     stats::Stats,
 };
@@ -49,7 +49,9 @@ impl Frozen {
     /// Disconnects all clients, and lets the loops continue without them.
     pub fn disconnect(mut self) {
         for frozen in &mut self.loops {
-            frozen.connections = Default::default();
+            for slot in frozen.connections.drain() {
+                slot.connection.finish(Disconnect::Forced);
+            }
         }
     }
 

@@ -4,8 +4,10 @@ use tokio::sync::mpsc;
 
 use super::*;
 use crate::{
+    admission::ConnectionCounts,
     codec::test_frames::{client_close, client_text},
-    snapshot::frozen_loop::FrozenLoop,
+    snapshot::{Frozen, ReadsPaused, frozen_loop::FrozenLoop},
+    stats::Stats,
 };
 
 /// A loop that runs on a thread of its own.
@@ -166,5 +168,26 @@ fn a_freeze_whose_caller_is_gone_is_undone_at_once() {
     running.mailboxes.publish(&mut vec![Frame::text("after")]);
     client.expect_welcome();
     client.expect_text("after");
+    running.stop();
+}
+
+#[test]
+fn clients_that_are_disconnected_during_a_freeze_are_counted_and_no_longer_throttled() {
+    let (harness, _client) = reading::throttled();
+    let budget = Arc::clone(&harness.event_loop.config.budget);
+    assert_eq!(budget.throttled(), 1);
+    let running = Running::start(harness);
+    let frozen = Frozen {
+        loops: vec![running.freeze()],
+        previous_stats: Stats::default(),
+        counts: ConnectionCounts::default(),
+        _reads_paused: ReadsPaused(Arc::clone(&running.mailboxes)),
+    };
+    frozen.disconnect();
+    let (reply, mut stats) = mpsc::channel(1);
+    running.mailboxes.send(&LoopCommand::CollectStats(reply));
+    let stats = stats.blocking_recv().unwrap();
+    assert_eq!((stats.disconnects.get("failed"), stats.forced_disconnects), (Some(&1), 1));
+    assert_eq!(budget.throttled(), 0);
     running.stop();
 }

@@ -66,7 +66,7 @@ fn nothing_is_read_while_reads_are_paused() {
 }
 
 /// Returns a loop that allows one text in many seconds, and a client that has sent two.
-fn throttled() -> (Harness, Client) {
+pub(super) fn throttled() -> (Harness, Client) {
     let rates = Rates { client: Some(1), total: None, burst: 0 };
     let mut harness = Harness::new(Options { rates, ..Options::default() });
     let mut client = harness.connect();
