@@ -1,4 +1,12 @@
-//! The `lastcall` server: settings, logging, start, run, exit code.
+//! The `lastcall` binary: settings, logging, start, run, exit code.
+//!
+//! - `cli` is the command line, `commands` what `lastcall upgrade` and `lastcall status` do.
+//! - `config` makes each library's configuration from the settings.
+//! - `server` composes the parts of the server, and starts and stops them in order.
+//! - `listener` opens the listening socket as the settings say, and logs whether other machines can reach it.
+//! - `ingress` is all that can publish: HTTP and the notifier, which an upgrade suspends.
+//! - `upgrade` is both sides of a handover, the control socket, and the supervisor.
+//! - `threads` starts the threads of the runtime, `version` knows the version, the commit and the start time.
 
 mod cli;
 mod commands;

@@ -344,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_is_told_with_its_reason_and_another_protocol_with_its_version() {
+    fn a_refusal_is_reported_with_its_reason_and_another_protocol_with_its_version() {
         let (old, new) = pair();
         old.send(&crate::refusal(&"not now"), soon()).unwrap();
         let (_, error) = take_over(new, None);

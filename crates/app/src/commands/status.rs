@@ -141,7 +141,7 @@ async fn fetch_status(settings: &Settings) -> anyhow::Result<Status> {
             .body(Empty::<Bytes>::new())?;
         let body = sender.send_request(request).await?.into_body().collect().await?.to_bytes();
         connection.abort();
-        serde_json::from_slice(&body).context("what answers is not lastcall")
+        serde_json::from_slice(&body).context("the answer is not from lastcall")
     });
     let answer = match asked.await {
         Ok(answer) => answer,

@@ -20,7 +20,7 @@ use crate::ingress::{Ingress, SuspendedIngress};
 
 /// The new process failed after the commit.
 #[derive(Debug, thiserror::Error)]
-#[error("it had taken over, and its connections are closed now: {clients}")]
+#[error("the new process had taken over, and its connections are closed now: {clients}")]
 pub(super) struct Disconnected {
     clients: usize,
 }

@@ -15,7 +15,7 @@ pub(crate) fn inherited_descriptor(variable: &str) -> anyhow::Result<Option<Owne
     let Some(number) = env::var_os(variable) else { return Ok(None) };
     let number = number.to_str().and_then(|number| number.parse().ok()).filter(|number| *number > 2);
     let number: i32 = number
-        .with_context(|| format!("{variable} is not for people to set: a process that upgrades sets it"))?;
+        .with_context(|| format!("{variable} is set by a process that upgrades: do not set it yourself"))?;
     #[expect(unsafe_code, reason = "an inherited descriptor has nothing but its number")]
     // SAFETY: the process that started this one left it open for this purpose, and this is called once.
     let descriptor = unsafe { OwnedFd::from_raw_fd(number) };

@@ -114,7 +114,7 @@ impl Handover {
         }
         let path = program.path()?;
         let mut command = program.command(&path)?;
-        let (stream, inherited) = FramedStream::pair().context("there are no sockets left to speak by")?;
+        let (stream, inherited) = FramedStream::pair().context("cannot create a socket pair")?;
         let inheritable = Inheritable::new(&inherited).context("a socket cannot be inherited")?;
         command.env(HANDOVER_VARIABLE, inheritable.number()).env_remove(SUPERVISOR_VARIABLE);
         command.env(FOREGROUND_VARIABLE, if self.signals.are_of_a_foreground() { "1" } else { "0" });

@@ -55,9 +55,9 @@ impl<T> ServerDescriptors<T> {
     /// When there are fewer than the state says.
     pub(super) fn from_order(state: &ServerState, descriptors: Vec<T>) -> anyhow::Result<Self> {
         let mut descriptors = descriptors.into_iter();
-        let listener = descriptors.next().context("the listening socket did not come")?;
+        let listener = descriptors.next().context("the listening socket is missing")?;
         let control = match &state.control {
-            Some(_) => Some(descriptors.next().context("the control socket did not come")?),
+            Some(_) => Some(descriptors.next().context("the control socket is missing")?),
             None => None,
         };
         Ok(Self { listener, control, idle: descriptors.collect() })
@@ -85,7 +85,7 @@ mod tests {
     fn descriptors_that_are_missing_are_an_error() {
         let state = ServerState { control: Some(FileIdentity::default()), ..ServerState::default() };
         let error = |descriptors| ServerDescriptors::from_order(&state, descriptors).unwrap_err().to_string();
-        assert_eq!(error(vec![]), "the listening socket did not come");
-        assert_eq!(error(vec![1]), "the control socket did not come");
+        assert_eq!(error(vec![]), "the listening socket is missing");
+        assert_eq!(error(vec![1]), "the control socket is missing");
     }
 }

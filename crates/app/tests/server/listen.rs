@@ -155,7 +155,7 @@ async fn a_server_that_other_machines_reach_warns_once_that_its_clients_may_send
 }
 
 #[tokio::test]
-async fn few_descriptors_are_told_at_the_start() {
+async fn few_descriptors_are_reported_at_the_start() {
     // What the server needs for itself grows with the cores, each of which has an event loop.
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let few = (12 + 4 * cores).max(40);
@@ -176,7 +176,7 @@ async fn few_descriptors_are_told_at_the_start() {
 }
 
 #[tokio::test]
-async fn too_few_descriptors_to_start_are_told_in_one_sentence() {
+async fn too_few_descriptors_to_start_are_reported_in_one_sentence() {
     let mut failed = 0;
     for most in 4..24 {
         let ended = Start::default().open_files(most).args(&["--host", "203.0.113.1"]).end().await;

@@ -80,7 +80,7 @@ async fn a_process_that_a_service_manager_leaves_says_so_too() {
 }
 
 #[tokio::test]
-async fn a_change_of_phase_is_told_in_words() {
+async fn a_change_of_phase_is_logged_in_words() {
     let mut server = Start::default().env("SHUTDOWN_DELAY", "0.01").serve().await;
     server.signal(Signal::TERM);
     assert_eq!(server.exit_code().await, 0);

@@ -72,7 +72,7 @@ async fn a_publication_that_is_refused_is_explained_and_reaches_no_client() {
 }
 
 #[tokio::test]
-async fn with_keys_one_of_them_is_needed() {
+async fn calls_need_a_key_if_keys_are_set() {
     let server = Start::default().env("API_KEYS", "0123456789abcdef, fedcba9876543210").serve().await;
     let with = async |authorization: &str| {
         let headers = [JSON, "X-Forwarded-For: 192.0.2.7", authorization];

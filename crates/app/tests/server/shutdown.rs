@@ -94,7 +94,7 @@ async fn a_client_that_stays_is_closed_at_the_deadline_with_a_reason() {
 }
 
 #[tokio::test]
-async fn one_that_never_reads_and_never_answers_is_cut_after_the_close_timeout() {
+async fn a_client_that_never_reads_is_cut_off_after_the_close_timeout() {
     let both = Duration::from_millis(200 + 500);
     takes_at_most(both + Duration::from_secs(1), async || {
         let mut server = Start::default()
@@ -120,7 +120,7 @@ async fn one_that_never_reads_and_never_answers_is_cut_after_the_close_timeout()
 }
 
 #[tokio::test]
-async fn what_is_queued_is_flushed_before_the_close() {
+async fn queued_messages_are_written_before_the_close() {
     let mut server = Start::default()
         .env("SHUTDOWN_TIMEOUT", "0.2")
         .env("CLOSE_TIMEOUT", "100")

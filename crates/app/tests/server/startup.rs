@@ -17,7 +17,7 @@ fn unusable(ended: &Ended) -> &str {
 }
 
 #[tokio::test]
-async fn a_port_in_use_is_told_in_one_sentence() {
+async fn a_port_in_use_is_reported_in_one_sentence() {
     let first = Server::start().await;
     let port = first.address.port();
     let ended = Start::default().env("PORT", port).end().await;
@@ -31,14 +31,14 @@ async fn a_port_in_use_is_told_in_one_sentence() {
 }
 
 #[tokio::test]
-async fn an_address_that_is_not_ours_is_told_in_one_sentence() {
+async fn an_address_of_another_machine_is_reported_in_one_sentence() {
     // For documentation (RFC 5737): no machine has it.
     let ended = Start::default().env("HOST", "203.0.113.1").end().await;
     assert!(unusable(&ended).contains("change `host`"), "{}", ended.stderr);
 }
 
 #[tokio::test]
-async fn settings_that_this_machine_does_not_allow_are_told_together() {
+async fn settings_that_this_machine_does_not_allow_are_reported_together() {
     let ended = Start::default()
         .file("file", "")
         .file("config/lastcall.toml", "templates_dir = \"none\"\n")
@@ -64,7 +64,7 @@ async fn settings_that_this_machine_does_not_allow_are_told_together() {
 }
 
 #[tokio::test]
-async fn a_bad_template_is_told_with_its_place() {
+async fn a_bad_template_is_reported_with_its_place() {
     let ended =
         Start::default().env("TEMPLATES_DIR", "pages").file("pages/index.html", "<p>\n{% if %}").end().await;
     let text = unusable(&ended);
@@ -85,7 +85,7 @@ async fn templates_of_ones_own_are_served() {
 }
 
 #[tokio::test]
-async fn wrong_settings_are_told_together_before_anything_is_bound() {
+async fn wrong_settings_are_reported_together_before_anything_is_bound() {
     let ended = Start::default()
         .file("config/lastcall.toml", "shutdown_timout = 5\n")
         .env("CLOSE_TIMEOUT", "soon")
@@ -172,7 +172,7 @@ async fn log_files_have_everything_to_the_last_line() {
 }
 
 #[tokio::test]
-async fn a_log_dir_that_cannot_be_written_is_told_in_one_sentence() {
+async fn a_log_dir_that_cannot_be_written_is_reported_in_one_sentence() {
     let ended = Start::default().env("LOG_DIR", "file/logs").file("file", "").end().await;
     let text = unusable(&ended);
     assert!(text.starts_with("log_dir = file/logs (") && text.matches("(os error ").count() == 1, "{text}");

@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn a_misspelt_key_is_told_from_a_foreign_one() {
+    fn a_misspelt_key_is_distinguished_from_a_foreign_one() {
         for (key, meant) in [
             ("prot", "port"),
             ("hostt", "host"),
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn a_variable_in_small_letters_is_told_from_a_foreign_one() {
+    fn a_variable_in_small_letters_is_distinguished_from_a_foreign_one() {
         assert_eq!(in_capitals("lastcall_port"), Some("LASTCALL_PORT".into()));
         assert_eq!(in_capitals("Lastcall_Log_Dir"), Some("LASTCALL_LOG_DIR".into()));
         for foreign in ["LASTCALL_PORT", "port", "lastcall_version", "äöü"] {

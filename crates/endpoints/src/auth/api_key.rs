@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn with_keys_one_of_them_is_needed_from_anywhere() {
+    fn calls_need_a_key_from_anywhere_if_keys_are_set() {
         let keys = ["first-key", "second-key"];
         assert_eq!(status(&keys, "127.0.0.1:5", &[]), 401);
         assert_eq!(status(&keys, "192.0.2.7:5", &[("authorization", "Bearer second-key")]), 200);

@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_replaces_it_and_its_faults_are_told_with_their_place() {
+    fn a_folder_replaces_the_page_and_its_errors_are_reported_with_their_place() {
         let dir = tempfile::tempdir().unwrap();
         let missing = Page::load(Some(dir.path()), 1).unwrap_err();
         assert!(

@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_cannot_be_bound_is_told_in_one_sentence() {
+    async fn bind_errors_are_reported_in_one_sentence() {
         let taken = Listener::bind("127.0.0.1", 0).await.unwrap();
         let port = taken.local_addr().unwrap().port();
         let error = Listener::bind("127.0.0.1", port).await.unwrap_err();
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kernel_without_ipv6_is_told_in_one_sentence() {
+    fn a_kernel_without_ipv6_is_reported_in_one_sentence() {
         let unsupported = || io::Error::from_raw_os_error(Errno::AFNOSUPPORT.raw_os_error());
         let refused = explain("[::]:8000".parse().unwrap(), unsupported());
         let sentence = "cannot listen on [::]:8000: this machine has no IPv6; set `host` to an IPv4 address, or to \

@@ -169,9 +169,9 @@ async fn receive(mut connection: Connection, socket: &SharedSocket) -> anyhow::R
         None => bail!("there is no control socket any more"),
     }
     let mut header = [0; HEADER_LEN];
-    stream.read_exact(&mut header).await.context("no command came")?;
+    stream.read_exact(&mut header).await.context("no command was received")?;
     let mut body = vec![0; body_len(header, MAX_COMMAND)?];
-    stream.read_exact(&mut body).await.context("half a command came")?;
+    stream.read_exact(&mut body).await.context("the command is incomplete")?;
     match decode(&body)? {
         FirstMessage::Command(ControlCommand::Upgrade) => Ok(Requester::new(connection)),
         FirstMessage::Hello(hello) => {

@@ -78,7 +78,7 @@ fn rust_log_wins_over_all_and_an_empty_variable_counts_as_unset() {
 
 #[cfg(unix)]
 #[test]
-fn a_variable_of_ours_that_is_not_utf8_is_told() {
+fn a_variable_of_ours_that_is_not_utf8_is_reported() {
     use std::os::unix::ffi::OsStringExt;
     for name in ["PORT", "LASTCALL_PORT", "RUNTIME_DIRECTORY"] {
         let mut operator = Operator::new();
@@ -100,7 +100,7 @@ fn a_named_file_replaces_the_usual_one_and_must_exist() {
 }
 
 #[test]
-fn all_that_is_wrong_is_told_at_once() {
+fn all_errors_are_reported_at_once() {
     let operator = Operator::new()
         .toml("# mine\nshutdown_timout = 5\n\nport = \"eighty\"\n")
         .write(".env", "LASTCALL_HOSTT=x\nOTHER=y\n")
@@ -168,7 +168,7 @@ fn keys_are_never_shown() {
 }
 
 #[test]
-fn files_that_cannot_be_understood_are_told() {
+fn files_that_cannot_be_understood_are_reported() {
     let toml = Operator::new().toml("port = = 5\n").complaints();
     assert!(toml[0].starts_with("config/lastcall.toml:1: is not valid TOML: "), "{toml:?}");
     let table = Operator::new().toml("[server]\nport = 5\n").complaints();

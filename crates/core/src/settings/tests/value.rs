@@ -42,7 +42,7 @@ fn values_are_read_in_every_form_they_may_have() {
 }
 
 #[test]
-fn every_kind_of_bad_value_is_told_with_its_place_and_what_would_be_right() {
+fn every_kind_of_bad_value_is_reported_with_its_place_and_what_would_be_right() {
     for (key, value, expected) in [
         ("host", "", "a host name"),
         ("host", "http://x", "a host name"),
