@@ -1,5 +1,8 @@
 //! Requests answered in process, by the routes and a real connection manager.
 
+mod handshake;
+mod publish;
+
 use std::{io::Read, net::TcpStream, time::Duration};
 
 use axum::{
@@ -168,124 +171,6 @@ fn error(status: u16, code: &str) -> (u16, String) {
 }
 
 #[tokio::test]
-async fn a_publication_reaches_a_client() {
-    let routes = Routes::serving(Config::default());
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    client.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
-    let (socket, _) = listener.accept().await.unwrap();
-    let permit = routes.manager.admit().unwrap();
-    routes.manager.connect(permit, socket, Handshake::default()).unwrap();
-
-    let answer = routes.publish(&[], r#"{"data":{"order":"shipped"}}"#).await;
-    assert_eq!((answer.status, answer.json()), (StatusCode::OK, json!({"clients": 1})));
-    let mut received = Vec::new();
-    let expected = br#""data":{"order":"shipped"}"#;
-    while !received.windows(expected.len()).any(|window| window == expected) {
-        let mut buffer = [0; 4096];
-        let read = client.read(&mut buffer).unwrap();
-        assert_ne!(read, 0, "the connection ended");
-        received.extend_from_slice(&buffer[..read]);
-    }
-}
-
-#[tokio::test]
-async fn a_body_that_is_no_publication_is_refused_with_its_code() {
-    let limits = Limits { max_message_size: 64, ..Limits::default() };
-    let routes = Routes::serving(Config { limits, ..Config::default() });
-    let large = format!(r#"{{"data":"{}"}}"#, "x".repeat(64));
-    for (body, expected) in [
-        ("", error(400, "bad_request")),
-        ("[1]", error(400, "bad_request")),
-        ("{", error(400, "bad_request")),
-        ("{}", error(400, "bad_request")),
-        (r#"{"data":1,"other":2}"#, error(400, "bad_request")),
-        (r#"{"data":"\ud800"}"#, error(400, "bad_request")),
-        (r#"{"data":1,"channel":"other"}"#, error(400, "unknown_channel")),
-        (&large, error(413, "payload_too_large")),
-    ] {
-        assert_eq!(routes.publish(&[], body).await.error(), expected, "{body}");
-    }
-    let compressed = routes.publish(&[("content-encoding", "gzip")], r#"{"data":1}"#).await;
-    assert_eq!(compressed.error(), error(415, "unsupported_content_encoding"));
-    assert_eq!(compressed.header("accept-encoding"), Some("identity"));
-    let call = Call { method: Method::POST, path: "/api/publish", body: r#"{"data":1}"#, ..Call::default() };
-    let untyped = routes.answer(call).await;
-    assert_eq!(untyped.error(), error(415, "unsupported_media_type"));
-    assert_eq!(untyped.header("accept"), Some("application/json"));
-}
-
-#[tokio::test]
-async fn without_keys_only_this_machine_may_publish() {
-    let routes = Routes::serving(Config::default());
-    let publish = async |peer, fields: Fields<'_>| {
-        let fields = [fields, &[("content-type", "application/json")]].concat();
-        let call =
-            Call { method: Method::POST, path: "/api/publish", peer, fields: &fields, body: r#"{"data":1}"# };
-        routes.answer(call).await
-    };
-    assert_eq!(publish("[::1]:5", &[]).await.status, StatusCode::OK);
-    assert_eq!(publish("192.0.2.7:5", &[]).await.error(), error(403, "loopback_only"));
-    let forwarded = publish("127.0.0.1:5", &[("x-forwarded-for", "192.0.2.7")]).await;
-    assert_eq!(forwarded.error(), error(403, "loopback_only"));
-    let rebound = publish("127.0.0.1:5", &[("host", "evil.example")]).await;
-    assert_eq!(rebound.error(), error(403, "host_not_allowed"));
-}
-
-#[tokio::test]
-async fn a_key_lets_every_machine_publish() {
-    let api_keys = vec![ApiKey::new("first-key"), ApiKey::new("second-key")];
-    let routes = Routes::serving(Config { api_keys, ..Config::default() });
-    let body = r#"{"data":1}"#;
-    let refused = routes.publish(&[], body).await;
-    assert_eq!(refused.error(), error(401, "unauthorized"));
-    assert_eq!(refused.header("www-authenticate"), Some("Bearer"));
-    let wrong = routes.publish(&[("authorization", "Bearer third-key")], body).await;
-    assert_eq!(wrong.error(), error(401, "unauthorized"));
-    let fields =
-        [("authorization", "Bearer second-key"), ("content-type", "application/json"), ("host", "a.example")];
-    let call =
-        Call { method: Method::POST, path: "/api/publish", peer: "192.0.2.7:5", fields: &fields, body };
-    assert_eq!(routes.answer(call).await.status, StatusCode::OK);
-}
-
-#[tokio::test]
-async fn a_page_may_publish_where_its_origin_is_allowed() {
-    let body = r#"{"data":1}"#;
-    let same_host = Routes::serving(Config::default());
-    let own = same_host.publish(&[("origin", "http://localhost:8000")], body).await;
-    assert_eq!((own.status, own.header("access-control-allow-origin")), (StatusCode::OK, None));
-    let foreign = same_host.publish(&[("origin", "https://app.example")], body).await;
-    assert_eq!(foreign.error(), error(403, "origin_not_allowed"));
-
-    let allowed_origins = AllowedOrigins::List(vec!["https://app.example".into()]);
-    let listed = Routes::serving(Config { allowed_origins, ..Config::default() });
-    let answer = listed.publish(&[("origin", "https://app.example")], body).await;
-    assert_eq!(answer.status, StatusCode::OK);
-    assert_eq!(answer.header("access-control-allow-origin"), Some("https://app.example"));
-    let other = listed.publish(&[("origin", "https://other.example")], body).await;
-    assert_eq!(other.error(), error(403, "origin_not_allowed"));
-    assert_eq!(other.header("access-control-allow-origin"), None);
-}
-
-#[tokio::test]
-async fn a_preflight_says_what_a_listed_page_may_send() {
-    let allowed_origins = AllowedOrigins::List(vec!["https://app.example".into()]);
-    let routes = Routes::serving(Config { allowed_origins, ..Config::default() });
-    let preflight = async |origin| {
-        let fields = [("origin", origin), ("access-control-request-method", "POST")];
-        let call = Call { method: Method::OPTIONS, path: "/api/publish", fields: &fields, ..Call::default() };
-        routes.answer(call).await
-    };
-    let allowed = preflight("https://app.example").await;
-    assert_eq!((allowed.status, allowed.header("allow")), (StatusCode::NO_CONTENT, Some("POST,OPTIONS")));
-    assert_eq!(allowed.header("access-control-allow-origin"), Some("https://app.example"));
-    assert_eq!(allowed.header("access-control-allow-methods"), Some("POST"));
-    assert_eq!(allowed.header("access-control-allow-headers"), Some("authorization,content-type"));
-    assert_eq!(preflight("https://other.example").await.header("access-control-allow-origin"), None);
-}
-
-#[tokio::test]
 async fn a_process_is_ready_only_while_it_serves() {
     let routes = Routes::serving(Config::default());
     let live = routes.get("/health/live", &[]).await;
@@ -383,54 +268,4 @@ async fn every_route_names_its_methods() {
     }
     assert_eq!(routes.get("/api/pubish", &[]).await.error(), error(404, "not_found"));
     assert_eq!(routes.get("/", &[("host", "a b")]).await.error(), error(400, "bad_header"));
-}
-
-const HANDSHAKE: [(&str, &str); 4] = [
-    ("connection", "keep-alive, Upgrade"),
-    ("upgrade", "websocket"),
-    ("sec-websocket-version", "13"),
-    ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
-];
-
-#[tokio::test]
-async fn a_handshake_is_answered_as_the_rfc_says() {
-    let routes = Routes::serving(Config::default());
-    let answer = routes.get("/ws", &HANDSHAKE).await;
-    assert_eq!(answer.status, StatusCode::SWITCHING_PROTOCOLS);
-    // The example of RFC 6455 section 1.3.
-    assert_eq!(answer.header("sec-websocket-accept"), Some("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="));
-    assert_eq!(routes.manager.count(), 0, "the permit went with the connection that was not there");
-    let without = |name| HANDSHAKE.iter().copied().filter(|field| field.0 != name).collect::<Vec<_>>();
-    let no_upgrade = routes.get("/ws", &without("upgrade")).await;
-    assert_eq!(no_upgrade.error(), error(426, "upgrade_required"));
-    assert_eq!(no_upgrade.header("sec-websocket-version"), Some("13"));
-    let no_key = routes.get("/ws", &without("sec-websocket-key")).await;
-    assert_eq!(no_key.error(), error(400, "bad_handshake"));
-    let foreign = [&HANDSHAKE[..], &[("origin", "https://app.example")]].concat();
-    assert_eq!(routes.get("/ws", &foreign).await.error(), error(403, "origin_not_allowed"));
-}
-
-#[tokio::test]
-async fn a_full_server_refuses_handshakes() {
-    let limits = Limits { max_connections: 1, ..Limits::default() };
-    let routes = Routes::serving(Config { limits, ..Config::default() });
-    let permit = routes.manager.admit().unwrap();
-    let full = routes.get("/ws", &HANDSHAKE).await;
-    assert_eq!(full.error(), error(503, "full"));
-    assert_eq!(full.header("retry-after"), Some("5"));
-    drop(permit);
-    assert_eq!(routes.get("/ws", &HANDSHAKE).await.status, StatusCode::SWITCHING_PROTOCOLS);
-}
-
-#[tokio::test]
-async fn a_drain_refuses_handshakes_and_publishes_until_it_closes_the_clients() {
-    for (phase, published) in [(Phase::Draining, 200), (Phase::Closing, 503)] {
-        let routes = Routes::start(Config::default(), HealthReport { phase, ..serving() });
-        assert_eq!(routes.get("/ws", &HANDSHAKE).await.error(), error(503, "draining"), "{phase:?}");
-        let answer = routes.publish(&[], r#"{"data":1}"#).await;
-        assert_eq!(answer.status, published, "{phase:?}");
-        if phase == Phase::Closing {
-            assert_eq!(answer.error(), error(503, "closing"));
-        }
-    }
 }

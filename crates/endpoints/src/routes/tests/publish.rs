@@ -1,0 +1,119 @@
+use super::*;
+
+#[tokio::test]
+async fn a_publication_reaches_a_client() {
+    let routes = Routes::serving(Config::default());
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    client.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
+    let (socket, _) = listener.accept().await.unwrap();
+    let permit = routes.manager.admit().unwrap();
+    routes.manager.connect(permit, socket, Handshake::default()).unwrap();
+
+    let answer = routes.publish(&[], r#"{"data":{"order":"shipped"}}"#).await;
+    assert_eq!((answer.status, answer.json()), (StatusCode::OK, json!({"clients": 1})));
+    let mut received = Vec::new();
+    let expected = br#""data":{"order":"shipped"}"#;
+    while !received.windows(expected.len()).any(|window| window == expected) {
+        let mut buffer = [0; 4096];
+        let read = client.read(&mut buffer).unwrap();
+        assert_ne!(read, 0, "the connection ended");
+        received.extend_from_slice(&buffer[..read]);
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_is_no_publication_is_refused_with_its_code() {
+    let limits = Limits { max_message_size: 64, ..Limits::default() };
+    let routes = Routes::serving(Config { limits, ..Config::default() });
+    let large = format!(r#"{{"data":"{}"}}"#, "x".repeat(64));
+    for (body, expected) in [
+        ("", error(400, "bad_request")),
+        ("[1]", error(400, "bad_request")),
+        ("{", error(400, "bad_request")),
+        ("{}", error(400, "bad_request")),
+        (r#"{"data":1,"other":2}"#, error(400, "bad_request")),
+        (r#"{"data":"\ud800"}"#, error(400, "bad_request")),
+        (r#"{"data":1,"channel":"other"}"#, error(400, "unknown_channel")),
+        (&large, error(413, "payload_too_large")),
+    ] {
+        assert_eq!(routes.publish(&[], body).await.error(), expected, "{body}");
+    }
+    let compressed = routes.publish(&[("content-encoding", "gzip")], r#"{"data":1}"#).await;
+    assert_eq!(compressed.error(), error(415, "unsupported_content_encoding"));
+    assert_eq!(compressed.header("accept-encoding"), Some("identity"));
+    let call = Call { method: Method::POST, path: "/api/publish", body: r#"{"data":1}"#, ..Call::default() };
+    let untyped = routes.answer(call).await;
+    assert_eq!(untyped.error(), error(415, "unsupported_media_type"));
+    assert_eq!(untyped.header("accept"), Some("application/json"));
+}
+
+#[tokio::test]
+async fn without_keys_only_this_machine_may_publish() {
+    let routes = Routes::serving(Config::default());
+    let publish = async |peer, fields: Fields<'_>| {
+        let fields = [fields, &[("content-type", "application/json")]].concat();
+        let call =
+            Call { method: Method::POST, path: "/api/publish", peer, fields: &fields, body: r#"{"data":1}"# };
+        routes.answer(call).await
+    };
+    assert_eq!(publish("[::1]:5", &[]).await.status, StatusCode::OK);
+    assert_eq!(publish("192.0.2.7:5", &[]).await.error(), error(403, "loopback_only"));
+    let forwarded = publish("127.0.0.1:5", &[("x-forwarded-for", "192.0.2.7")]).await;
+    assert_eq!(forwarded.error(), error(403, "loopback_only"));
+    let rebound = publish("127.0.0.1:5", &[("host", "evil.example")]).await;
+    assert_eq!(rebound.error(), error(403, "host_not_allowed"));
+}
+
+#[tokio::test]
+async fn a_key_lets_every_machine_publish() {
+    let api_keys = vec![ApiKey::new("first-key"), ApiKey::new("second-key")];
+    let routes = Routes::serving(Config { api_keys, ..Config::default() });
+    let body = r#"{"data":1}"#;
+    let refused = routes.publish(&[], body).await;
+    assert_eq!(refused.error(), error(401, "unauthorized"));
+    assert_eq!(refused.header("www-authenticate"), Some("Bearer"));
+    let wrong = routes.publish(&[("authorization", "Bearer third-key")], body).await;
+    assert_eq!(wrong.error(), error(401, "unauthorized"));
+    let fields =
+        [("authorization", "Bearer second-key"), ("content-type", "application/json"), ("host", "a.example")];
+    let call =
+        Call { method: Method::POST, path: "/api/publish", peer: "192.0.2.7:5", fields: &fields, body };
+    assert_eq!(routes.answer(call).await.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_page_may_publish_where_its_origin_is_allowed() {
+    let body = r#"{"data":1}"#;
+    let same_host = Routes::serving(Config::default());
+    let own = same_host.publish(&[("origin", "http://localhost:8000")], body).await;
+    assert_eq!((own.status, own.header("access-control-allow-origin")), (StatusCode::OK, None));
+    let foreign = same_host.publish(&[("origin", "https://app.example")], body).await;
+    assert_eq!(foreign.error(), error(403, "origin_not_allowed"));
+
+    let allowed_origins = AllowedOrigins::List(vec!["https://app.example".into()]);
+    let listed = Routes::serving(Config { allowed_origins, ..Config::default() });
+    let answer = listed.publish(&[("origin", "https://app.example")], body).await;
+    assert_eq!(answer.status, StatusCode::OK);
+    assert_eq!(answer.header("access-control-allow-origin"), Some("https://app.example"));
+    let other = listed.publish(&[("origin", "https://other.example")], body).await;
+    assert_eq!(other.error(), error(403, "origin_not_allowed"));
+    assert_eq!(other.header("access-control-allow-origin"), None);
+}
+
+#[tokio::test]
+async fn a_preflight_says_what_a_listed_page_may_send() {
+    let allowed_origins = AllowedOrigins::List(vec!["https://app.example".into()]);
+    let routes = Routes::serving(Config { allowed_origins, ..Config::default() });
+    let preflight = async |origin| {
+        let fields = [("origin", origin), ("access-control-request-method", "POST")];
+        let call = Call { method: Method::OPTIONS, path: "/api/publish", fields: &fields, ..Call::default() };
+        routes.answer(call).await
+    };
+    let allowed = preflight("https://app.example").await;
+    assert_eq!((allowed.status, allowed.header("allow")), (StatusCode::NO_CONTENT, Some("POST,OPTIONS")));
+    assert_eq!(allowed.header("access-control-allow-origin"), Some("https://app.example"));
+    assert_eq!(allowed.header("access-control-allow-methods"), Some("POST"));
+    assert_eq!(allowed.header("access-control-allow-headers"), Some("authorization,content-type"));
+    assert_eq!(preflight("https://other.example").await.header("access-control-allow-origin"), None);
+}
