@@ -90,7 +90,7 @@ pub(crate) async fn run(
     // Now, as nothing may fail any more once this process has taken over.
     if !matches!(settings.runtime_dir, RuntimeDir::Default(_))
         && let Err(error) =
-            ControlSocket::check_directory(settings.runtime_dir.path(), SocketName::Address(LONGEST_ADDRESS))
+            ControlSocket::check_folder(settings.runtime_dir.path(), SocketName::Address(LONGEST_ADDRESS))
     {
         let reason = format_args!("there can be no control socket: {:#}", anyhow::Error::from(error));
         unusable.push(loaded.unusable("runtime_dir", &reason));
@@ -236,7 +236,7 @@ pub(crate) async fn run(
 /// Returns the path of the control socket.
 fn control_path(settings: &Settings, address: SocketAddr) -> PathBuf {
     let name = match &settings.runtime_dir {
-        RuntimeDir::Service(_) => SocketName::Only,
+        RuntimeDir::Service(_) => SocketName::OwnFolder,
         _ => SocketName::Address(address),
     };
     name.path(settings.runtime_dir.path())

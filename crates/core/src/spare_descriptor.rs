@@ -6,7 +6,7 @@ use rustix::io::{DupFlags, Errno, dup3, fcntl_dupfd_cloexec};
 
 /// After this many successful calls in a row a shortage has ended. One is not enough: at the limit, each client
 /// that leaves makes room for one more, and the shortage would begin, and be logged, each time.
-const SUCCESSES: u32 = 16;
+const SUCCESSES_TO_END_SHORTAGE: u32 = 16;
 
 /// One file descriptor kept for the time when the process has no other, for a service that must answer even
 /// then. With it, accept(2) succeeds once more:
@@ -46,13 +46,13 @@ impl SpareDescriptor {
         error.raw_os_error().is_some_and(|code| shortages.iter().any(|errno| errno.raw_os_error() == code))
     }
 
-    /// Notes a shortage; whether it begins, and should be logged.
-    pub fn begins(&mut self) -> bool {
-        std::mem::replace(&mut self.until_ended, SUCCESSES) == 0
+    /// Notes a shortage. Returns true if it begins, and should be logged.
+    pub fn note_shortage(&mut self) -> bool {
+        std::mem::replace(&mut self.until_ended, SUCCESSES_TO_END_SHORTAGE) == 0
     }
 
-    /// Notes a call that succeeded without the spare descriptor; whether that ends a shortage.
-    pub fn succeeded(&mut self) -> bool {
+    /// Notes a call that succeeded without the spare descriptor. Returns true if that ends a shortage.
+    pub fn note_success(&mut self) -> bool {
         let before = self.until_ended;
         self.until_ended = before.saturating_sub(1);
         before == 1
@@ -110,16 +110,16 @@ mod tests {
     #[test]
     fn a_shortage_begins_once_and_ends_after_enough_successes() {
         let mut spare = SpareDescriptor::reserve().unwrap();
-        assert!(!spare.succeeded(), "there was none");
-        assert!(spare.begins());
+        assert!(!spare.note_success(), "there was none");
+        assert!(spare.note_shortage());
         for _ in 0..3 {
-            assert!(!spare.begins(), "it goes on");
+            assert!(!spare.note_shortage(), "it goes on");
             // One connection ended, and made room for one.
-            assert!(!spare.succeeded());
+            assert!(!spare.note_success());
         }
-        let ends = (1..=SUCCESSES).filter(|_| spare.succeeded()).count();
+        let ends = (1..=SUCCESSES_TO_END_SHORTAGE).filter(|_| spare.note_success()).count();
         assert_eq!(ends, 1);
-        assert!(spare.begins(), "a new one");
+        assert!(spare.note_shortage(), "a new one");
     }
 
     #[test]

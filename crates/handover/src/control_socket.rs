@@ -50,7 +50,7 @@ impl ControlSocket {
     ///
     /// # Errors
     /// When it could not, as for [`ControlSocket::bind`].
-    pub fn check_directory(folder: &Path, name: SocketName) -> Result<(), SocketError> {
+    pub fn check_folder(folder: &Path, name: SocketName) -> Result<(), SocketError> {
         let path = name.path(folder);
         folder::make(folder)?;
         access(folder, Access::WRITE_OK | Access::EXEC_OK)
@@ -192,7 +192,7 @@ mod tests {
     #[test]
     fn the_socket_is_for_this_user_only_and_is_removed_with_its_process() {
         let folder = tempfile::tempdir().unwrap();
-        let path = SocketName::Only.path(&folder.path().join("new"));
+        let path = SocketName::OwnFolder.path(&folder.path().join("new"));
         let socket = ControlSocket::bind(&path).unwrap();
         assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o600, 0o700));
 
@@ -210,7 +210,7 @@ mod tests {
     #[test]
     fn a_name_that_a_process_uses_is_refused_and_one_that_is_left_over_is_taken() {
         let folder = tempfile::tempdir().unwrap();
-        let path = SocketName::Only.path(folder.path());
+        let path = SocketName::OwnFolder.path(folder.path());
         let mut socket = ControlSocket::bind(&path).unwrap();
         assert!(matches!(ControlSocket::bind(&path), Err(SocketError::InUse { .. })));
         ControlSocket::connect(&path).unwrap();
@@ -225,7 +225,7 @@ mod tests {
     #[test]
     fn a_process_removes_only_its_own_socket() {
         let folder = tempfile::tempdir().unwrap();
-        let path = SocketName::Only.path(folder.path());
+        let path = SocketName::OwnFolder.path(folder.path());
         let first = ControlSocket::bind(&path).unwrap();
         fs::remove_file(&path).unwrap();
         assert!(!first.identity().exists());
@@ -238,7 +238,7 @@ mod tests {
     #[test]
     fn a_socket_goes_on_in_another_process() {
         let folder = tempfile::tempdir().unwrap();
-        let path = SocketName::Only.path(folder.path());
+        let path = SocketName::OwnFolder.path(folder.path());
         let mut old = ControlSocket::bind(&path).unwrap();
         let descriptor = OwnedFd::from(old.listener().try_clone().unwrap());
         let new = ControlSocket::from_listener(descriptor, old.identity().clone()).unwrap();
@@ -255,11 +255,11 @@ mod tests {
     fn a_folder_that_other_users_can_write_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         fs::set_permissions(folder.path(), Permissions::from_mode(0o777)).unwrap();
-        let path = SocketName::Only.path(folder.path());
+        let path = SocketName::OwnFolder.path(folder.path());
         let error = ControlSocket::bind(&path).unwrap_err().to_string();
         assert!(error.contains("writable by no other user") && error.contains("mode 777"), "{error}");
         assert!(matches!(ControlSocket::connect(&path), Err(SocketError::FolderNotPrivate { .. })));
-        let check = |folder: &Path| ControlSocket::check_directory(folder, SocketName::Only);
+        let check = |folder: &Path| ControlSocket::check_folder(folder, SocketName::OwnFolder);
         assert!(matches!(check(folder.path()), Err(SocketError::FolderNotPrivate { .. })));
         fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
         check(folder.path()).unwrap();

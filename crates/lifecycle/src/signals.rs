@@ -161,7 +161,7 @@ impl Signals {
     fn receive(&self, signal: Signal, via: Via) {
         // Nothing that holds the lock can panic.
         let mut unpaired = self.0.unpaired.lock().unwrap_or_else(PoisonError::into_inner);
-        if unpaired.is_the_same(signal, via, Instant::now()) {
+        if unpaired.is_duplicate(signal, via, Instant::now()) {
             return;
         }
         drop(unpaired);
@@ -191,12 +191,12 @@ impl Signals {
     }
 
     /// Returns true if the process was started in the foreground of a terminal.
-    pub fn are_of_a_foreground(&self) -> bool {
+    pub fn started_in_foreground(&self) -> bool {
         self.0.hangup_ends
     }
 
     /// Returns the signals so far that ask the process to end; three at most.
-    pub fn asked_to_end(&self) -> Vec<Signal> {
+    pub fn ending_signals(&self) -> Vec<Signal> {
         self.0.ending.borrow().clone()
     }
 
@@ -267,7 +267,7 @@ struct Received {
 
 impl Unpaired {
     /// Returns true if this signal has been received the other way already.
-    fn is_the_same(&mut self, signal: Signal, via: Via, now: Instant) -> bool {
+    fn is_duplicate(&mut self, signal: Signal, via: Via, now: Instant) -> bool {
         self.0.retain(|received| now.saturating_duration_since(received.at) < DUPLICATE_SIGNAL_WINDOW);
         let is_other = |received: &Received| received.signal == signal && received.via != via;
         let pair = self.0.iter().position(is_other);
@@ -291,7 +291,7 @@ mod tests {
         let mut unpaired = Unpaired::default();
         let start = Instant::now();
         let mut counts =
-            |signal, via, ms| !unpaired.is_the_same(signal, via, start + Duration::from_millis(ms));
+            |signal, via, ms| !unpaired.is_duplicate(signal, via, start + Duration::from_millis(ms));
         // Ctrl+C once, then twice more before the supervisor forwards them.
         assert!(counts(Signal::Interrupt, Via::Direct, 0));
         assert!(!counts(Signal::Interrupt, Via::Supervisor, 900));

@@ -12,7 +12,7 @@ pub struct ClientId(Uuid);
 
 impl ClientId {
     /// Generates an id that no other connection has.
-    pub fn generate() -> Self {
+    pub(crate) fn generate() -> Self {
         Self(Uuid::now_v7())
     }
 

@@ -327,7 +327,7 @@ impl ConnectionManager {
     }
 
     /// Waits until there is no connection.
-    pub async fn wait_until_empty(&self) {
+    pub(crate) async fn wait_until_empty(&self) {
         // An error means that the sender is gone, and `self` holds it.
         let _ = self.watch().wait_for(|counts| counts.connections == 0).await;
     }

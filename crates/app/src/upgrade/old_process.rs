@@ -117,7 +117,7 @@ impl Handover {
         let (stream, inherited) = FramedStream::pair().context("cannot create a socket pair")?;
         let inheritable = Inheritable::new(&inherited).context("a socket cannot be inherited")?;
         command.env(HANDOVER_VARIABLE, inheritable.number()).env_remove(SUPERVISOR_VARIABLE);
-        command.env(FOREGROUND_VARIABLE, if self.signals.are_of_a_foreground() { "1" } else { "0" });
+        command.env(FOREGROUND_VARIABLE, if self.signals.started_in_foreground() { "1" } else { "0" });
         let link = self.role.link().context("this process cannot become a supervisor")?;
         let link = link.map(Inheritable::new).transpose().context("a socket cannot be inherited")?;
         if let Some(link) = &link {
@@ -238,7 +238,7 @@ impl Handover {
         let is_main = matches!(self.role, Role::Followed);
         self.role.stop_receiving_signals().await;
         // No signal can come in between: there is no await from here on.
-        let (signals, pending) = (self.signals.all(), self.signals.asked_to_end());
+        let (signals, pending) = (self.signals.all(), self.signals.ending_signals());
         match std::mem::replace(&mut self.role, Role::Followed) {
             Role::Started(Some(links)) => {
                 self.supervised = Some(Supervised { links, child, signals, pending });

@@ -63,7 +63,7 @@ pub(crate) async fn metrics(State(state): State<Arc<AppState>>, headers: HeaderM
         )
         .into_response();
     };
-    let format = Format::asked(&headers);
+    let format = Format::negotiate(&headers);
     let process = state.health.process();
     let mut registry = Registry::default();
     registry.register_collector(Box::new(Process(process)));

@@ -45,7 +45,7 @@ impl DescriptorShortage {
 
     /// Notes that a connection could be accepted.
     pub(super) fn accepted(&mut self) {
-        if self.spare.as_mut().is_some_and(SpareDescriptor::succeeded) && mem::take(&mut self.is_logged) {
+        if self.spare.as_mut().is_some_and(SpareDescriptor::note_success) && mem::take(&mut self.is_logged) {
             let refused = mem::take(&mut self.refused);
             info!(refused, "there are file descriptors again; {refused} connections got 503 meanwhile");
         }
@@ -58,7 +58,7 @@ impl DescriptorShortage {
             return debug!(%error, "a connection could not be accepted");
         }
         let Some(spare) = &mut self.spare else { return sleep(ACCEPT_RETRY_INTERVAL).await };
-        if spare.begins() && !self.is_logged && self.rate.take(Instant::now()).is_none() {
+        if spare.note_shortage() && !self.is_logged && self.rate.take(Instant::now()).is_none() {
             self.is_logged = true;
             warn!(%error, "no file descriptors left: new connections get 503 until there are some");
         }

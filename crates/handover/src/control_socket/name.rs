@@ -7,13 +7,13 @@ use std::{
 };
 
 /// The name in a folder that belongs to one server alone, as a service manager makes it.
-const ONLY: &str = "lastcall.sock";
+const OWN_FOLDER_NAME: &str = "lastcall.sock";
 
 /// Where a control socket is: its name in the folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SocketName {
     /// The folder is the server's own.
-    Only,
+    OwnFolder,
     /// Several servers may have the folder: the name tells on which address its server listens.
     Address(SocketAddr),
 }
@@ -22,7 +22,7 @@ impl SocketName {
     /// Returns the path of the socket with this name.
     pub fn path(self, folder: &Path) -> PathBuf {
         match self {
-            Self::Only => folder.join(ONLY),
+            Self::OwnFolder => folder.join(OWN_FOLDER_NAME),
             Self::Address(address) => folder.join(format!("lastcall-{address}.sock")),
         }
     }
@@ -48,7 +48,7 @@ pub fn find_socket(folder: &Path, addresses: &[SocketAddr]) -> Option<PathBuf> {
         let listed = fs::canonicalize(path).is_ok_and(|path| bound.contains(&path)) || bound.contains(path);
         fs::symlink_metadata(path).is_ok() && (bound.is_empty() || listed)
     };
-    names.chain([SocketName::Only]).map(|name| name.path(folder)).find(is_used)
+    names.chain([SocketName::OwnFolder]).map(|name| name.path(folder)).find(is_used)
 }
 
 /// Returns the paths of the control sockets that are bound on this machine, whatever their folder: unix(7) lists
@@ -60,7 +60,7 @@ pub fn bound_sockets() -> Vec<PathBuf> {
         .filter_map(|line| line.split_once('/').map(|(_, path)| PathBuf::from(format!("/{path}"))))
         .filter(|path| {
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or("");
-            name == ONLY || name.starts_with("lastcall-") && name.ends_with(".sock")
+            name == OWN_FOLDER_NAME || name.starts_with("lastcall-") && name.ends_with(".sock")
         })
         .collect();
     paths.sort();

@@ -21,7 +21,7 @@ impl Spare {
     /// Has the next accept(2) succeed after this error.
     pub(super) fn release(&self, error: &io::Error) {
         if let Some(spare) = self.lock().as_mut() {
-            if spare.begins() {
+            if spare.note_shortage() {
                 warn!(%error, "no file descriptors left: the control socket uses the one that is kept for it");
             }
             spare.release();
@@ -32,7 +32,7 @@ impl Spare {
     pub(super) fn accepted(&self) {
         if let Some(spare) = self.lock().as_mut() {
             // That a shortage has ended needs no line of its own: the HTTP server says so.
-            let _ = spare.succeeded();
+            let _ = spare.note_success();
         }
     }
 

@@ -23,7 +23,7 @@ impl Format {
 
     /// OpenMetrics for a scraper that names it and does not prefer plain text; else Prometheus' own, also for one
     /// that wants neither: it may understand the answer all the same.
-    pub(crate) fn asked(headers: &HeaderMap) -> Self {
+    pub(crate) fn negotiate(headers: &HeaderMap) -> Self {
         let ranges: Vec<_> = fields::list(headers, &ACCEPT).filter_map(Range::read).collect();
         let weight = |media_type: &str| {
             let these = ranges.iter().filter(|range| range.media_type.eq_ignore_ascii_case(media_type));
@@ -68,7 +68,7 @@ mod tests {
     use super::*;
 
     fn asked(lines: &[&'static str]) -> Format {
-        Format::asked(&lines.iter().map(|line| (ACCEPT, line.parse().unwrap())).collect())
+        Format::negotiate(&lines.iter().map(|line| (ACCEPT, line.parse().unwrap())).collect())
     }
 
     #[test]
