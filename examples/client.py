@@ -36,7 +36,7 @@ async def stay_connected(url, handle):
             failures = 0
         delay = min(30, 2 ** min(failures, 5)) * random.uniform(0.5, 1) if after is None else after
         failures += 1
-        await asyncio.sleep(max(delay, least))
+        await asyncio.sleep(least + delay)
 
 
 if __name__ == "__main__":
