@@ -273,14 +273,17 @@ mod tests {
         }
     }
 
+    /// How far the new process goes, and the step at which the old one notices.
+    const STEPS: [(Until, Until); 4] = [
+        (Until::Connected, Until::Hello),
+        (Until::Hello, Until::Hello),
+        (Until::Ready, Until::Ready),
+        (Until::Complete, Until::Complete),
+    ];
+
     #[test]
     fn a_new_process_that_ends_at_any_step_is_noticed_at_that_step() {
-        for (until, reached) in [
-            (Until::Connected, Until::Hello),
-            (Until::Hello, Until::Hello),
-            (Until::Ready, Until::Ready),
-            (Until::Complete, Until::Complete),
-        ] {
+        for (until, reached) in STEPS {
             let (old, new) = pair();
             let (_stay, thread) = new_process(new, until, false);
             let (at, error) = hand_over(old, None);
@@ -292,12 +295,7 @@ mod tests {
 
     #[test]
     fn a_new_process_that_hangs_at_any_step_is_given_up() {
-        for (until, reached) in [
-            (Until::Connected, Until::Hello),
-            (Until::Hello, Until::Hello),
-            (Until::Ready, Until::Ready),
-            (Until::Complete, Until::Complete),
-        ] {
+        for (until, reached) in STEPS {
             let (old, new) = pair();
             let (stay, thread) = new_process(new, until, true);
             let (at, error) = hand_over(old, Some(reached));

@@ -133,7 +133,9 @@ async fn kill(child: &mut Child, error: anyhow::Error) -> anyhow::Error {
     let gone = matches!(error.downcast_ref(), Some(SendError::Stream(StreamError::Gone)));
     let time = if gone { EXIT_TIMEOUT } else { Duration::ZERO };
     if let Ok(Ok(status)) = timeout(time, child.wait()).await {
-        return error.context(format!("it ended by itself ({status}), and its log says why"));
+        let ended = format!("it ended by itself ({status}); its own output says why");
+        // That it is gone says no more.
+        return if gone { anyhow!(ended) } else { error.context(ended) };
     }
     // Killed, and waited for: whatever it has of this process's is closed then.
     match child.kill().await {

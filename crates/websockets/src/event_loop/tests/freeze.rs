@@ -45,6 +45,18 @@ fn restore(frozen: &FrozenLoop, harness: &mut Harness) {
     }
 }
 
+/// Moves the connections of a loop to another one. The first one ends.
+fn hand_over(old: Harness) -> Harness {
+    let running = Running::start(old);
+    let mut frozen = running.freeze();
+    let mut new = Harness::new(Options::default());
+    restore(&frozen, &mut new);
+    frozen.release();
+    drop(frozen);
+    running.thread.join().unwrap();
+    new
+}
+
 #[test]
 fn a_frozen_loop_continues_when_it_is_dropped() {
     let mut harness = Harness::new(Options::default());
@@ -88,13 +100,7 @@ fn a_loop_whose_connections_are_released_ends_and_another_one_continues_them() {
     let slot = old.key(&closing).slot;
     old.event_loop.close(slot, CloseReason::ServiceRestart);
 
-    let running = Running::start(old);
-    let mut frozen = running.freeze();
-    let mut new = Harness::new(Options::default());
-    restore(&frozen, &mut new);
-    frozen.release();
-    drop(frozen);
-    running.thread.join().unwrap();
+    let mut new = hand_over(old);
 
     client.send(&text[7..]);
     closing.send(client_close(1012));
@@ -140,13 +146,7 @@ fn output_that_is_queued_is_written_by_the_new_loop() {
         old.iterate();
         count += 1;
     }
-    let running = Running::start(old);
-    let mut frozen = running.freeze();
-    let mut new = Harness::new(Options::default());
-    restore(&frozen, &mut new);
-    frozen.release();
-    drop(frozen);
-    running.thread.join().unwrap();
+    let mut new = hand_over(old);
     let reader = thread::spawn(move || {
         client.expect_welcome();
         (0..count).for_each(|_| client.expect_text(&"x".repeat(100_000)));
