@@ -30,7 +30,7 @@ use tracing::{info, warn};
 use crate::{
     config,
     ingress::{Ingress, SuspendedIngress},
-    listener,
+    listener::{self, Opened},
     upgrade::{
         ControlServer, Handover, IncomingHandover, Program, Role, SERVING_REPORT_TIMEOUT, SharedUpgradeStats,
         UpgradeRequests, Upgrader, supervise,
@@ -70,7 +70,7 @@ pub(crate) struct Exit {
 pub(crate) async fn run(
     loaded: &Loaded,
     inherited: Inherited,
-    mut unusable: Vec<SettingError>,
+    unusable: Vec<SettingError>,
 ) -> anyhow::Result<Exit> {
     let Loaded { settings, files, .. } = loaded;
     let Inherited { handover, mut role } = inherited;
@@ -87,25 +87,7 @@ pub(crate) async fn run(
         ),
         None => None,
     };
-    // Now, as nothing may fail any more once this process has taken over.
-    if !matches!(settings.runtime_dir, RuntimeDir::Default(_))
-        && let Err(error) =
-            ControlSocket::check_folder(settings.runtime_dir.path(), SocketName::Address(LONGEST_ADDRESS))
-    {
-        let reason = format_args!("there can be no control socket: {:#}", anyhow::Error::from(error));
-        unusable.push(loaded.unusable("runtime_dir", &reason));
-    }
-    let page = Page::load(settings.templates_dir.as_deref(), settings.max_message_size).map_err(|error| {
-        unusable.push(loaded.unusable("templates_dir", &format_args!("{:#}", anyhow::Error::from(error))));
-    });
-    let bound = match handover {
-        Some(_) => None,
-        None => listener::open(loaded, &mut unusable).await?,
-    };
-    let Ok(page) = page else { return Err(SettingsErrors(unusable).into()) };
-    if !unusable.is_empty() {
-        return Err(SettingsErrors(unusable).into());
-    }
+    let Prepared { page, listener } = prepare(loaded, handover, unusable).await?;
     let phases = Phases::default();
     let manager = ConnectionManager::start(config::manager(settings)?, phases.clone())
         .context("cannot start the event loops")?;
@@ -123,16 +105,15 @@ pub(crate) async fn run(
     ));
 
     let activated;
-    let (suspended, inherited_control, served_before) = match handover {
-        Some(handover) => {
+    let (suspended, inherited_control, served_before) = match listener {
+        ListenerSource::Handover(handover) => {
             let received = handover.receive(&manager, settings).await?;
             upgrade_stats.set(received.upgrade_stats);
             activated = received.activated;
             refusals.add(&received.refused);
             (received.ingress, received.control, Some((received.frozen_at, received.old_process)))
         }
-        None => {
-            let opened = bound.context("there is no socket to listen on")?;
+        ListenerSource::Opened(opened) => {
             activated = opened.activated;
             let (http, notifier) = (opened.listener.into(), NotifierState::default());
             (SuspendedIngress { http, notifier }, None, None)
@@ -231,6 +212,53 @@ pub(crate) async fn run(
         (ExitReason::Immediate(signal), _) => ExitCode::from(128 + signal.number()),
     };
     Ok(Exit { code, at_once: matches!(reason, ExitReason::Immediate(_)) })
+}
+
+/// What is there before the server is built. Nothing of it can fail any more once this process has taken over.
+struct Prepared {
+    page: Page,
+    listener: ListenerSource,
+}
+
+/// Where the listening socket comes from.
+enum ListenerSource {
+    /// The old process, with its clients.
+    Handover(IncomingHandover),
+    /// The service manager, or the settings.
+    Opened(Opened),
+}
+
+/// Loads and opens what the settings name. What cannot be used is reported together with what is `unusable` already.
+///
+/// # Errors
+/// [`SettingsErrors`] if a setting cannot be used on this machine; other errors if the system does not allow it.
+async fn prepare(
+    loaded: &Loaded,
+    handover: Option<IncomingHandover>,
+    mut unusable: Vec<SettingError>,
+) -> anyhow::Result<Prepared> {
+    let settings = &loaded.settings;
+    if !matches!(settings.runtime_dir, RuntimeDir::Default(_))
+        && let Err(error) =
+            ControlSocket::check_folder(settings.runtime_dir.path(), SocketName::Address(LONGEST_ADDRESS))
+    {
+        let reason = format_args!("there can be no control socket: {:#}", anyhow::Error::from(error));
+        unusable.push(loaded.unusable("runtime_dir", &reason));
+    }
+    let page = Page::load(settings.templates_dir.as_deref(), settings.max_message_size)
+        .map_err(|error| {
+            let reason = format_args!("{:#}", anyhow::Error::from(error));
+            unusable.push(loaded.unusable("templates_dir", &reason));
+        })
+        .ok();
+    let listener = match handover {
+        Some(handover) => Some(ListenerSource::Handover(handover)),
+        None => listener::open(loaded, &mut unusable).await?.map(ListenerSource::Opened),
+    };
+    match (page, listener) {
+        (Some(page), Some(listener)) if unusable.is_empty() => Ok(Prepared { page, listener }),
+        _ => Err(SettingsErrors(unusable).into()),
+    }
 }
 
 /// Returns the path of the control socket.
