@@ -15,7 +15,6 @@ mod load;
 mod process;
 mod report;
 mod restart;
-mod restart_chart;
 mod stuck;
 
 use std::{path::PathBuf, process::ExitCode};

@@ -2,7 +2,7 @@
 
 use std::fmt::{Error, Write as _};
 
-use crate::restart::{Message, Outcome};
+use super::{Outcome, record::Message};
 
 const WIDTH: f64 = 860.0;
 const LEFT: f64 = 70.0;
