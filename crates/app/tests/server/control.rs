@@ -31,6 +31,25 @@ async fn the_control_socket_stays_the_same_file_over_upgrades() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_relative_runtime_dir_is_below_the_working_directory() {
+    let server = Start::default().env("RUNTIME_DIR", "relative/run").serve().await;
+    let absolute = server.dir.path().join("relative/run");
+    let elsewhere = crate::support::folder();
+    for (folder, runtime_dir) in
+        [(server.dir.path(), Path::new("relative/run")), (elsewhere.path(), &absolute)]
+    {
+        let command = tokio::process::Command::new(env!("CARGO_BIN_EXE_lastcall"))
+            .args(["upgrade", "--port", &server.address.port().to_string()])
+            .env("RUNTIME_DIR", runtime_dir)
+            .current_dir(folder)
+            .output()
+            .await
+            .unwrap();
+        assert!(command.status.success(), "{}", String::from_utf8_lossy(&command.stderr));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_control_socket_that_is_removed_is_made_again() {
     let mut server = Server::start().await;
     for upgraded in [false, true] {

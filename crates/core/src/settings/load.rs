@@ -1,6 +1,6 @@
 //! From all sources to the settings in force.
 
-use std::{ffi::OsStr, time::Duration};
+use std::{ffi::OsStr, path::Path, time::Duration};
 
 use figment::value::Value;
 
@@ -29,13 +29,17 @@ impl Settings {
         loader.environment(&sources.environment);
         loader.command_line(&sources.command_line);
         loader.rust_log(&sources.environment);
-        loader.finish(variable(&sources.environment, "XDG_RUNTIME_DIR"))
+        loader.finish(&sources.working_dir, variable(&sources.environment, "XDG_RUNTIME_DIR"))
     }
 }
 
 impl Loader {
     /// Reads every setting, and checks the settings together.
-    fn finish(mut self, xdg_runtime_dir: Option<&OsStr>) -> Result<Loaded, SettingsErrors> {
+    fn finish(
+        mut self,
+        working_dir: &Path,
+        xdg_runtime_dir: Option<&OsStr>,
+    ) -> Result<Loaded, SettingsErrors> {
         use value::{
             client_messages, connections, duration, duration_or_auto, folder, host, interval, keys,
             log_format, log_level, nonzero_duration, origins, port, rate, size,
@@ -61,7 +65,8 @@ impl Loader {
                 Some(path) if self.source("runtime_dir") == Source::Variable(RUNTIME_DIRECTORY.into()) => {
                     RuntimeDir::Service(path)
                 }
-                Some(path) => RuntimeDir::Chosen(path),
+                // Absolute: the kernel lists a socket under the path by which it was bound.
+                Some(path) => RuntimeDir::Chosen(working_dir.join(path)),
                 None => RuntimeDir::default(xdg_runtime_dir),
             },
             max_connections: self.read("max_connections", open_files.max_connections(), |value| {

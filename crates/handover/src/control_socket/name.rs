@@ -43,11 +43,15 @@ pub fn find_socket(folder: &Path, addresses: &[SocketAddr]) -> Option<PathBuf> {
     let exact = addresses.iter().copied();
     let names = exact.chain(addresses.iter().flat_map(unspecified)).map(SocketName::Address);
     let bound = bound_sockets();
-    // A file without a process is left over from one that was killed. Without /proc, all of them count.
-    let is_used = |path: &PathBuf| {
-        let listed = fs::canonicalize(path).is_ok_and(|path| bound.contains(&path)) || bound.contains(path);
-        fs::symlink_metadata(path).is_ok() && (bound.is_empty() || listed)
+    // The server and the command may have come to the folder by different symbolic links.
+    let is_bound = |path: &PathBuf| {
+        let same_file = |other: &PathBuf| {
+            fs::canonicalize(path).is_ok_and(|path| fs::canonicalize(other).is_ok_and(|other| other == path))
+        };
+        bound.contains(path) || bound.iter().any(same_file)
     };
+    // A file without a process is left over from one that was killed. Without /proc, all of them count.
+    let is_used = |path: &PathBuf| fs::symlink_metadata(path).is_ok() && (bound.is_empty() || is_bound(path));
     names.chain([SocketName::OwnFolder]).map(|name| name.path(folder)).find(is_used)
 }
 
@@ -80,6 +84,16 @@ mod tests {
         let path = SocketName::Address("127.0.0.1:8000".parse().unwrap()).path(folder.path());
         let _socket = ControlSocket::bind(&path).unwrap();
         assert!(bound_sockets().contains(&path), "{:?}", bound_sockets());
+    }
+
+    #[test]
+    fn a_socket_is_found_although_its_server_came_to_the_folder_by_another_link() {
+        let folder = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink(".", folder.path().join("link")).unwrap();
+        let address: SocketAddr = "127.0.0.1:8000".parse().unwrap();
+        let _socket =
+            ControlSocket::bind(&SocketName::Address(address).path(&folder.path().join("link"))).unwrap();
+        assert!(find_socket(folder.path(), &[address]).is_some());
     }
 
     #[test]
