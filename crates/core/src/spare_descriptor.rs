@@ -12,12 +12,12 @@ const SUCCESSES_TO_END_SHORTAGE: u32 = 16;
 /// then. With it, accept(2) succeeds once more:
 ///
 /// 1. accept(2) fails with an error that [`is_shortage`](Self::is_shortage) recognises. Log it if
-///    [`begins`](Self::begins) says so, and [`release`](Self::release) the spare descriptor.
+///    [`note_shortage`](Self::note_shortage) says so, and [`release`](Self::release) the spare descriptor.
 /// 2. Call accept(2) again at once, and answer the connection.
 /// 3. Give the answered connection to [`keep`](Self::keep), which closes it and keeps its descriptor as the next
 ///    spare one; if there was none, call [`restore`](Self::restore).
 ///
-/// After each accept(2) that succeeds without the spare descriptor, call [`succeeded`](Self::succeeded).
+/// After each accept(2) that succeeds without the spare descriptor, call [`note_success`](Self::note_success).
 #[derive(Debug)]
 pub struct SpareDescriptor {
     /// What the spare descriptor is a copy of. Always open: the spare one can be made from it without a moment
