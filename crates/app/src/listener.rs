@@ -1,9 +1,9 @@
-//! Opening the listening socket as the settings say, and the warnings about what it is open to.
+//! Opening the listening socket as the settings say.
 
 use std::net::SocketAddr;
 
 use anyhow::bail;
-use lastcall_core::settings::{ClientMessages, Loaded, SettingError, Settings, Source};
+use lastcall_core::settings::{Loaded, SettingError, Settings};
 use lastcall_endpoints::{BindError, Listener};
 use tokio::net::lookup_host;
 use tracing::{info, warn};
@@ -43,30 +43,6 @@ pub(crate) async fn open(
     }
     unusable.push(error);
     Ok(None)
-}
-
-/// Logs a warning if other machines can connect, and their clients may send texts to all others without that having
-/// been set.
-pub(crate) fn warn_if_open(address: SocketAddr, loaded: &Loaded) {
-    let is_default = matches!(loaded.source("client_messages"), Some(Source::Default));
-    let is_open = loaded.settings.client_messages == ClientMessages::Broadcast && is_default;
-    if is_open && !address.ip().to_canonical().is_loopback() {
-        warn!(
-            "every client that can connect to {address} can send text to all other clients: clients are not \
-             authenticated. Set `client_messages` to `ignore` if only back ends should send, or to `broadcast` \
-             if clients should, too; then this warning does not appear"
-        );
-    }
-}
-
-/// Logs that only this machine can call the API, as there are no keys: a warning only where other machines can reach the
-/// server, and not at each upgrade.
-pub(crate) fn log_api_is_local(address: SocketAddr, takes_over: bool) {
-    if takes_over || address.ip().to_canonical().is_loopback() {
-        info!("no api_keys are set: only this machine may call /api/");
-    } else {
-        warn!("no api_keys are set: only this machine may call /api/, while others can reach {address}");
-    }
 }
 
 /// Logs a warning if the socket that was taken over is not where the settings say.

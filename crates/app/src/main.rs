@@ -3,17 +3,20 @@
 //! - `cli` is the command line, `commands` what `lastcall upgrade` and `lastcall status` do.
 //! - `config` makes each library's configuration from the settings.
 //! - `server` composes the parts of the server, and starts and stops them in order.
-//! - `listener` opens the listening socket as the settings say, and logs whether other machines can reach it.
+//! - `listener` opens the listening socket as the settings say, `exposure` logs what other machines can do.
 //! - `ingress` is all that can publish: HTTP and the notifier, which an upgrade suspends.
 //! - `upgrade` is both sides of a handover, the control socket, and the supervisor.
-//! - `threads` starts the threads of the runtime, `version` knows the version, the commit and the start time.
+//! - `threads` starts the threads of the runtime, `version` knows the version and the commit, `start_time` when the
+//!   process started.
 
 mod cli;
 mod commands;
 mod config;
+mod exposure;
 mod ingress;
 mod listener;
 mod server;
+mod start_time;
 mod threads;
 mod upgrade;
 mod version;
@@ -41,7 +44,7 @@ use crate::{cli::Action, server::Inherited, upgrade::Role};
 const WRONG_SETTINGS: u8 = 2;
 
 fn main() -> ExitCode {
-    version::note_start();
+    start_time::record();
     let invocation = cli::parse();
     if let Err(error) = OpenFileLimit::raise() {
         print_error(&error);

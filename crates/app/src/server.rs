@@ -28,12 +28,13 @@ use tokio::task::spawn_blocking;
 use tracing::{info, warn};
 
 use crate::{
-    config,
+    config, exposure,
     ingress::{Ingress, SuspendedIngress},
     listener::{self, Opened},
+    start_time,
     upgrade::{
-        ControlServer, Handover, IncomingHandover, Program, Role, SERVING_REPORT_TIMEOUT, SharedUpgradeStats,
-        UpgradeRequests, Upgrader, supervise,
+        ControlServer, IncomingHandover, OutgoingHandover, Program, Role, SERVING_REPORT_TIMEOUT,
+        SharedUpgradeStats, Supervised, UpgradeRequests, Upgrader, supervise,
     },
     version,
 };
@@ -139,13 +140,13 @@ pub(crate) async fn run(
     let takes_over = served_before.is_some();
     let life = Lifecycle::start(hooks, phases, signals.clone(), takes_over).await?;
     if let Role::Supervised(link) = &mut role {
-        link.serve(signals.clone()).context("cannot speak to the process that was started")?;
+        link.serve(signals.clone()).context("cannot use the link to the supervisor")?;
         failpoint::hit(Step::Reported);
     }
     if let Some((frozen_at, old_process)) = served_before {
         // 0 if the clock was set back meanwhile.
         let pause = frozen_at.elapsed().unwrap_or_default();
-        // The old process ends when it hears this.
+        // The old process ends when it receives this.
         if let Err(error) = old_process.report_serving(SERVING_REPORT_TIMEOUT) {
             warn!("the old process could not be told that this one serves: {error:#}");
         }
@@ -156,10 +157,10 @@ pub(crate) async fn run(
     }
     if !takes_over {
         // Not at each upgrade: an alert on warnings would fire at each deploy.
-        listener::warn_if_open(address, loaded);
+        exposure::warn_if_open(address, loaded);
     }
     if settings.api_keys.is_empty() {
-        listener::log_api_is_local(address, takes_over);
+        exposure::log_api_is_local(address, takes_over);
     }
     let mut upgrader = Upgrader {
         requests: UpgradeRequests {
@@ -171,7 +172,7 @@ pub(crate) async fn run(
                 inherited_control,
             )),
         },
-        handover: Handover {
+        handover: OutgoingHandover {
             program,
             files: files.iter().filter(|file| file.needed).cloned().collect(),
             role,
@@ -192,7 +193,11 @@ pub(crate) async fn run(
         "listening on http://{address}"
     );
     let reason = life.run(manager, config::shutdown(settings), &mut upgrader).await;
-    let Upgrader { handover: Handover { supervised, .. }, .. } = upgrader;
+    exit(reason, upgrader.handover.supervised).await
+}
+
+/// Returns how the process ends. If it has become the supervisor of another one, it is that first.
+async fn exit(reason: ExitReason, supervised: Option<Supervised>) -> anyhow::Result<Exit> {
     let pid = std::process::id();
     match (reason, &supervised) {
         (ExitReason::HandedOver(_), Some(_)) => {}
@@ -202,7 +207,7 @@ pub(crate) async fn run(
         _ => info!(pid, "stopped"),
     }
     let code = match (reason, supervised) {
-        // Also when a part of this process did not stop as it should: the service goes on.
+        // Also when a part of this process did not stop as it should: the service continues.
         (ExitReason::HandedOver(_) | ExitReason::Failed | ExitReason::Graceful, Some(supervised)) => {
             process::trim_heap();
             supervise(supervised).await?
@@ -292,8 +297,8 @@ impl Health for ProcessHealth {
             version: version::VERSION,
             commit: version::COMMIT,
             pid: std::process::id(),
-            start_time: version::start_time(),
-            uptime: version::uptime(),
+            start_time: start_time::unix_seconds(),
+            uptime: start_time::uptime(),
         }
     }
 

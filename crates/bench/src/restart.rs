@@ -137,14 +137,14 @@ impl Outcome {
         self.messages.iter().filter(|message| which(message)).map(what).fold(0.0, f64::max)
     }
 
-    /// Returns whether no restart touches this message.
+    /// Returns true if no restart touches this message.
     fn is_calm(&self, message: &Message) -> bool {
         !self.restarts.iter().any(|restart| restart.touches(message))
     }
 }
 
 impl Restart {
-    /// Returns whether a message was on its way at some time in this restart, or in the second after it.
+    /// Returns true if a message was on its way at some time in this restart, or in the second after it.
     fn touches(&self, message: &Message) -> bool {
         message.sent + message.longest_ms / 1e3 >= self.from && message.sent <= self.to + 1.0
     }

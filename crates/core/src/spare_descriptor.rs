@@ -39,7 +39,7 @@ impl SpareDescriptor {
         Ok(Self { null, spare: Some(spare), until_ended: 0 })
     }
 
-    /// Returns whether a system call failed because the process, or the system, has no file descriptors left, or no
+    /// Returns true if a system call failed because the process, or the system, has no file descriptors left, or no
     /// memory for another one (EMFILE, ENFILE, ENOBUFS and ENOMEM in accept(2)).
     pub fn is_shortage(error: &io::Error) -> bool {
         let shortages = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
@@ -113,7 +113,7 @@ mod tests {
         assert!(!spare.note_success(), "there was none");
         assert!(spare.note_shortage());
         for _ in 0..3 {
-            assert!(!spare.note_shortage(), "it goes on");
+            assert!(!spare.note_shortage(), "it continues");
             // One connection ended, and made room for one.
             assert!(!spare.note_success());
         }

@@ -6,7 +6,7 @@
 //! - `server` owns the listening socket ([`Listener`]: bound, passed by systemd, or inherited), accepts connections
 //!   and speaks HTTP/1.1 on each ([`HttpServer`]). It stops in levels, and gives back what another server can resume
 //!   from ([`ListenerState`]). A connection that becomes a WebSocket leaves it for the connection manager.
-//! - `routes` is the table of paths and methods ([`router`]). Before any of them, `fields` refuses requests whose
+//! - `routes` is the table of paths and methods ([`router`]). Before any of them, `target` refuses requests whose
 //!   header fields contradict each other, and finds the host that a request is for, as an `authority`.
 //! - `auth` decides which callers and web pages may do what: API keys, calls from this machine, origins, CORS.
 //! - `handlers` has a file for each path: the WebSocket handshake, publishing, health, metrics, the test page. They
@@ -28,6 +28,7 @@ mod refusals;
 mod routes;
 mod server;
 mod state;
+mod target;
 mod upgrade_stats;
 
 pub use axum::Router;

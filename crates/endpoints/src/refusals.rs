@@ -76,14 +76,14 @@ pub(crate) struct Refusal {
 }
 
 impl Refusal {
-    /// Returns what an answer refuses, if it does.
-    pub(crate) fn of(answer: &Response, request: RequestSummary) -> Option<Self> {
-        if let Some(error) = answer.extensions().get() {
+    /// Returns what a response refuses, if it does.
+    pub(crate) fn of(response: &Response, request: RequestSummary) -> Option<Self> {
+        if let Some(error) = response.extensions().get() {
             return Some(Self::new(error, request));
         }
         // A browser that is not told that the page may does not send the page's request.
         let is_refused =
-            request.is_preflight() && !answer.headers().contains_key(ACCESS_CONTROL_ALLOW_ORIGIN);
+            request.is_preflight() && !response.headers().contains_key(ACCESS_CONTROL_ALLOW_ORIGIN);
         let message = "The page's browser asks whether it may publish here, and it may not: add its origin to \
                        `allowed_origins` on the server.";
         is_refused.then(|| Self::new(&ApiError::new(ErrorCode::OriginNotAllowed, message), request))

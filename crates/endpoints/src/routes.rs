@@ -14,9 +14,9 @@ use axum::{
 use crate::{
     auth::cors,
     error::{ApiError, ErrorCode},
-    fields,
     handlers::{health, metrics, publish, websocket},
     state::AppState,
+    target,
 };
 
 /// What the methods of a route are called in `Allow`.
@@ -40,7 +40,7 @@ pub fn router(state: AppState) -> Router {
         .route("/api/publish", publish)
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
-        .layer(map_request(fields::check))
+        .layer(map_request(target::check))
         .with_state(Arc::new(state))
 }
 
@@ -48,7 +48,7 @@ async fn index(State(state): State<Arc<AppState>>) -> impl IntoResponse {
     state.page.response()
 }
 
-/// Returns the answer to `OPTIONS` (RFC 9110 section 9.3.7), which some load balancers check the health with.
+/// Returns the response to `OPTIONS` (RFC 9110 section 9.3.7), which some load balancers check the health with.
 fn allow(methods: &'static str) -> Response {
     (StatusCode::NO_CONTENT, [(header::ALLOW, methods)]).into_response()
 }

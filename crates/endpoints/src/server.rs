@@ -108,7 +108,7 @@ impl HttpServer {
         if let Ok(ended) = timeout(REJECT_PENDING_TIMEOUT, &mut self.accepting).await {
             return ended;
         }
-        info!("HTTP clients that do not take their answers are cut off: the server is replaced, or ends");
+        info!("HTTP clients that do not take their responses are cut off: the server is replaced, or ends");
         stop.raise_to(StopLevel::AbortAll);
         (&mut self.accepting).await
     }

@@ -23,7 +23,7 @@
 //! ```
 //!
 //! Until the new process has read `Commit` it touches no socket, and until the old one has sent it, the old one keeps
-//! every descriptor and all of its state: if anything goes wrong before, it goes on as if nothing had happened.
+//! every descriptor and all of its state: if anything goes wrong before, it continues as if nothing had happened.
 
 mod control_socket;
 pub mod failpoint;
@@ -35,7 +35,7 @@ mod stream;
 pub use control_socket::{ControlSocket, FileIdentity, SocketError, SocketName, bound_sockets, find_socket};
 pub use protocol::{ControlCommand, FirstMessage, Hello, PROTOCOL, UpgradeProgress};
 pub use receiver::{
-    Committed, HandoverReceiver, OldProcess, ReceiveError, Received, ReceivedClient, ReceivedServer,
+    Committed, HandoverReceiver, OldProcess, ReceiveError, ReceivedClient, ReceivedHandover, ReceivedServer,
 };
 pub use sender::{HandoverSender, OutgoingClient, OutgoingServer, SendError, refusal};
 pub use stream::{FramedStream, HEADER_LEN, StreamError, body_len, decode, encode};

@@ -63,9 +63,9 @@ pub struct ReceivedClient<C> {
     pub state: C,
 }
 
-/// Everything that was received. Nothing of it may be touched before [`Received::commit`].
+/// Everything that was received. Nothing of it may be touched before [`ReceivedHandover::commit`].
 #[derive(Debug)]
-pub struct Received<S, C> {
+pub struct ReceivedHandover<S, C> {
     /// The server.
     pub server: ReceivedServer<S>,
     /// The clients.
@@ -118,7 +118,7 @@ impl HandoverReceiver {
         self,
         max_clients: usize,
         timeout: Duration,
-    ) -> Result<Received<S, C>, ReceiveError> {
+    ) -> Result<ReceivedHandover<S, C>, ReceiveError> {
         let deadline = Instant::now() + timeout;
         let stream = self.stream;
         stream.send(&FromNew::Ready { max_clients }, deadline)?;
@@ -141,11 +141,11 @@ impl HandoverReceiver {
             }
         }
         hit(Step::ReceivedAll);
-        Ok(Received { server, clients, stream })
+        Ok(ReceivedHandover { server, clients, stream })
     }
 }
 
-impl<S, C> Received<S, C> {
+impl<S, C> ReceivedHandover<S, C> {
     /// Has the old process commit: when this returns, the sockets are this process's.
     ///
     /// # Errors
@@ -172,11 +172,11 @@ pub struct Committed<S, C> {
     pub server: ReceivedServer<S>,
     /// The clients.
     pub clients: Vec<ReceivedClient<C>>,
-    /// Waits to hear that this process serves.
+    /// Waits for the report that this process serves.
     pub old_process: OldProcess,
 }
 
-/// The old process after the commit: it ends once it hears that this process serves.
+/// The old process after the commit: it ends once it receives the report that this process serves.
 #[derive(Debug)]
 pub struct OldProcess {
     stream: FramedStream,

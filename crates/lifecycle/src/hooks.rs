@@ -85,7 +85,7 @@ impl Hooks {
 pub(crate) struct Started(Vec<Hook<Shutdown>>);
 
 impl Started {
-    /// Stops all parts, the last one first. Logs each that fails or takes too long, and goes on with the others. Returns
+    /// Stops all parts, the last one first. Logs each that fails or takes too long, and continues with the others. Returns
     /// true if none did.
     pub(crate) async fn stop(self) -> bool {
         let mut all_stopped = true;

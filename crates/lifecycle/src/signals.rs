@@ -256,10 +256,10 @@ impl AllSignals {
 
 /// Signals that have been received directly and not from the supervisor, or the other way round.
 #[derive(Debug, Default)]
-struct Unpaired(VecDeque<Received>);
+struct Unpaired(VecDeque<ReceivedSignal>);
 
 #[derive(Debug)]
-struct Received {
+struct ReceivedSignal {
     signal: Signal,
     via: Via,
     at: Instant,
@@ -269,13 +269,13 @@ impl Unpaired {
     /// Returns true if this signal has been received the other way already.
     fn is_duplicate(&mut self, signal: Signal, via: Via, now: Instant) -> bool {
         self.0.retain(|received| now.saturating_duration_since(received.at) < DUPLICATE_SIGNAL_WINDOW);
-        let is_other = |received: &Received| received.signal == signal && received.via != via;
+        let is_other = |received: &ReceivedSignal| received.signal == signal && received.via != via;
         let pair = self.0.iter().position(is_other);
         match pair {
             Some(index) => drop(self.0.remove(index)),
             None => {
                 self.0.truncate(MAX_QUEUED_SIGNALS - 1);
-                self.0.push_back(Received { signal, via, at: now });
+                self.0.push_back(ReceivedSignal { signal, via, at: now });
             }
         }
         pair.is_some()

@@ -131,7 +131,7 @@ impl EventLoop {
         let mut events = Events::with_capacity(EVENTS);
         while !self.stopped {
             if let Err(error) = self.iterate(&mut events) {
-                tracing::error!(%error, "an event loop cannot go on: its clients are cut off");
+                tracing::error!(%error, "an event loop cannot continue: its clients are cut off");
                 break;
             }
         }

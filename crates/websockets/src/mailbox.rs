@@ -31,7 +31,7 @@ use crate::{
 /// while publishers wake up, and memory is bounded.
 const HIGH_WATER_MARK: usize = 1 << 20;
 
-/// Publishers go on when every mailbox has at most this many bytes of frames.
+/// Publishers continue when every mailbox has at most this many bytes of frames.
 const LOW_WATER_MARK: usize = HIGH_WATER_MARK / 2;
 
 /// Most bytes that a loop takes, and writes to each client, in one go. Far below any sensible `max_queue`, so that a
@@ -219,13 +219,13 @@ impl Mailboxes {
         self.placement.report_load(index, connections);
     }
 
-    /// Returns true if publishers may go on. They ask before they publish, so several can exceed [`HIGH_WATER_MARK`] by
+    /// Returns true if publishers may continue. They ask before they publish, so several can exceed [`HIGH_WATER_MARK`] by
     /// what each publishes at once.
     pub(crate) fn has_capacity(&self) -> bool {
         !self.full.load(Ordering::Relaxed)
     }
 
-    /// Waits until publishers may go on. Has no timeout of its own.
+    /// Waits until publishers may continue. Has no timeout of its own.
     pub(crate) async fn wait_for_capacity(&self) {
         while !self.has_capacity() {
             let notified = self.capacity_returned.notified();

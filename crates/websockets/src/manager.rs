@@ -223,7 +223,7 @@ impl ConnectionManager {
 
     /// Stops all event loops once each has written, or queued, everything that was published. The caller has stopped
     /// everything else that publishes. Returns `None` if a loop has ended. Dropping the future, or what it returns, lets
-    /// the loops go on.
+    /// the loops continue.
     ///
     /// Has no timeout of its own; the caller needs one.
     pub async fn freeze(&self) -> Option<Frozen> {

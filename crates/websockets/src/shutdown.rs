@@ -1,7 +1,7 @@
 //! The graceful shutdown, whole: a delay for load balancers, notice to all clients, time to leave, reminders, closes
 //! that are spread, and at the deadline a close for all that are left.
 //!
-//! [`GracefulShutdown::run`] enters the phases `Withdrawing`, `Draining` and `Closing` as it goes on. What runs meanwhile
+//! [`GracefulShutdown::run`] enters the phases `Withdrawing`, `Draining` and `Closing`, one after the other. What runs meanwhile
 //! follows these.
 
 use std::{future::Future, pin::Pin, time::Duration};
@@ -153,7 +153,7 @@ impl GracefulShutdown {
     ) -> DrainEnd {
         let ShutdownConfig { spread, reminder_interval, .. } = self.config;
         let mut counts = self.manager.watch();
-        let mut progress = Progress::new(total);
+        let mut progress = DrainProgress::new(total);
         let now = Instant::now();
         let mut progress_ticks = interval_at(now + PROGRESS_INTERVAL, PROGRESS_INTERVAL);
         // Without reminders, this interval is never polled.
@@ -248,13 +248,13 @@ fn log_end(before: ConnectionCounts, now: ConnectionCounts) {
 
 /// Logs the progress of a drain.
 #[derive(Debug)]
-struct Progress {
+struct DrainProgress {
     total: usize,
     /// Tenths of the clients that have left, as last logged.
     tenths: usize,
 }
 
-impl Progress {
+impl DrainProgress {
     fn new(total: usize) -> Self {
         Self { total, tenths: 0 }
     }

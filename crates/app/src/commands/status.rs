@@ -13,7 +13,7 @@ use humantime::format_duration;
 use hyper::{Request, body::Bytes, client::conn::http1, header::HOST};
 use hyper_util::rt::TokioIo;
 use indicatif::{ProgressBar, ProgressStyle};
-use lastcall_core::settings::Settings;
+use lastcall_core::{phase::Phase, settings::Settings};
 use serde::Deserialize;
 use tokio::{
     net::{TcpStream, lookup_host},
@@ -50,7 +50,7 @@ struct Status {
 
 impl Status {
     fn is_shutting_down(&self) -> bool {
-        self.phase != "serving"
+        self.phase != Phase::Serving.name()
     }
 
     fn exit_code(&self) -> ExitCode {

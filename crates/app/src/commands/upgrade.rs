@@ -14,16 +14,13 @@ use lastcall_handover::{
 };
 
 use super::output::{count_clients, print_line};
-use crate::upgrade::AFTER_READY_TIMEOUT;
-
-/// How long a running server has to take the command, and to report in time.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+use crate::upgrade::{AFTER_READY_TIMEOUT, COMMAND_REPLY_TIMEOUT};
 
 /// Has the server that runs replace itself, and waits until it has. The exit code says how the upgrade went,
 /// whatever becomes of the output.
 pub(crate) fn upgrade(settings: &Settings) -> anyhow::Result<ExitCode> {
     let stream = ControlSocket::connect(&control_socket(settings)?)?;
-    stream.send(&FirstMessage::Command(ControlCommand::Upgrade), Instant::now() + ANSWER_TIMEOUT)?;
+    stream.send(&FirstMessage::Command(ControlCommand::Upgrade), Instant::now() + COMMAND_REPLY_TIMEOUT)?;
     // One upgrade may be under way already, whose end this waits for.
     let mut deadline = Instant::now() + settings.upgrade_timeout + AFTER_READY_TIMEOUT;
     loop {
@@ -33,7 +30,7 @@ pub(crate) fn upgrade(settings: &Settings) -> anyhow::Result<ExitCode> {
         match progress {
             // The server's own `upgrade_timeout` counts.
             UpgradeProgress::Started { most_seconds, .. } => {
-                deadline = Instant::now() + Duration::from_secs(most_seconds) + ANSWER_TIMEOUT;
+                deadline = Instant::now() + Duration::from_secs(most_seconds) + COMMAND_REPLY_TIMEOUT;
             }
             UpgradeProgress::Done { .. } => return Ok(ExitCode::SUCCESS),
             UpgradeProgress::Failed { reason } => bail!("the upgrade failed; {reason}"),

@@ -61,7 +61,7 @@ impl Attempt {
         let stopped = self.suspended.take().zip(self.frozen.take());
         let (suspended, frozen) = stopped.context("not everything has stopped")?;
         let sending = spawn_blocking(move || {
-            // A panic must not drop them here: the event loops would go on while the new process has their sockets.
+            // A panic must not drop them here: the event loops would continue while the new process has their sockets.
             let sent = catch_unwind(AssertUnwindSafe(|| {
                 send_all(&sender, &state, &suspended, control.as_ref(), &frozen, timeout)
             }));
@@ -83,13 +83,13 @@ impl Attempt {
         self.child
     }
 
-    /// Undoes what was done: ends the new process, then has the event loops go on, then HTTP and the notifier.
+    /// Undoes what was done: ends the new process, then has the event loops continue, then HTTP and the notifier.
     /// Returns `error`, with what became of the new process.
     pub(super) async fn roll_back(mut self, ingress: &Ingress, error: anyhow::Error) -> anyhow::Error {
         // First, and waited for: no connection may be served here while another process has it, too.
         let mut error = kill(&mut self.child, error).await;
         if let Some(clients) = self.committed {
-            // What the new process has read and written by then is not known: the connections cannot go on here.
+            // What the new process has read and written by then is not known: the connections cannot continue here.
             if let Some(frozen) = self.frozen.take() {
                 frozen.disconnect();
             }

@@ -61,7 +61,7 @@ impl ControlServer {
         if let Some(socket) = self.socket.lock().as_mut() {
             socket.keep_file();
         }
-        // Connections that were accepted are served by tasks of their own, which go on.
+        // Connections that were accepted are served by tasks of their own, which continue.
         self.accepting.abort();
         if let Err(error) = (&mut self.accepting).await
             && !error.is_cancelled()

@@ -36,7 +36,7 @@ pub(crate) struct TakenOver {
     pub(crate) refused: RefusalCounts,
     /// Since when the clients are not served.
     pub(crate) frozen_at: SystemTime,
-    /// Waits to hear that this process serves.
+    /// Waits for the report that this process serves.
     pub(crate) old_process: OldProcess,
 }
 
@@ -56,7 +56,7 @@ impl IncomingHandover {
     /// process has committed.
     ///
     /// # Errors
-    /// When the old process did not hand everything over. It goes on then, and this process must end.
+    /// When the old process did not hand everything over. It continues then, and this process must end.
     pub(crate) async fn receive(
         self,
         manager: &ConnectionManager,

@@ -1,7 +1,7 @@
 //! Handing everything over to a new process: the old process's side of an upgrade.
 //!
 //! Until the old process has committed, nothing is lost: whatever fails, the new process is ended, and the old one
-//! goes on as if nothing had happened.
+//! continues as if nothing had happened.
 
 use std::{
     future::Future,
@@ -37,7 +37,7 @@ use crate::{
 };
 
 /// What a handover needs.
-pub(crate) struct Handover {
+pub(crate) struct OutgoingHandover {
     /// Or why no new process can be started.
     pub(crate) program: anyhow::Result<Program>,
     /// The settings files that this process has read.
@@ -70,12 +70,12 @@ struct Transferred {
     pause: Duration,
 }
 
-impl Handover {
+impl OutgoingHandover {
     /// Starts a new process and hands everything over to it. `started` is sent once it runs. Given up when
     /// `interrupted` is ready, until the new process is ready.
     ///
     /// # Errors
-    /// Why the new process did not take over. Then this one goes on as before; without its clients if the error has
+    /// Why the new process did not take over. Then this one continues as before; without its clients if the error has
     /// [`super::attempt::Disconnected`] in it.
     pub(super) async fn run(
         &mut self,
@@ -100,8 +100,8 @@ impl Handover {
     }
 }
 
-impl Handover {
-    /// Starts the new process. It has the same standard streams, so its log goes on where this one's ends. Returns
+impl OutgoingHandover {
+    /// Starts the new process. It has the same standard streams, so its log continues where this one's ends. Returns
     /// it with the stream to it.
     fn start(&mut self) -> anyhow::Result<(Attempt, FramedStream)> {
         let program = self.program.as_ref().map_err(|error| anyhow!("{error:#}"))?;

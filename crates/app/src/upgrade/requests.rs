@@ -80,7 +80,7 @@ pub(super) struct Requesters {
 }
 
 impl Requesters {
-    /// Has the sender of a request hear how the upgrade goes, if it waits for that.
+    /// Reports how the upgrade goes to the sender of a request, if it waits for that.
     pub(super) async fn add(&mut self, request: Request) {
         if self.waiting.len() >= MAX_REQUESTERS {
             return request.fail("too many commands wait for this upgrade already").await;
@@ -92,7 +92,7 @@ impl Requesters {
         self.waiting.push(requester);
     }
 
-    /// Adds commands that hear the next report only.
+    /// Adds commands that receive the next report only.
     pub(super) fn add_late(&mut self, requesters: Vec<Requester>) {
         self.waiting.extend(requesters);
     }

@@ -1,5 +1,5 @@
 //! The process that was started stays, with its PID, while the processes that took over from it serve: what started
-//! it (a shell, an init of a container, supervisord) goes on watching the same process.
+//! it (a shell, an init of a container, supervisord) continues watching the same process.
 //!
 //! After its first handover it is a **supervisor**: it passes signals on to the process that serves, and ends with
 //! the exit code of the last one. Each new process is started by the one before it; when that ends, the supervisor
@@ -61,7 +61,7 @@ pub(crate) async fn supervise(supervised: Supervised) -> anyhow::Result<ExitCode
     let mut linked = true;
     // How the process that serves ended, or the last one that did.
     let (mut ended, mut last) = (None, 0);
-    // When the next process has to be heard of, or the end of one.
+    // By when the next process must report, or one must end.
     let mut give_up: Option<Instant> = None;
     let code = loop {
         for (pid, status) in reap() {

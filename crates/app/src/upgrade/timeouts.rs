@@ -47,7 +47,10 @@ pub(super) const LATE_COMMAND_TIMEOUT: Duration = Duration::from_millis(200);
 /// How long a process that connects to the control socket has to send its command.
 pub(super) const COMMAND_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long the supervisor waits, after the process that serves has ended, to hear from the next one: that may have
+/// How long a running server has to take the command, and how much later than it said a report may come.
+pub(crate) const COMMAND_REPLY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long the supervisor waits, after the process that serves has ended, for the report of the next one: that may have
 /// taken over at that very moment.
 pub(super) const NEXT_PROCESS_TIMEOUT: Duration = Duration::from_secs(15);
 

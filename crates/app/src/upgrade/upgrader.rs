@@ -9,14 +9,14 @@ use tracing::{error, info, warn};
 
 use super::{
     attempt::Disconnected,
-    old_process::{Handover, HandoverSummary},
+    old_process::{HandoverSummary, OutgoingHandover},
     requests::{Request, Requesters, UpgradeRequests},
 };
 
 /// Carries out upgrades.
 pub(crate) struct Upgrader {
     pub(crate) requests: UpgradeRequests,
-    pub(crate) handover: Handover,
+    pub(crate) handover: OutgoingHandover,
 }
 
 impl Upgrade for Upgrader {
@@ -44,11 +44,11 @@ impl Upgrade for Upgrader {
             }
             Err(error) => {
                 let reason = if error.is::<Disconnected>() {
-                    let reason = format!("the server goes on without its clients: {error:#}");
+                    let reason = format!("the server continues without its clients: {error:#}");
                     error!("the upgrade failed; {reason}");
                     reason
                 } else {
-                    let reason = format!("the server goes on as before: {error:#}");
+                    let reason = format!("the server continues as before: {error:#}");
                     warn!("the upgrade failed; {reason}");
                     reason
                 };

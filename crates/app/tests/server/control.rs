@@ -275,7 +275,7 @@ async fn a_new_process_that_dies_after_the_commit_is_no_success() {
     assert!(told.contains("its connections are closed now: 1"), "{told}");
     drop(client);
     fs::write(failpoints.path(), "").unwrap();
-    // The old one goes on, and can be upgraded.
+    // The old one continues, and can be upgraded.
     let mut client = server.client().await;
     assert_eq!(server.get("/health/ready").await.json()["clients"], 1);
     server.upgrade().await;

@@ -53,7 +53,7 @@ impl Python {
     /// Returns the next message of this type.
     async fn next_of(&mut self, kind: &str) -> Value {
         loop {
-            let line = soon(kind, self.messages.next_line()).await.unwrap().expect("the client to go on");
+            let line = soon(kind, self.messages.next_line()).await.unwrap().expect("the client to continue");
             let message: Value = serde_json::from_str(&line).unwrap();
             if message["type"] == kind {
                 return message;
@@ -62,7 +62,7 @@ impl Python {
     }
 
     async fn error(&mut self) -> String {
-        soon("an error", self.errors.next_line()).await.unwrap().expect("the client to go on")
+        soon("an error", self.errors.next_line()).await.unwrap().expect("the client to continue")
     }
 }
 

@@ -1,4 +1,4 @@
-//! Upgrades that fail: the old process goes on serving all clients.
+//! Upgrades that fail: the old process continues serving all clients.
 
 use std::fs;
 
@@ -66,10 +66,10 @@ async fn a_new_process_that_dies_before_the_commit_leaves_the_old_one_serving() 
     let files = failing.server.open_files();
     for action in Step::BEFORE_COMMIT.iter().map(|step| format!("{step:?}:kill")) {
         let told = failing.fail(&action).await;
-        assert!(told.contains("the server goes on as before"), "{action}: {told}");
+        assert!(told.contains("the server continues as before"), "{action}: {told}");
     }
     let told = failing.fail("CommitTooLate:do").await;
-    assert!(told.contains("the server goes on as before"), "{told}");
+    assert!(told.contains("the server continues as before"), "{told}");
     let told = failing.fail("OtherProtocol:do").await;
     assert!(told.contains("speaks version 3 of the handover, this one 2"), "{told}");
     failing.server.open_files_at_most(files).await;
@@ -88,7 +88,7 @@ async fn a_new_process_that_hangs_before_the_commit_leaves_the_old_one_serving()
     let files = failing.server.open_files();
     for action in Step::BEFORE_COMMIT.iter().map(|step| format!("{step:?}:hang")) {
         let told = failing.fail(&action).await;
-        assert!(told.contains("the server goes on as before"), "{action}: {told}");
+        assert!(told.contains("the server continues as before"), "{action}: {told}");
     }
     failing.server.open_files_at_most(files).await;
 }

@@ -127,7 +127,7 @@ async fn an_early_answer_arrives_although_the_client_sends_all_of_its_body_first
                     http.ended().await;
                 } else {
                     let next = http.head("GET", "/health/live", &[]);
-                    assert_eq!(http.call(next).await.status, 200, "{what}: the connection goes on");
+                    assert_eq!(http.call(next).await.status, 200, "{what}: the connection continues");
                 }
             }
         }

@@ -70,7 +70,7 @@ async fn twenty_thousand_clients_leave_nothing_behind() {
     connect_many(&server, 4000, budget.connections).await;
     server.open_files_at_most(files).await;
     let mut more = Vec::new();
-    // What the allocator keeps comes to rest, the later the more cores there are; a leak goes on.
+    // What the allocator keeps comes to rest, the later the more cores there are; a leak continues.
     for _ in 0..3 {
         let memory = server.memory();
         connect_many(&server, 20_000, budget.connections).await;

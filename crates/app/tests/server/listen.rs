@@ -10,12 +10,12 @@ use tokio::net::TcpStream;
 
 use crate::support::{Server, Signal, Start, message, own_address, soon};
 
-/// Returns whether this machine has IPv6.
+/// Returns true if this machine has IPv6.
 fn has_ipv6() -> bool {
     TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_ok()
 }
 
-/// Returns whether this user may make such namespaces, and do this in them; some systems forbid it.
+/// Returns true if this user may make such namespaces, and do this in them; some systems forbid it.
 fn may(kinds: &[&str], what: &str) -> bool {
     let unshare =
         Command::new("unshare").arg("--map-root-user").args(kinds).args(["sh", "-c", what]).status();

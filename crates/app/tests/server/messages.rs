@@ -5,7 +5,7 @@ use tokio_tungstenite::tungstenite::Message;
 
 use crate::support::{Server, Signal, Start};
 
-/// Returns whether this is a time as the contract has it: RFC 3339, UTC, milliseconds.
+/// Returns true if this is a time as the contract has it: RFC 3339, UTC, milliseconds.
 fn is_time(value: &serde_json::Value) -> bool {
     let pattern = b"dddd-dd-ddTdd:dd:dd.dddZ";
     value.as_str().is_some_and(|time| {

@@ -266,7 +266,7 @@ async fn a_terminal_keeps_its_job() {
         terminal.shows("listening on http://").await;
     }
     assert!(status(&address).await.starts_with("HTTP/1.1 200"));
-    // Ctrl+Z stops all of its processes, and `fg` has them go on.
+    // Ctrl+Z stops all of its processes, and `fg` has them continue.
     terminal.type_in("\u{1a}").await;
     terminal.shows("Stopped").await;
     terminal.type_in("fg\n").await;

@@ -1,4 +1,4 @@
-//! Upgrades: the new process serves all clients, or, if it fails, the old one goes on to.
+//! Upgrades: the new process serves all clients, or, if it fails, the old one continues to.
 
 use std::{
     fs,

@@ -69,7 +69,7 @@ impl Panel {
         Ok(())
     }
 
-    /// Returns whether there is room for this second's label.
+    /// Returns true if there is room for this second's label.
     fn labels(&self, second: i64) -> bool {
         let every = ((self.to - self.from) / 10.0).ceil().max(1.0) as i64;
         second % every == 0

@@ -53,10 +53,10 @@ pub(super) struct Record {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Listener {
     connected: bool,
-    /// The number that it should hear next.
+    /// The number that it should receive next.
     pub(super) next: usize,
-    /// When it last heard one.
-    heard: f64,
+    /// When it last received one.
+    received_at: f64,
 }
 
 impl Record {
@@ -64,7 +64,7 @@ impl Record {
         Self {
             epoch,
             messages: Vec::new(),
-            clients: vec![Listener { connected: true, next: 0, heard: 0.0 }; clients],
+            clients: vec![Listener { connected: true, next: 0, received_at: 0.0 }; clients],
             reconnects: VecDeque::new(),
             down: 0,
             cut: 0,
@@ -99,9 +99,9 @@ impl Record {
                 self.lost += (number - client.next) as u64;
                 let message = &mut self.messages[number];
                 if number > 0 {
-                    message.silence_ms = message.silence_ms.max((now - client.heard) * 1e3);
+                    message.silence_ms = message.silence_ms.max((now - client.received_at) * 1e3);
                 }
-                (client.next, client.heard) = (number + 1, now);
+                (client.next, client.received_at) = (number + 1, now);
                 let ms = (now - message.sent) * 1e3;
                 message.got += 1;
                 message.longest_ms = message.longest_ms.max(ms);

@@ -9,10 +9,10 @@ pub(super) const PREFIX: &str = "LASTCALL_";
 pub const RENAMED: [(&str, &str); 1] = [("shutdown_pace", "shutdown_spread")];
 
 /// Set for a new process that is to take over from the one that runs: the number of the descriptor by which the
-/// two speak. No setting.
+/// two communicate. No setting.
 pub const HANDOVER_VARIABLE: &str = "LASTCALL_TAKE_OVER";
 
-/// Set for a process that another one supervises: the number of the descriptor by which the two speak. No setting.
+/// Set for a process that another one supervises: the number of the descriptor by which the two communicate. No setting.
 pub const SUPERVISOR_VARIABLE: &str = "LASTCALL_SUPERVISOR";
 
 /// Set for a process that takes over: `1` if the first of these processes was started in the foreground of a
@@ -48,12 +48,12 @@ pub(super) fn key_of(variable: &str) -> Option<String> {
     }
 }
 
-/// Returns whether a variable is a setting.
+/// Returns true if a variable is a setting.
 pub(super) fn is_setting(variable: &str) -> bool {
     key_of(variable).is_some_and(|key| SPECS.iter().any(|spec| spec.key == key))
 }
 
-/// Returns whether Kubernetes has set this variable for a Service named `lastcall` or `lastcall-…`, as it does in every
+/// Returns true if Kubernetes has set this variable for a Service named `lastcall` or `lastcall-…`, as it does in every
 /// pod beside that Service: LASTCALL_PORT=tcp://10.0.0.1:80, LASTCALL_CANARY_SERVICE_HOST and the like.
 pub(super) fn is_service_link(variable: &str, text: &str) -> bool {
     variable.starts_with(PREFIX)

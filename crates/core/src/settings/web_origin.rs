@@ -3,7 +3,7 @@
 /// Reads an origin as browsers send it (RFC 6454 section 6.2): without the port if it is the scheme's own.
 ///
 /// # Errors
-/// Why it could never be the origin of a page, and what to write instead: goes on from the text.
+/// Why it could never be the origin of a page, and what to write instead: continues from the text.
 pub(super) fn web_origin(text: &str) -> Result<String, String> {
     if text.eq_ignore_ascii_case("null") {
         return Err(

@@ -9,7 +9,7 @@ use subtle::{Choice, ConstantTimeEq};
 use crate::{
     auth::{forwarded::is_forwarded, own_hosts::OwnHosts},
     error::{ApiError, ErrorCode},
-    fields::Target,
+    target::Target,
 };
 
 /// Lets a caller through that has one of `keys`; without keys, one that calls from this machine by one of the

@@ -1,5 +1,5 @@
 //! Lets pages of other origins publish where `allowed_origins` names them: browsers ask beforehand what such a
-//! page may send, and keep the answer from it unless the server agrees (CORS: Fetch Standard, section 3.2).
+//! page may send, and keep the response from it unless the server agrees (CORS: Fetch Standard, section 3.2).
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use axum::http::{
 };
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
-use crate::{auth::origin::Allowed, fields::Target};
+use crate::{auth::origin::Allowed, target::Target};
 
 /// How long a browser need not ask again. Chromium keeps it for two hours at most.
 const MAX_AGE: Duration = Duration::from_secs(3600);

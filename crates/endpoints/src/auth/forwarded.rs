@@ -5,7 +5,7 @@ use axum::http::{
     header::{FORWARDED, VIA},
 };
 
-/// Returns whether the header fields say that a proxy has forwarded the request. A proxy on this machine calls from
+/// Returns true if the header fields say that a proxy has forwarded the request. A proxy on this machine calls from
 /// loopback, wherever the request came from.
 pub(super) fn is_forwarded(headers: &HeaderMap) -> bool {
     headers.contains_key(FORWARDED)

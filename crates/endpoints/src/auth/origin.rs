@@ -8,7 +8,7 @@ use lastcall_core::settings::AllowedOrigins;
 use crate::{
     authority::{Authority, Host, Malformed},
     error::{ApiError, ErrorCode},
-    fields::Target,
+    target::Target,
 };
 
 /// The origin of a web page (RFC 6454).
@@ -38,7 +38,7 @@ impl FromStr for WebOrigin {
 }
 
 impl WebOrigin {
-    /// Returns whether the page came from where the request goes to. A proxy may have ended TLS, so the scheme of the
+    /// Returns true if the page came from where the request goes to. A proxy may have ended TLS, so the scheme of the
     /// page decides which port is meant when the target names none.
     fn is_at(&self, target: &Authority) -> bool {
         matches!(self.scheme.as_str(), "http" | "https")
@@ -74,7 +74,7 @@ impl From<&AllowedOrigins> for Allowed {
 }
 
 impl Allowed {
-    /// Returns whether pages with this `Origin` may connect and publish.
+    /// Returns true if pages with this `Origin` may connect and publish.
     pub(crate) fn includes(&self, origin: &HeaderValue, target: &Target) -> bool {
         if matches!(self, Self::Any) {
             return true;

@@ -7,7 +7,7 @@ use crate::{
     auth::{forwarded::is_forwarded, origin::Allowed},
     authority::Host,
     error::{ApiError, ErrorCode},
-    fields::Target,
+    target::Target,
 };
 
 /// Whether only this machine can connect to the server: it listens on loopback addresses alone.

@@ -111,7 +111,7 @@ impl Collector for Metrics {
         for (reason, closed) in &stats.disconnects {
             count(family.encode_family(&[("reason", reason.as_ref())])?, *format, *closed)?;
         }
-        let help = "Handshakes, API calls and other requests that were refused, by the code of the answer";
+        let help = "Handshakes, API calls and other requests that were refused, by the code of the response";
         let mut family = counters(&mut to, *format, "refused_requests_total", help)?;
         for (code, refused) in refused {
             count(family.encode_family(&[("code", code.as_ref())])?, *format, *refused)?;

@@ -19,9 +19,10 @@ use tokio::time::timeout;
 use crate::{
     auth::api_key,
     error::{ApiError, ErrorCode},
-    fields::{self, Target},
+    fields,
     server::PeerAddr,
     state::AppState,
+    target::Target,
 };
 
 /// How long the body of a request may take to arrive.

@@ -18,9 +18,10 @@ use tungstenite::{Error, error::ProtocolError, handshake::server::create_respons
 use crate::{
     auth::own_hosts::OnLoopback,
     error::{ApiError, ErrorCode},
-    fields::{self, Target},
+    fields,
     server::PendingWebSocket,
     state::AppState,
+    target::Target,
 };
 
 pub(crate) async fn upgrade(
@@ -31,8 +32,8 @@ pub(crate) async fn upgrade(
     mut request: Request,
 ) -> Response {
     simplify(request.headers_mut());
-    let answer = match create_response_with_body(&request, Body::empty) {
-        Ok(answer) => answer,
+    let response = match create_response_with_body(&request, Body::empty) {
+        Ok(response) => response,
         Err(error) => return refuse_handshake(&error),
     };
     if !request.body().is_end_stream() {
@@ -51,7 +52,7 @@ pub(crate) async fn upgrade(
         Err(error) => return refuse(error),
     };
     pending.confirm(permit);
-    answer
+    response
 }
 
 /// Leaves of the lists in a handshake only what is asked of this server: tungstenite reads them less exactly.

@@ -51,12 +51,12 @@ impl RequestSummary {
         self.path().is_some_and(|path| path.starts_with("/api/"))
     }
 
-    /// Returns whether an operator should see that it was refused: unlike a page's icon, which no server needs to have.
+    /// Returns true if an operator should see that it was refused: unlike a page's icon, which no server needs to have.
     pub(super) fn is_for_clients(&self) -> bool {
         self.is_handshake || self.is_api_call() || self.line.is_none()
     }
 
-    /// Returns whether a browser asks if a page may call the API (Fetch Standard, section 3.2.2).
+    /// Returns true if a browser asks if a page may call the API (Fetch Standard, section 3.2.2).
     pub(super) fn is_preflight(&self) -> bool {
         let is_options = self.line.as_ref().is_some_and(|(method, _)| method == Method::OPTIONS);
         is_options && self.origin.is_some() && self.is_api_call()

@@ -66,14 +66,14 @@ struct Routes {
     manager: ConnectionManager,
 }
 
-/// An answer, read to its end.
-struct Answer {
+/// A response, read to its end.
+struct TestResponse {
     status: StatusCode,
     headers: HeaderMap,
     body: String,
 }
 
-impl Answer {
+impl TestResponse {
     fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).map(|value| value.to_str().unwrap())
     }
@@ -114,7 +114,7 @@ impl Routes {
         Self::start(config, serving())
     }
 
-    async fn answer(&self, request: Call<'_>) -> Answer {
+    async fn response(&self, request: Call<'_>) -> TestResponse {
         let Call { method, path, peer, fields, body } = request;
         let mut request = Request::builder().method(method).uri(path);
         for (name, value) in fields {
@@ -128,17 +128,21 @@ impl Routes {
         request.extensions_mut().insert(PendingWebSocket::default());
         let (head, body) = self.router.clone().oneshot(request).await.unwrap().into_parts();
         let body = to_bytes(body, usize::MAX).await.unwrap();
-        Answer { status: head.status, headers: head.headers, body: String::from_utf8(body.into()).unwrap() }
+        TestResponse {
+            status: head.status,
+            headers: head.headers,
+            body: String::from_utf8(body.into()).unwrap(),
+        }
     }
 
-    async fn get(&self, path: &str, fields: Fields<'_>) -> Answer {
-        self.answer(Call { path, fields, ..Call::default() }).await
+    async fn get(&self, path: &str, fields: Fields<'_>) -> TestResponse {
+        self.response(Call { path, fields, ..Call::default() }).await
     }
 
-    async fn publish(&self, fields: Fields<'_>, body: &str) -> Answer {
+    async fn publish(&self, fields: Fields<'_>, body: &str) -> TestResponse {
         let json = [("content-type", "application/json")];
         let fields = [fields, &json].concat();
-        self.answer(Call {
+        self.response(Call {
             method: Method::POST,
             path: "/api/publish",
             fields: &fields,
@@ -240,7 +244,7 @@ async fn the_page_is_asked_for_anew_each_time() {
     );
     assert_eq!(page.header("cache-control"), Some("no-cache"));
     assert!(page.body.contains("new WebSocket("));
-    let head = routes.answer(Call { method: Method::HEAD, ..Call::default() }).await;
+    let head = routes.response(Call { method: Method::HEAD, ..Call::default() }).await;
     assert_eq!((head.status, head.body.as_str()), (StatusCode::OK, ""));
 }
 
@@ -256,13 +260,13 @@ async fn every_route_names_its_methods() {
         ("/metrics", read),
         ("/api/publish", "POST,OPTIONS"),
     ] {
-        let options = routes.answer(Call { method: Method::OPTIONS, path, ..Call::default() }).await;
+        let options = routes.response(Call { method: Method::OPTIONS, path, ..Call::default() }).await;
         assert_eq!(
             (options.status, options.header("allow")),
             (StatusCode::NO_CONTENT, Some(methods)),
             "{path}"
         );
-        let put = routes.answer(Call { method: Method::PUT, path, ..Call::default() }).await;
+        let put = routes.response(Call { method: Method::PUT, path, ..Call::default() }).await;
         assert_eq!(put.error(), error(405, "method_not_allowed"), "{path}");
         assert!(put.headers.contains_key(header::ALLOW), "{path}");
     }

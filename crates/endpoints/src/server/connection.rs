@@ -86,7 +86,7 @@ enum Ended {
     /// No request is being answered: the connection is idle.
     Idle,
     /// HTTP has ended. The socket is still open.
-    Over(Result<(), hyper::Error>),
+    Closed(Result<(), hyper::Error>),
 }
 
 /// Answers requests until there is none, then returns the connection. Returns `None` if it has ended, or has become
@@ -94,9 +94,9 @@ enum Ended {
 async fn serve_http(connection: IdleConnection, peer: SocketAddr, shared: &Shared) -> Option<IdleConnection> {
     let (exchange, pending) = (Exchange::default(), PendingWebSocket::default());
     let service = service_fn(|request: hyper::Request<Incoming>| {
-        exchange.begin();
+        exchange.request_begins();
         // hyper only gives the socket back where this may be moved.
-        Box::pin(answer(request, peer, shared, exchange.clone(), pending.clone()))
+        Box::pin(respond(request, peer, shared, exchange.clone(), pending.clone()))
     });
     let socket = HttpStream::new(connection, exchange.clone());
     let socket = DeferredHandshake::new(socket, pending.clone());
@@ -105,15 +105,15 @@ async fn serve_http(connection: IdleConnection, peer: SocketAddr, shared: &Share
         .header_read_timeout(HEAD_TIMEOUT)
         .max_header_size(MAX_HEAD)
         .max_buf_size(MAX_HEAD)
-        // A client may close its side and wait for the answer.
+        // A client may close its side and wait for the response.
         .half_close(true)
         .serve_connection(TokioIo::new(socket), service);
     let stop = &shared.stop;
     let ended = loop {
         let is_stopping = stop.has_reached(StopLevel::ReturnIdle);
         let poll = poll_fn(|context| match Pin::new(&mut http).poll(context) {
-            Poll::Ready(ended) => Poll::Ready(Ended::Over(ended)),
-            Poll::Pending if exchange.is_over() || is_stopping && exchange.is_waiting() => {
+            Poll::Ready(ended) => Poll::Ready(Ended::Closed(ended)),
+            Poll::Pending if exchange.has_ended() || is_stopping && exchange.is_waiting() => {
                 Poll::Ready(Ended::Idle)
             }
             Poll::Pending => Poll::Pending,
@@ -133,8 +133,8 @@ async fn serve_http(connection: IdleConnection, peer: SocketAddr, shared: &Share
     let (socket, response) = io.into_inner().into_parts();
     match ended {
         Ended::Idle => return Some(socket.into_idle(read)),
-        Ended::Over(Ok(())) => {}
-        Ended::Over(Err(error)) => {
+        Ended::Closed(Ok(())) => {}
+        Ended::Closed(Err(error)) => {
             debug!(%peer, %error, "an HTTP connection ended");
             if let Some(refusal) = refused_without_body(&error, peer) {
                 shared.refusals.note(refusal);
@@ -170,14 +170,14 @@ fn refused_without_body(error: &hyper::Error, peer: SocketAddr) -> Option<Refusa
     Some(Refusal { code, message: message.into(), request: RequestSummary::of_peer(peer) })
 }
 
-/// Returns the answer to a request that is not answered in time when the server stops. The request had no effect.
+/// Returns the response to a request that is not answered in time when the server stops. The request had no effect.
 fn took_too_long() -> Response {
     let why = "The server is being replaced or ends, and this request took too long; try again.";
     ApiError::new(ErrorCode::Overloaded, why).into_response()
 }
 
 /// Answers one request by the routes.
-async fn answer(
+async fn respond(
     request: hyper::Request<Incoming>,
     peer: SocketAddr,
     shared: &Shared,
@@ -191,20 +191,20 @@ async fn answer(
     head.extensions.insert(PeerAddr(peer));
     head.extensions.insert(pending);
     let request = hyper::Request::from_parts(head, Body::new(body));
-    let (mut answer, body_has_ended) = tokio::select! {
-        answer = async {
-            let answer = shared.router.clone().oneshot(request).await?;
-            Ok::<_, Infallible>((answer, rest.read_on(expects_continue).await))
-        } => answer?,
+    let (mut response, body_has_ended) = tokio::select! {
+        response = async {
+            let response = shared.router.clone().oneshot(request).await?;
+            Ok::<_, Infallible>((response, rest.read_on(expects_continue).await))
+        } => response?,
         () = shared.stop.reached(StopLevel::RejectPending) => (took_too_long(), false),
     };
-    if let Some(refusal) = Refusal::of(&answer, summary) {
+    if let Some(refusal) = Refusal::of(&response, summary) {
         shared.refusals.note(refusal);
     }
     if !body_has_ended {
         // What comes next would be taken for a request.
-        exchange.ends();
-        answer.headers_mut().append(CONNECTION, HeaderValue::from_static("close"));
+        exchange.response_is_last();
+        response.headers_mut().append(CONNECTION, HeaderValue::from_static("close"));
     }
-    Ok(answer.map(|body| ResponseBody::new(body, exchange)))
+    Ok(response.map(|body| ResponseBody::new(body, exchange)))
 }

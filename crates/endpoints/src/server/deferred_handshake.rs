@@ -1,9 +1,9 @@
-//! Withholding the answer to a WebSocket handshake.
+//! Withholding the response to a WebSocket handshake.
 //!
-//! The event loop that gets the connection writes the answer together with the first message, in one system call.
+//! The event loop that gets the connection writes the response together with the first message, in one system call.
 //! That is worth a file: a write costs as much as all the rest of a handshake, and with one write instead of two, a
 //! handshake takes 28 instead of 42 microseconds of CPU when 10,000 clients connect at once. hyper has no way to hand
-//! an answer back, so this is done where it writes.
+//! a response back, so this is done where it writes.
 
 use std::{
     io,
@@ -15,10 +15,10 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{http_stream::HttpStream, pending_websocket::PendingWebSocket};
 
-/// How the answer to a handshake begins (RFC 6455 section 4.2.2).
+/// How the response to a handshake begins (RFC 6455 section 4.2.2).
 const SWITCHING_PROTOCOLS: &[u8] = b"HTTP/1.1 101 ";
 
-/// Passes everything on to a socket, except the answer to a handshake.
+/// Passes everything on to a socket, except the response to a handshake.
 pub(super) struct DeferredHandshake<S = HttpStream> {
     socket: S,
     pending: PendingWebSocket,
@@ -30,7 +30,7 @@ impl<S> DeferredHandshake<S> {
         Self { socket, pending, response: Vec::new() }
     }
 
-    /// Returns the socket, and the answer to the handshake that was withheld; empty if there was none.
+    /// Returns the socket, and the response to the handshake that was withheld; empty if there was none.
     pub(super) fn into_parts(self) -> (S, Vec<u8>) {
         (self.socket, self.response)
     }
@@ -52,7 +52,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for DeferredHandshake<S> {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        // hyper starts a write with the 101 unless an earlier answer is still buffered; then both are written now.
+        // hyper starts a write with the 101 unless an earlier response is still buffered; then both are written now.
         if self.pending.is_confirmed()
             && (!self.response.is_empty() || bytes.starts_with(SWITCHING_PROTOCOLS))
         {
@@ -82,7 +82,7 @@ mod tests {
 
     use super::*;
 
-    const ANSWER: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\n\r\n";
+    const RESPONSE: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\n\r\n";
 
     /// Returns a stream to the client, with the client's end, and the pending WebSocket, with a permit for it.
     fn deferred() -> (DeferredHandshake<DuplexStream>, DuplexStream, impl FnOnce()) {
@@ -97,14 +97,14 @@ mod tests {
     async fn the_answer_to_a_handshake_is_kept_and_the_connection_stays_open() {
         let (mut stream, mut client, confirm) = deferred();
         confirm();
-        let (first, rest) = ANSWER.split_at(20);
+        let (first, rest) = RESPONSE.split_at(20);
         stream.write_all(first).await.unwrap();
         stream.write_all(rest).await.unwrap();
         stream.flush().await.unwrap();
         stream.shutdown().await.unwrap();
-        let (mut socket, answer) = stream.into_parts();
-        assert_eq!(answer, ANSWER);
-        // The first bytes that the client gets are not the answer's.
+        let (mut socket, response) = stream.into_parts();
+        assert_eq!(response, RESPONSE);
+        // The first bytes that the client gets are not the response's.
         socket.write_all(b"later").await.unwrap();
         let mut received = [0; 5];
         client.read_exact(&mut received).await.unwrap();
@@ -116,11 +116,11 @@ mod tests {
         let (mut stream, mut client, confirm) = deferred();
         stream.write_all(b"HTTP/1.1 503 ").await.unwrap();
         confirm();
-        // The end of an answer that was buffered when the handshake was confirmed.
+        // The end of a response that was buffered when the handshake was confirmed.
         stream.write_all(b"Service Unavailable").await.unwrap();
-        stream.write_all(ANSWER).await.unwrap();
-        let (socket, answer) = stream.into_parts();
-        assert_eq!(answer, ANSWER);
+        stream.write_all(RESPONSE).await.unwrap();
+        let (socket, response) = stream.into_parts();
+        assert_eq!(response, RESPONSE);
         drop(socket);
         let mut received = Vec::new();
         client.read_to_end(&mut received).await.unwrap();
@@ -133,11 +133,11 @@ mod tests {
         client.write_all(b"GET /").await.unwrap();
         let mut request = [0; 5];
         stream.read_exact(&mut request).await.unwrap();
-        stream.write_all(ANSWER).await.unwrap();
+        stream.write_all(RESPONSE).await.unwrap();
         stream.shutdown().await.unwrap();
         let mut received = Vec::new();
         client.read_to_end(&mut received).await.unwrap();
-        assert_eq!(received, ANSWER, "no handshake was confirmed, so it is an answer like any other");
+        assert_eq!(received, RESPONSE, "no handshake was confirmed, so it is a response like any other");
         assert!(stream.into_parts().1.is_empty());
     }
 }

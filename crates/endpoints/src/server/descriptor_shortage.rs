@@ -84,16 +84,16 @@ impl DescriptorShortage {
 async fn write_503(stream: &TcpStream) {
     const BODY: &str =
         r#"{"error":{"code":"full","message":"The server has no file descriptors left; try again later."}}"#;
-    let answer = format!(
+    let response = format!(
         "HTTP/1.1 503 Service Unavailable\r\nretry-after: {RETRY_AFTER_SECONDS}\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{BODY}",
         BODY.len(),
     );
-    // The request is read first, or the kernel answers the close with a reset that takes the answer with it.
+    // The request is read first, or the kernel answers the close with a reset that takes the response with it.
     let mut request = [0; 4096];
     let _ = timeout(REJECT_TIMEOUT, async {
         if stream.readable().await.is_ok() {
             let _ = stream.try_read(&mut request);
-            let _ = stream.try_write(answer.as_bytes());
+            let _ = stream.try_write(response.as_bytes());
         }
     })
     .await;

@@ -1,9 +1,9 @@
-//! How far the request and its answer are on one connection.
+//! How far the request and its response are on one connection.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Follows the requests of one connection, one after the other: hyper reads the next one only after it has
-/// written the answer to the last.
+/// written the response to the last.
 ///
 /// While hyper waits for a request and has nothing to write, the socket can be taken from it, together with what
 /// it has read of that request.
@@ -12,61 +12,61 @@ pub(super) struct Exchange(Arc<Mutex<State>>);
 
 #[derive(Debug, Default)]
 struct State {
-    progress: Progress,
+    request: RequestState,
     /// Requests that were answered.
-    answered: u64,
+    responses: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-enum Progress {
+enum RequestState {
     /// No request is being answered.
     #[default]
     Waiting,
     /// A request is being answered.
-    Answering,
-    /// hyper has the whole answer, and may not have written all of it.
+    Handling,
+    /// hyper has the whole response, and may not have written all of it.
     Writing,
-    /// The answer is the last one: what follows the request's head is not known to be another request.
-    Last,
+    /// The response is the last one: what follows the request's head is not known to be another request.
+    LastResponse,
 }
 
 impl Exchange {
     /// Notes that a request's head was read.
-    pub(super) fn begin(&self) {
-        self.lock().progress = Progress::Answering;
+    pub(super) fn request_begins(&self) {
+        self.lock().request = RequestState::Handling;
     }
 
-    /// Notes that this connection must end with the answer to this request.
-    pub(super) fn ends(&self) {
-        self.lock().progress = Progress::Last;
+    /// Notes that this connection must end with the response to this request.
+    pub(super) fn response_is_last(&self) {
+        self.lock().request = RequestState::LastResponse;
     }
 
-    /// Notes that hyper has the whole answer.
-    pub(super) fn answer_is_whole(&self) {
+    /// Notes that hyper has the whole response.
+    pub(super) fn response_is_complete(&self) {
         let mut state = self.lock();
-        if state.progress == Progress::Answering {
-            state.progress = Progress::Writing;
+        if state.request == RequestState::Handling {
+            state.request = RequestState::Writing;
         }
     }
 
     /// Notes that hyper has written everything that it had.
-    pub(super) fn flushed(&self) {
+    pub(super) fn output_is_flushed(&self) {
         let mut state = self.lock();
-        if state.progress == Progress::Writing {
-            state.progress = Progress::Waiting;
-            state.answered += 1;
+        if state.request == RequestState::Writing {
+            state.request = RequestState::Waiting;
+            state.responses += 1;
         }
     }
 
-    /// Returns whether no request is being answered.
+    /// Returns true if no request is being answered.
     pub(super) fn is_waiting(&self) -> bool {
-        self.lock().progress == Progress::Waiting
+        self.lock().request == RequestState::Waiting
     }
 
-    /// Returns whether no request is being answered, and at least one was.
-    pub(super) fn is_over(&self) -> bool {
+    /// Returns true if no request is being answered, and at least one was.
+    pub(super) fn has_ended(&self) -> bool {
         let state = self.lock();
-        state.progress == Progress::Waiting && state.answered > 0
+        state.request == RequestState::Waiting && state.responses > 0
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -18,7 +18,7 @@ use tracing::debug;
 
 use super::{exchange::Exchange, idle_connection::IdleConnection};
 
-/// How long a client may take nothing of an answer.
+/// How long a client may take nothing of a response.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// About how many bytes the kernel takes for a client before they can be sent (TCP_NOTSENT_LOWAT, tcp(7)). A
@@ -70,7 +70,7 @@ impl HttpStream {
         self.stream
     }
 
-    /// Returns whether the client did not take its answer. If so, closing the socket discards the rest of it.
+    /// Returns true if the client did not take its response. If so, closing the socket discards the rest of it.
     pub(super) fn has_stalled(&self) -> bool {
         self.stalled
     }
@@ -86,7 +86,7 @@ impl HttpStream {
         if let Err(error) = self.stream.set_zero_linger() {
             debug!(%error, "what a client did not read cannot be discarded");
         }
-        let taken_nothing = format!("the client took nothing of its answer for {WRITE_TIMEOUT:?}");
+        let taken_nothing = format!("the client took nothing of its response for {WRITE_TIMEOUT:?}");
         Poll::Ready(Err(io::Error::new(ErrorKind::TimedOut, taken_nothing)))
     }
 }
@@ -133,7 +133,7 @@ impl AsyncWrite for HttpStream {
 
     /// hyper calls this when it has written everything.
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.exchange.flushed();
+        self.exchange.output_is_flushed();
         Pin::new(&mut self.stream).poll_flush(context)
     }
 

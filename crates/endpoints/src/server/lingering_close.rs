@@ -1,4 +1,4 @@
-//! Closing a connection so that the last answer arrives.
+//! Closing a connection so that the last response arrives.
 
 use std::{
     io::{ErrorKind, Result},
@@ -20,12 +20,12 @@ const LINGER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the client may send nothing meanwhile, without closing its side.
 const LINGER_IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long that goes on once the server does not wait for connections that are being closed.
+/// How long that continues once the server does not wait for connections that are being closed.
 const LINGER_STOP_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// Closes in stages (RFC 9112 section 9.6): this side first, then all of it once the client has closed its side
 /// or has had its time. If the client still sends when a socket is closed, the kernel answers with a reset, and
-/// that makes the client's kernel discard an answer that was not read yet.
+/// that makes the client's kernel discard a response that was not read yet.
 pub(super) async fn close_in_stages(stream: TcpStream, stop: &Stop) {
     if SockRef::from(&stream).shutdown(Shutdown::Write).is_err() {
         // The client is gone.

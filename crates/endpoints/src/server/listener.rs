@@ -154,7 +154,7 @@ fn listen_on_first(addresses: &[SocketAddr]) -> Result<Option<(SocketAddr, TcpLi
     for address in addresses {
         match listen(*address).map_err(|source| explain(*address, source)) {
             Ok(listener) => return Ok(Some((*address, listener))),
-            // `localhost` has an IPv6 address also where there is no IPv6. Any other error is one: to go on
+            // `localhost` has an IPv6 address also where there is no IPv6. Any other error is one: to continue
             // without the address would leave it to the program that has it.
             Err(error @ (BindError::NotLocal(_) | BindError::NoIpv6(_))) => {
                 first_error.get_or_insert(error);

@@ -6,7 +6,7 @@ use super::{idle_connection::IdleConnection, listener::Listener};
 /// resume from it. Dropping it closes the port and the connections.
 #[derive(Debug)]
 pub struct ListenerState {
-    /// Where clients connect. The kernel goes on to queue new connections.
+    /// Where clients connect. The kernel continues to queue new connections.
     pub listener: Listener,
     /// Connections that wait for a request.
     pub idle: Vec<IdleConnection>,

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lastcall_websockets::Permit;
 
-/// Where a handler leaves the [`Permit`] of a WebSocket whose handshake it answers. When the answer is written,
+/// Where a handler leaves the [`Permit`] of a WebSocket whose handshake it answers. When the response is written,
 /// the socket goes to the connection manager with it; if that never happens, the permit is released.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct PendingWebSocket(Arc<Mutex<Option<Permit>>>);

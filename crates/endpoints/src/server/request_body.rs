@@ -12,33 +12,33 @@ use http_body_util::BodyExt;
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 use tokio::time::timeout;
 
-/// Most bytes of a body that are read and discarded so that the connection can go on after an early answer.
+/// Most bytes of a body that are read and discarded so that the connection can continue after an early response.
 const MAX_DISCARDED: u64 = 64 << 10;
 
-/// How long an early answer waits until they have arrived.
+/// How long an early response waits until they have arrived.
 const DISCARD_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// The body of a request, for its handler. What the handler does not read stays in the [`Rest`].
-pub(super) struct RequestBody(Arc<Mutex<Received>>);
+pub(super) struct RequestBody(Arc<Mutex<PartialBody>>);
 
 /// What is left of a body when its handler has answered.
-pub(super) struct Rest(Arc<Mutex<Received>>);
+pub(super) struct Rest(Arc<Mutex<PartialBody>>);
 
-struct Received {
+struct PartialBody {
     body: Incoming,
-    /// Whether any of it was asked for: if the client waits for that (`Expect`), it has been told to go on.
+    /// Whether any of it was asked for: if the client waits for that (`Expect`), it has been told to continue.
     asked_for: bool,
     ended: bool,
 }
 
 impl RequestBody {
     pub(super) fn new(body: Incoming) -> (Self, Rest) {
-        let received = Arc::new(Mutex::new(Received { body, asked_for: false, ended: false }));
+        let received = Arc::new(Mutex::new(PartialBody { body, asked_for: false, ended: false }));
         (Self(Arc::clone(&received)), Rest(received))
     }
 }
 
-fn lock(received: &Mutex<Received>) -> MutexGuard<'_, Received> {
+fn lock(received: &Mutex<PartialBody>) -> MutexGuard<'_, PartialBody> {
     // It is only held while hyper's channel is looked into, which does not panic.
     received.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -68,11 +68,11 @@ impl HttpBody for RequestBody {
 }
 
 impl Rest {
-    /// Reads on to the end of the body, if that is near. Returns whether it was reached: if not, the connection
+    /// Reads on to the end of the body, if that is near. Returns true if it was reached: if not, the connection
     /// cannot be used for another request.
     ///
     /// Most bodies that are refused are small and only come a moment after their head. `expects_continue`: the
-    /// client may wait for the answer before it sends the body (RFC 9110 section 10.1.1).
+    /// client may wait for the response before it sends the body (RFC 9110 section 10.1.1).
     pub(super) async fn read_on(self, expects_continue: bool) -> bool {
         {
             let received = lock(&self.0);

@@ -1,4 +1,4 @@
-//! The body of an answer.
+//! The body of a response.
 
 use std::{
     pin::Pin,
@@ -11,7 +11,7 @@ use hyper::body::{Body as HttpBody, Frame, SizeHint};
 
 use super::exchange::Exchange;
 
-/// The body of an answer. hyper drops it when it has taken all of it.
+/// The body of a response. hyper drops it when it has taken all of it.
 pub(super) struct ResponseBody {
     body: Body,
     exchange: Exchange,
@@ -25,7 +25,7 @@ impl ResponseBody {
 
 impl Drop for ResponseBody {
     fn drop(&mut self) {
-        self.exchange.answer_is_whole();
+        self.exchange.response_is_complete();
     }
 }
 

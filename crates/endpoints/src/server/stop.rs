@@ -9,7 +9,7 @@ pub(super) enum StopLevel {
     Running,
     /// Nothing is accepted, and idle connections are given back.
     ReturnIdle,
-    /// Connections whose last answer was sent are not waited for.
+    /// Connections whose last response was sent are not waited for.
     AbortClosing,
     /// Requests that are not answered yet get 503.
     RejectPending,
@@ -37,7 +37,7 @@ impl Stop {
         });
     }
 
-    /// Returns whether the level is `level` or above.
+    /// Returns true if the level is `level` or above.
     pub(super) fn has_reached(&self, level: StopLevel) -> bool {
         *self.0.borrow() >= level
     }

@@ -20,7 +20,7 @@ fn new_connection() -> NewConnection {
     NewConnection { stream, permit, source }
 }
 
-/// Returns whether the loop has been woken since the last call.
+/// Returns true if the loop has been woken since the last call.
 fn is_woken(poll: &mut Poll) -> bool {
     let mut events = Events::with_capacity(8);
     poll.poll(&mut events, Some(Duration::ZERO)).unwrap();

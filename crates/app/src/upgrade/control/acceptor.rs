@@ -16,7 +16,7 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use super::{
-    connection::Connection, requester::Requester, shared_socket::SharedSocket, spare::Spare,
+    connection::ControlConnection, requester::Requester, shared_socket::SharedSocket, spare::Spare,
     watch::FolderWatch,
 };
 use crate::upgrade::timeouts::COMMAND_TIMEOUT;
@@ -94,7 +94,7 @@ impl Acceptor {
             };
             match accepted {
                 Ok(stream) => {
-                    let connection = Connection::new(stream, spare.clone());
+                    let connection = ControlConnection::new(stream, spare.clone());
                     let (socket, requests) = (self.socket.clone(), self.requests.clone());
                     tokio::spawn(async move {
                         let _permit = permit;
@@ -162,7 +162,7 @@ async fn accept(listener: Option<&UnixListener>) -> io::Result<UnixStream> {
 ///
 /// # Errors
 /// When the connection is not this user's, or sends no command that is understood.
-async fn receive(mut connection: Connection, socket: &SharedSocket) -> anyhow::Result<Requester> {
+async fn receive(mut connection: ControlConnection, socket: &SharedSocket) -> anyhow::Result<Requester> {
     let stream = connection.stream()?;
     match socket.lock().as_ref() {
         Some(socket) => socket.check_peer(stream)?,

@@ -8,13 +8,13 @@ use super::spare::Spare;
 
 /// A connection. When it is closed, its descriptor becomes the spare one if that was used, in one step: the HTTP
 /// server would take it otherwise.
-pub(super) struct Connection {
+pub(super) struct ControlConnection {
     /// Received only when it is closed.
     stream: Option<UnixStream>,
     spare: Spare,
 }
 
-impl Connection {
+impl ControlConnection {
     pub(super) fn new(stream: UnixStream, spare: Spare) -> Self {
         Self { stream: Some(stream), spare }
     }
@@ -28,7 +28,7 @@ impl Connection {
     }
 }
 
-impl Drop for Connection {
+impl Drop for ControlConnection {
     fn drop(&mut self) {
         drop(self.stream.take());
         self.spare.restore();

@@ -4,15 +4,15 @@ use lastcall_handover::{UpgradeProgress, encode};
 use tokio::{io::AsyncWriteExt, time::timeout};
 use tracing::debug;
 
-use super::connection::Connection;
+use super::connection::ControlConnection;
 use crate::upgrade::timeouts::REPORT_TIMEOUT;
 
-/// A connection to the control socket over which `lastcall upgrade` asked for an upgrade, and waits to hear how it
+/// A connection to the control socket over which `lastcall upgrade` asked for an upgrade, and waits for the report of how it
 /// goes. Dropping it without a report tells the command that there is no result.
-pub(crate) struct Requester(Connection);
+pub(crate) struct Requester(ControlConnection);
 
 impl Requester {
-    pub(super) fn new(connection: Connection) -> Self {
+    pub(super) fn new(connection: ControlConnection) -> Self {
         Self(connection)
     }
 

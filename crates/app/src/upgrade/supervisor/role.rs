@@ -16,7 +16,7 @@ use crate::upgrade::descriptor::inherited_descriptor;
 pub(crate) enum Role {
     /// This process was started by something that may only know its PID: it stays, and supervises.
     Started(Option<LinkPair>),
-    /// This process was started by a service manager that follows a new PID when it hears of it (sd_notify(3),
+    /// This process was started by a service manager that follows a new PID when it is told (sd_notify(3),
     /// MAINPID=). It ends.
     Followed,
     /// Another process supervises this one, which ends.
@@ -32,7 +32,7 @@ impl Role {
         if let Some(descriptor) = inherited_descriptor(SUPERVISOR_VARIABLE)? {
             return Ok(Self::Supervised(Link::new(descriptor)));
         }
-        // A container ends with its process 1, whatever its manager hears.
+        // A container ends with its process 1, whatever its manager is told.
         let followed = env::var_os("NOTIFY_SOCKET").is_some() && getpid() != Pid::INIT;
         Ok(if followed { Self::Followed } else { Self::Started(None) })
     }
@@ -54,7 +54,7 @@ impl Role {
         }
     }
 
-    /// This process goes on: drops what was made for the new process, and tells the supervisor, as the new process
+    /// This process continues: drops what was made for the new process, and tells the supervisor, as the new process
     /// may have said that it serves.
     pub(in crate::upgrade) fn roll_back(&mut self) {
         match self {

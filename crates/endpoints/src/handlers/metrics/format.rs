@@ -22,7 +22,7 @@ impl Format {
     }
 
     /// OpenMetrics for a scraper that names it and does not prefer plain text; else Prometheus' own, also for one
-    /// that wants neither: it may understand the answer all the same.
+    /// that wants neither: it may understand the response all the same.
     pub(crate) fn negotiate(headers: &HeaderMap) -> Self {
         let ranges: Vec<_> = fields::list(headers, &ACCEPT).filter_map(Range::read).collect();
         let weight = |media_type: &str| {

@@ -10,8 +10,8 @@ async fn a_publication_reaches_a_client() {
     let permit = routes.manager.admit().unwrap();
     routes.manager.connect(permit, socket, Handshake::default()).unwrap();
 
-    let answer = routes.publish(&[], r#"{"data":{"order":"shipped"}}"#).await;
-    assert_eq!((answer.status, answer.json()), (StatusCode::OK, json!({"clients": 1})));
+    let response = routes.publish(&[], r#"{"data":{"order":"shipped"}}"#).await;
+    assert_eq!((response.status, response.json()), (StatusCode::OK, json!({"clients": 1})));
     let mut received = Vec::new();
     let expected = br#""data":{"order":"shipped"}"#;
     while !received.windows(expected.len()).any(|window| window == expected) {
@@ -43,7 +43,7 @@ async fn a_body_that_is_no_publication_is_refused_with_its_code() {
     assert_eq!(compressed.error(), error(415, "unsupported_content_encoding"));
     assert_eq!(compressed.header("accept-encoding"), Some("identity"));
     let call = Call { method: Method::POST, path: "/api/publish", body: r#"{"data":1}"#, ..Call::default() };
-    let untyped = routes.answer(call).await;
+    let untyped = routes.response(call).await;
     assert_eq!(untyped.error(), error(415, "unsupported_media_type"));
     assert_eq!(untyped.header("accept"), Some("application/json"));
 }
@@ -55,7 +55,7 @@ async fn without_keys_only_this_machine_may_publish() {
         let fields = [fields, &[("content-type", "application/json")]].concat();
         let call =
             Call { method: Method::POST, path: "/api/publish", peer, fields: &fields, body: r#"{"data":1}"# };
-        routes.answer(call).await
+        routes.response(call).await
     };
     assert_eq!(publish("[::1]:5", &[]).await.status, StatusCode::OK);
     assert_eq!(publish("192.0.2.7:5", &[]).await.error(), error(403, "loopback_only"));
@@ -79,7 +79,7 @@ async fn a_key_lets_every_machine_publish() {
         [("authorization", "Bearer second-key"), ("content-type", "application/json"), ("host", "a.example")];
     let call =
         Call { method: Method::POST, path: "/api/publish", peer: "192.0.2.7:5", fields: &fields, body };
-    assert_eq!(routes.answer(call).await.status, StatusCode::OK);
+    assert_eq!(routes.response(call).await.status, StatusCode::OK);
 }
 
 #[tokio::test]
@@ -93,9 +93,9 @@ async fn a_page_may_publish_where_its_origin_is_allowed() {
 
     let allowed_origins = AllowedOrigins::List(vec!["https://app.example".into()]);
     let listed = Routes::serving(Config { allowed_origins, ..Config::default() });
-    let answer = listed.publish(&[("origin", "https://app.example")], body).await;
-    assert_eq!(answer.status, StatusCode::OK);
-    assert_eq!(answer.header("access-control-allow-origin"), Some("https://app.example"));
+    let response = listed.publish(&[("origin", "https://app.example")], body).await;
+    assert_eq!(response.status, StatusCode::OK);
+    assert_eq!(response.header("access-control-allow-origin"), Some("https://app.example"));
     let other = listed.publish(&[("origin", "https://other.example")], body).await;
     assert_eq!(other.error(), error(403, "origin_not_allowed"));
     assert_eq!(other.header("access-control-allow-origin"), None);
@@ -108,7 +108,7 @@ async fn a_preflight_says_what_a_listed_page_may_send() {
     let preflight = async |origin| {
         let fields = [("origin", origin), ("access-control-request-method", "POST")];
         let call = Call { method: Method::OPTIONS, path: "/api/publish", fields: &fields, ..Call::default() };
-        routes.answer(call).await
+        routes.response(call).await
     };
     let allowed = preflight("https://app.example").await;
     assert_eq!((allowed.status, allowed.header("allow")), (StatusCode::NO_CONTENT, Some("POST,OPTIONS")));

@@ -1,0 +1,144 @@
+//! Which host a request is for, and the header fields that must not contradict that.
+
+use std::{borrow::Cow, convert::Infallible};
+
+use axum::{
+    extract::{FromRequestParts, Request},
+    http::{
+        HeaderName, Version,
+        header::{
+            ACCESS_CONTROL_REQUEST_METHOD, AUTHORIZATION, CONTENT_TYPE, HOST, ORIGIN, SEC_WEBSOCKET_KEY,
+            SEC_WEBSOCKET_VERSION, TRANSFER_ENCODING,
+        },
+        request::Parts,
+    },
+};
+
+use crate::{
+    authority::Authority,
+    error::{ApiError, ErrorCode},
+    fields::list,
+};
+
+/// The fields that are read here and that a request must not have twice (RFC 9110 section 5.3): programs on the
+/// way may have taken another one of them for the right one. `Content-Length` is up to hyper (RFC 9112
+/// section 6.3).
+const SINGLE: [HeaderName; 7] = [
+    HOST,
+    ORIGIN,
+    AUTHORIZATION,
+    CONTENT_TYPE,
+    SEC_WEBSOCKET_KEY,
+    SEC_WEBSOCKET_VERSION,
+    ACCESS_CONTROL_REQUEST_METHOD,
+];
+
+/// The host and port that a request is for; `None` if it does not say, as HTTP/1.0 need not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Target(pub(crate) Option<Authority>);
+
+impl<S: Sync> FromRequestParts<S> for Target {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        // Absent only where `check` has not run, which is the same as unknown.
+        Ok(parts.extensions.get().cloned().unwrap_or(Self(None)))
+    }
+}
+
+/// Refuses a request whose fields contradict each other or the protocol, and tells the routes its [`Target`].
+pub(crate) async fn check(mut request: Request) -> Result<Request, ApiError> {
+    let target = target(&request)?;
+    request.extensions_mut().insert(target);
+    Ok(request)
+}
+
+fn target(request: &Request) -> Result<Target, ApiError> {
+    let headers = request.headers();
+    for name in &SINGLE {
+        if headers.get_all(name).iter().nth(1).is_some() {
+            return Err(bad_header(format!("The request has more than one `{name}`; send it once.")));
+        }
+    }
+    if list(headers, &TRANSFER_ENCODING).any(|coding| !coding.eq_ignore_ascii_case(b"chunked")) {
+        return Err(ApiError::new(
+            ErrorCode::UnsupportedTransferEncoding,
+            "Only the transfer coding `chunked` is understood; send the body without compression.",
+        ));
+    }
+    let host = match headers.get(HOST) {
+        // RFC 9112 section 3.2. HTTP/1.0 has no such field.
+        None if request.version() >= Version::HTTP_11 => {
+            return Err(bad_header("The request has no `Host`, which HTTP/1.1 requires."));
+        }
+        None => None,
+        Some(host) => {
+            let host = host.to_str().ok().and_then(|host| host.parse().ok());
+            Some(host.ok_or_else(|| {
+                bad_header(
+                    "`Host` must be a host name or an address, and may have a port: `example.org:8000`.",
+                )
+            })?)
+        }
+    };
+    // RFC 9112 section 3.2.2: what an absolute target names wins over `Host`.
+    match request.uri().authority() {
+        Some(authority) => authority.as_str().parse().map(|target| Target(Some(target))).map_err(|_| {
+            bad_header("The request's target must name a host, and may have a port, but no user.")
+        }),
+        None => Ok(Target(host)),
+    }
+}
+
+fn bad_header(message: impl Into<Cow<'static, str>>) -> ApiError {
+    ApiError::new(ErrorCode::BadHeader, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::{body::Body, response::IntoResponse};
+
+    use super::*;
+
+    fn read(version: Version, uri: &str, fields: &[(&str, &str)]) -> Result<Option<String>, u16> {
+        let mut request = Request::builder().version(version).uri(uri);
+        for (name, value) in fields {
+            request = request.header(*name, *value);
+        }
+        target(&request.body(Body::empty()).unwrap())
+            .map(|target| target.0.map(|target| format!("{} {:?}", target.host, target.port)))
+            .map_err(|error| error.into_response().status().as_u16())
+    }
+
+    #[test]
+    fn the_target_is_that_of_an_absolute_form_or_else_of_host() {
+        let v11 = |uri, fields: &[_]| read(Version::HTTP_11, uri, fields);
+        assert_eq!(v11("/ws", &[("host", "Example.org:443")]), Ok(Some("example.org Some(443)".into())));
+        let absolute = v11("http://a.example/ws", &[("host", "b.example:8000")]);
+        assert_eq!(absolute, Ok(Some("a.example None".into())));
+        assert_eq!(v11("http://user@a.example/ws", &[("host", "a.example")]), Err(400));
+        assert_eq!(v11("http://a.example/ws", &[]), Err(400), "it must be there all the same");
+        assert_eq!(v11("http://a.example/ws", &[("host", "b c")]), Err(400));
+        assert_eq!(v11("/", &[("host", "")]), Err(400));
+        assert_eq!(read(Version::HTTP_10, "/", &[]), Ok(None));
+        assert_eq!(read(Version::HTTP_10, "/", &[("host", "a,b")]), Err(400));
+    }
+
+    #[test]
+    fn a_field_that_must_be_single_is_refused_twice() {
+        let host = ("host", "a.example");
+        for name in SINGLE {
+            let twice = [host, (name.as_str(), "a"), (name.as_str(), "a")];
+            assert_eq!(read(Version::HTTP_11, "/", &twice), Err(400), "{name}");
+        }
+        let lists = [host, ("connection", "a"), ("connection", "b"), ("accept", "a"), ("accept", "b")];
+        assert!(read(Version::HTTP_11, "/", &lists).is_ok());
+    }
+
+    #[test]
+    fn a_transfer_coding_other_than_chunked_is_not_implemented() {
+        let coded = |coding| read(Version::HTTP_11, "/", &[("host", "a"), ("transfer-encoding", coding)]);
+        assert!(coded("Chunked").is_ok());
+        assert_eq!(coded("gzip, chunked"), Err(501));
+    }
+}
