@@ -41,6 +41,20 @@ pub(super) async fn until(browser: &Client, condition: &str) {
     }
 }
 
+/// Has the page keep each text that this element gets from now on: one that is soon replaced is not missed.
+pub(super) async fn record_texts(browser: &Client, selector: &str) {
+    let script = "const element = document.querySelector(arguments[0]);
+         window.recordedTexts = [];
+         new MutationObserver(() => window.recordedTexts.push(element.textContent))
+             .observe(element, { subtree: true, childList: true, characterData: true });";
+    browser.execute(script, vec![json!(selector)]).await.unwrap();
+}
+
+/// Returns an expression: whether a recorded text contains this one.
+pub(super) fn recorded(text: &str) -> String {
+    format!("window.recordedTexts.some((one) => one.includes({text:?}))")
+}
+
 pub(super) async fn text(browser: &Client, selector: &str) -> String {
     browser.find(Locator::Css(selector)).await.unwrap().text().await.unwrap()
 }

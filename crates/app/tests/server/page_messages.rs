@@ -4,7 +4,7 @@ use fantoccini::{Client, Locator};
 use serde_json::{Value, json};
 
 use crate::{
-    browser::{click, console_has, open, pictures, say, shown, text, until},
+    browser::{click, console_has, open, pictures, record_texts, recorded, say, shown, text, until},
     support::{Driver, Server, Start, soon},
 };
 
@@ -131,9 +131,10 @@ async fn the_page_keeps_a_text_that_is_too_long_and_says_what_the_limit_is() {
     click(&browser, "#reconnect").await;
     until(&browser, "document.body.dataset.state === 'open'").await;
     // A server that vanishes: the page keeps trying, ever more slowly.
+    record_texts(&browser, "#state").await;
     drop(server);
-    until(&browser, "document.querySelector('#state').textContent.includes('connection lost')").await;
-    until(&browser, "document.querySelector('#state').textContent.includes('cannot be reached')").await;
+    until(&browser, &recorded("connection lost")).await;
+    until(&browser, &recorded("cannot be reached")).await;
     until(&browser, "parseInt(document.querySelector('#wait').textContent.slice(3)) >= 2").await;
     soon("the browser's end", browser.close()).await.unwrap();
 }
