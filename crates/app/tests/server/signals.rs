@@ -66,6 +66,8 @@ async fn a_signal_that_was_ignored_at_the_start_stays_ignored_over_upgrades() {
         for upgraded in [false, true] {
             if upgraded {
                 server.upgrade().await;
+                // The line is written before the command is answered, but may be read later.
+                server.logged("took over").await;
             }
             let pids: [Pid; 2] = [server.started_pid(), server.pid()];
             let upgrades = server.log_lines("took over").len();

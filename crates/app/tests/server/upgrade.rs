@@ -24,7 +24,7 @@ use tokio_tungstenite::tungstenite::{
 
 use crate::support::{
     ConnectionBudget, Server, Signal, Start, adopt_orphans, folder, folder_for_programs, install_script,
-    install_server, message, soon, text_frame,
+    install_server, message, soon, text_frame, until,
 };
 
 /// Publishes numbers, 20 a second, until told to stop; the last one.
@@ -83,6 +83,8 @@ async fn three_upgrades_under_load_lose_no_message_and_no_client() {
         });
     }
     server.upgrade().await;
+    // The control socket comes after the clients: then the process has opened all that it keeps open.
+    until("the new process", async || server.log_lines("listening on").len() == 2).await;
     let files = server.open_files();
     server.upgrade().await;
     server.upgrade().await;
