@@ -6,6 +6,7 @@
 mod dot_env;
 mod error;
 mod gather;
+mod key_lines;
 mod layer;
 mod load;
 mod loaded;

@@ -15,6 +15,7 @@ use figment::{
 use super::{
     SettingsFile, Source, Sources,
     dot_env::{self, Line},
+    key_lines::{key_lines, line_at},
     layer::{Kind, Layer},
     loader::Loader,
     text, text_file, value,
@@ -69,8 +70,10 @@ impl Loader {
             Ok(dict) => {
                 let mut layer = Layer::new(Kind::File);
                 for (key, value) in dict {
-                    let place = place(&shown, line_of(&text, &key));
-                    layer.insert(&key, place, value);
+                    layer.insert(&key, shown.as_str(), value);
+                }
+                for (path, line) in key_lines(&text) {
+                    layer.insert_place(path, place(&shown, Some(line)));
                 }
                 self.merge(layer);
             }
@@ -223,18 +226,4 @@ fn place(path: &str, line: Option<usize>) -> String {
         Some(line) => format!("{path}:{line}"),
         None => path.to_owned(),
     }
-}
-
-/// Returns the line that the byte at `index` is on, counted from 1.
-fn line_at(text: &str, index: usize) -> usize {
-    text.bytes().take(index).filter(|byte| *byte == b'\n').count() + 1
-}
-
-/// Returns the line on which a key of a flat TOML file is set, counted from 1.
-fn line_of(text: &str, key: &str) -> Option<usize> {
-    let sets = |line: &str| {
-        let (name, _) = line.split_once('=').unwrap_or((line, ""));
-        name.trim().trim_matches(['[', ']', '"', '\'']) == key
-    };
-    text.lines().position(sets).map(|index| index + 1)
 }

@@ -52,7 +52,7 @@ impl Kind {
 pub(super) struct Layer {
     kind: Kind,
     values: Dict,
-    /// Where in the source each value is: a line, a variable, a flag.
+    /// Where in the source each value is: a line, a variable, a flag. The key of a value in a table has dots.
     places: BTreeMap<String, String>,
 }
 
@@ -81,6 +81,11 @@ impl Layer {
     pub(super) fn insert(&mut self, key: &str, place: impl Into<String>, value: Value) {
         self.values.insert(key.to_owned(), value);
         self.places.insert(key.to_owned(), place.into());
+    }
+
+    /// Says where the value at this path is: a setting, or a part of one.
+    pub(super) fn insert_place(&mut self, path: String, place: String) {
+        self.places.insert(path, place);
     }
 
     /// Removes the values whose keys are no settings, and returns their keys and sources.
