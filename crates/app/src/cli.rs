@@ -12,6 +12,7 @@ const ABOUT: &str = "A WebSocket notification server with graceful drain and liv
 const AFTER: &str = "\
 Settings come from, lowest to highest: the defaults, config/lastcall.toml (or --config), .env,
 environment variables (PORT, or LASTCALL_PORT, which wins) and the command line.
+[[namespace]] tables have settings for the channels of a prefix; they are in the settings file only.
 Durations: a number of seconds (10, 0.5) or units (30m, \"1h 30m\"): d, h, m, s, ms. Sizes: bytes or
 units (64KiB): KiB, MiB and GiB are powers of 1024, kB, MB and GB of 1000.
 
@@ -143,7 +144,7 @@ pub(crate) fn show_config(loaded: &Loaded) -> String {
     let width = |text: fn(&EffectiveSetting) -> &str| {
         loaded.effective.iter().map(|one| text(one).chars().count()).max().unwrap_or(0)
     };
-    let (keys, values) = (width(|one| one.key), width(|one| &one.value));
+    let (keys, values) = (width(|one| &one.key), width(|one| &one.value));
     let line = |one: &EffectiveSetting| format!("{:keys$}  {:values$}  {}\n", one.key, one.value, one.source);
     loaded.effective.iter().map(line).collect()
 }

@@ -1,7 +1,8 @@
 //! What the operator decides: every setting, its default, its value and the source of the value.
 //!
 //! A value goes through these files: `gather` reads each source into a `layer`, `loader` merges the layers with
-//! figment, `value` reads one kind of value each, `load` makes [`Settings`] of them.
+//! figment, `value` reads one kind of value each, `load` makes [`Settings`] of them. `namespace` does the same for the
+//! tables of the settings file.
 
 mod dot_env;
 mod error;
@@ -11,6 +12,7 @@ mod layer;
 mod load;
 mod loaded;
 mod loader;
+mod namespace;
 mod runtime_dir;
 mod source;
 mod sources;
@@ -28,6 +30,7 @@ use std::{path::PathBuf, time::Duration};
 
 pub use error::{Problem, SettingError, SettingsErrors};
 pub use loaded::{EffectiveSetting, Loaded, SettingsFile};
+pub use namespace::{NAMESPACE_SPECS, Namespace, NamespaceSpec};
 pub use runtime_dir::RuntimeDir;
 pub use source::Source;
 pub use sources::Sources;
@@ -81,6 +84,17 @@ pub struct Settings {
     pub keep_alive_timeout: Duration,
     /// Time between periodic notifications; `None`: off.
     pub notification_interval: Option<Duration>,
+    /// Publications kept for each channel; 0: none.
+    pub history_size: usize,
+    /// How long a publication is kept.
+    pub history_ttl: Duration,
+    /// Most bytes of history over all channels.
+    pub history_bytes: usize,
+    /// Where a graceful shutdown writes the history, and the next start reads it; absolute if the working directory is
+    /// known. `None`: a restart starts without history.
+    pub history_file: Option<PathBuf>,
+    /// What is different for the channels of a namespace, in the order of the settings file.
+    pub namespaces: Vec<Namespace>,
     /// How long a drain waits for clients before it closes them.
     pub shutdown_timeout: Duration,
     /// How long new clients are still admitted after the process was asked to end.

@@ -27,8 +27,8 @@ pub enum Problem {
     },
     /// There is no such setting.
     Unknown {
-        /// The nearest one there is.
-        nearest: Option<&'static str>,
+        /// What to write instead, or where the settings that exist are listed.
+        advice: String,
     },
     /// The value is one that this setting may have, but this machine does not allow what it says: why.
     Unusable {
@@ -55,12 +55,7 @@ impl fmt::Display for SettingError {
                 f.write_str(reason)?;
                 write_hint(f, key, source)
             }
-            Problem::Unknown { nearest: Some(nearest) } => {
-                write!(f, "{key} ({source}): unknown setting; did you mean {nearest}?")
-            }
-            Problem::Unknown { nearest: None } => {
-                write!(f, "{key} ({source}): unknown setting; `lastcall --help` lists all")
-            }
+            Problem::Unknown { advice } => write!(f, "{key} ({source}): unknown setting; {advice}"),
             Problem::File(what) => write!(f, "{source}: {what}"),
         }
     }

@@ -9,7 +9,7 @@ use figment::{
     value::{Dict, Map, Value},
 };
 
-use super::{SPECS, Source};
+use super::{SPECS, Source, namespace::NAMESPACE};
 
 /// What kind of source a layer is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,9 +88,15 @@ impl Layer {
         self.places.insert(path, place);
     }
 
+    /// Returns true if a key of this layer may be one that only a settings file has.
+    pub(super) fn is_file(&self) -> bool {
+        self.kind == Kind::File
+    }
+
     /// Removes the values whose keys are no settings, and returns their keys and sources.
     pub(super) fn take_unknown(&mut self) -> Vec<(String, Source)> {
-        let is_known = |key: &String| SPECS.iter().any(|spec| spec.key == key);
+        let in_file = self.is_file();
+        let is_known = |key: &String| SPECS.iter().any(|spec| spec.key == key) || in_file && key == NAMESPACE;
         let unknown: Vec<_> = self.values.keys().filter(|key| !is_known(key)).cloned().collect();
         self.values.retain(|key, _| is_known(key));
         let metadata = self.metadata();

@@ -2,8 +2,6 @@
 
 use std::{ffi::OsStr, path::Path, time::Duration};
 
-use figment::value::Value;
-
 use super::{
     ApiKey, EffectiveSetting, Loaded, RuntimeDir, SPECS, Settings, SettingsErrors, Source, Sources, Spec,
     gather::{RUNTIME_DIRECTORY, variable},
@@ -11,6 +9,9 @@ use super::{
     text, value,
 };
 use crate::process::OpenFileLimit;
+
+/// The least `history_bytes` while there is history: with less, busy channels would have next to none.
+const MIN_HISTORY_BYTES: usize = 1 << 20;
 
 /// The longest that `shutdown_spread = "auto"` makes the closing take.
 const MAX_AUTO_SPREAD: Duration = Duration::from_secs(60);
@@ -41,12 +42,15 @@ impl Loader {
         xdg_runtime_dir: Option<&OsStr>,
     ) -> Result<Loaded, SettingsErrors> {
         use value::{
-            client_messages, connections, duration, duration_or_auto, folder, host, interval, keys,
-            log_format, log_level, nonzero_duration, origins, port, rate, size,
+            client_messages, connections, duration, duration_or_auto, file, folder, history_bytes,
+            history_size, host, interval, keys, log_format, log_level, nonzero_duration, origins, port, rate,
+            size,
         };
         let open_files = OpenFileLimit::current();
         let shutdown_timeout = self.read("shutdown_timeout", Duration::ZERO, duration);
         // The values after the keys only matter while errors are gathered, or where there is no default.
+        let history_size = self.read("history_size", 1, history_size);
+        let history_ttl = self.read("history_ttl", Duration::ZERO, nonzero_duration);
         let settings = Settings {
             host: self.read("host", String::new(), host),
             port: self.read("port", 0, port),
@@ -54,6 +58,12 @@ impl Loader {
             keep_alive_timeout: self.read("keep_alive_timeout", Duration::ZERO, nonzero_duration),
             notification_interval: self.read("notification_interval", None, interval),
             client_messages: self.read("client_messages", super::ClientMessages::Broadcast, client_messages),
+            history_size,
+            history_ttl,
+            history_bytes: self.read("history_bytes", usize::MAX, history_bytes),
+            // Absolute, as the folder of the control socket.
+            history_file: self.read("history_file", None, file).map(|path| working_dir.join(path)),
+            namespaces: self.namespaces(history_size, history_ttl),
             shutdown_timeout,
             shutdown_delay: self.read("shutdown_delay", Duration::ZERO, duration),
             shutdown_spread: self
@@ -91,7 +101,8 @@ impl Loader {
         if !self.errors.is_empty() {
             return Err(SettingsErrors(self.errors));
         }
-        let effective = SPECS.iter().map(|spec| self.effective(spec, &settings)).collect();
+        let mut effective: Vec<_> = SPECS.iter().map(|spec| self.effective(spec, &settings)).collect();
+        effective.extend(self.effective_namespaces(&effective));
         Ok(Loaded { settings, effective, warnings: self.warnings, files: self.files })
     }
 
@@ -119,13 +130,32 @@ impl Loader {
             );
             self.conflict("max_queue", expected);
         }
+        self.check_history(settings);
+    }
+
+    fn check_history(&mut self, settings: &Settings) {
+        let sizes = settings.namespaces.iter().map(|namespace| namespace.history_size);
+        if sizes.chain([settings.history_size]).all(|size| size == 0) {
+            if settings.history_file.is_some() {
+                let expected = "no file: history_size is 0 for all channels, so there is no history to write";
+                self.conflict("history_file", expected.into());
+            }
+        } else if settings.history_bytes < MIN_HISTORY_BYTES {
+            let expected = "at least 1MiB, or history_size = 0, which turns history off";
+            self.conflict("history_bytes", expected.into());
+        } else if settings.history_bytes < settings.max_message_size {
+            let expected = format!(
+                "at least max_message_size, which is {} bytes: one publication must fit",
+                settings.max_message_size
+            );
+            self.conflict("history_bytes", expected);
+        }
     }
 
     fn effective(&self, spec: &Spec, settings: &Settings) -> EffectiveSetting {
         let (value, source) = match self.resolve(spec.key) {
             Some((_, source)) if spec.secret => (format!("({} hidden)", settings.api_keys.len()), source),
-            Some((Value::String(_, text), source)) => (text, source),
-            Some((value, source)) => (text::display(&value), source),
+            Some((value, source)) => (text::plain(&value), source),
             None => match spec.key {
                 "max_connections" => {
                     let limit = OpenFileLimit::current().get();
@@ -136,6 +166,6 @@ impl Loader {
                 _ => ("(none)".to_owned(), Source::Default),
             },
         };
-        EffectiveSetting { key: spec.key, value, source }
+        EffectiveSetting { key: spec.key.to_owned(), value, source }
     }
 }

@@ -9,7 +9,7 @@ use super::{Problem, SettingError, Settings, Source};
 pub struct Loaded {
     /// The settings.
     pub settings: Settings,
-    /// One entry for each of [`SPECS`](super::SPECS), in that order.
+    /// One entry for each of [`SPECS`](super::SPECS), in that order; then one for each setting of each namespace.
     pub effective: Vec<EffectiveSetting>,
     /// What an operator should know although it does not stop the start, a sentence each. They are found
     /// before there is a log: the caller logs them once there is one.
@@ -50,8 +50,8 @@ impl Loaded {
 /// One setting in force, to be shown.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EffectiveSetting {
-    /// Its key.
-    pub key: &'static str,
+    /// Its key; `namespace.NAME.KEY` for a setting of a namespace.
+    pub key: String,
     /// Its value as it was written; hidden if secret.
     pub value: String,
     /// Where it came from.

@@ -3,8 +3,9 @@
 use figment::{Figment, value::Value};
 
 use super::{
-    Problem, SPECS, SettingError, SettingsFile, Source, Spec,
+    Problem, SPECS, SettingError, SettingsFile, Source,
     layer::{self, Layer},
+    namespace::NAMESPACE,
     text::{self, Expected, display},
     variable::misspelt,
 };
@@ -32,8 +33,13 @@ impl Loader {
     /// Merges the values of a source, which win over those that were merged before. Rejects unknown settings.
     pub(super) fn merge(&mut self, mut layer: Layer) {
         for (key, source) in layer.take_unknown() {
-            let nearest = misspelt(&key).or_else(|| similar(&key));
-            self.errors.push(SettingError { key, source, problem: Problem::Unknown { nearest } });
+            let in_file = layer.is_file().then_some(NAMESPACE);
+            let keys = SPECS.iter().map(|spec| spec.key).chain(in_file);
+            let advice = match misspelt(&key).or_else(|| similar(&key, keys)) {
+                Some(nearest) => format!("did you mean {nearest}?"),
+                None => "`lastcall --help` lists all".to_owned(),
+            };
+            self.errors.push(SettingError { key, source, problem: Problem::Unknown { advice } });
         }
         let figment = std::mem::take(&mut self.figment);
         self.figment = figment.merge(layer);
@@ -42,9 +48,13 @@ impl Loader {
     /// Returns the value that wins, and its source; `None` if there is no value and no default.
     pub(super) fn resolve(&self, key: &str) -> Option<(Value, Source)> {
         let value = self.figment.find_value(key).ok()?;
-        let metadata = self.figment.get_metadata(value.tag())?;
-        let source = layer::source(metadata, key);
+        let source = self.source_of(&value, key)?;
         Some((value, source))
+    }
+
+    /// Returns the source of a value that is at `path`: a setting, or a part of one.
+    pub(super) fn source_of(&self, value: &Value, path: &str) -> Option<Source> {
+        self.figment.get_metadata(value.tag()).map(|metadata| layer::source(metadata, path))
     }
 
     /// Returns the source of the value that wins.
@@ -90,9 +100,9 @@ impl Loader {
     }
 }
 
-/// Returns the setting that an unknown key is most similar to.
-fn similar(key: &str) -> Option<&'static str> {
-    let similar = |spec: &Spec| (strsim::jaro_winkler(spec.key, &key.to_ascii_lowercase()), spec.key);
-    let (similarity, nearest) = SPECS.iter().map(similar).max_by(|a, b| a.0.total_cmp(&b.0))?;
+/// Returns the one of these keys that an unknown key is most similar to.
+pub(super) fn similar(key: &str, keys: impl Iterator<Item = &'static str>) -> Option<&'static str> {
+    let similarity = |known| (strsim::jaro_winkler(known, &key.to_ascii_lowercase()), known);
+    let (similarity, nearest) = keys.map(similarity).max_by(|a, b| a.0.total_cmp(&b.0))?;
     (similarity > 0.8).then_some(nearest)
 }

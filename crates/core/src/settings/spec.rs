@@ -7,6 +7,7 @@ pub struct Group(pub &'static str);
 
 const NETWORK: Group = Group("Network");
 const MESSAGES: Group = Group("Messages");
+const HISTORY: Group = Group("History");
 const SHUTDOWN: Group = Group("Shutdown");
 const UPGRADE: Group = Group("Upgrade");
 const LIMITS: Group = Group("Limits");
@@ -53,7 +54,7 @@ const fn spec(
 }
 
 /// Every setting.
-pub const SPECS: [Spec; 24] = [
+pub const SPECS: [Spec; 28] = [
     spec(
         "host",
         NETWORK,
@@ -83,6 +84,28 @@ pub const SPECS: [Spec; 24] = [
         "WHAT",
         Some("\"broadcast\""),
         "What a client's text does: broadcast to all clients, ignore, or echo (for diagnosis)",
+    ),
+    spec(
+        "history_size",
+        HISTORY,
+        "NUMBER",
+        Some("100"),
+        "Publications kept for each channel; 0 turns history off",
+    ),
+    spec("history_ttl", HISTORY, "DURATION", Some("300"), "How long a publication is kept"),
+    spec(
+        "history_bytes",
+        HISTORY,
+        "SIZE",
+        Some("\"64MiB\""),
+        "Most bytes of history over all channels; the oldest go first",
+    ),
+    spec(
+        "history_file",
+        HISTORY,
+        "FILE",
+        None,
+        "File to which a shutdown writes history; the next start reads it",
     ),
     spec(
         "shutdown_timeout",
@@ -206,6 +229,7 @@ pub const SPECS: [Spec; 24] = [
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::settings::{NAMESPACE_SPECS, NamespaceSpec};
 
     /// The shipped file, which people read to learn the settings.
     const SHIPPED: &str = include_str!("../../../../config/lastcall.toml");
@@ -220,8 +244,18 @@ mod tests {
             let (before, _) = SHIPPED.split_once(&line).unwrap_or_else(|| panic!("no line {line:?}"));
             assert_eq!(before.lines().last(), Some(&*format!("## {}", spec.help)), "{}", spec.key);
         }
-        let listed = SHIPPED.lines().filter(|line| line.starts_with("# ")).count();
+        let (settings, _) = SHIPPED.split_once("# [[namespace]]\n").unwrap();
+        let listed = settings.lines().filter(|line| line.starts_with("# ")).count();
         assert_eq!(listed, SPECS.len(), "nothing else stands there");
+    }
+
+    #[test]
+    fn the_shipped_file_ends_with_every_key_of_a_namespace_with_its_example_and_its_line() {
+        let (_, namespace) = SHIPPED.split_once("# [[namespace]]\n").unwrap();
+        let keys = NAMESPACE_SPECS
+            .iter()
+            .map(|NamespaceSpec { key, example, help }| format!("\n## {help}\n# {key} = {example}\n"));
+        assert_eq!(namespace, keys.collect::<String>());
     }
 
     #[test]

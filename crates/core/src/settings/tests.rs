@@ -2,6 +2,8 @@
 
 mod as_written;
 mod foreign;
+mod history;
 mod load;
+mod namespace;
 mod operator;
 mod value;

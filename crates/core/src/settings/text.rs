@@ -23,6 +23,14 @@ pub(super) fn display(value: &Value) -> String {
     }
 }
 
+/// Returns the value as it was written, without the quotes of TOML.
+pub(super) fn plain(value: &Value) -> String {
+    match value {
+        Value::String(_, text) => text.clone(),
+        value => display(value),
+    }
+}
+
 /// Refuses a text that is hardly meant as it is written: with quotes around it, which some programs remove
 /// from a variable's value and others do not, or with characters that cannot be seen.
 pub(super) fn check(value: &Value) -> Result<(), Expected> {

@@ -135,8 +135,13 @@ pub(super) fn interval(value: &Value) -> Result<Option<Duration>, Expected> {
 /// Units of size. `K` and the like are left out: they are 1000 to some programs and 1024 to others.
 const SIZE_UNITS: [&str; 9] = ["", "B", "kB", "KB", "MB", "GB", "KiB", "MiB", "GiB"];
 
-pub(super) fn size(value: &Value) -> Result<usize, Expected> {
-    let size = match value {
+/// How a size is written.
+const SIZE_FORMAT: &str = "a number of bytes, such as 65536, or a whole number with a unit, such as 64KiB: \
+                           KiB, MiB and GiB are powers of 1024, kB, MB and GB of 1000";
+
+/// Returns a number of bytes.
+fn bytes(value: &Value) -> Option<usize> {
+    let bytes = match value {
         Value::Num(..) => whole_number(value),
         _ => word(value).and_then(|text| {
             let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
@@ -145,11 +150,32 @@ pub(super) fn size(value: &Value) -> Result<usize, Expected> {
             text.parse::<ByteSize>().ok().filter(|_| is_clear).map(|size| size.as_u64())
         }),
     };
-    size.and_then(|size| usize::try_from(size).ok()).filter(|size| (1..=1 << 30).contains(size)).ok_or_else(|| {
-        "from 1 byte to 1GiB: a number of bytes, such as 65536, or a whole number with a unit, such as 64KiB: \
-             KiB, MiB and GiB are powers of 1024, kB, MB and GB of 1000"
-                .into()
-    })
+    bytes.and_then(|bytes| usize::try_from(bytes).ok())
+}
+
+pub(super) fn size(value: &Value) -> Result<usize, Expected> {
+    bytes(value)
+        .filter(|size| (1..=1 << 30).contains(size))
+        .ok_or_else(|| format!("from 1 byte to 1GiB: {SIZE_FORMAT}"))
+}
+
+/// Most publications of one channel: more is a database's task.
+const MAX_HISTORY_SIZE: usize = 1_000_000;
+
+/// Most bytes of all history: more is hardly meant, as it is kept in memory.
+const MAX_HISTORY_BYTES: u64 = 64 << 30;
+
+pub(super) fn history_size(value: &Value) -> Result<usize, Expected> {
+    whole_number(value)
+        .and_then(|number| number.try_into().ok())
+        .filter(|number| *number <= MAX_HISTORY_SIZE)
+        .ok_or_else(|| format!("a whole number from 0, which turns history off, to {MAX_HISTORY_SIZE}"))
+}
+
+pub(super) fn history_bytes(value: &Value) -> Result<usize, Expected> {
+    bytes(value)
+        .filter(|bytes| *bytes as u64 <= MAX_HISTORY_BYTES)
+        .ok_or_else(|| format!("at most 64GiB: {SIZE_FORMAT}"))
 }
 
 /// Returns bytes a second, where 0 means no bound.
@@ -226,15 +252,29 @@ pub(super) fn log_level(value: &Value) -> Result<String, Expected> {
 }
 
 pub(super) fn folder(value: &Value) -> Result<Option<PathBuf>, Expected> {
+    path(value, "folder")
+}
+
+pub(super) fn file(value: &Value) -> Result<Option<PathBuf>, Expected> {
+    match path(value, "file")? {
+        Some(path) if path.as_os_str().as_encoded_bytes().ends_with(b"/") || path.file_name().is_none() => {
+            Err("the path of a file, and not of a folder".into())
+        }
+        path => Ok(path),
+    }
+}
+
+/// Returns the path of a file or a folder, whichever `what` says; `None` if it is empty.
+fn path(value: &Value, what: &str) -> Result<Option<PathBuf>, Expected> {
     match value {
         Value::String(_, path) if path.trim_ascii().is_empty() => Ok(None),
         Value::String(_, path) if path.trim_ascii() != path => {
-            Err("the path of a folder, without white space before and after it".into())
+            Err(format!("the path of a {what}, without white space before and after it"))
         }
         Value::String(_, path) if path.starts_with('~') => {
-            Err("the whole path of a folder: `~` is for shells, or ./~ for a folder of that name".into())
+            Err(format!("the whole path of a {what}: `~` is for shells, or ./~ for a {what} of that name"))
         }
         Value::String(_, path) => Ok(Some(PathBuf::from(path))),
-        _ => Err("the path of a folder".into()),
+        _ => Err(format!("the path of a {what}")),
     }
 }

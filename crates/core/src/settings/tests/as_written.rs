@@ -157,6 +157,10 @@ fn a_value_with_more_than_one_meaning_is_refused_wherever_it_is_written() {
                 "\u{feff}/var/log",
             ],
         ),
+        ("history_size", &["+5", "010", "1e3", "1_000", "-1", "100.0"]),
+        ("history_ttl", &["5M", "1.5h", "0.0", "forever"]),
+        ("history_bytes", &["64M", "64mib", "1.5GiB", "0"]),
+        ("history_file", &["\"history\"", "~/history", "history "]),
         ("templates_dir", &["\"pages\"", "~/pages", "pages "]),
         ("runtime_dir", &["\"/run/lastcall\"", "~/run"]),
         (
