@@ -28,7 +28,7 @@ use tokio::task::spawn_blocking;
 use tracing::{info, warn};
 
 use crate::{
-    config, exposure,
+    config, exposure, history_file,
     ingress::{Ingress, SuspendedIngress},
     listener::{self, Opened},
     start_time,
@@ -249,6 +249,11 @@ async fn prepare(
     {
         let reason = format_args!("there can be no control socket: {:#}", anyhow::Error::from(error));
         unusable.push(loaded.unusable("runtime_dir", &reason));
+    }
+    if let Some(path) = &settings.history_file
+        && let Err(error) = history_file::check(path)
+    {
+        unusable.push(loaded.unusable("history_file", &error));
     }
     let page = Page::load(settings.templates_dir.as_deref(), settings.max_message_size)
         .map_err(|error| {

@@ -44,14 +44,19 @@ async fn settings_that_this_machine_does_not_allow_are_reported_together() {
         .file("config/lastcall.toml", "templates_dir = \"none\"\n")
         .env("LASTCALL_HOST", "203.0.113.1")
         .env("LOG_DIR", "file/logs")
+        .env("HISTORY_FILE", "none/history")
         .args(&["--runtime-dir", "file/run"])
         .end()
         .await;
     assert_eq!((ended.code, ended.stdout.as_str()), (Some(2), ""));
     let mut lines: Vec<_> = ended.stderr.lines().collect();
-    assert_eq!(lines.remove(0), "error: 4 settings are wrong");
+    assert_eq!(lines.remove(0), "error: 5 settings are wrong");
     lines.sort_unstable();
     let expected = [
+        (
+            "  history_file = none/history (environment variable HISTORY_FILE): ",
+            "its folder cannot be used: No such",
+        ),
         ("  host = 203.0.113.1 (environment variable LASTCALL_HOST): ", "does not have that address"),
         ("  log_dir = file/logs (environment variable LOG_DIR): ", "cannot write log files there: "),
         ("  runtime_dir = file/run (command line --runtime-dir): ", "there can be no control socket: "),
