@@ -1,0 +1,141 @@
+//! Requests that were answered already.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    str::FromStr,
+    sync::Arc,
+    time::Duration,
+};
+
+use lastcall_core::ChannelName;
+
+use crate::Published;
+
+/// How long the result of a publication with a key is known.
+pub const IDEMPOTENCY_TTL: Duration = Duration::from_secs(300);
+
+/// Most keys that are known at once. The oldest go first.
+const MAX_KEYS: usize = 100_000;
+
+/// Most bytes of a key.
+const MAX_KEY: usize = 255;
+
+/// A key that a publisher chooses for a publication, so that it can be sent again without being published twice.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct IdempotencyKey(Arc<str>);
+
+/// A text is not a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("an idempotency key has 1 to {MAX_KEY} printable ASCII characters")]
+pub struct InvalidIdempotencyKey;
+
+impl FromStr for IdempotencyKey {
+    type Err = InvalidIdempotencyKey;
+
+    fn from_str(text: &str) -> Result<Self, InvalidIdempotencyKey> {
+        let is_valid =
+            (1..=MAX_KEY).contains(&text.len()) && text.bytes().all(|byte| matches!(byte, b' '..=b'~'));
+        if is_valid { Ok(Self(text.into())) } else { Err(InvalidIdempotencyKey) }
+    }
+}
+
+/// The results of the publications with a key. Keys of different channels are different ones.
+#[derive(Debug, Default)]
+pub(crate) struct IdempotencyCache {
+    results: HashMap<(ChannelName, IdempotencyKey), Published>,
+    /// In the order of their times, in milliseconds since 1970.
+    by_time: VecDeque<(i64, ChannelName, IdempotencyKey)>,
+}
+
+impl IdempotencyCache {
+    /// Returns the result of a publication with this key, if it is still known.
+    pub(crate) fn get(&self, channel: &ChannelName, key: &IdempotencyKey) -> Option<Published> {
+        self.results.get(&(channel.clone(), key.clone())).copied()
+    }
+
+    /// Adds the result of a publication.
+    pub(crate) fn insert(
+        &mut self,
+        now_ms: i64,
+        channel: &ChannelName,
+        key: IdempotencyKey,
+        result: Published,
+    ) {
+        if self.by_time.len() >= MAX_KEYS {
+            self.remove_first();
+        }
+        self.by_time.push_back((now_ms, channel.clone(), key.clone()));
+        self.results.insert((channel.clone(), key), result);
+    }
+
+    /// Forgets what is older than [`IDEMPOTENCY_TTL`].
+    pub(crate) fn expire(&mut self, now_ms: i64) {
+        let oldest = now_ms.saturating_sub(IDEMPOTENCY_TTL.as_millis() as i64);
+        while self.by_time.front().is_some_and(|(time_ms, ..)| *time_ms <= oldest) {
+            self.remove_first();
+        }
+    }
+
+    /// Returns the time of the oldest key.
+    pub(crate) fn first(&self) -> Option<i64> {
+        self.by_time.front().map(|(time_ms, ..)| *time_ms)
+    }
+
+    fn remove_first(&mut self) {
+        if let Some((_, channel, key)) = self.by_time.pop_front() {
+            self.results.remove(&(channel, key));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lastcall_core::Position;
+
+    use super::*;
+
+    fn key(text: &str) -> IdempotencyKey {
+        text.parse().unwrap()
+    }
+
+    fn result(offset: u64) -> Published {
+        Published { position: Position { offset, ..Position::default() }, subscribers: 0 }
+    }
+
+    #[test]
+    fn a_key_is_printable_and_not_too_long() {
+        for text in ["a", "0190a5b2-7f3e", "with space", &"k".repeat(255)] {
+            assert!(text.parse::<IdempotencyKey>().is_ok(), "{text}");
+        }
+        for text in ["", "\n", "é", &"k".repeat(256)] {
+            assert!(text.parse::<IdempotencyKey>().is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_key_is_known_for_its_channel_until_its_time_is_over() {
+        let mut cache = IdempotencyCache::default();
+        let (a, b): (ChannelName, ChannelName) = ("a".parse().unwrap(), "b".parse().unwrap());
+        cache.insert(1000, &a, key("1"), result(1));
+        cache.insert(2000, &a, key("2"), result(2));
+        assert_eq!(cache.get(&a, &key("1")), Some(result(1)));
+        assert_eq!(cache.get(&b, &key("1")), None);
+        cache.expire(1000 + 300_000 - 1);
+        assert_eq!(cache.get(&a, &key("1")), Some(result(1)));
+        cache.expire(1000 + 300_000);
+        assert_eq!((cache.get(&a, &key("1")), cache.get(&a, &key("2"))), (None, Some(result(2))));
+        assert_eq!(cache.first(), Some(2000));
+    }
+
+    #[test]
+    fn the_oldest_key_goes_when_there_are_too_many() {
+        let mut cache = IdempotencyCache::default();
+        let channel = ChannelName::broadcast();
+        for number in 0..=MAX_KEYS {
+            cache.insert(0, &channel, key(&number.to_string()), result(number as u64));
+        }
+        assert_eq!(cache.get(&channel, &key("0")), None);
+        assert_eq!(cache.get(&channel, &key("1")), Some(result(1)));
+        assert_eq!(cache.results.len(), MAX_KEYS);
+    }
+}

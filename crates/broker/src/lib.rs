@@ -1,0 +1,160 @@
+//! Channels: which position each publication gets, which publications are kept, and what a subscriber has missed.
+//! Knows no sockets and no HTTP.
+//!
+//! - [`Broker`] is the interface; its documentation is the contract that every implementation keeps.
+//! - [`MemoryBroker`] (`memory`) keeps everything in this process. Its parts: `channel` (the numbering, the kept
+//!   publications and the receivers of one channel), `rules` (how much is kept of which channel), `age_queue` (which
+//!   channel has the oldest publication), and `idempotency` (which requests were answered already).
+//! - [`ReceiverSet`] (`receiver_set`) says which receivers get a channel's publications: for the server, its event loops.
+
+mod age_queue;
+mod channel;
+mod config;
+mod idempotency;
+mod memory;
+mod receiver_set;
+mod rules;
+
+use std::{fmt, future::Future, pin::Pin, sync::Arc};
+
+use lastcall_core::{ChannelName, Epoch, Position, Publication};
+
+pub use config::{Config, NamespaceRule, Retention};
+pub use idempotency::{IDEMPOTENCY_TTL, IdempotencyKey, InvalidIdempotencyKey};
+pub use memory::MemoryBroker;
+pub use receiver_set::{MAX_RECEIVERS, ReceiverSet};
+
+/// The result of a broker's work.
+pub type BrokerFuture<T> = Pin<Box<dyn Future<Output = Result<T, BrokerError>> + Send>>;
+
+/// What is to be done when a subscription stands. See [`Broker::subscribe`].
+pub type Attach = Box<dyn FnOnce(Subscribed) + Send>;
+
+/// A broker could not do its work.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BrokerError {
+    /// It cannot be reached. Whether a publication was kept is not known: publish again only with the same
+    /// [`IdempotencyKey`].
+    #[error("the broker is unavailable: {0}")]
+    Unavailable(String),
+}
+
+/// Where publications get their positions and are kept.
+///
+/// # Order
+/// Within one epoch, a channel's publications have the offsets 1, 2, 3 and so on, and [`Delivery::deliver`] is called
+/// for them in this order, each once. Nothing is promised across channels.
+///
+/// # Atomicity
+/// A publication gets its position, is kept and is delivered in one step, under the channel's lock. A subscription
+/// takes what was missed, adds the receiver and calls `attach` in one step, under the same lock. So whatever is
+/// delivered to the receiver before `attach` is called is not for the subscriber, and whatever is delivered after it
+/// is: there is no gap, and nothing comes twice. `attach` and `deliver` must be short, and must not call the broker.
+///
+/// # Recovery
+/// What is missed is all there or not at all: `recovered` is true only if the epoch is the same and every publication
+/// after the subscriber's position is still kept. An epoch ends when offsets could be given a second time: then each
+/// earlier position is not recovered.
+///
+/// # Failure
+/// The work of a call begins with the call, and goes to its end when the future is dropped. An error of `publish` means
+/// that it is not known whether the publication was kept. A broker that has lost publications begins a new epoch.
+pub trait Broker: fmt::Debug + Send + Sync {
+    /// Publishes, in their order. With a key, the publications of this channel with the same key within
+    /// [`IDEMPOTENCY_TTL`] are not published again: the result is the first one's.
+    fn publish(
+        &self,
+        channel: &ChannelName,
+        publications: Vec<Publication>,
+        key: Option<IdempotencyKey>,
+    ) -> BrokerFuture<Published>;
+
+    /// Subscribes: from when `attach` is called on, the channel's publications are delivered to `receiver`, also for
+    /// this subscriber. Each subscription is to be ended by one [`Broker::unsubscribe`].
+    fn subscribe(&self, channel: &ChannelName, since: Since, receiver: usize, attach: Attach);
+
+    /// Ends a subscription. `is_last`: the receiver has no other one to this channel, also none that waits for its
+    /// `attach`.
+    fn unsubscribe(&self, channel: &ChannelName, receiver: usize, is_last: bool);
+
+    /// Returns at most `limit` of the kept publications: the first ones after `since`, or the first of all.
+    fn history(
+        &self,
+        channel: &ChannelName,
+        since: Option<Position>,
+        limit: usize,
+    ) -> BrokerFuture<HistoryPage>;
+
+    /// Returns what is known of a channel on this node; `None`: nothing.
+    fn channel(&self, name: &ChannelName) -> Option<ChannelInfo>;
+
+    /// Returns what is known of all channels on this node, by name.
+    fn channels(&self) -> Vec<ChannelInfo>;
+}
+
+/// Where a broker delivers publications.
+pub trait Delivery: fmt::Debug + Send + Sync {
+    /// Passes publications, one or more, on to these receivers. Called under the channel's lock.
+    fn deliver(
+        &self,
+        channel: &ChannelName,
+        epoch: Epoch,
+        publications: &[Arc<Publication>],
+        receivers: ReceiverSet,
+    );
+}
+
+/// What was published.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Published {
+    /// The position of the last publication.
+    pub position: Position,
+    /// Subscribers of the channel on this node.
+    pub subscribers: usize,
+}
+
+/// From where on a subscriber wants a channel's publications.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Since {
+    /// From the subscription on.
+    Now,
+    /// From this position on.
+    Position(Position),
+    /// From a position that is none: it cannot be recovered.
+    Invalid,
+}
+
+/// The beginning of a subscription.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Subscribed {
+    /// The position of the channel: the last publication that is not delivered any more after this.
+    pub top: Position,
+    /// Whether the subscriber wanted a position, and gets everything after it.
+    pub recovered: bool,
+    /// What it missed, in order: up to and including `top`. Empty unless `recovered`.
+    pub missed: Vec<Arc<Publication>>,
+}
+
+/// A part of a channel's history.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HistoryPage {
+    /// The position of the channel.
+    pub top: Position,
+    /// Whether nothing is missing between the position asked for and the first publication. True if none was asked for.
+    pub recovered: bool,
+    /// In order. Empty unless `recovered`.
+    pub publications: Vec<Arc<Publication>>,
+}
+
+/// What is known of a channel on this node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChannelInfo {
+    /// Its name.
+    pub name: ChannelName,
+    /// Subscribers on this node.
+    pub subscribers: usize,
+    /// The position of its last publication.
+    pub top: Position,
+    /// Publications that are kept.
+    pub kept: usize,
+}

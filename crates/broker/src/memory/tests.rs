@@ -1,0 +1,389 @@
+use std::collections::BTreeMap;
+
+use lastcall_core::Publisher;
+use proptest::prelude::*;
+use serde_json::value::RawValue;
+
+use super::*;
+use crate::{NamespaceRule, ReceiverSet, Retention, Subscribed};
+
+/// What was delivered, in order: to which receivers, and the positions.
+#[derive(Debug, Clone, Default)]
+struct Recorder(Arc<Mutex<Vec<(ReceiverSet, String, Position)>>>);
+
+impl Delivery for Recorder {
+    fn deliver(
+        &self,
+        channel: &ChannelName,
+        epoch: Epoch,
+        publications: &[Arc<Publication>],
+        receivers: ReceiverSet,
+    ) {
+        let mut delivered = self.0.lock().unwrap();
+        for publication in publications {
+            let position = Position { epoch, offset: publication.offset };
+            delivered.push((receivers, channel.to_string(), position));
+        }
+    }
+}
+
+fn broker(config: Config) -> (MemoryBroker, Recorder) {
+    let recorder = Recorder::default();
+    (MemoryBroker::new(config, Box::new(recorder.clone())), recorder)
+}
+
+fn retention(size: usize, ttl_ms: u64) -> Retention {
+    Retention { size, ttl: Duration::from_millis(ttl_ms) }
+}
+
+fn keeping(size: usize, ttl_ms: u64) -> MemoryBroker {
+    broker(Config { retention: retention(size, ttl_ms), ..Config::default() }).0
+}
+
+fn name(text: &str) -> ChannelName {
+    text.parse().unwrap()
+}
+
+fn publication(now: i64, data: &str) -> Publication {
+    let data = RawValue::from_string(data.to_owned()).unwrap();
+    Publication { time_ms: now, ..Publication::new(Publisher::Api, data) }
+}
+
+fn publish(broker: &MemoryBroker, now: i64, channel: &str) -> Position {
+    broker.publish_at(now, &name(channel), vec![publication(now, "1")], None).position
+}
+
+fn subscribe(broker: &MemoryBroker, now: i64, channel: &str, since: Since) -> Subscribed {
+    let result = Arc::new(Mutex::new(None));
+    let attached = Arc::clone(&result);
+    let attach = move |subscribed| *attached.lock().unwrap() = Some(subscribed);
+    broker.subscribe_at(now, &name(channel), since, 0, Box::new(attach));
+    result.lock().unwrap().take().expect("the memory broker attaches at once")
+}
+
+fn unsubscribe(broker: &MemoryBroker, now: i64, channel: &str) {
+    broker.unsubscribe_at(now, &name(channel), 0, true);
+}
+
+fn offsets(publications: &[Arc<Publication>]) -> Vec<u64> {
+    publications.iter().map(|publication| publication.offset).collect()
+}
+
+#[test]
+fn a_subscriber_gets_what_it_missed_or_is_told() {
+    let broker = keeping(3, 1000);
+    let first = subscribe(&broker, 0, "a", Since::Now);
+    assert_eq!((first.top.offset, first.recovered), (0, false), "a position before the first publication");
+    let positions: Vec<_> = (0..5).map(|now| publish(&broker, now, "a")).collect();
+    assert_eq!(positions.iter().map(|position| position.offset).collect::<Vec<_>>(), [1, 2, 3, 4, 5]);
+    assert!(positions.iter().all(|position| position.epoch == first.top.epoch));
+
+    let since = |offset| Since::Position(Position { offset, ..first.top });
+    for (offset, missed) in [(5, vec![]), (4, vec![5]), (2, vec![3, 4, 5])] {
+        let subscribed = subscribe(&broker, 5, "a", since(offset));
+        assert_eq!((subscribed.recovered, offsets(&subscribed.missed)), (true, missed), "since {offset}");
+        assert_eq!(subscribed.top, positions[4]);
+    }
+    let other_epoch = Since::Position(Position { epoch: Epoch(!first.top.epoch.0), offset: 4 });
+    for (what, since) in [
+        ("trimmed", since(1)),
+        ("from the future", since(6)),
+        ("other epoch", other_epoch),
+        ("malformed", Since::Invalid),
+        ("not asked for", Since::Now),
+    ] {
+        let subscribed = subscribe(&broker, 5, "a", since);
+        assert_eq!((subscribed.recovered, subscribed.missed.len()), (false, 0), "{what}");
+        assert_eq!(subscribed.top, positions[4], "{what}");
+    }
+    // All but the position has expired.
+    assert!(subscribe(&broker, 1003, "a", since(4)).recovered, "the last one is younger");
+    assert!(!subscribe(&broker, 1004, "a", since(4)).recovered);
+    assert!(subscribe(&broker, 1004, "a", since(5)).recovered, "nothing was missed");
+}
+
+#[test]
+fn a_channel_is_gone_when_it_has_neither_subscribers_nor_history() {
+    let broker = keeping(3, 1000);
+    let top = subscribe(&broker, 0, "a", Since::Now).top;
+    unsubscribe(&broker, 5, "a");
+    // Its only subscriber comes back: nothing was published meanwhile.
+    assert!(subscribe(&broker, 1000, "a", Since::Position(top)).recovered);
+    assert_eq!(broker.bytes(), 0, "a channel with subscribers costs no history");
+    unsubscribe(&broker, 1000, "a");
+    assert!(broker.bytes() > 0);
+    assert!(!broker.drop_expired(&mut broker.lock(), 1999, 10));
+    assert_eq!(broker.lock().channels.len(), 1);
+    assert!(!broker.drop_expired(&mut broker.lock(), 2000, 10));
+    assert_eq!(broker.lock().channels.len(), 0);
+    assert_eq!(broker.bytes(), 0);
+    assert!(!subscribe(&broker, 2000, "a", Since::Position(top)).recovered);
+
+    // Without history, at once.
+    let broker = keeping(0, 1000);
+    let top = publish(&broker, 0, "a");
+    assert_eq!(top.offset, 1);
+    assert_eq!(broker.lock().channels.len(), 0);
+    subscribe(&broker, 0, "a", Since::Now);
+    assert_eq!((publish(&broker, 0, "a").offset, publish(&broker, 0, "a").offset), (1, 2));
+    unsubscribe(&broker, 0, "a");
+    assert_eq!(broker.lock().channels.len(), 0);
+    assert_eq!(broker.bytes(), 0);
+}
+
+#[test]
+fn publications_are_delivered_in_order_to_the_receivers_of_their_channel_alone() {
+    let (broker, recorder) = broker(Config::default());
+    let ignore = || Box::new(drop::<Subscribed>);
+    let (a, b) = (name("a"), name("b"));
+    broker.subscribe(&a, Since::Now, 0, ignore());
+    broker.subscribe(&a, Since::Now, 0, ignore());
+    broker.subscribe(&a, Since::Now, 3, ignore());
+    broker.subscribe(&b, Since::Now, 1, ignore());
+    let now = now_ms();
+    let batch = || vec![publication(now, "1"), publication(now, "2")];
+    assert_eq!(broker.publish_at(now, &a, batch(), None).subscribers, 3);
+    assert_eq!(broker.publish_at(now, &b, vec![publication(now, "3")], None).subscribers, 1);
+    assert_eq!(broker.publish_at(now, &name("c"), batch(), None).subscribers, 0);
+    broker.unsubscribe(&a, 0, false);
+    broker.publish_at(now, &a, batch(), None);
+    broker.unsubscribe(&a, 0, true);
+    assert_eq!(broker.publish_at(now, &a, batch(), None).subscribers, 1);
+
+    let delivered = recorder.0.lock().unwrap();
+    let receivers = |set: ReceiverSet| (0..4).filter(|receiver| set.contains(*receiver)).collect::<Vec<_>>();
+    let seen: Vec<_> = delivered
+        .iter()
+        .map(|(to, channel, position)| (receivers(*to), channel.as_str(), position.offset))
+        .collect();
+    let expected = [
+        (vec![0, 3], "a", 1),
+        (vec![0, 3], "a", 2),
+        (vec![1], "b", 1),
+        (vec![0, 3], "a", 3),
+        (vec![0, 3], "a", 4),
+        (vec![3], "a", 5),
+        (vec![3], "a", 6),
+    ];
+    assert_eq!(seen, expected);
+}
+
+#[test]
+fn a_publication_with_a_known_key_is_not_published_again() {
+    let broker = keeping(10, 1_000_000);
+    let key = || Some("k1".parse::<IdempotencyKey>().unwrap());
+    let one = |now| vec![publication(now, "1")];
+    let first = broker.publish_at(0, &name("a"), one(0), key());
+    assert_eq!(broker.publish_at(299_999, &name("a"), one(299_999), key()), first);
+    assert_eq!(
+        broker.publish_at(299_999, &name("b"), one(299_999), key()).position.offset,
+        1,
+        "another channel"
+    );
+    assert_eq!(broker.publish_at(300_000, &name("a"), one(300_000), key()).position.offset, 2);
+    assert_eq!(broker.lock().channels[&name("a")].top().offset, 2);
+}
+
+#[test]
+fn a_page_of_the_history_begins_after_a_position() {
+    let broker = keeping(3, 1000);
+    let tops: Vec<_> = (0..5).map(|now| publish(&broker, now, "a")).collect();
+    let page = |since, limit| broker.history_at(5, &name("a"), since, limit);
+    let read =
+        |since, limit| page(since, limit).publications.iter().map(|one| one.offset).collect::<Vec<_>>();
+    assert_eq!(read(None, 10), [3, 4, 5]);
+    assert_eq!(read(None, 2), [3, 4]);
+    assert_eq!(read(Some(tops[2]), 1), [4]);
+    assert!(page(Some(tops[4]), 1).recovered);
+    assert!(!page(Some(tops[0]), 1).recovered);
+    let unknown = broker.history_at(5, &name("unknown"), None, 10);
+    assert_eq!((unknown.top.offset, unknown.recovered), (0, true));
+    assert!(subscribe(&broker, 6, "unknown", Since::Position(unknown.top)).recovered, "the position stays");
+}
+
+#[test]
+fn namespaces_have_their_own_rules() {
+    let namespaces = vec![
+        NamespaceRule { name: "chat".to_owned(), retention: retention(1, 1000) },
+        NamespaceRule { name: "live".to_owned(), retention: retention(0, 1000) },
+    ];
+    let (broker, _) = broker(Config { retention: retention(2, 500), namespaces, ..Config::default() });
+    for channel in ["chat:a", "live:a", "other"] {
+        for now in 0..3 {
+            publish(&broker, now, channel);
+        }
+    }
+    let kept = |channel: &str, now| broker.history_at(now, &name(channel), None, 10).publications.len();
+    assert_eq!((kept("chat:a", 3), kept("live:a", 3), kept("other", 3)), (1, 0, 2));
+    assert_eq!((kept("chat:a", 600), kept("live:a", 600), kept("other", 600)), (1, 0, 0));
+}
+
+#[test]
+fn expire_says_when_something_is_too_old() {
+    let broker = keeping(10, 60_000);
+    assert_eq!(broker.expire(), None);
+    publish(&broker, now_ms(), "a");
+    let next = broker.expire().expect("a publication is kept");
+    assert!(next > Duration::from_secs(30) && next <= Duration::from_secs(60), "{next:?}");
+    publish(&broker, now_ms() - 60_000, "b");
+    broker.expire();
+    let left: Vec<_> = broker.channels().into_iter().map(|channel| channel.name).collect();
+    assert_eq!(left, [name("a")]);
+}
+
+/// What a test does.
+#[derive(Debug, Clone)]
+enum Step {
+    Wait(u16),
+    Publish {
+        channel: u8,
+        count: u8,
+    },
+    /// Subscribes with the position that was seen so many positions ago, and leaves again or stays.
+    Subscribe {
+        channel: u8,
+        since: u16,
+        stays: bool,
+    },
+    Leave(u8),
+    Expire(u8),
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        3 => (1_u16..400).prop_map(Step::Wait),
+        6 => (0_u8..4, 1_u8..4).prop_map(|(channel, count)| Step::Publish { channel, count }),
+        5 => (0_u8..4, 0_u16..40, any::<bool>())
+            .prop_map(|(channel, since, stays)| Step::Subscribe { channel, since, stays }),
+        2 => (0_u8..4).prop_map(Step::Leave),
+        1 => (1_u8..20).prop_map(Step::Expire),
+    ];
+    prop::collection::vec(step, 1..120)
+}
+
+/// A channel as the model knows it: all publications that were ever made, and nothing clever.
+#[derive(Debug, Default)]
+struct Model {
+    /// The epoch that its present life has, as the broker has told; `None`: it is not alive.
+    epoch: Option<Epoch>,
+    /// Times of the publications of this life; their offsets are 1, 2, 3 and so on.
+    times: Vec<i64>,
+    subscribers: usize,
+    used: i64,
+}
+
+const SIZE: usize = 5;
+const TTL: i64 = 1000;
+
+impl Model {
+    /// Ends the life of a channel that has neither subscribers nor history.
+    fn settle(&mut self, now: i64) {
+        if self.subscribers == 0 && self.kept(now).is_empty() && self.used + TTL <= now {
+            (self.epoch, self.times) = (None, Vec::new());
+        }
+    }
+
+    /// Returns the offsets that are kept.
+    fn kept(&self, now: i64) -> Vec<u64> {
+        let all = (1..).zip(&self.times).filter(|(_, time)| **time + TTL > now);
+        let all: Vec<u64> = all.map(|(offset, _)| offset).collect();
+        all[all.len().saturating_sub(SIZE)..].to_vec()
+    }
+
+    /// Returns what is missed since a position, if all of it is kept.
+    fn missed(&self, now: i64, since: Position) -> Option<Vec<u64>> {
+        let top = self.times.len() as u64;
+        if self.epoch != Some(since.epoch) || since.offset > top {
+            return None;
+        }
+        let kept = self.kept(now);
+        (since.offset + 1..=top).map(|offset| kept.contains(&offset).then_some(offset)).collect()
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_history_is_that_of_a_naive_model(steps in steps()) {
+        let broker = keeping(SIZE, TTL as u64);
+        let mut models: BTreeMap<u8, Model> = BTreeMap::new();
+        let (mut now, mut seen) = (0_i64, Vec::new());
+        for step in steps {
+            match step {
+                Step::Wait(ms) => now += i64::from(ms),
+                Step::Publish { channel, count } => {
+                    let model = models.entry(channel).or_default();
+                    model.settle(now);
+                    for _ in 0..count {
+                        let position = publish(&broker, now, &channel.to_string());
+                        model.times.push(now);
+                        prop_assert_eq!(position.offset, model.times.len() as u64);
+                        prop_assert_eq!(*model.epoch.get_or_insert(position.epoch), position.epoch);
+                        seen.push((channel, position));
+                    }
+                    model.used = now;
+                }
+                Step::Subscribe { channel, since, stays } => {
+                    let model = models.entry(channel).or_default();
+                    model.settle(now);
+                    let since = seen.len().checked_sub(usize::from(since) + 1).map(|at| seen[at]);
+                    let asked = since.map_or(Since::Now, |(_, position)| Since::Position(position));
+                    let expected = since
+                        .filter(|(of, _)| *of == channel)
+                        .and_then(|(_, position)| model.missed(now, position));
+                    let subscribed = subscribe(&broker, now, &channel.to_string(), asked);
+                    prop_assert_eq!(subscribed.recovered, expected.is_some(), "{:?} at {}", asked, now);
+                    prop_assert_eq!(offsets(&subscribed.missed), expected.unwrap_or_default());
+                    prop_assert_eq!(subscribed.top.offset, model.times.len() as u64);
+                    prop_assert_eq!(*model.epoch.get_or_insert(subscribed.top.epoch), subscribed.top.epoch);
+                    seen.push((channel, subscribed.top));
+                    model.subscribers += 1;
+                    if !stays {
+                        unsubscribe(&broker, now, &channel.to_string());
+                        model.subscribers -= 1;
+                        model.used = now;
+                    }
+                }
+                Step::Leave(channel) => {
+                    let model = models.entry(channel).or_default();
+                    if model.subscribers > 0 {
+                        model.subscribers -= 1;
+                        broker.unsubscribe_at(now, &name(&channel.to_string()), 0, model.subscribers == 0);
+                        model.used = now;
+                    }
+                }
+                Step::Expire(limit) => drop(broker.drop_expired(&mut broker.lock(), now, limit.into())),
+            }
+        }
+        // Later, all that nobody subscribes to is gone.
+        let all_left: usize = models.values().map(|model| usize::from(model.subscribers > 0)).sum();
+        while broker.drop_expired(&mut broker.lock(), now + TTL, 3) {}
+        prop_assert_eq!(broker.lock().channels.len(), all_left);
+        prop_assert_eq!(broker.bytes(), 0);
+    }
+
+    #[test]
+    fn the_oldest_of_all_channels_goes_first(
+        publications in prop::collection::vec((0_u8..5, 1_usize..300), 1..200),
+        max_bytes in 1000_usize..6000,
+    ) {
+        let config = Config { retention: retention(1000, 1_000_000), max_bytes, ..Config::default() };
+        let (broker, _) = broker(config);
+        let mut all = Vec::new();
+        for (now, (channel, size)) in (0..).zip(publications) {
+            let data = format!("\"{}\"", "x".repeat(size));
+            broker.publish_at(now, &name(&channel.to_string()), vec![publication(now, &data)], None);
+            all.push((channel, now));
+            prop_assert!(broker.bytes() <= max_bytes, "{} bytes", broker.bytes());
+        }
+        let mut kept = Vec::new();
+        for (name, channel) in &broker.lock().channels {
+            let number: u8 = name.as_str().parse().unwrap();
+            kept.extend(channel.kept().map(|one| (one.time_ms, number)));
+        }
+        kept.sort_unstable();
+        let expected: Vec<_> = all[all.len() - kept.len()..].iter().map(|(channel, now)| (*now, *channel)).collect();
+        prop_assert_eq!(kept, expected);
+    }
+}
