@@ -8,6 +8,7 @@ mod input;
 pub(crate) mod memory_stream;
 pub(crate) mod outbox;
 mod ping;
+pub(crate) mod replay;
 pub(crate) mod state;
 #[cfg(test)]
 mod tests;
@@ -21,7 +22,7 @@ use bytes::Bytes;
 use lastcall_core::settings::ClientMessages;
 
 pub(crate) use self::ping::Ping;
-use self::{outbox::Outbox, state::State};
+use self::{outbox::Outbox, replay::Replay, state::State};
 use crate::{
     admission::{Disconnect, Permit},
     client_id::ClientId,
@@ -148,7 +149,7 @@ impl<S: Stream> Connection<S> {
         connection
     }
 
-    /// Returns what another process needs to continue this connection. `close_timeout` is the time that is left of
+    /// Returns what another process needs to continue this connection, but for its channels. `close_timeout` is the time that is left of
     /// it, if the connection is closing.
     pub(crate) fn snapshot(&self, close_timeout: Option<Duration>) -> ConnectionSnapshot {
         ConnectionSnapshot {
@@ -161,6 +162,7 @@ impl<S: Stream> Connection<S> {
             early_input: self.early_input.as_deref().cloned().unwrap_or_default(),
             decoder: self.decoder.clone(),
             outbox: self.outbox.clone(),
+            channels: Vec::new(),
         }
     }
 
@@ -235,6 +237,16 @@ impl<S: Stream> Connection<S> {
             }
             return Outcome::Unchanged;
         }
+    }
+
+    /// Sends what the client has missed, in pages, as its socket takes them. What is sent later comes after it.
+    pub(crate) fn replay(&mut self, replay: Replay) -> Outcome {
+        if !self.is_open() {
+            return Outcome::Unchanged;
+        }
+        let is_first = !self.has_output();
+        self.outbox.push_replay(replay);
+        if is_first { self.flush() } else { Outcome::Unchanged }
     }
 
     /// Starts the closing handshake (RFC 6455 §7.1.2), unless it has started. What is queued is sent before the close

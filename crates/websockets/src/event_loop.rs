@@ -4,14 +4,17 @@
 //! timers. Each part stops after [`SLICE`] and continues in the next iteration, so neither a flood from one client nor
 //! a broadcast to ten thousand delays the others for long.
 
+mod attaching;
 mod clock;
 mod commands;
 pub(crate) mod connections;
 mod fanout;
 mod heartbeat;
 mod jobs;
+mod members;
 mod reading;
 mod registration;
+pub(crate) mod subscriptions;
 #[cfg(test)]
 mod tests;
 mod timers;
@@ -23,6 +26,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use lastcall_broker::Broker;
+use lastcall_core::{ChannelName, Publication};
 use mio::{Events, Interest, Poll, Token, Waker};
 use tracing::debug;
 
@@ -32,6 +37,7 @@ use self::{
     connections::{ConnectionKey, Connections},
     heartbeat::{BUCKETS, Heartbeat, HeartbeatEvent},
     jobs::{Fanout, FanoutContent, Job, Jobs},
+    subscriptions::Subscriptions,
     timers::{Due, Timers},
 };
 use crate::{
@@ -39,7 +45,7 @@ use crate::{
     budget::Budget,
     codec::{CloseReason, Frame},
     connection::{ConnectionConfig, Outcome},
-    mailbox::Mailboxes,
+    mailbox::{BatchItem, Mailboxes},
     notice::ShutdownNotice,
     stats::Stats,
 };
@@ -74,7 +80,11 @@ pub(crate) struct EventLoop {
     /// [`SLICE`], but in tests.
     slice: Duration,
     mailboxes: Arc<Mailboxes>,
+    broker: Arc<dyn Broker>,
+    /// The channel of clients that name none.
+    broadcast: ChannelName,
     connections: Connections,
+    subscriptions: Subscriptions,
     jobs: Jobs,
     timers: Timers,
     /// Connections to read from, each once. They take turns, one read each.
@@ -88,7 +98,7 @@ pub(crate) struct EventLoop {
     stopped: bool,
     stats: Stats,
     /// Texts of one read, to be published together; empty between reads.
-    received_texts: Vec<Frame>,
+    received_texts: Vec<Publication>,
     read_buffer: Vec<u8>,
 }
 
@@ -103,7 +113,7 @@ impl EventLoop {
         Ok((poll, waker))
     }
 
-    pub(crate) fn new(config: LoopConfig, mailboxes: Arc<Mailboxes>) -> Self {
+    pub(crate) fn new(config: LoopConfig, mailboxes: Arc<Mailboxes>, broker: Arc<dyn Broker>) -> Self {
         let clock = Clock::start(Instant::now());
         let heartbeat = config.heartbeat.filter(|_| !config.connection.is_echo());
         let heartbeat = heartbeat.map(|heartbeat| Heartbeat::new(heartbeat, clock.now()));
@@ -111,7 +121,10 @@ impl EventLoop {
             config,
             slice: SLICE,
             mailboxes,
+            broker,
+            broadcast: ChannelName::broadcast(),
             connections: Connections::default(),
+            subscriptions: Subscriptions::default(),
             jobs: Jobs::default(),
             timers: Timers::new(clock, heartbeat),
             read_queue: VecDeque::new(),
@@ -135,6 +148,7 @@ impl EventLoop {
                 break;
             }
         }
+        self.end_all_subscriptions();
         for slot in self.connections.drain() {
             slot.connection.finish(Disconnect::Forced);
         }
@@ -207,6 +221,7 @@ impl EventLoop {
                         return;
                     }
                 }
+                Job::Attach(attachment) => self.attach(attachment),
                 Job::Command(command) => self.handle_command(command),
                 Job::TakeFromMailbox => self.take_batch(),
             }
@@ -216,8 +231,8 @@ impl EventLoop {
         }
     }
 
-    /// Registers new connections between two slices of a fan-out, so that they need not wait for its end. The fan-out
-    /// reaches those in slots that it has not visited yet, after their welcome. During a fan-out of a shutdown notice,
+    /// Registers new connections between two slices of a fan-out, so that they need not wait for its end. Their subscriptions
+    /// begin after it, as they are later in the mailbox. During a fan-out of a shutdown notice,
     /// new connections wait: their welcome contains it already.
     fn register_during_fanout(&mut self) {
         if self.jobs.next_fanout().is_some_and(|fanout| !fanout.is_notice()) && self.jobs.has_mailbox_job() {
@@ -227,18 +242,22 @@ impl EventLoop {
         }
     }
 
-    /// Takes a batch from the mailbox: registers its connections, and turns the rest into jobs.
+    /// Takes a batch from the mailbox: registers its connections, and turns the rest into jobs, in their order.
     fn take_batch(&mut self) {
         let batch = self.mailboxes.take(self.config.index);
         for new in batch.new_connections {
             self.register(new);
         }
-        if !batch.frames.is_empty() && !self.config.connection.is_echo() {
-            let content = FanoutContent::Messages { frames: batch.frames, count: batch.messages };
-            self.jobs.push(Job::Deliver(Fanout::new(content)));
-        }
-        if let Some(command) = batch.command {
-            self.jobs.push(Job::Command(command));
+        for item in batch.items {
+            match item {
+                BatchItem::Run(run) => {
+                    if let Some(run) = Self::join(&run) {
+                        self.jobs.push(Job::Deliver(Fanout::new(FanoutContent::Publications(run))));
+                    }
+                }
+                BatchItem::Attach(attachment) => self.jobs.push(Job::Attach(attachment)),
+                BatchItem::Command(command) => self.jobs.push(Job::Command(command)),
+            }
         }
         if batch.more {
             self.jobs.queue_mailbox_job();
@@ -355,6 +374,7 @@ impl EventLoop {
         if entry.throttled {
             self.config.budget.remove_throttled();
         }
+        self.end_subscriptions(&entry.subscriptions);
         let connection = entry.connection;
         debug!(
             client = %connection.id,

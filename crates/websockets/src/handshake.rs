@@ -1,6 +1,11 @@
-//! What the event loop must finish of a WebSocket handshake that the HTTP server has accepted.
+//! What the event loop must finish of a handshake that the HTTP server has accepted.
 
 use bytes::Bytes;
+use lastcall_broker::Since;
+use lastcall_core::ChannelName;
+
+/// The most channels of one connection.
+pub const MAX_CHANNELS: usize = 128;
 
 /// The rest of a handshake (RFC 6455 §4.2).
 #[derive(Debug, Default)]
@@ -9,4 +14,16 @@ pub struct Handshake {
     pub response: Vec<u8>,
     /// What the client sent right after its request: frames that arrived before the response.
     pub early_input: Bytes,
+    /// The channels that the client named, each once, at most [`MAX_CHANNELS`]. None: `broadcast`, without a message that
+    /// says so.
+    pub channels: Vec<ChannelRequest>,
+}
+
+/// A channel that a client names when it connects.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChannelRequest {
+    /// Its name.
+    pub name: ChannelName,
+    /// From where on the client wants its publications.
+    pub since: Since,
 }

@@ -1,5 +1,5 @@
-//! Mailboxes: how work reaches the event loops. Each loop has one. All are filled under one lock, so every loop gets
-//! everything in the same order.
+//! Mailboxes: how work reaches the event loops. Each loop has one, with what is for it in one order. All are filled under
+//! one lock, so that every loop has the commands, and the publications of a channel, in the same order.
 
 use std::{
     collections::VecDeque,
@@ -12,14 +12,17 @@ use std::{
     time::Instant,
 };
 
-use bytes::Bytes;
+use lastcall_broker::{Delivery, ReceiverSet, Subscribed};
+use lastcall_core::{ChannelName, Epoch, Publication};
 use mio::Waker;
 use tokio::sync::{Notify, mpsc};
 
 use crate::{
     admission::Permit,
     client_id::ClientId,
-    codec::{CloseReason, Frame},
+    codec::CloseReason,
+    encoded::EncodedPublication,
+    event_loop::connections::ConnectionKey,
     handshake::Handshake,
     notice::ShutdownNotice,
     placement::Placement,
@@ -27,12 +30,18 @@ use crate::{
     stats::Stats,
 };
 
-/// Bytes of frames in the fullest mailbox from which on publishers wait. A few batches: a loop does not run out of work
+/// Bytes of publications in the fullest mailbox from which on publishers wait. A few batches: a loop does not run out of work
 /// while publishers wake up, and memory is bounded.
 const HIGH_WATER_MARK: usize = 1 << 20;
 
-/// Publishers continue when every mailbox has at most this many bytes of frames.
+/// Publishers continue when every mailbox has at most this many bytes of publications.
 const LOW_WATER_MARK: usize = HIGH_WATER_MARK / 2;
+
+/// Most subscriptions that a loop takes at once.
+const MAX_ATTACH_BATCH: usize = 256;
+
+/// Runs of other channels among which a loop looks for one that a publication continues.
+const MAX_OPEN_RUNS: usize = 16;
 
 /// Most bytes that a loop takes, and writes to each client, in one go. Far below any sensible `max_queue`, so that a
 /// backlog in the server never makes a client look slow.
@@ -68,6 +77,8 @@ pub(crate) enum LoopCommand {
     CloseGradually(CloseReason, Instant),
     /// Return the loop's statistics.
     CollectStats(mpsc::Sender<Stats>),
+    /// Acknowledge.
+    Acknowledge(mpsc::Sender<()>),
     /// Stop reading from clients and acknowledge. Once all loops have, no client's text is published any more.
     PauseReads(mpsc::Sender<()>),
     /// Read from clients again.
@@ -81,22 +92,61 @@ pub(crate) enum LoopCommand {
     Panic,
 }
 
-/// What a loop takes from its mailbox at once. It handles the fields in their order.
+/// A subscription that begins: everything of its channel that comes later in the mailbox is also for this connection.
+#[derive(Debug)]
+pub(crate) struct Attachment {
+    pub(crate) connection: ConnectionKey,
+    pub(crate) channel: ChannelName,
+    pub(crate) subscribed: Subscribed,
+    /// Whether the client is told: it named the channel.
+    pub(crate) announced: bool,
+}
+
+/// Publications of one channel that a loop writes together, in their order.
+#[derive(Debug)]
+pub(crate) struct Run {
+    pub(crate) channel: ChannelName,
+    pub(crate) publications: Vec<Arc<EncodedPublication>>,
+}
+
+/// What a loop takes from its mailbox at once.
 #[derive(Debug, Default)]
 pub(crate) struct Batch {
+    /// To be registered first.
     pub(crate) new_connections: Vec<NewConnection>,
-    /// Frames for all clients, as one run of bytes.
-    pub(crate) frames: Bytes,
-    /// How many frames these are.
-    pub(crate) messages: usize,
-    pub(crate) command: Option<LoopCommand>,
+    /// To be done in this order.
+    pub(crate) items: Vec<BatchItem>,
     /// Whether the mailbox holds more.
     pub(crate) more: bool,
 }
 
 #[derive(Debug)]
+pub(crate) enum BatchItem {
+    Run(Run),
+    Attach(Attachment),
+    /// Always the last item.
+    Command(LoopCommand),
+}
+
+impl Batch {
+    /// Adds a publication to the run of its channel. `runs_from`: the first item that it may go to.
+    fn push(&mut self, channel: ChannelName, publication: Arc<EncodedPublication>, runs_from: usize) {
+        let open = self.items[runs_from..].iter_mut().rev().take(MAX_OPEN_RUNS);
+        let mut runs = open.filter_map(|item| match item {
+            BatchItem::Run(run) => Some(run),
+            _ => None,
+        });
+        match runs.find(|run| run.channel == channel) {
+            Some(run) => run.publications.push(publication),
+            None => self.items.push(BatchItem::Run(Run { channel, publications: vec![publication] })),
+        }
+    }
+}
+
+#[derive(Debug)]
 enum Entry {
-    Frame(Frame),
+    Publication(ChannelName, Arc<EncodedPublication>),
+    Attach(Attachment),
     Command(LoopCommand),
 }
 
@@ -105,7 +155,7 @@ struct Mailbox {
     /// In no order with `entries`: the loop registers them first.
     new_connections: Vec<NewConnection>,
     entries: VecDeque<Entry>,
-    /// Bytes of the frames in `entries`.
+    /// Bytes of the publications in `entries`.
     bytes: usize,
     /// Whether the loop has been woken and has not emptied its mailbox since: it need not be woken again.
     wake_pending: bool,
@@ -174,31 +224,41 @@ impl Mailboxes {
         }
     }
 
-    /// Sends frames to every loop and leaves `frames` empty. Each loop takes them together.
-    pub(crate) fn publish(&self, frames: &mut Vec<Frame>) {
-        self.push(&mut self.lock(), frames);
-        frames.clear();
-    }
-
-    /// Sends a frame to every loop if `is_allowed` returns true, and returns whether it did. No command gets between the
-    /// answer and the frame.
-    pub(crate) fn publish_if(&self, frame: Frame, is_allowed: impl FnOnce() -> bool) -> bool {
+    /// Sends a command to one loop.
+    pub(crate) fn send_to(&self, index: usize, command: LoopCommand) {
         let mut state = self.lock();
-        let allowed = is_allowed();
-        if allowed {
-            self.push(&mut state, &[frame]);
-        }
-        allowed
+        let mailbox = &mut state.mailboxes[index];
+        mailbox.entries.push_back(Entry::Command(command));
+        mailbox.wake(&self.wakers[index]);
     }
 
-    fn push(&self, state: &mut State, frames: &[Frame]) {
-        let bytes: usize = frames.iter().map(|frame| frame.bytes().len()).sum();
-        for (mailbox, waker) in state.mailboxes.iter_mut().zip(&self.wakers) {
+    /// Sends a subscription that begins to the loop of its connection.
+    pub(crate) fn attach(&self, index: usize, attachment: Attachment) {
+        let mut state = self.lock();
+        let mailbox = &mut state.mailboxes[index];
+        mailbox.entries.push_back(Entry::Attach(attachment));
+        mailbox.wake(&self.wakers[index]);
+    }
+
+    /// Sends publications of a channel to these loops. Each loop takes them together.
+    pub(crate) fn publish(
+        &self,
+        channel: &ChannelName,
+        publications: &[Arc<EncodedPublication>],
+        receivers: ReceiverSet,
+    ) {
+        let bytes: usize = publications.iter().map(|publication| publication.size(channel)).sum();
+        let mut state = self.lock();
+        for (index, (mailbox, waker)) in state.mailboxes.iter_mut().zip(&self.wakers).enumerate() {
+            if !receivers.contains(index) {
+                continue;
+            }
             mailbox.bytes += bytes;
             if mailbox.bytes >= HIGH_WATER_MARK {
                 self.full.store(true, Ordering::Relaxed);
             }
-            mailbox.entries.extend(frames.iter().cloned().map(Entry::Frame));
+            let entries = publications.iter().cloned();
+            mailbox.entries.extend(entries.map(|entry| Entry::Publication(channel.clone(), entry)));
             mailbox.wake(waker);
         }
     }
@@ -236,36 +296,45 @@ impl Mailboxes {
         }
     }
 
-    /// Takes what waits for loop `index`: all new connections, then at most [`MAX_WRITE_BATCH`] bytes of frames and the
-    /// command that follows them, if one does.
+    /// Takes what waits for loop `index`: all new connections, then at most [`MAX_WRITE_BATCH`] bytes of publications,
+    /// with the subscriptions between them, and the command that follows, if one does.
     pub(crate) fn take(&self, index: usize) -> Batch {
         let mut state = self.lock();
         let mailboxes = &mut state.mailboxes;
         let mailbox = &mut mailboxes[index];
-        let mut frames: Vec<Frame> = Vec::new();
-        let mut bytes = 0;
-        let mut command = None;
+        let mut batch = Batch::default();
+        let (mut bytes, mut attached, mut runs_from) = (0, 0, 0);
         while let Some(entry) = mailbox.entries.pop_front() {
             match entry {
-                // A frame that is larger than a batch is one of its own.
-                Entry::Frame(frame) if bytes == 0 || bytes + frame.bytes().len() <= MAX_WRITE_BATCH => {
-                    bytes += frame.bytes().len();
-                    frames.push(frame);
+                Entry::Publication(channel, publication) => {
+                    let size = publication.size(&channel);
+                    // One that is larger than a batch is one of its own.
+                    if bytes > 0 && bytes + size > MAX_WRITE_BATCH {
+                        mailbox.entries.push_front(Entry::Publication(channel, publication));
+                        break;
+                    }
+                    bytes += size;
+                    batch.push(channel, publication, runs_from);
                 }
-                Entry::Frame(frame) => {
-                    mailbox.entries.push_front(Entry::Frame(frame));
-                    break;
+                Entry::Attach(attachment) => {
+                    batch.items.push(BatchItem::Attach(attachment));
+                    // A run is not continued across it: what comes later is for one more connection.
+                    runs_from = batch.items.len();
+                    attached += 1;
+                    if attached == MAX_ATTACH_BATCH {
+                        break;
+                    }
                 }
-                Entry::Command(next) => {
-                    command = Some(next);
+                Entry::Command(command) => {
+                    batch.items.push(BatchItem::Command(command));
                     break;
                 }
             }
         }
         mailbox.bytes -= bytes;
-        let more = !mailbox.entries.is_empty();
-        mailbox.wake_pending = more;
-        let new_connections = std::mem::take(&mut mailbox.new_connections);
+        batch.more = !mailbox.entries.is_empty();
+        mailbox.wake_pending = batch.more;
+        batch.new_connections = std::mem::take(&mut mailbox.new_connections);
         if !self.has_capacity() && mailboxes.iter().all(|mailbox| mailbox.bytes <= LOW_WATER_MARK) {
             self.full.store(false, Ordering::Relaxed);
             self.capacity_returned.notify_waiters();
@@ -274,8 +343,7 @@ impl Mailboxes {
                 mailbox.wake(waker);
             }
         }
-        drop(state);
-        Batch { new_connections, messages: frames.len(), frames: join(frames, bytes), command, more }
+        batch
     }
 
     /// Takes only the connections that wait for loop `index`. The loop calls [`Mailboxes::take`] later, for the rest.
@@ -311,17 +379,23 @@ impl Drop for DeferredWake {
     }
 }
 
-/// Returns the bytes of all frames, without a copy if there is only one.
-fn join(frames: Vec<Frame>, bytes: usize) -> Bytes {
-    match <[Frame; 1]>::try_from(frames) {
-        Ok([frame]) => frame.bytes().clone(),
-        Err(frames) => {
-            let mut joined = Vec::with_capacity(bytes);
-            for frame in frames {
-                joined.extend_from_slice(frame.bytes());
-            }
-            joined.into()
-        }
+/// Passes the publications of a broker on to the mailboxes.
+#[derive(Debug)]
+pub(crate) struct MailboxDelivery(pub(crate) Arc<Mailboxes>);
+
+impl Delivery for MailboxDelivery {
+    fn deliver(
+        &self,
+        channel: &ChannelName,
+        epoch: Epoch,
+        publications: &[Arc<Publication>],
+        receivers: ReceiverSet,
+    ) {
+        let encoded: Vec<_> = publications
+            .iter()
+            .map(|publication| Arc::new(EncodedPublication::new(epoch, Arc::clone(publication))))
+            .collect();
+        self.0.publish(channel, &encoded, receivers);
     }
 }
 

@@ -9,7 +9,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lastcall_core::settings::ClientMessages;
+use lastcall_broker::{Broker, BrokerError, Delivery, IdempotencyKey, MAX_RECEIVERS, Published};
+use lastcall_core::{ChannelName, Publication, settings::ClientMessages};
 use tokio::{
     net::TcpStream,
     sync::{mpsc, watch},
@@ -23,11 +24,10 @@ use crate::{
     connection::ConnectionConfig,
     event_loop::{EventLoop, HeartbeatConfig, LoopConfig},
     handshake::Handshake,
-    mailbox::{ConnectionSource, LoopCommand, Mailboxes, NewConnection},
+    mailbox::{ConnectionSource, LoopCommand, MailboxDelivery, Mailboxes, NewConnection},
     notice::ShutdownNotice,
     phases::Phases,
     placement::CONNECTIONS_PER_LOOP,
-    protocol::ServerMessage,
     snapshot::{ConnectionSnapshot, Frozen, ManagerSnapshot, ReadsPaused},
     stats::Stats,
 };
@@ -35,7 +35,7 @@ use crate::{
 /// The settings of the connection manager.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ManagerConfig {
-    /// Number of event loops; each is a thread. At least 1.
+    /// Number of event loops; each is a thread. At least 1, at most [`MAX_RECEIVERS`].
     pub event_loops: usize,
     /// A loop gets this many connections before the next loop is used.
     pub connections_per_loop: usize,
@@ -96,12 +96,15 @@ impl ManagerConfig {
     }
 }
 
-/// A notification was not published.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+/// A publication was not made, or it is not known whether it was.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PublishError {
-    /// The server is closing all connections: no client would get it.
+    /// The server is closing all connections: no client would get it. Nothing was published.
     #[error("the server is closing all connections")]
     Closing,
+    /// The broker has failed.
+    #[error(transparent)]
+    Broker(#[from] BrokerError),
 }
 
 /// The handle to all connections. Clones are handles to the same ones.
@@ -115,6 +118,7 @@ struct Inner {
     phases: Phases,
     admission: Arc<Admission>,
     mailboxes: Arc<Mailboxes>,
+    broker: Arc<dyn Broker>,
     /// The statistics of the processes before this one.
     previous_stats: OnceLock<Stats>,
     threads: Mutex<Vec<JoinHandle<()>>>,
@@ -123,25 +127,32 @@ struct Inner {
 }
 
 impl ConnectionManager {
-    /// Starts the event loops. Connections are admitted as long as the phase allows it.
+    /// Starts the event loops. Connections are admitted as long as the phase allows it. `broker` makes the broker that
+    /// delivers to them.
     ///
     /// # Errors
     /// When the system gives no epoll instance or no thread.
-    pub fn start(config: ManagerConfig, phases: Phases) -> io::Result<Self> {
+    pub fn start(
+        config: ManagerConfig,
+        phases: Phases,
+        broker: impl FnOnce(Box<dyn Delivery>) -> Arc<dyn Broker>,
+    ) -> io::Result<Self> {
         let mut polls = Vec::new();
         let mut wakers = Vec::new();
-        for _ in 0..config.event_loops.max(1) {
+        for _ in 0..config.event_loops.clamp(1, MAX_RECEIVERS) {
             let (poll, waker) = EventLoop::poll()?;
             polls.push(poll);
             wakers.push(waker);
         }
         let mailboxes = Arc::new(Mailboxes::new(wakers, config.connections_per_loop));
+        let broker = broker(Box::new(MailboxDelivery(Arc::clone(&mailboxes))));
         let budget = Arc::new(Budget::new(config.rates(), Instant::now()));
         let manager = Self {
             inner: Arc::new(Inner {
                 admission: Admission::new(config.max_connections, phases.clone()),
                 phases,
                 mailboxes: Arc::clone(&mailboxes),
+                broker: Arc::clone(&broker),
                 previous_stats: OnceLock::new(),
                 threads: Mutex::default(),
                 failed: watch::Sender::new(false),
@@ -156,7 +167,7 @@ impl ConnectionManager {
                 close_timeout: config.close_timeout,
                 heartbeat: config.heartbeat,
             };
-            let event_loop = EventLoop::new(setup, Arc::clone(&mailboxes));
+            let event_loop = EventLoop::new(setup, Arc::clone(&mailboxes), Arc::clone(&broker));
             let failed = manager.inner.failed.clone();
             let run = move || {
                 // The panic drops the loop's connections: their state cannot be trusted any more.
@@ -205,13 +216,17 @@ impl ConnectionManager {
         Ok(id)
     }
 
-    /// Continues with the connections of the old process. To be called once, before any connection is admitted.
-    pub fn restore(&self, state: ManagerSnapshot, connections: Vec<(OwnedFd, ConnectionSnapshot)>) {
+    /// Continues with the connections of the old process, and waits until each is subscribed to its channels: what is
+    /// published after this is for them. To be called once, before any connection is admitted.
+    pub async fn restore(&self, state: ManagerSnapshot, connections: Vec<(OwnedFd, ConnectionSnapshot)>) {
         let ManagerSnapshot { stats, by_client, by_server, forced } = state;
         // An error means that this is not the first call.
         let _ = self.inner.previous_stats.set(stats);
         let totals = ConnectionCounts { connections: 0, by_client, by_server, forced };
         let permits = self.inner.admission.restore(totals, connections.len());
+        // What a client says is published once all connections are subscribed.
+        let reads_paused = ReadsPaused(Arc::clone(&self.inner.mailboxes));
+        self.acknowledged(LoopCommand::PauseReads).await;
         // Dropped at the end, which wakes the loops once for all connections.
         let mut wake = None;
         for ((socket, state), permit) in connections.into_iter().zip(permits) {
@@ -219,6 +234,21 @@ impl ConnectionManager {
             let first = self.inner.mailboxes.assign(NewConnection { stream: socket.into(), permit, source });
             wake = wake.or(first);
         }
+        drop(wake);
+        // A loop registers new connections before it does anything that came after them.
+        self.acknowledged(LoopCommand::Acknowledge).await;
+        drop(reads_paused);
+    }
+
+    /// Sends a command to all loops and waits until each has acknowledged it. Returns `None` if a loop has ended.
+    async fn acknowledged(&self, command: impl FnOnce(mpsc::Sender<()>) -> LoopCommand) -> Option<()> {
+        let loops = self.inner.mailboxes.loops();
+        let (ack, mut acks) = mpsc::channel(loops);
+        self.inner.mailboxes.send(&command(ack));
+        for _ in 0..loops {
+            acks.recv().await?;
+        }
+        Some(())
     }
 
     /// Stops all event loops once each has written, or queued, everything that was published. The caller has stopped
@@ -229,12 +259,8 @@ impl ConnectionManager {
     pub async fn freeze(&self) -> Option<Frozen> {
         let loops = self.inner.mailboxes.loops();
         // Two steps: what one loop reads, the others have to write. So first all stop reading.
-        let (ack, mut acks) = mpsc::channel(loops);
         let reads_paused = ReadsPaused(Arc::clone(&self.inner.mailboxes));
-        self.inner.mailboxes.send(&LoopCommand::PauseReads(ack));
-        for _ in 0..loops {
-            acks.recv().await?;
-        }
+        self.acknowledged(LoopCommand::PauseReads).await?;
         let (reply, mut replies) = mpsc::channel(loops);
         self.inner.mailboxes.send(&LoopCommand::Freeze(reply));
         let mut frozen = Vec::new();
@@ -263,21 +289,29 @@ impl ConnectionManager {
         Some(stats)
     }
 
-    /// Sends a message to all clients and returns how many there are. Waits while the event loops are behind.
+    /// Publishes in a channel. Waits while the event loops are behind. See [`Broker::publish`].
     ///
     /// Has no timeout of its own; the caller needs one.
     ///
     /// # Errors
-    /// When the connections are being closed.
-    pub async fn broadcast(&self, message: &ServerMessage<'_>) -> Result<usize, PublishError> {
-        let frame = message.frame();
+    /// When the connections are being closed, or the broker has failed.
+    pub async fn publish(
+        &self,
+        channel: &ChannelName,
+        publications: Vec<Publication>,
+        key: Option<IdempotencyKey>,
+    ) -> Result<Published, PublishError> {
         self.inner.mailboxes.wait_for_capacity().await;
-        let is_open = || self.inner.phases.now().delivers_publications();
-        if self.inner.mailboxes.publish_if(frame, is_open) {
-            Ok(self.count())
-        } else {
-            Err(PublishError::Closing)
-        }
+        // The phase does not change before the loops have it: they get it before they close anything.
+        let published = self.inner.phases.hold(|phase| {
+            phase.delivers_publications().then(|| self.inner.broker.publish(channel, publications, key))
+        });
+        Ok(published.ok_or(PublishError::Closing)?.await?)
+    }
+
+    /// Returns the broker.
+    pub fn broker(&self) -> &dyn Broker {
+        &*self.inner.broker
     }
 
     /// Admits no more connections, enters the phase `Draining` until the notice's deadline, and sends the notice to all
@@ -361,4 +395,4 @@ impl ConnectionManager {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -1,7 +1,8 @@
-//! The notifier: a periodic notification to all clients.
+//! The notifier: a periodic notification in the channel `broadcast`.
 
 use std::time::Duration;
 
+use lastcall_core::{ChannelName, Publication, Publisher};
 use serde::{Deserialize, Serialize};
 use serde_json::value::to_raw_value;
 use tokio::{
@@ -9,11 +10,9 @@ use tokio::{
     task::{JoinError, JoinHandle},
     time::{Instant, MissedTickBehavior, interval_at},
 };
+use tracing::warn;
 
-use crate::{
-    manager::{ConnectionManager, PublishError},
-    protocol::{NotificationSource, ServerMessage},
-};
+use crate::manager::{ConnectionManager, PublishError};
 
 #[derive(Serialize)]
 struct Data {
@@ -32,7 +31,7 @@ pub struct NotifierState {
     pub next_in_ms: Option<u64>,
 }
 
-/// Sends notifications to all clients, also while the server drains.
+/// Publishes notifications in the channel `broadcast`, also while the server drains.
 #[derive(Debug)]
 pub struct Notifier {
     stop: oneshot::Sender<()>,
@@ -83,17 +82,19 @@ async fn notify(
             published = publish(&manager, sequence + 1) => published,
             _ = &mut stopped => return state(sequence, next),
         };
-        if published.is_err() {
-            // The server is closing all connections.
-            let _ = stopped.await;
-            return state(sequence, next);
-        }
-        sequence += 1;
         next = after;
+        match published {
+            Ok(()) => sequence += 1,
+            Err(PublishError::Closing) => {
+                let _ = stopped.await;
+                return state(sequence, next);
+            }
+            Err(PublishError::Broker(error)) => warn!(%error, "a notification was not published"),
+        }
     }
 }
 
-async fn publish(manager: &ConnectionManager, sequence: u64) -> Result<usize, PublishError> {
+async fn publish(manager: &ConnectionManager, sequence: u64) -> Result<(), PublishError> {
     let clients = manager.count();
     let message = match clients {
         1 => "1 client is connected".to_owned(),
@@ -101,7 +102,9 @@ async fn publish(manager: &ConnectionManager, sequence: u64) -> Result<usize, Pu
     };
     // Numbers and a string are always valid JSON.
     let data = to_raw_value(&Data { sequence, clients, message }).expect("plain data is valid JSON");
-    manager.broadcast(&ServerMessage::notification(NotificationSource::Server, &data)).await
+    let publication = Publication::new(Publisher::Server, data);
+    manager.publish(&ChannelName::broadcast(), vec![publication], None).await?;
+    Ok(())
 }
 
 #[cfg(test)]
@@ -109,13 +112,17 @@ mod tests {
     use tokio::time::sleep;
 
     use super::*;
-    use crate::{codec::CloseReason, manager::ManagerConfig, phases::Phases};
+    use crate::{
+        codec::CloseReason,
+        manager::{ManagerConfig, tests::memory_broker},
+        phases::Phases,
+    };
 
     const INTERVAL: Duration = Duration::from_secs(10);
 
     fn start(state: NotifierState) -> (ConnectionManager, Notifier) {
         let config = ManagerConfig { event_loops: 1, ..ManagerConfig::default() };
-        let manager = ConnectionManager::start(config, Phases::default()).unwrap();
+        let manager = ConnectionManager::start(config, Phases::default(), memory_broker).unwrap();
         (manager.clone(), Notifier::start(manager, INTERVAL, state))
     }
 

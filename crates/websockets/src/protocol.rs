@@ -2,5 +2,4 @@
 
 mod plain;
 
-pub use plain::{BROADCAST, NotificationSource, ServerMessage};
-pub(crate) use plain::{Reconnect, ServerInfo};
+pub(crate) use plain::{Reconnect, ServerInfo, ServerMessage};

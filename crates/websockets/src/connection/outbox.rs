@@ -6,8 +6,9 @@ use std::{
 };
 
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
+use super::replay::Replay;
 use crate::codec::next_boundary;
 
 /// Most chunks in one call of writev(2).
@@ -26,12 +27,30 @@ pub(crate) struct Outbox {
 #[derive(Debug, Default, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "UncheckedQueue")]
 struct Queue {
-    /// Each holds whole frames. Never empty; the first chunk may have been written in part.
-    chunks: VecDeque<Bytes>,
+    /// Never empty; the first chunk may have been written in part.
+    chunks: VecDeque<Chunk>,
     /// Bytes of the first chunk that are written; fewer than it has.
     written: usize,
-    /// Bytes of all chunks that are not written.
+    /// Bytes of all chunks that are not written. A replay has none until they are encoded.
     waiting: usize,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+enum Chunk {
+    /// Whole frames.
+    Bytes(Bytes),
+    /// Frames that are encoded once they are the next ones to be written.
+    Replay(Box<Replay>),
+}
+
+impl Serialize for Chunk {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Bytes(bytes) => bytes.serialize(serializer),
+            // The new process has them in its history, too, but may have to drop some before they are written.
+            Self::Replay(replay) => replay.rest().serialize(serializer),
+        }
+    }
 }
 
 /// A queue from another process. If it contradicts itself, the handover fails and the old process continues.
@@ -59,6 +78,8 @@ impl TryFrom<UncheckedQueue> for Queue {
             return Err(InvalidQueue { written, first });
         }
         let all: usize = chunks.iter().map(Bytes::len).sum();
+        // A replay may have ended with an empty chunk.
+        let chunks = chunks.into_iter().filter(|chunk| !chunk.is_empty()).map(Chunk::Bytes).collect();
         Ok(Self { waiting: all - written, chunks, written })
     }
 }
@@ -68,9 +89,20 @@ impl Outbox {
         self.queue.is_none()
     }
 
-    /// Returns the number of bytes that are queued.
+    /// Returns the number of bytes that are queued, without those of replays, which are encoded when their turn comes.
     pub(crate) fn len(&self) -> usize {
         self.queue.as_ref().map_or(0, |queue| queue.waiting)
+    }
+
+    /// Returns about how many bytes the outbox has when it is serialized.
+    pub(crate) fn serialized_size(&self) -> usize {
+        let chunks = self.queue.iter().flat_map(|queue| &queue.chunks);
+        chunks
+            .map(|chunk| match chunk {
+                Chunk::Bytes(bytes) => bytes.len(),
+                Chunk::Replay(replay) => replay.size(),
+            })
+            .sum()
     }
 
     /// Queues whole frames. The socket has taken their first `written` bytes already, which is only possible when
@@ -80,7 +112,12 @@ impl Outbox {
         debug_assert!(written == 0 || queue.chunks.is_empty());
         queue.written = queue.written.max(written);
         queue.waiting += frames.len() - written;
-        queue.chunks.push_back(frames);
+        queue.chunks.push_back(Chunk::Bytes(frames));
+    }
+
+    /// Queues a replay.
+    pub(crate) fn push_replay(&mut self, replay: Replay) {
+        self.queue.get_or_insert_default().chunks.push_back(Chunk::Replay(Box::new(replay)));
     }
 
     /// Writes until nothing is queued or `socket` would block.
@@ -89,14 +126,22 @@ impl Outbox {
     /// Those of `socket`, except `WouldBlock` and `Interrupted`.
     pub(crate) fn flush(&mut self, mut socket: impl Write) -> io::Result<()> {
         while let Some(queue) = &mut self.queue {
+            queue.encode_next();
             let mut slices = [IoSlice::new(&[]); MAX_SLICES];
             let mut skip = queue.written;
-            let chunks = queue.chunks.len().min(MAX_SLICES);
+            let mut used = 0;
             for (slice, chunk) in slices.iter_mut().zip(&queue.chunks) {
-                *slice = IoSlice::new(&chunk[skip..]);
+                let Chunk::Bytes(bytes) = chunk else { break };
+                *slice = IoSlice::new(&bytes[skip..]);
                 skip = 0;
+                used += 1;
             }
-            match socket.write_vectored(&slices[..chunks]) {
+            if used == 0 {
+                // The last replay has come to its end.
+                self.queue = None;
+                break;
+            }
+            match socket.write_vectored(&slices[..used]) {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
                 Ok(n) => {
                     if queue.advance(n) {
@@ -114,13 +159,16 @@ impl Outbox {
     /// Drops what is queued, except the rest of a frame that is written in part, so that a close frame may follow.
     pub(crate) fn truncate_to_partial_frame(&mut self) {
         let Some(queue) = &mut self.queue else { return };
-        let rest = queue.chunks.front().map(|chunk| {
-            // A chunk from another process may not consist of whole frames: then all of it is kept.
-            let end = next_boundary(chunk, queue.written).clamp(queue.written, chunk.len());
-            chunk.slice(queue.written..end)
-        });
+        let rest = match queue.chunks.front() {
+            Some(Chunk::Bytes(chunk)) => {
+                // A chunk from another process may not consist of whole frames: then all of it is kept.
+                let end = next_boundary(chunk, queue.written).clamp(queue.written, chunk.len());
+                chunk.slice(queue.written..end)
+            }
+            Some(Chunk::Replay(_)) | None => Bytes::new(),
+        };
         self.queue = None;
-        if let Some(rest) = rest.filter(|rest| !rest.is_empty()) {
+        if !rest.is_empty() {
             self.push(rest, 0);
         }
     }
@@ -132,13 +180,26 @@ impl Queue {
         self.waiting -= n;
         self.written += n;
         while let Some(chunk) = self.chunks.front() {
-            if self.written < chunk.len() {
+            let Chunk::Bytes(bytes) = chunk else { return false };
+            if self.written < bytes.len() {
                 return false;
             }
-            self.written -= chunk.len();
+            self.written -= bytes.len();
             self.chunks.pop_front();
         }
         true
+    }
+
+    /// Encodes frames of a replay if they are the next ones to be written.
+    fn encode_next(&mut self) {
+        while let Some(Chunk::Replay(replay)) = self.chunks.front_mut() {
+            if let Some(page) = replay.next_page() {
+                self.waiting += page.len();
+                self.chunks.push_front(Chunk::Bytes(page));
+                break;
+            }
+            self.chunks.pop_front();
+        }
     }
 }
 

@@ -44,13 +44,17 @@ impl EventLoop {
                 // Fails only if the caller has stopped waiting.
                 let _ = reply.try_send(self.collect_stats());
             }
+            LoopCommand::Acknowledge(reply) => {
+                // Fails only if the caller has stopped waiting.
+                let _ = reply.try_send(());
+            }
             LoopCommand::PauseReads(reply) => {
                 self.reads_paused = true;
                 // Fails only if the caller has stopped waiting, and then it resumes reads.
                 let _ = reply.try_send(());
             }
             LoopCommand::ResumeReads => self.reads_paused = false,
-            LoopCommand::Freeze(reply) => self.freeze(&reply),
+            LoopCommand::Freeze(reply) => self.freeze(reply),
             LoopCommand::Stop => self.stopped = true,
             #[cfg(test)]
             LoopCommand::Panic => panic!("as a test wants it"),
@@ -76,12 +80,20 @@ impl EventLoop {
 
     /// Gives the connections away, and waits until they come back. If they do not, another process has them, and this
     /// loop ends.
-    fn freeze(&mut self, reply: &mpsc::Sender<FrozenLoop>) {
+    fn freeze(&mut self, reply: mpsc::Sender<FrozenLoop>) {
+        if self.subscriptions.has_pending() {
+            // What such a connection has missed is not known before the broker has answered, which is later in the mailbox.
+            self.mailboxes.send_to(self.config.index, LoopCommand::Freeze(reply));
+            return;
+        }
         let timeouts = self.timers.close_timeouts(Instant::now());
         let timeouts = timeouts.filter_map(|(key, left)| Some((self.connections.slot(key)?, left))).collect();
+        let channels =
+            self.connections.iter().map(|(slot, entry)| (slot, self.channels(&entry.subscriptions)));
+        let channels = channels.collect();
         let connections = std::mem::take(&mut self.connections);
         let (total, throttled) = (connections.len(), count_throttled(&connections));
-        let (frozen, returned) = FrozenLoop::new(connections, timeouts, self.stats.clone());
+        let (frozen, returned) = FrozenLoop::new(connections, timeouts, channels, self.stats.clone());
         // If the caller has stopped waiting, the frozen loop is dropped here, which returns the connections.
         drop(reply.try_send(frozen));
         match returned.recv() {
@@ -92,6 +104,9 @@ impl EventLoop {
                 (count_throttled(&connections)..throttled)
                     .for_each(|_| self.config.budget.remove_throttled());
                 self.connections = connections;
+                if self.connections.len() < total {
+                    self.end_lost_subscriptions();
+                }
             }
             Err(_) => self.stopped = true,
         }

@@ -3,6 +3,7 @@
 use mio::net::TcpStream;
 use slab::Slab;
 
+use super::subscriptions::SubscriptionList;
 use crate::{budget::Used, client_id::ClientId, connection::Connection};
 
 /// Identifies a connection of a loop, and never another one: a slot is reused, but a connection's id is not.
@@ -16,6 +17,8 @@ pub(crate) struct ConnectionKey {
 #[derive(Debug)]
 pub(crate) struct Slot {
     pub(crate) connection: Connection<TcpStream>,
+    /// The channels of the client.
+    pub(crate) subscriptions: SubscriptionList,
     /// What the client has used of the budget for published texts.
     pub(crate) used: Used,
     /// Whether the connection is in the read queue, or will be when it is no longer throttled.
@@ -28,11 +31,18 @@ pub(crate) struct Slot {
 
 // Memory of an idle connection, apart from the kernel's. Debug builds of mio add a field to each socket.
 #[cfg(not(debug_assertions))]
-const _: () = assert!(size_of::<Slot>() <= 104);
+const _: () = assert!(size_of::<Slot>() <= 128);
 
 impl Slot {
     pub(crate) fn new(connection: Connection<TcpStream>, write_interest: bool) -> Self {
-        Self { connection, used: Used::default(), read_queued: false, throttled: false, write_interest }
+        Self {
+            connection,
+            subscriptions: SubscriptionList::new(),
+            used: Used::default(),
+            read_queued: false,
+            throttled: false,
+            write_interest,
+        }
     }
 }
 

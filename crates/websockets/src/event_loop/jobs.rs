@@ -3,13 +3,20 @@
 use std::collections::VecDeque;
 
 use bytes::Bytes;
+use lastcall_core::{ChannelName, Position};
 
-use crate::{codec::CloseReason, mailbox::LoopCommand, notice::ShutdownNotice};
+use crate::{
+    codec::CloseReason,
+    mailbox::{Attachment, LoopCommand},
+    notice::ShutdownNotice,
+};
 
 #[derive(Debug)]
 pub(super) enum Job {
-    /// Write to all connections.
+    /// Write to many connections.
     Deliver(Fanout),
+    /// Begin a subscription.
+    Attach(Attachment),
     Command(LoopCommand),
     /// Take the next batch from the mailbox, which adds jobs. Always the last one, as what it adds comes after all
     /// that was taken before.
@@ -59,17 +66,18 @@ impl Jobs {
     }
 }
 
-/// Something that all connections get, and how many have got it.
+/// Something that many connections get, and how many have got it.
 #[derive(Debug)]
 pub(super) struct Fanout {
     pub(super) content: FanoutContent,
-    pub(super) next_slot: usize,
+    /// The next slot or, for publications, the next member of their channel.
+    pub(super) next: usize,
 }
 
 #[derive(Debug)]
 pub(super) enum FanoutContent {
-    /// Whole frames, joined.
-    Messages { frames: Bytes, count: usize },
+    /// Publications, for the members of their channel.
+    Publications(JoinedRun),
     /// The first shutdown notice, which all clients get.
     Notice(ShutdownNotice),
     /// A later shutdown notice, for clients that have no output queued.
@@ -80,10 +88,22 @@ pub(super) enum FanoutContent {
 
 impl Fanout {
     pub(super) fn new(content: FanoutContent) -> Self {
-        Self { content, next_slot: 0 }
+        Self { content, next: 0 }
     }
 
     pub(super) fn is_notice(&self) -> bool {
         matches!(self.content, FanoutContent::Notice(_) | FanoutContent::Reminder(_))
     }
+}
+
+/// Publications of a channel, encoded.
+#[derive(Debug)]
+pub(super) struct JoinedRun {
+    pub(super) channel: ChannelName,
+    /// The position of the last one.
+    pub(super) top: Position,
+    /// Whole frames, joined.
+    pub(super) frames: Bytes,
+    /// How many publications these are.
+    pub(super) count: usize,
 }

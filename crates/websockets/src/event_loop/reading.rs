@@ -1,12 +1,13 @@
-//! Reading: clients take turns, and their texts go to the mailboxes of all loops.
+//! Reading: clients take turns, and their texts go to the broker.
 
 use std::time::{Duration, Instant};
 
-use lastcall_core::settings::ClientMessages;
+use lastcall_core::{Publication, Publisher, settings::ClientMessages};
+use serde_json::value::to_raw_value;
 use tracing::trace;
 
 use super::{EventLoop, connections::ConnectionKey};
-use crate::{connection::Readable, protocol::ServerMessage};
+use crate::{client_id::ClientId, connection::Readable, encoded::encoded_size};
 
 /// Reads between two readings of the clock. A read that fills the buffer takes much longer than one of a message.
 const READS_PER_CLOCK_READ: usize = 8;
@@ -66,13 +67,18 @@ impl EventLoop {
             &mut self.read_buffer,
             &self.config.connection,
             &mut self.stats,
-            |from, text| texts.push(ServerMessage::message(from, text).frame()),
+            |from, text| texts.push(text_publication(from, text)),
         );
         let mut wait = None;
         if !texts.is_empty() {
-            let bytes = texts.iter().map(|frame| frame.bytes().len()).sum();
-            wait = self.config.budget.charge(&mut entry.used, Instant::now(), bytes);
-            self.mailboxes.publish(texts);
+            let first = entry.subscriptions.first().and_then(|first| self.subscriptions.get(first.channel));
+            if let Some(channel) = first {
+                let bytes = texts.iter().map(|text| encoded_size(&channel.name, text)).sum();
+                wait = self.config.budget.charge(&mut entry.used, Instant::now(), bytes);
+                // The broker publishes them although the future is dropped. The client is not told of an error.
+                drop(self.broker.publish(&channel.name, std::mem::take(texts), None));
+            }
+            texts.clear();
         }
         match (wait, readable) {
             (Some(wait), _) => self.throttle(slot, wait),
@@ -127,4 +133,10 @@ impl EventLoop {
             self.queue_read(slot);
         }
     }
+}
+
+/// Returns a client's text as a publication.
+fn text_publication(from: ClientId, text: &str) -> Publication {
+    let data = to_raw_value(text).expect("a text is always valid JSON");
+    Publication::new(Publisher::Client(from.into()), data)
 }

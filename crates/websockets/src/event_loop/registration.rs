@@ -3,13 +3,19 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use lastcall_broker::Since;
+use lastcall_core::ChannelName;
 use mio::{Interest, Token};
 use tracing::{debug, trace};
 
-use super::{EventLoop, connections::Slot};
+use super::{
+    EventLoop,
+    connections::{ConnectionKey, Slot},
+};
 use crate::{
     admission::Disconnect,
     connection::{Connection, Outcome},
+    handshake::ChannelRequest,
     mailbox::{ConnectionSource, NewConnection},
     protocol::{ServerInfo, ServerMessage},
 };
@@ -25,12 +31,24 @@ impl EventLoop {
                 connection.set_early_input(handshake.early_input);
                 if let Some(slot) = self.insert(connection) {
                     self.stats.opened += 1;
+                    // Before the welcome: a client that has it gets what is published then.
+                    let key = ConnectionKey { slot, id };
+                    if handshake.channels.is_empty() {
+                        self.subscribe_restored(key, &[]);
+                    }
+                    for ChannelRequest { name, since } in handshake.channels {
+                        self.subscribe(key, &name, since, true);
+                    }
                     self.start(slot, handshake.response);
                 }
             }
-            ConnectionSource::Handover(snapshot) => {
+            ConnectionSource::Handover(mut snapshot) => {
                 let close_timeout = snapshot.close_timeout_in_ms;
+                let channels = std::mem::take(&mut snapshot.channels);
                 let slot = self.insert(Connection::restore(stream, *snapshot, permit));
+                if let Some(key) = slot.and_then(|slot| self.connections.key(slot)) {
+                    self.subscribe_restored(key, &channels);
+                }
                 if let Some(key) = slot.and_then(|slot| self.connections.key(slot))
                     && let Some(left) = close_timeout
                 {
@@ -39,6 +57,21 @@ impl EventLoop {
                     self.timers.start_close_timeout(key, left, Instant::now());
                 }
             }
+        }
+    }
+
+    /// Subscribes a connection to channels that its client knows of already: those that it had in the other process. Without
+    /// any, it is one of a client that named none.
+    fn subscribe_restored(&mut self, key: ConnectionKey, channels: &[ChannelName]) {
+        if self.config.connection.is_echo() {
+            return;
+        }
+        if channels.is_empty() {
+            let broadcast = self.broadcast.clone();
+            self.subscribe(key, &broadcast, Since::Now, false);
+        }
+        for channel in channels {
+            self.subscribe(key, channel, Since::Now, false);
         }
     }
 

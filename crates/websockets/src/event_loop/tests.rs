@@ -12,7 +12,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lastcall_core::settings::ClientMessages;
+use lastcall_broker::{MemoryBroker, ReceiverSet};
+use lastcall_core::{ChannelName, settings::ClientMessages};
 use mio::{Events, Poll, Waker};
 
 use super::{EventLoop, HeartbeatConfig, LoopConfig, connections::ConnectionKey};
@@ -22,8 +23,9 @@ use crate::{
     client_id::ClientId,
     codec::{CloseReason, Frame},
     connection::ConnectionConfig,
+    encoded::EncodedPublication,
     handshake::Handshake,
-    mailbox::{ConnectionSource, LoopCommand, Mailboxes, NewConnection},
+    mailbox::{ConnectionSource, LoopCommand, MailboxDelivery, Mailboxes, NewConnection},
     phases::Phases,
     protocol::{ServerInfo, ServerMessage},
 };
@@ -55,6 +57,7 @@ impl Default for Options {
 struct Harness {
     event_loop: EventLoop,
     mailboxes: Arc<Mailboxes>,
+    broker: Arc<MemoryBroker>,
     events: Events,
 }
 
@@ -75,8 +78,10 @@ impl Harness {
             close_timeout: options.close_timeout,
             heartbeat: options.heartbeat,
         };
-        let event_loop = EventLoop::new(config, Arc::clone(&mailboxes));
-        Self { event_loop, mailboxes, events: Events::with_capacity(64) }
+        let delivery = Box::new(MailboxDelivery(Arc::clone(&mailboxes)));
+        let broker = Arc::new(MemoryBroker::new(lastcall_broker::Config::default(), delivery));
+        let event_loop = EventLoop::new(config, Arc::clone(&mailboxes), Arc::clone(&broker) as _);
+        Self { event_loop, mailboxes, broker, events: Events::with_capacity(64) }
     }
 
     /// Registers a new client.
@@ -93,8 +98,9 @@ impl Harness {
         client
     }
 
+    /// Publishes in the channel `broadcast` what clients see as this text alone.
     fn publish(&self, text: &str) {
-        self.mailboxes.publish(&mut vec![Frame::text(text)]);
+        publish(&self.mailboxes, text);
     }
 
     fn send(&self, command: LoopCommand) {
@@ -121,6 +127,13 @@ impl Harness {
         let (slot, _) = all.find(|(_, entry)| entry.connection.id == client.id).unwrap();
         ConnectionKey { slot, id: client.id }
     }
+}
+
+fn publish(mailboxes: &Mailboxes, text: &str) {
+    let mut receivers = ReceiverSet::default();
+    receivers.insert(0);
+    let publication = Arc::new(EncodedPublication::of_text(text));
+    mailboxes.publish(&ChannelName::broadcast(), &[publication], receivers);
 }
 
 fn permit() -> Permit {

@@ -1,5 +1,6 @@
 use std::{sync::Barrier, thread, time::Duration};
 
+use lastcall_core::Position;
 use mio::{Events, Poll, Token};
 use tokio::time::timeout;
 
@@ -27,8 +28,55 @@ fn is_woken(poll: &mut Poll) -> bool {
     !events.is_empty()
 }
 
-fn publish(mailboxes: &Mailboxes, frame: &Frame) {
-    assert!(mailboxes.publish_if(frame.clone(), || true));
+fn channel(name: &str) -> ChannelName {
+    name.parse().unwrap()
+}
+
+/// Returns a publication that is this text.
+fn text(text: &str) -> Arc<EncodedPublication> {
+    Arc::new(EncodedPublication::of_text(text))
+}
+
+fn all() -> ReceiverSet {
+    let mut all = ReceiverSet::default();
+    (0..8).for_each(|receiver| all.insert(receiver));
+    all
+}
+
+fn publish(mailboxes: &Mailboxes, publication: &Arc<EncodedPublication>) {
+    mailboxes.publish(&channel("a"), &[Arc::clone(publication)], all());
+}
+
+/// Returns what a batch is: for each run, its channel and the texts; a letter for anything else.
+fn items(batch: &Batch) -> Vec<String> {
+    let item = |item: &BatchItem| match item {
+        BatchItem::Run(run) => {
+            let frames = run.publications.iter().map(|one| one.frame(&run.channel).bytes()[2..].to_vec());
+            let texts: Vec<_> = frames.map(|text| String::from_utf8(text).unwrap()).collect();
+            format!("{}:{}", run.channel, texts.join(","))
+        }
+        BatchItem::Attach(_) => "A".to_owned(),
+        BatchItem::Command(_) => "C".to_owned(),
+    };
+    batch.items.iter().map(item).collect()
+}
+
+/// Returns how many publications a batch has.
+fn publications(batch: &Batch) -> usize {
+    let runs = batch.items.iter().map(|item| match item {
+        BatchItem::Run(run) => run.publications.len(),
+        _ => 0,
+    });
+    runs.sum()
+}
+
+fn attachment() -> Attachment {
+    Attachment {
+        connection: ConnectionKey { slot: 0, id: ClientId::generate() },
+        channel: channel("a"),
+        subscribed: Subscribed { top: Position::default(), recovered: false, missed: Vec::new() },
+        announced: false,
+    }
 }
 
 #[test]
@@ -58,62 +106,96 @@ fn a_loop_without_new_connections_sleeps_on() {
 #[test]
 fn a_loop_is_woken_once_until_it_has_emptied_its_mailbox() {
     let (mailboxes, mut polls) = mailboxes(1, 1);
-    let frame = Frame::text(&"x".repeat(100_000));
+    let large = text(&"x".repeat(100_000));
     for _ in 0..2 {
-        publish(&mailboxes, &frame);
+        publish(&mailboxes, &large);
     }
     assert!(is_woken(&mut polls[0]));
     assert!(mailboxes.take(0).more);
-    publish(&mailboxes, &frame);
+    publish(&mailboxes, &large);
     assert!(!is_woken(&mut polls[0]), "the loop knows that there is more");
     while mailboxes.take(0).more {}
-    publish(&mailboxes, &frame);
+    publish(&mailboxes, &large);
     assert!(is_woken(&mut polls[0]));
 }
 
 #[test]
-fn frames_are_taken_together_in_order_up_to_a_batch() {
+fn publications_are_taken_together_in_order_up_to_a_batch() {
     let (mailboxes, _polls) = mailboxes(1, 1);
-    let frame = Frame::text(&"x".repeat(60_000));
-    mailboxes.publish(&mut vec![frame.clone(), frame.clone(), frame.clone()]);
+    let large = text(&"x".repeat(60_000));
+    mailboxes.publish(&channel("a"), &[Arc::clone(&large), Arc::clone(&large), large], all());
     mailboxes.send(&LoopCommand::Stop);
     let batch = mailboxes.take(0);
-    assert_eq!((batch.frames.len(), batch.messages, batch.more), (2 * frame.bytes().len(), 2, true));
-    assert!(batch.command.is_none());
+    assert_eq!((publications(&batch), batch.items.len(), batch.more), (2, 1, true));
     let batch = mailboxes.take(0);
-    assert_eq!((batch.frames.len(), batch.messages, batch.more), (frame.bytes().len(), 1, false));
-    assert!(matches!(batch.command, Some(LoopCommand::Stop)));
+    assert_eq!((publications(&batch), batch.items.len(), batch.more), (1, 2, false));
+    assert!(matches!(batch.items[1], BatchItem::Command(LoopCommand::Stop)));
 }
 
 #[test]
-fn a_frame_larger_than_a_batch_is_taken_alone() {
+fn a_publication_larger_than_a_batch_is_taken_alone() {
     let (mailboxes, _polls) = mailboxes(1, 1);
-    let frame = Frame::text(&"x".repeat(2 * MAX_WRITE_BATCH));
+    let large = text(&"x".repeat(2 * MAX_WRITE_BATCH));
     for _ in 0..2 {
-        publish(&mailboxes, &frame);
+        publish(&mailboxes, &large);
     }
     for more in [true, false] {
         let batch = mailboxes.take(0);
-        assert_eq!((&batch.frames, batch.more), (frame.bytes(), more));
+        assert_eq!((publications(&batch), batch.more), (1, more));
     }
 }
 
 #[test]
-fn a_frame_that_is_not_allowed_reaches_no_loop() {
-    let (mailboxes, mut polls) = mailboxes(1, 1);
-    assert!(!mailboxes.publish_if(Frame::text("x"), || false));
-    assert!(mailboxes.take(0).frames.is_empty());
-    assert!(!is_woken(&mut polls[0]));
+fn publications_of_a_channel_are_joined_up_to_a_subscription() {
+    let (mailboxes, _polls) = mailboxes(1, 1);
+    let publish = |name: &str, word: &str| mailboxes.publish(&channel(name), &[text(word)], all());
+    for (name, word) in [("a", "1"), ("b", "2"), ("a", "3"), ("b", "4")] {
+        publish(name, word);
+    }
+    mailboxes.attach(0, attachment());
+    publish("a", "5");
+    publish("a", "6");
+    mailboxes.send(&LoopCommand::ResumeReads);
+    publish("a", "7");
+    assert_eq!(items(&mailboxes.take(0)), ["a:1,3", "b:2,4", "A", "a:5,6", "C"]);
+    assert_eq!(items(&mailboxes.take(0)), ["a:7"]);
+}
+
+#[test]
+fn many_channels_keep_their_order() {
+    let (mailboxes, _polls) = mailboxes(1, 1);
+    for round in 0..3 {
+        for number in 0..2 * MAX_OPEN_RUNS {
+            mailboxes.publish(&channel(&format!("c{number}")), &[text(&round.to_string())], all());
+        }
+    }
+    let items = items(&mailboxes.take(0));
+    for number in 0..2 * MAX_OPEN_RUNS {
+        let start = format!("c{number}:");
+        let words: Vec<_> = items.iter().filter_map(|item| item.strip_prefix(&start)).collect();
+        assert_eq!(words.join(","), "0,1,2", "channel {number}");
+    }
+}
+
+#[test]
+fn publications_reach_the_loops_that_receive_their_channel_alone() {
+    let (mailboxes, mut polls) = mailboxes(3, 1);
+    let mut receivers = ReceiverSet::default();
+    receivers.insert(1);
+    mailboxes.publish(&channel("a"), &[text("1")], receivers);
+    assert_eq!(polls.iter_mut().map(is_woken).collect::<Vec<_>>(), [false, true, false]);
+    let counts: Vec<_> = (0..3).map(|index| publications(&mailboxes.take(index))).collect();
+    assert_eq!(counts, [0, 1, 0]);
 }
 
 #[tokio::test]
 async fn publishers_wait_until_every_mailbox_is_below_the_low_water_mark() {
     let (mailboxes, mut polls) = mailboxes(2, 1);
-    let frame = Frame::text(&"x".repeat(60_000));
+    let large = text(&"x".repeat(60_000));
     let mut published = 0;
     while mailboxes.has_capacity() {
-        publish(&mailboxes, &frame);
-        published += frame.bytes().len();
+        publish(&mailboxes, &large);
+        published += large.size(&channel("a"));
     }
     assert!(published >= HIGH_WATER_MARK);
     let mut waiting = Box::pin(mailboxes.wait_for_capacity());
@@ -138,13 +220,7 @@ fn all_mailboxes_have_what_four_threads_publish_in_the_same_order() {
     let publish_all = |thread: usize| {
         start.wait();
         for number in 0..TEXTS {
-            let frame = Frame::text(&format!("{thread}:{number};"));
-            // As the HTTP server does, and as an event loop does.
-            if number.is_multiple_of(2) {
-                publish(&mailboxes, &frame);
-            } else {
-                mailboxes.publish(&mut vec![frame]);
-            }
+            publish(&mailboxes, &text(&format!("{thread}:{number};")));
         }
     };
     // Each loop takes at its own speed, while the threads publish.
@@ -152,8 +228,13 @@ fn all_mailboxes_have_what_four_threads_publish_in_the_same_order() {
         let (mut taken, mut bytes) = (0, Vec::new());
         while taken < THREADS * TEXTS {
             let batch = mailboxes.take(index);
-            taken += batch.messages;
-            bytes.extend_from_slice(&batch.frames);
+            taken += publications(&batch);
+            for item in batch.items {
+                let BatchItem::Run(run) = item else { panic!("nothing else was sent") };
+                for publication in &run.publications {
+                    bytes.extend_from_slice(publication.frame(&run.channel).bytes());
+                }
+            }
             thread::yield_now();
         }
         bytes

@@ -13,8 +13,13 @@ type Client = WebSocket<net::TcpStream>;
 /// The texts that a client received, in order, each with the id of its sender.
 type Order = Vec<(String, String)>;
 
+/// Returns the broker that most tests use.
+pub(crate) fn memory_broker(delivery: Box<dyn Delivery>) -> Arc<dyn Broker> {
+    Arc::new(lastcall_broker::MemoryBroker::new(lastcall_broker::Config::default(), delivery))
+}
+
 fn start(config: ManagerConfig) -> ConnectionManager {
-    ConnectionManager::start(config, Phases::default()).unwrap()
+    ConnectionManager::start(config, Phases::default(), memory_broker).unwrap()
 }
 
 /// Returns both ends of a TCP connection.
@@ -173,7 +178,7 @@ async fn hand_over(old: &ConnectionManager, config: ManagerConfig) -> Connection
     let connections =
         frozen.connections().map(|(socket, state)| (socket.try_clone_to_owned().unwrap(), state)).collect();
     let new = start(config);
-    new.restore(frozen.manager(), connections);
+    new.restore(frozen.manager(), connections).await;
     frozen.release();
     old.stop();
     new

@@ -1,18 +1,16 @@
 //! The plain protocol, `docs/protocol.md`: the JSON objects that the server sends.
 
 use jiff::Timestamp;
+use lastcall_core::{ChannelName, Epoch, Position, Publication, Publisher};
 use serde::{Serialize, Serializer, ser::SerializeStruct};
 use serde_json::value::RawValue;
 
 use crate::{client_id::ClientId, codec::Frame};
 
-/// The name of the only channel.
-pub const BROADCAST: &str = "broadcast";
-
 /// A message from the server.
 #[derive(Debug, Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
-pub enum ServerMessage<'a> {
+pub(crate) enum ServerMessage<'a> {
     /// The first message on every connection.
     Welcome {
         /// The id of this connection.
@@ -20,10 +18,21 @@ pub enum ServerMessage<'a> {
         /// The server that serves it.
         server: ServerInfo,
     },
-    /// A notification from the server or its API; sent to all clients.
+    /// The start of a subscription that the client named.
+    Subscribed {
+        /// The channel.
+        channel: &'a ChannelName,
+        /// The position from which on the client gets everything.
+        id: Position,
+        /// Whether that is the position that the client asked for.
+        recovered: bool,
+    },
+    /// A notification from the server or its API.
     Notification {
-        /// [`BROADCAST`].
-        channel: &'a str,
+        /// The channel that it was published in.
+        channel: &'a ChannelName,
+        /// Its position there.
+        id: Position,
         /// Its source.
         source: NotificationSource,
         /// When it was published.
@@ -32,17 +41,19 @@ pub enum ServerMessage<'a> {
         /// Any JSON.
         data: &'a RawValue,
     },
-    /// A text that a client sent; sent to all clients.
+    /// A text that a client sent.
     Message {
-        /// [`BROADCAST`].
-        channel: &'a str,
+        /// The channel that it was published in.
+        channel: &'a ChannelName,
+        /// Its position there.
+        id: Position,
         /// When it arrived.
         #[serde(serialize_with = "rfc3339")]
         time: Timestamp,
         /// The client that sent it.
         from: ClientId,
-        /// The text.
-        data: &'a str,
+        /// The text, as a JSON string.
+        data: &'a RawValue,
     },
     /// The server is going to close this connection.
     Shutdown {
@@ -71,7 +82,7 @@ pub enum ServerMessage<'a> {
 /// The source of a notification. `data` from the API is any JSON, and so could look like the server's own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum NotificationSource {
+pub(crate) enum NotificationSource {
     /// The server itself: the periodic notification.
     Server,
     /// A request to `POST /api/publish`.
@@ -80,7 +91,7 @@ pub enum NotificationSource {
 
 /// The server's name and version.
 #[derive(Debug, Clone, Copy)]
-pub struct ServerInfo;
+pub(crate) struct ServerInfo;
 
 impl Serialize for ServerInfo {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -93,20 +104,25 @@ impl Serialize for ServerInfo {
 
 /// When a client should reconnect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct Reconnect {
+pub(crate) struct Reconnect {
     /// Milliseconds after its close.
-    pub after_ms: u64,
+    pub(crate) after_ms: u64,
 }
 
 impl<'a> ServerMessage<'a> {
-    /// Returns a notification that is published now.
-    pub fn notification(source: NotificationSource, data: &'a RawValue) -> Self {
-        Self::Notification { channel: BROADCAST, source, time: Timestamp::now(), data }
-    }
-
-    /// Returns a client's text that is published now.
-    pub(crate) fn message(from: ClientId, text: &'a str) -> Self {
-        Self::Message { channel: BROADCAST, time: Timestamp::now(), from, data: text }
+    /// Returns the message for a publication.
+    pub(crate) fn publication(channel: &'a ChannelName, epoch: Epoch, publication: &'a Publication) -> Self {
+        let id = Position { epoch, offset: publication.offset };
+        // A time that no clock shows comes from a broken file or process.
+        let time = Timestamp::from_millisecond(publication.time_ms).unwrap_or(Timestamp::UNIX_EPOCH);
+        let data = &*publication.data;
+        match publication.publisher {
+            Publisher::Client(from) => Self::Message { channel, id, time, from: ClientId::from(from), data },
+            Publisher::Server => {
+                Self::Notification { channel, id, source: NotificationSource::Server, time, data }
+            }
+            Publisher::Api => Self::Notification { channel, id, source: NotificationSource::Api, time, data },
+        }
     }
 
     /// Encodes the message as one frame, which all clients that get it share.
@@ -135,6 +151,14 @@ mod tests {
         let time: Timestamp = "2026-01-02T03:04:05Z".parse().unwrap();
         let client = ClientId::generate();
         let data = RawValue::from_string("{\"a\":[1,null]}".into()).unwrap();
+        let channel: ChannelName = "chat:1".parse().unwrap();
+        let epoch = Epoch(0xabc);
+        let publication = |publisher, data: &str| Publication {
+            offset: 7,
+            time_ms: time.as_millisecond(),
+            publisher,
+            data: RawValue::from_string(data.into()).unwrap(),
+        };
         let version = env!("CARGO_PKG_VERSION");
         assert_eq!(
             json(&ServerMessage::Welcome { client, server: ServerInfo }),
@@ -142,18 +166,28 @@ mod tests {
                 r#"{{"type":"welcome","client":"{client}","server":{{"name":"lastcall","version":"{version}"}}}}"#
             )
         );
-        for (source, name) in [(NotificationSource::Server, "server"), (NotificationSource::Api, "api")] {
+        let subscribed = ServerMessage::Subscribed {
+            channel: &channel,
+            id: Position { epoch, offset: 0 },
+            recovered: true,
+        };
+        assert_eq!(
+            json(&subscribed),
+            r#"{"type":"subscribed","channel":"chat:1","id":"0000000000000abc-0","recovered":true}"#
+        );
+        for (publisher, name) in [(Publisher::Server, "server"), (Publisher::Api, "api")] {
             assert_eq!(
-                json(&ServerMessage::Notification { channel: BROADCAST, source, time, data: &data }),
+                json(&ServerMessage::publication(&channel, epoch, &publication(publisher, data.get()))),
                 format!(
-                    r#"{{"type":"notification","channel":"broadcast","source":"{name}","time":"2026-01-02T03:04:05.000Z","data":{{"a":[1,null]}}}}"#
+                    r#"{{"type":"notification","channel":"chat:1","id":"0000000000000abc-7","source":"{name}","time":"2026-01-02T03:04:05.000Z","data":{{"a":[1,null]}}}}"#
                 )
             );
         }
+        let text = publication(Publisher::Client(client.into()), r#""a \"b\"\n""#);
         assert_eq!(
-            json(&ServerMessage::Message { channel: BROADCAST, time, from: client, data: "a \"b\"\n" }),
+            json(&ServerMessage::publication(&channel, epoch, &text)),
             format!(
-                r#"{{"type":"message","channel":"broadcast","time":"2026-01-02T03:04:05.000Z","from":"{client}","data":"a \"b\"\n"}}"#
+                r#"{{"type":"message","channel":"chat:1","id":"0000000000000abc-7","time":"2026-01-02T03:04:05.000Z","from":"{client}","data":"a \"b\"\n"}}"#
             )
         );
         let shutdown = ServerMessage::Shutdown {

@@ -13,13 +13,15 @@ use tracing::{
 };
 use tracing_subscriber::{Layer, layer::Context, prelude::*};
 
+use lastcall_core::{ChannelName, Publication, Publisher};
+
 use super::*;
 use crate::{
     admission::{AdmitError, Permit},
     handshake::Handshake,
+    manager::tests::memory_broker,
     manager::{ManagerConfig, PublishError},
     phases::Phases,
-    protocol::{NotificationSource, ServerMessage},
 };
 
 /// The log lines, each with the second at which it was written, by the paused clock.
@@ -78,7 +80,7 @@ fn manager() -> ConnectionManager {
     let phases = Phases::default();
     phases.enter(Phase::Serving);
     let config = ManagerConfig { event_loops: 1, ..ManagerConfig::default() };
-    ConnectionManager::start(config, phases).unwrap()
+    ConnectionManager::start(config, phases, memory_broker).unwrap()
 }
 
 fn permits(manager: &ConnectionManager, count: usize) -> Vec<Permit> {
@@ -278,13 +280,13 @@ async fn notifications_are_published_during_the_drain_and_refused_once_it_closes
     let clients = permits(&manager, 1);
     let data = serde_json::value::to_raw_value(&1).unwrap();
     let publish = || async {
-        let notification = ServerMessage::notification(NotificationSource::Api, &data);
-        manager.broadcast(&notification).await
+        let publication = Publication::new(Publisher::Api, data.clone());
+        manager.publish(&ChannelName::broadcast(), vec![publication], None).await
     };
     let shutdown = GracefulShutdown::new(manager.clone(), CONFIG);
     let check = async {
         manager.phases().reached(Phase::Draining).await;
-        assert_eq!(publish().await, Ok(1));
+        assert!(publish().await.is_ok());
         manager.phases().reached(Phase::Closing).await;
         assert_eq!(publish().await, Err(PublishError::Closing));
         drop(clients);

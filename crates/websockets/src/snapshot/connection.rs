@@ -1,6 +1,7 @@
 //! One connection as plain data: enough for another process to continue it to the byte.
 
 use bytes::Bytes;
+use lastcall_core::ChannelName;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -34,12 +35,17 @@ pub struct ConnectionSnapshot {
     pub(crate) decoder: Decoder,
     /// Output that the socket has not taken yet.
     pub(crate) outbox: Outbox,
+    /// The channels that it is subscribed to, in the order of its URL. It has everything of them that was published.
+    pub(crate) channels: Vec<ChannelName>,
 }
 
 impl ConnectionSnapshot {
     /// Returns about how many bytes the serialized snapshot has.
     pub fn size(&self) -> usize {
-        200 + self.outbox.len() + self.decoder.len() + self.early_input.len()
+        200 + 20 * self.channels.len()
+            + self.outbox.serialized_size()
+            + self.decoder.len()
+            + self.early_input.len()
     }
 }
 
@@ -74,6 +80,7 @@ mod tests {
             early_input: Bytes::new(),
             decoder,
             outbox,
+            channels: vec![ChannelName::broadcast(), "chat:1".parse().unwrap()],
         }
     }
 
@@ -107,7 +114,9 @@ mod tests {
     #[test]
     fn a_snapshot_that_version_0_1_0_recorded_can_be_read() {
         let recorded = |name: &str| std::fs::read(format!("{STATES}/{name}-0.1.0.msgpack")).unwrap();
-        assert_eq!(read::<ConnectionSnapshot>(&recorded("connection")), busy());
+        // It knew no channels.
+        let expected = ConnectionSnapshot { channels: Vec::new(), ..busy() };
+        assert_eq!(read::<ConnectionSnapshot>(&recorded("connection")), expected);
         assert_eq!(read::<ManagerSnapshot>(&recorded("manager")), manager());
     }
 

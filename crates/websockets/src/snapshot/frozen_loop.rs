@@ -1,11 +1,13 @@
 //! One event loop that stands still.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     os::fd::{AsFd, BorrowedFd},
     sync::mpsc::{Receiver, SyncSender, sync_channel},
     time::Duration,
 };
+
+use lastcall_core::ChannelName;
 
 use super::connection::ConnectionSnapshot;
 use crate::{event_loop::connections::Connections, stats::Stats};
@@ -17,6 +19,8 @@ pub(crate) struct FrozenLoop {
     /// How much time of their close timeouts closing connections have left, by slot. The time of the handover does not
     /// count.
     close_timeouts: BTreeMap<usize, Duration>,
+    /// The channels of each connection, by slot.
+    channels: HashMap<usize, Vec<ChannelName>>,
     pub(super) stats: Stats,
     /// Returns the connections to the loop.
     return_tx: Option<SyncSender<Connections>>,
@@ -28,17 +32,20 @@ impl FrozenLoop {
     pub(crate) fn new(
         connections: Connections,
         close_timeouts: BTreeMap<usize, Duration>,
+        channels: HashMap<usize, Vec<ChannelName>>,
         stats: Stats,
     ) -> (Self, Receiver<Connections>) {
         let (return_tx, returned) = sync_channel(1);
-        (Self { connections, close_timeouts, stats, return_tx: Some(return_tx) }, returned)
+        (Self { connections, close_timeouts, channels, stats, return_tx: Some(return_tx) }, returned)
     }
 
     /// Returns the socket and the snapshot of each connection.
     pub(crate) fn snapshots(&self) -> impl Iterator<Item = (BorrowedFd<'_>, ConnectionSnapshot)> {
         self.connections.iter().map(|(slot, entry)| {
             let left = self.close_timeouts.get(&slot).copied();
-            (entry.connection.stream.as_fd(), entry.connection.snapshot(left))
+            let channels = self.channels.get(&slot).cloned().unwrap_or_default();
+            let snapshot = ConnectionSnapshot { channels, ..entry.connection.snapshot(left) };
+            (entry.connection.stream.as_fd(), snapshot)
         })
     }
 

@@ -79,7 +79,7 @@ fn what_was_published_before_a_freeze_is_written_before_it() {
     let mut clients = [harness.connect(), harness.connect()];
     let running = Running::start(harness);
     for n in 0..100 {
-        running.mailboxes.publish(&mut vec![Frame::text(&n.to_string())]);
+        publish(&running.mailboxes, &n.to_string());
     }
     let frozen = running.freeze();
     for client in &mut clients {
@@ -165,7 +165,7 @@ fn a_freeze_whose_caller_is_gone_is_undone_at_once() {
     let (reply, frozen) = mpsc::channel(1);
     drop(frozen);
     running.mailboxes.send(&LoopCommand::Freeze(reply));
-    running.mailboxes.publish(&mut vec![Frame::text("after")]);
+    publish(&running.mailboxes, "after");
     client.expect_welcome();
     client.expect_text("after");
     running.stop();

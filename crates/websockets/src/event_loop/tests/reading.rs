@@ -21,6 +21,7 @@ fn input_that_came_with_the_handshake_is_read_without_an_event() {
     let handshake = Handshake {
         response: b"HTTP/1.1 101 Switching Protocols\r\n\r\n".to_vec(),
         early_input: client_text("early").into(),
+        ..Handshake::default()
     };
     new.source = ConnectionSource::Handshake(client.id, handshake);
     harness.event_loop.register(new);

@@ -1,0 +1,61 @@
+//! What a client has missed of a channel, on its way to the client.
+
+use std::{sync::Arc, vec};
+
+use bytes::Bytes;
+use lastcall_core::{ChannelName, Epoch, Publication};
+
+use crate::{encoded::encoded_size, protocol::ServerMessage};
+
+/// About how many bytes are encoded at once: what a socket takes at once, and not much more for a client that does not
+/// read.
+const PAGE: usize = 16 << 10;
+
+/// Publications that are encoded as the socket takes them. Until then, they cost a pointer each, as the history has them
+/// too.
+#[derive(Debug, Clone)]
+pub(crate) struct Replay {
+    channel: ChannelName,
+    epoch: Epoch,
+    missed: vec::IntoIter<Arc<Publication>>,
+}
+
+impl PartialEq for Replay {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.channel, self.epoch, self.missed.as_slice())
+            == (&other.channel, other.epoch, other.missed.as_slice())
+    }
+}
+
+impl Replay {
+    /// Returns the replay of these publications, in their order.
+    pub(crate) fn new(channel: ChannelName, epoch: Epoch, missed: Vec<Arc<Publication>>) -> Self {
+        Self { channel, epoch, missed: missed.into_iter() }
+    }
+
+    /// Encodes the next publications as whole frames; `None`: none is left.
+    pub(crate) fn next_page(&mut self) -> Option<Bytes> {
+        self.encode(PAGE)
+    }
+
+    /// Returns all that is left.
+    pub(crate) fn rest(&self) -> Bytes {
+        self.clone().encode(usize::MAX).unwrap_or_default()
+    }
+
+    /// Returns about how many bytes are left.
+    pub(crate) fn size(&self) -> usize {
+        self.missed.as_slice().iter().map(|publication| encoded_size(&self.channel, publication)).sum()
+    }
+
+    fn encode(&mut self, most: usize) -> Option<Bytes> {
+        let mut page = Vec::new();
+        while page.len() < most
+            && let Some(publication) = self.missed.next()
+        {
+            let message = ServerMessage::publication(&self.channel, self.epoch, &publication);
+            page.extend_from_slice(message.frame().bytes());
+        }
+        Some(Bytes::from(page)).filter(|page| !page.is_empty())
+    }
+}

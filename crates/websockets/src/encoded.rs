@@ -1,0 +1,55 @@
+//! A publication on its way to clients.
+
+use std::sync::{Arc, OnceLock};
+
+use lastcall_core::{ChannelName, Epoch, Position, Publication};
+
+use crate::{codec::Frame, protocol::ServerMessage};
+
+/// About how many bytes a message has beside its data and the name of its channel.
+const ENVELOPE: usize = 150;
+
+/// A publication, and its encodings: each is made when the first client needs it, and shared.
+#[derive(Debug)]
+pub(crate) struct EncodedPublication {
+    epoch: Epoch,
+    publication: Arc<Publication>,
+    frame: OnceLock<Frame>,
+}
+
+impl EncodedPublication {
+    pub(crate) fn new(epoch: Epoch, publication: Arc<Publication>) -> Self {
+        Self { epoch, publication, frame: OnceLock::new() }
+    }
+
+    /// Returns the position in its channel.
+    pub(crate) fn position(&self) -> Position {
+        Position { epoch: self.epoch, offset: self.publication.offset }
+    }
+
+    /// Returns the frame for WebSockets. `channel` is the one that it was published in.
+    pub(crate) fn frame(&self, channel: &ChannelName) -> &Frame {
+        self.frame.get_or_init(|| ServerMessage::publication(channel, self.epoch, &self.publication).frame())
+    }
+
+    /// Returns about how many bytes an encoding has.
+    pub(crate) fn size(&self, channel: &ChannelName) -> usize {
+        encoded_size(channel, &self.publication)
+    }
+}
+
+/// Returns about how many bytes the encoding of a publication has.
+pub(crate) fn encoded_size(channel: &ChannelName, publication: &Publication) -> usize {
+    ENVELOPE + channel.as_str().len() + publication.size()
+}
+
+#[cfg(test)]
+impl EncodedPublication {
+    /// Returns a publication whose frame is this text alone.
+    pub(crate) fn of_text(text: &str) -> Self {
+        let data = serde_json::value::to_raw_value(text).unwrap();
+        let publication = Publication::new(lastcall_core::Publisher::Server, data);
+        let frame = OnceLock::from(Frame::text(text));
+        Self { epoch: Epoch::default(), publication: Arc::new(publication), frame }
+    }
+}

@@ -1,0 +1,115 @@
+//! The beginning and the end of subscriptions.
+
+use std::sync::Arc;
+
+use lastcall_broker::{Since, Subscribed};
+use lastcall_core::{ChannelName, Position};
+
+use super::{
+    EventLoop,
+    connections::ConnectionKey,
+    subscriptions::{LocalChannelId, PENDING, Subscription},
+};
+use crate::{connection::replay::Replay, mailbox::Attachment, protocol::ServerMessage};
+
+impl EventLoop {
+    /// Asks the broker for a subscription of a connection. It begins with [`EventLoop::attach`]. `announced`: the client
+    /// is told.
+    pub(super) fn subscribe(
+        &mut self,
+        connection: ConnectionKey,
+        channel: &ChannelName,
+        since: Since,
+        announced: bool,
+    ) {
+        let Some(entry) = self.connections.get_mut(connection.slot) else { return };
+        entry.subscriptions.push(self.subscriptions.begin(channel));
+        let (mailboxes, index, name) = (Arc::clone(&self.mailboxes), self.config.index, channel.clone());
+        let attach = move |subscribed: Subscribed| {
+            mailboxes.attach(index, Attachment { connection, channel: name, subscribed, announced });
+        };
+        self.broker.subscribe(channel, since, index, Box::new(attach));
+    }
+
+    /// Begins a subscription: everything that is delivered in its channel from now on is for this connection, too.
+    pub(super) fn attach(&mut self, attachment: Attachment) {
+        let Attachment { connection, channel, subscribed, announced } = attachment;
+        // It waits for this, so it is there.
+        let Some(id) = self.subscriptions.find(&channel) else { return };
+        let Some(slot) = self.connections.slot(connection) else {
+            self.subscriptions.abandon(id);
+            self.end_subscription(id, &channel);
+            return;
+        };
+        let Subscribed { top, recovered, missed } = subscribed;
+        let member = self.subscriptions.attach(id, top, slot);
+        let Some(entry) = self.connections.get_mut(slot) else { return };
+        let waiting = entry.subscriptions.iter_mut().find(|one| one.channel == id && one.member == PENDING);
+        if let (Some(waiting), Some(member)) = (waiting, member) {
+            waiting.member = member;
+        }
+        let connection = &mut entry.connection;
+        if !announced || !connection.is_open() {
+            return;
+        }
+        // Where the client is now: if it goes before it has everything that it missed, it comes back with this one.
+        let offset = top.offset - missed.len() as u64;
+        let message =
+            ServerMessage::Subscribed { channel: &channel, id: Position { offset, ..top }, recovered };
+        let mut outcome = connection.send_unbounded(message.frame().bytes());
+        if !missed.is_empty() {
+            self.stats.messages_sent += missed.len() as u64;
+            let replay = Replay::new(channel, top.epoch, missed);
+            self.stats.bytes_sent += replay.size() as u64;
+            outcome = outcome.max(connection.replay(replay));
+        }
+        self.apply_outcome(slot, outcome);
+    }
+
+    /// Ends the subscriptions of a connection.
+    pub(super) fn end_subscriptions(&mut self, subscriptions: &[Subscription]) {
+        for subscription in subscriptions {
+            // One that waits for the broker ends when the broker answers.
+            if subscription.member == PENDING {
+                continue;
+            }
+            self.subscriptions.detach(*subscription);
+            if let Some(channel) = self.subscriptions.get(subscription.channel) {
+                let name = channel.name.clone();
+                self.end_subscription(subscription.channel, &name);
+            }
+        }
+    }
+
+    /// Ends the subscriptions of connections that were disconnected while they were away from the loop.
+    pub(super) fn end_lost_subscriptions(&mut self) {
+        let lost: Vec<_> = self
+            .subscriptions
+            .iter()
+            .flat_map(|(channel, local)| {
+                local.members.iter().map(move |(member, slot)| (channel, member, slot))
+            })
+            .filter(|(.., slot)| self.connections.get(*slot).is_none())
+            .map(|(channel, member, _)| Subscription { channel, member })
+            .collect();
+        self.end_subscriptions(&lost);
+    }
+
+    /// Ends all subscriptions: the loop ends.
+    pub(super) fn end_all_subscriptions(&mut self) {
+        let all: Vec<_> =
+            self.connections.iter().flat_map(|(_, entry)| entry.subscriptions.to_vec()).collect();
+        self.end_subscriptions(&all);
+    }
+
+    /// Returns the channels of a connection, in the order of its URL.
+    pub(super) fn channels(&self, subscriptions: &[Subscription]) -> Vec<ChannelName> {
+        let channels = subscriptions.iter().filter_map(|one| self.subscriptions.get(one.channel));
+        channels.map(|channel| channel.name.clone()).collect()
+    }
+
+    fn end_subscription(&mut self, id: LocalChannelId, name: &ChannelName) {
+        let is_last = self.subscriptions.remove_if_unused(id);
+        self.broker.unsubscribe(name, self.config.index, is_last);
+    }
+}

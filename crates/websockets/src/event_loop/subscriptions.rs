@@ -1,0 +1,184 @@
+//! Which connections of one loop are subscribed to which channels. Its own: no lock.
+
+use std::hash::{BuildHasher, RandomState};
+
+use hashbrown::{HashTable, hash_table::Entry};
+use lastcall_core::{ChannelName, Position};
+use slab::Slab;
+use smallvec::SmallVec;
+
+use super::members::Members;
+
+/// A channel's number in its loop, while the channel has subscriptions there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct LocalChannelId(u32);
+
+/// A subscription of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Subscription {
+    pub(super) channel: LocalChannelId,
+    /// Its index among the members of the channel; [`PENDING`] until it is attached.
+    pub(super) member: u32,
+}
+
+/// The subscriptions of a connection, in the order of its URL. One needs no memory of its own.
+pub(crate) type SubscriptionList = SmallVec<[Subscription; 1]>;
+
+/// No index: the broker has not answered yet.
+pub(super) const PENDING: u32 = u32::MAX;
+
+/// A channel with subscriptions in this loop.
+#[derive(Debug)]
+pub(super) struct LocalChannel {
+    pub(super) name: ChannelName,
+    /// The last publication that was delivered here.
+    pub(super) top: Position,
+    pub(super) members: Members,
+    /// Subscriptions that wait for the broker.
+    pending: u32,
+}
+
+/// The subscriptions of one loop.
+#[derive(Debug, Default)]
+pub(super) struct Subscriptions {
+    channels: Slab<LocalChannel>,
+    by_name: HashTable<LocalChannelId>,
+    hasher: RandomState,
+    /// Subscriptions of all channels that wait for the broker.
+    pending: usize,
+}
+
+impl Subscriptions {
+    /// Returns true if a subscription waits for the broker.
+    pub(super) fn has_pending(&self) -> bool {
+        self.pending > 0
+    }
+
+    /// Returns the channel of this name.
+    pub(super) fn find(&self, name: &ChannelName) -> Option<LocalChannelId> {
+        let hash = self.hasher.hash_one(name);
+        self.by_name.find(hash, |id| self.channels[id.0 as usize].name == *name).copied()
+    }
+
+    pub(super) fn get(&self, id: LocalChannelId) -> Option<&LocalChannel> {
+        self.channels.get(id.0 as usize)
+    }
+
+    pub(super) fn get_mut(&mut self, id: LocalChannelId) -> Option<&mut LocalChannel> {
+        self.channels.get_mut(id.0 as usize)
+    }
+
+    /// Adds a subscription that waits for the broker.
+    pub(super) fn begin(&mut self, name: &ChannelName) -> Subscription {
+        let Self { channels, by_name, hasher, .. } = self;
+        let hash = hasher.hash_one(name);
+        let entry = by_name.entry(
+            hash,
+            |id| channels[id.0 as usize].name == *name,
+            |id| hasher.hash_one(&channels[id.0 as usize].name),
+        );
+        let channel = match entry {
+            Entry::Occupied(entry) => *entry.get(),
+            Entry::Vacant(entry) => {
+                let id = LocalChannelId(channels.vacant_key() as u32);
+                entry.insert(id);
+                channels.insert(LocalChannel {
+                    name: name.clone(),
+                    top: Position::default(),
+                    members: Members::default(),
+                    pending: 0,
+                });
+                id
+            }
+        };
+        self.channels[channel.0 as usize].pending += 1;
+        self.pending += 1;
+        Subscription { channel, member: PENDING }
+    }
+
+    /// Attaches the connection in this slot, whose subscription has waited for the broker. Returns its index.
+    pub(super) fn attach(&mut self, id: LocalChannelId, top: Position, slot: usize) -> Option<u32> {
+        self.end_pending(id);
+        let channel = self.channels.get_mut(id.0 as usize)?;
+        channel.top = top;
+        Some(channel.members.insert(slot))
+    }
+
+    /// Notes that a connection ended while its subscription waited for the broker.
+    pub(super) fn abandon(&mut self, id: LocalChannelId) {
+        self.end_pending(id);
+    }
+
+    /// Removes a connection from a channel.
+    pub(super) fn detach(&mut self, subscription: Subscription) {
+        if let Some(channel) = self.channels.get_mut(subscription.channel.0 as usize) {
+            channel.members.remove(subscription.member);
+        }
+    }
+
+    /// Removes a channel if it has no subscription any more. Returns true if it was removed.
+    pub(super) fn remove_if_unused(&mut self, id: LocalChannelId) -> bool {
+        let index = id.0 as usize;
+        let Some(channel) = self.channels.get(index) else { return false };
+        if channel.pending > 0 || !channel.members.is_empty() {
+            return false;
+        }
+        let hash = self.hasher.hash_one(&channel.name);
+        if let Ok(entry) = self.by_name.find_entry(hash, |other| *other == id) {
+            entry.remove();
+        }
+        self.channels.remove(index);
+        true
+    }
+
+    /// Returns all channels.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (LocalChannelId, &LocalChannel)> {
+        self.channels.iter().map(|(index, channel)| (LocalChannelId(index as u32), channel))
+    }
+
+    fn end_pending(&mut self, id: LocalChannelId) {
+        self.pending -= 1;
+        if let Some(channel) = self.channels.get_mut(id.0 as usize) {
+            channel.pending -= 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(text: &str) -> ChannelName {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_channel_is_there_as_long_as_it_has_a_subscription_or_one_that_waits() {
+        let mut subscriptions = Subscriptions::default();
+        let first = subscriptions.begin(&name("a"));
+        let second = subscriptions.begin(&name("a"));
+        assert_eq!(first.channel, second.channel);
+        assert!(subscriptions.has_pending());
+        let top = Position { offset: 3, ..Position::default() };
+        let member = subscriptions.attach(first.channel, top, 7).unwrap();
+        assert_eq!(subscriptions.get(first.channel).unwrap().top, top);
+        subscriptions.detach(Subscription { member, ..first });
+        assert!(!subscriptions.remove_if_unused(first.channel), "the second one waits");
+        subscriptions.abandon(second.channel);
+        assert!(!subscriptions.has_pending());
+        assert!(subscriptions.remove_if_unused(first.channel));
+        assert_eq!(subscriptions.find(&name("a")), None);
+        assert!(!subscriptions.remove_if_unused(first.channel));
+    }
+
+    #[test]
+    fn channels_are_found_by_name() {
+        let mut subscriptions = Subscriptions::default();
+        let ids: Vec<_> = (0..1000).map(|n| subscriptions.begin(&name(&format!("c{n}"))).channel).collect();
+        for (n, id) in ids.iter().enumerate() {
+            assert_eq!(subscriptions.find(&name(&format!("c{n}"))), Some(*id));
+        }
+        assert_eq!(subscriptions.find(&name("c1000")), None);
+        assert_eq!(subscriptions.iter().count(), 1000);
+    }
+}
