@@ -11,6 +11,7 @@ use std::{
 };
 
 use anyhow::Context as _;
+use lastcall_broker::MemoryBroker;
 use lastcall_core::{
     process,
     settings::{FOREGROUND_VARIABLE, Loaded, RuntimeDir, SettingError, Settings, SettingsErrors},
@@ -90,8 +91,12 @@ pub(crate) async fn run(
     };
     let Prepared { page, listener } = prepare(loaded, handover, unusable).await?;
     let phases = Phases::default();
-    let manager = ConnectionManager::start(config::manager(settings)?, phases.clone())
-        .context("cannot start the event loops")?;
+    let mut memory_broker = None;
+    let manager = ConnectionManager::start(config::manager(settings)?, phases.clone(), |delivery| {
+        let broker = MemoryBroker::new(config::broker(settings), delivery);
+        Arc::clone(memory_broker.insert(Arc::new(broker))) as _
+    });
+    let manager = manager.context("cannot start the event loops")?;
     let upgrade_stats = SharedUpgradeStats::default();
     let health = Box::new(ProcessHealth { phases: phases.clone(), upgrade_stats: upgrade_stats.clone() });
     let refusals = Refusals::default();

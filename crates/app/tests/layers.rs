@@ -25,7 +25,7 @@ const NETWORK: &[&str] = &["tokio", "mio", "tungstenite", "axum", "hyper", "towe
 /// Whatever handles signals with tokio mentions one of these.
 const SIGNALS: &[&str] = &["SignalKind", "ctrl_c"];
 
-const LAYERS: [Layer; 7] = [
+const LAYERS: [Layer; 8] = [
     Layer {
         package: "lastcall-core",
         folder: "crates/core",
@@ -35,16 +35,23 @@ const LAYERS: [Layer; 7] = [
         no_word: &["TcpStream", "TcpListener", "UdpSocket", "UnixStream"],
     },
     Layer {
+        package: "lastcall-broker",
+        folder: "crates/broker",
+        may_use: &["lastcall-core"],
+        no_dependency: NETWORK,
+        no_word: &["TcpStream", "TcpListener", "WebSocket"],
+    },
+    Layer {
         package: "lastcall-websockets",
         folder: "crates/websockets",
-        may_use: &["lastcall-core"],
+        may_use: &["lastcall-core", "lastcall-broker"],
         no_dependency: HTTP,
         no_word: SIGNALS,
     },
     Layer {
         package: "lastcall-endpoints",
         folder: "crates/endpoints",
-        may_use: &["lastcall-core", "lastcall-websockets"],
+        may_use: &["lastcall-core", "lastcall-broker", "lastcall-websockets"],
         no_dependency: &["signal-hook", "nix", "ctrlc"],
         no_word: SIGNALS,
     },
@@ -67,6 +74,7 @@ const LAYERS: [Layer; 7] = [
         folder: "crates/app",
         may_use: &[
             "lastcall-core",
+            "lastcall-broker",
             "lastcall-websockets",
             "lastcall-endpoints",
             "lastcall-handover",

@@ -20,6 +20,7 @@ pub(crate) const RETRY_AFTER_SECONDS: u64 = 5;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum ErrorCode {
+    BadChannel,
     BadHandshake,
     BadHeader,
     BadRequest,
@@ -35,6 +36,7 @@ pub(crate) enum ErrorCode {
     PayloadTooLarge,
     RequestTimeout,
     Unauthorized,
+    Unavailable,
     UnknownChannel,
     UnsupportedContentEncoding,
     UnsupportedMediaType,
@@ -44,7 +46,8 @@ pub(crate) enum ErrorCode {
 
 impl ErrorCode {
     /// Every code, in the order of their names.
-    pub(crate) const ALL: [Self; 20] = [
+    pub(crate) const ALL: [Self; 22] = [
+        Self::BadChannel,
         Self::BadHandshake,
         Self::BadHeader,
         Self::BadRequest,
@@ -60,6 +63,7 @@ impl ErrorCode {
         Self::PayloadTooLarge,
         Self::RequestTimeout,
         Self::Unauthorized,
+        Self::Unavailable,
         Self::UnknownChannel,
         Self::UnsupportedContentEncoding,
         Self::UnsupportedMediaType,
@@ -70,6 +74,7 @@ impl ErrorCode {
     /// Returns the code as callers see it.
     pub(crate) fn name(self) -> &'static str {
         match self {
+            Self::BadChannel => "bad_channel",
             Self::BadHandshake => "bad_handshake",
             Self::BadHeader => "bad_header",
             Self::BadRequest => "bad_request",
@@ -85,6 +90,7 @@ impl ErrorCode {
             Self::PayloadTooLarge => "payload_too_large",
             Self::RequestTimeout => "request_timeout",
             Self::Unauthorized => "unauthorized",
+            Self::Unavailable => "unavailable",
             Self::UnknownChannel => "unknown_channel",
             Self::UnsupportedContentEncoding => "unsupported_content_encoding",
             Self::UnsupportedMediaType => "unsupported_media_type",
@@ -95,12 +101,12 @@ impl ErrorCode {
 
     fn status(self) -> StatusCode {
         match self {
-            Self::BadHandshake | Self::BadHeader | Self::BadRequest | Self::UnknownChannel => {
+            Self::BadChannel | Self::BadHandshake | Self::BadHeader | Self::BadRequest => {
                 StatusCode::BAD_REQUEST
             }
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
             Self::HostNotAllowed | Self::LoopbackOnly | Self::OriginNotAllowed => StatusCode::FORBIDDEN,
-            Self::NotFound => StatusCode::NOT_FOUND,
+            Self::NotFound | Self::UnknownChannel => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::PayloadTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
@@ -110,7 +116,9 @@ impl ErrorCode {
             // RFC 9112 section 6.1 asks for it.
             Self::UnsupportedTransferEncoding => StatusCode::NOT_IMPLEMENTED,
             Self::UpgradeRequired => StatusCode::UPGRADE_REQUIRED,
-            Self::Closing | Self::Draining | Self::Full | Self::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Closing | Self::Draining | Self::Full | Self::Overloaded | Self::Unavailable => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
         }
     }
 }
@@ -137,6 +145,11 @@ impl ApiError {
     /// `message` is for people: what was wrong, and what would be right.
     pub(crate) fn new(code: ErrorCode, message: impl Into<Cow<'static, str>>) -> Self {
         Self { code, message: message.into() }
+    }
+
+    /// Returns the error with the part of the request that it is about.
+    pub(crate) fn within(self, part: &str) -> Self {
+        Self { message: format!("{part}: {}", self.message).into(), ..self }
     }
 
     pub(crate) fn code(&self) -> ErrorCode {

@@ -1,7 +1,11 @@
 //! What is done with a request, a file for each path.
 
+pub(crate) mod api_body;
+pub(crate) mod channel_query;
+pub(crate) mod channels;
 pub(crate) mod health;
 pub(crate) mod metrics;
 pub(crate) mod page;
 pub(crate) mod publish;
+pub(crate) mod publish_batch;
 pub(crate) mod websocket;

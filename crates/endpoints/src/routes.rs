@@ -14,7 +14,7 @@ use axum::{
 use crate::{
     auth::cors,
     error::{ApiError, ErrorCode},
-    handlers::{health, metrics, publish, websocket},
+    handlers::{channels, health, metrics, publish, publish_batch, websocket},
     state::AppState,
     target,
 };
@@ -28,8 +28,10 @@ const ALL: &str = "GET,HEAD,POST,OPTIONS";
 pub fn router(state: AppState) -> Router {
     let read = async || allow(READ);
     let mut publish = post(publish::publish).options(async || allow(PUBLISH));
+    let mut batch = post(publish_batch::publish_batch).options(async || allow(PUBLISH));
     if let Some(cors) = cors::layer(&state.allowed_origins) {
-        publish = publish.layer(cors).layer(from_fn(allow_after_cors));
+        publish = publish.layer(cors.clone()).layer(from_fn(allow_after_cors));
+        batch = batch.layer(cors).layer(from_fn(allow_after_cors));
     }
     Router::new()
         .route("/", get(index).options(read))
@@ -38,6 +40,10 @@ pub fn router(state: AppState) -> Router {
         .route("/health/ready", get(health::ready).options(read))
         .route("/metrics", get(metrics::metrics).options(read))
         .route("/api/publish", publish)
+        .route("/api/publish/batch", batch)
+        .route("/api/channels", get(channels::list).options(read))
+        .route("/api/channels/{name}", get(channels::show).options(read))
+        .route("/api/channels/{name}/history", get(channels::history).options(read))
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(map_request(target::check))

@@ -37,7 +37,10 @@ pub use self::{
     listener::{BindError, Listener, SystemdSocketError},
     listener_state::ListenerState,
 };
-pub(crate) use self::{peer_addr::PeerAddr, pending_websocket::PendingWebSocket};
+pub(crate) use self::{
+    peer_addr::PeerAddr,
+    pending_websocket::{Confirmed, PendingWebSocket},
+};
 use crate::{auth::own_hosts::OnLoopback, refusals::Refusals};
 
 /// How long clients have to take the 503 that answers requests which took too long when the server stops.

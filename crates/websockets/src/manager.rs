@@ -107,6 +107,17 @@ pub enum PublishError {
     Broker(#[from] BrokerError),
 }
 
+/// What is to be published in a channel.
+#[derive(Debug)]
+pub struct PublishRequest {
+    /// The channel.
+    pub channel: ChannelName,
+    /// One or more, in their order.
+    pub publications: Vec<Publication>,
+    /// With a key, they are published once.
+    pub key: Option<IdempotencyKey>,
+}
+
 /// The handle to all connections. Clones are handles to the same ones.
 #[derive(Debug, Clone)]
 pub struct ConnectionManager {
@@ -289,24 +300,30 @@ impl ConnectionManager {
         Some(stats)
     }
 
-    /// Publishes in a channel. Waits while the event loops are behind. See [`Broker::publish`].
+    /// Publishes. Waits while the event loops are behind. Returns the results in the order of the requests. See
+    /// [`Broker::publish`].
     ///
-    /// Has no timeout of its own; the caller needs one.
+    /// Has no timeout of its own; the caller needs one. Nothing is published when the future is dropped while it waits for
+    /// the event loops.
     ///
     /// # Errors
     /// When the connections are being closed, or the broker has failed.
-    pub async fn publish(
-        &self,
-        channel: &ChannelName,
-        publications: Vec<Publication>,
-        key: Option<IdempotencyKey>,
-    ) -> Result<Published, PublishError> {
+    pub async fn publish_all(&self, requests: Vec<PublishRequest>) -> Result<Vec<Published>, PublishError> {
         self.inner.mailboxes.wait_for_capacity().await;
+        let publish = |PublishRequest { channel, publications, key }: PublishRequest| {
+            self.inner.broker.publish(&channel, publications, key)
+        };
         // The phase does not change before the loops have it: they get it before they close anything.
-        let published = self.inner.phases.hold(|phase| {
-            phase.delivers_publications().then(|| self.inner.broker.publish(channel, publications, key))
-        });
-        Ok(published.ok_or(PublishError::Closing)?.await?)
+        let publishing: Option<Vec<_>> = self
+            .inner
+            .phases
+            .hold(|phase| phase.delivers_publications().then(|| requests.into_iter().map(publish).collect()));
+        let publishing = publishing.ok_or(PublishError::Closing)?;
+        let mut published = Vec::with_capacity(publishing.len());
+        for one in publishing {
+            published.push(one.await?);
+        }
+        Ok(published)
     }
 
     /// Returns the broker.

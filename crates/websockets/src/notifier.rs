@@ -12,7 +12,7 @@ use tokio::{
 };
 use tracing::warn;
 
-use crate::manager::{ConnectionManager, PublishError};
+use crate::manager::{ConnectionManager, PublishError, PublishRequest};
 
 #[derive(Serialize)]
 struct Data {
@@ -102,8 +102,9 @@ async fn publish(manager: &ConnectionManager, sequence: u64) -> Result<(), Publi
     };
     // Numbers and a string are always valid JSON.
     let data = to_raw_value(&Data { sequence, clients, message }).expect("plain data is valid JSON");
-    let publication = Publication::new(Publisher::Server, data);
-    manager.publish(&ChannelName::broadcast(), vec![publication], None).await?;
+    let publications = vec![Publication::new(Publisher::Server, data)];
+    let request = PublishRequest { channel: ChannelName::broadcast(), publications, key: None };
+    manager.publish_all(vec![request]).await?;
     Ok(())
 }
 

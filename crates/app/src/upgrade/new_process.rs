@@ -76,7 +76,7 @@ impl IncomingHandover {
         let state = server.state;
         let count = clients.len();
         let clients = clients.into_iter().map(|client| (client.socket, client.state)).collect();
-        manager.restore(state.manager, clients);
+        manager.restore(state.manager, clients).await;
         info!(
             clients = count,
             old_pid = old.pid,

@@ -37,7 +37,7 @@ async fn a_publication_that_is_refused_is_explained_and_reaches_no_client() {
         ("not an object", &[JSON], "[1]", (400, "bad_request")),
         ("half a character", &[JSON], r#"{"data": "\ud800"}"#, (400, "bad_request")),
         ("too deep", &[JSON], &deep, (400, "bad_request")),
-        ("unknown channel", &[JSON], r#"{"data": 1, "channel": "news"}"#, (400, "unknown_channel")),
+        ("bad channel", &[JSON], r#"{"data": 1, "channel": "a b"}"#, (400, "bad_channel")),
         ("too large", &[JSON], &large, (413, "payload_too_large")),
         ("no type", &[], r#"{"data": 1}"#, (415, "unsupported_media_type")),
         ("a form", &["Content-Type: text/plain"], r#"{"data": 1}"#, (415, "unsupported_media_type")),

@@ -19,7 +19,8 @@ use crate::{
     auth::own_hosts::OnLoopback,
     error::{ApiError, ErrorCode},
     fields,
-    server::PendingWebSocket,
+    handlers::channel_query,
+    server::{Confirmed, PendingWebSocket},
     state::AppState,
     target::Target,
 };
@@ -47,11 +48,15 @@ pub(crate) async fn upgrade(
     if let Err(refused) = check_page(&state, on_loopback, request.headers(), &target) {
         return refused.into_response();
     }
+    let channels = match channel_query::parse(request.uri().query().unwrap_or_default()) {
+        Ok(channels) => channels,
+        Err(error) => return error.into_response(),
+    };
     let permit = match state.manager.admit() {
         Ok(permit) => permit,
         Err(error) => return refuse(error),
     };
-    pending.confirm(permit);
+    pending.confirm(Confirmed { permit, channels });
     response
 }
 

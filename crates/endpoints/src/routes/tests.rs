@@ -9,6 +9,7 @@ use axum::{
     body::{Body, to_bytes},
     http::{HeaderMap, Method, Request, StatusCode},
 };
+use lastcall_broker::MemoryBroker;
 use lastcall_core::{
     phase::Phase,
     settings::{AllowedOrigins, ApiKey},
@@ -103,7 +104,10 @@ impl Routes {
         };
         let phases = Phases::default();
         phases.enter(report.phase);
-        let manager = ConnectionManager::start(manager_config, phases).unwrap();
+        let manager = ConnectionManager::start(manager_config, phases, |delivery| {
+            Arc::new(MemoryBroker::new(lastcall_broker::Config::default(), delivery))
+        })
+        .unwrap();
         let page = Page::load(None, limits.max_message_size).unwrap();
         let state =
             AppState::new(config, manager.clone(), Box::new(Process(report)), page, Refusals::default());

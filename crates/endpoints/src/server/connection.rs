@@ -31,10 +31,17 @@ use tower::ServiceExt;
 use tracing::{debug, warn};
 
 use super::{
-    deferred_handshake::DeferredHandshake, exchange::Exchange, http_stream::HttpStream,
-    idle_connection::IdleConnection, lingering_close::close_in_stages, peer_addr::PeerAddr,
-    pending_websocket::PendingWebSocket, request_body::RequestBody, response_body::ResponseBody,
-    shared::Shared, stop::StopLevel,
+    deferred_handshake::DeferredHandshake,
+    exchange::Exchange,
+    http_stream::HttpStream,
+    idle_connection::IdleConnection,
+    lingering_close::close_in_stages,
+    peer_addr::PeerAddr,
+    pending_websocket::{Confirmed, PendingWebSocket},
+    request_body::RequestBody,
+    response_body::ResponseBody,
+    shared::Shared,
+    stop::StopLevel,
 };
 use crate::{
     error::{ApiError, ErrorCode},
@@ -145,11 +152,11 @@ async fn serve_http(connection: IdleConnection, peer: SocketAddr, shared: &Share
         // Closed at once, with what the client did not take.
         return None;
     }
-    let Some(permit) = pending.take() else {
+    let Some(Confirmed { permit, channels }) = pending.take() else {
         close_in_stages(socket.into_stream(), stop).await;
         return None;
     };
-    let handshake = Handshake { response, early_input: read };
+    let handshake = Handshake { response, early_input: read, channels };
     if let Err(error) = shared.manager.connect(permit, socket.into_websocket(), handshake) {
         warn!(%peer, %error, "a socket could not be handed to its event loop");
     }

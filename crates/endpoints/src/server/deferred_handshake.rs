@@ -77,10 +77,14 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for DeferredHandshake<S> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use lastcall_broker::MemoryBroker;
     use lastcall_websockets::{ConnectionManager, ManagerConfig, Phases};
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
     use super::*;
+    use crate::server::Confirmed;
 
     const RESPONSE: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\n\r\n";
 
@@ -88,9 +92,14 @@ mod tests {
     fn deferred() -> (DeferredHandshake<DuplexStream>, DuplexStream, impl FnOnce()) {
         let (socket, client) = duplex(1024);
         let pending = PendingWebSocket::default();
-        let manager = ConnectionManager::start(ManagerConfig::default(), Phases::default()).unwrap();
+        let manager = ConnectionManager::start(ManagerConfig::default(), Phases::default(), |delivery| {
+            Arc::new(MemoryBroker::new(lastcall_broker::Config::default(), delivery))
+        })
+        .unwrap();
         let stream = DeferredHandshake::new(socket, pending.clone());
-        (stream, client, move || pending.confirm(manager.admit().unwrap()))
+        (stream, client, move || {
+            pending.confirm(Confirmed { permit: manager.admit().unwrap(), channels: Vec::new() })
+        })
     }
 
     #[tokio::test]

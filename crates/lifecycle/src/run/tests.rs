@@ -3,6 +3,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+use lastcall_broker::MemoryBroker;
 use lastcall_websockets::ManagerConfig;
 use tokio::{sync::mpsc, task::JoinHandle};
 
@@ -93,7 +94,10 @@ impl Process {
     async fn start(stops: Result<(), &'static str>) -> Self {
         let (phases, signals, events) = (Phases::default(), Signals::new(false), Events::default());
         let config = ManagerConfig { event_loops: 1, ..ManagerConfig::default() };
-        let manager = ConnectionManager::start(config, phases.clone()).unwrap();
+        let manager = ConnectionManager::start(config, phases.clone(), |delivery| {
+            Arc::new(MemoryBroker::new(lastcall_broker::Config::default(), delivery))
+        })
+        .unwrap();
         let hooks = hooks(&events, stops);
         let lifecycle = Lifecycle::start(hooks, phases.clone(), signals.clone(), false).await.unwrap();
         assert_eq!(phases.now(), Phase::Serving);

@@ -57,7 +57,6 @@ impl Default for Options {
 struct Harness {
     event_loop: EventLoop,
     mailboxes: Arc<Mailboxes>,
-    broker: Arc<MemoryBroker>,
     events: Events,
 }
 
@@ -80,8 +79,8 @@ impl Harness {
         };
         let delivery = Box::new(MailboxDelivery(Arc::clone(&mailboxes)));
         let broker = Arc::new(MemoryBroker::new(lastcall_broker::Config::default(), delivery));
-        let event_loop = EventLoop::new(config, Arc::clone(&mailboxes), Arc::clone(&broker) as _);
-        Self { event_loop, mailboxes, broker, events: Events::with_capacity(64) }
+        let event_loop = EventLoop::new(config, Arc::clone(&mailboxes), broker);
+        Self { event_loop, mailboxes, events: Events::with_capacity(64) }
     }
 
     /// Registers a new client.

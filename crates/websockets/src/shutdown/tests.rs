@@ -20,7 +20,7 @@ use crate::{
     admission::{AdmitError, Permit},
     handshake::Handshake,
     manager::tests::memory_broker,
-    manager::{ManagerConfig, PublishError},
+    manager::{ManagerConfig, PublishError, PublishRequest},
     phases::Phases,
 };
 
@@ -280,8 +280,9 @@ async fn notifications_are_published_during_the_drain_and_refused_once_it_closes
     let clients = permits(&manager, 1);
     let data = serde_json::value::to_raw_value(&1).unwrap();
     let publish = || async {
-        let publication = Publication::new(Publisher::Api, data.clone());
-        manager.publish(&ChannelName::broadcast(), vec![publication], None).await
+        let publications = vec![Publication::new(Publisher::Api, data.clone())];
+        let request = PublishRequest { channel: ChannelName::broadcast(), publications, key: None };
+        manager.publish_all(vec![request]).await
     };
     let shutdown = GracefulShutdown::new(manager.clone(), CONFIG);
     let check = async {

@@ -9,9 +9,13 @@ async fn a_publication_reaches_a_client() {
     let (socket, _) = listener.accept().await.unwrap();
     let permit = routes.manager.admit().unwrap();
     routes.manager.connect(permit, socket, Handshake::default()).unwrap();
+    // It is subscribed when it is welcomed.
+    client.read_exact(&mut [0; 2]).unwrap();
 
     let response = routes.publish(&[], r#"{"data":{"order":"shipped"}}"#).await;
-    assert_eq!((response.status, response.json()), (StatusCode::OK, json!({"clients": 1})));
+    assert_eq!((response.status, &response.json()["clients"]), (StatusCode::OK, &json!(1)));
+    let id = response.json()["id"].as_str().unwrap().to_owned();
+    assert!(id.ends_with("-1"), "{id}");
     let mut received = Vec::new();
     let expected = br#""data":{"order":"shipped"}"#;
     while !received.windows(expected.len()).any(|window| window == expected) {
@@ -34,7 +38,7 @@ async fn a_body_that_is_no_publication_is_refused_with_its_code() {
         ("{}", error(400, "bad_request")),
         (r#"{"data":1,"other":2}"#, error(400, "bad_request")),
         (r#"{"data":"\ud800"}"#, error(400, "bad_request")),
-        (r#"{"data":1,"channel":"other"}"#, error(400, "unknown_channel")),
+        (r#"{"data":1,"channel":"a b"}"#, error(400, "bad_channel")),
         (&large, error(413, "payload_too_large")),
     ] {
         assert_eq!(routes.publish(&[], body).await.error(), expected, "{body}");

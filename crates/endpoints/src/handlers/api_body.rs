@@ -1,0 +1,124 @@
+//! The body of a call of the API: a JSON object.
+
+use std::{fmt::Display, time::Duration};
+
+use axum::{
+    body::{Body, to_bytes},
+    http::{
+        HeaderMap,
+        header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE},
+    },
+};
+use bytes::Bytes;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use tokio::time::timeout;
+
+use crate::{
+    error::{ApiError, ErrorCode},
+    fields,
+};
+
+/// How long the body of a request may take to arrive.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Reads a body that says that it is JSON, and has at most `limit` bytes. `limit_name` is what an error calls the limit.
+///
+/// # Errors
+/// When it is something else, too large, or does not arrive in time.
+pub(crate) async fn read(
+    body: Body,
+    headers: &HeaderMap,
+    limit: usize,
+    limit_name: &str,
+) -> Result<Bytes, ApiError> {
+    if fields::list(headers, &CONTENT_ENCODING).any(|coding| !coding.eq_ignore_ascii_case(b"identity")) {
+        return Err(ApiError::new(
+            ErrorCode::UnsupportedContentEncoding,
+            "The body must not be compressed: send it without `Content-Encoding`.",
+        ));
+    }
+    if !is_json(headers) {
+        return Err(ApiError::new(
+            ErrorCode::UnsupportedMediaType,
+            "The body must be JSON: send `Content-Type: application/json`.",
+        ));
+    }
+    let too_large = || {
+        ApiError::new(ErrorCode::PayloadTooLarge, format!("The body is over {limit} bytes, {limit_name}."))
+    };
+    // Said beforehand: then nothing has to be read to refuse it.
+    let declared = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    if declared.is_some_and(|declared| declared > limit as u64) {
+        return Err(too_large());
+    }
+    match timeout(BODY_TIMEOUT, to_bytes(body, limit)).await {
+        Ok(Ok(body)) => Ok(body),
+        Ok(Err(error)) if is_length_limit(&error) => Err(too_large()),
+        Ok(Err(error)) => {
+            Err(ApiError::new(ErrorCode::BadRequest, format!("The body could not be read: {error}.")))
+        }
+        Err(_) => Err(ApiError::new(
+            ErrorCode::RequestTimeout,
+            format!("The body did not arrive within {} seconds.", BODY_TIMEOUT.as_secs()),
+        )),
+    }
+}
+
+/// Reads the fields of a body. `shape` is what an error says that the body must be.
+///
+/// # Errors
+/// When it is no such JSON object.
+pub(crate) fn parse<'a, T: Deserialize<'a>>(body: &'a [u8], shape: &str) -> Result<T, ApiError> {
+    let wrong = |what: &dyn Display| bad_body(shape, what);
+    if body.starts_with(&[0xFE, 0xFF])
+        || body.starts_with(&[0xFF, 0xFE])
+        || body.iter().take(2).any(|b| *b == 0)
+    {
+        return Err(wrong(&"it is not UTF-8 but another encoding, such as UTF-16"));
+    }
+    // RFC 8259 section 8.1 allows to skip the mark that some editors put before UTF-8.
+    let body = body.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(body);
+    // serde would read an array as the fields in their order.
+    match body.trim_ascii_start().first() {
+        Some(b'{') => {}
+        None => return Err(wrong(&"it is empty")),
+        Some(_) => match serde_json::from_slice::<serde::de::IgnoredAny>(body) {
+            Ok(_) => return Err(wrong(&"it is JSON, but not an object")),
+            Err(error) => return Err(wrong(&format_args!("it is not JSON ({error})"))),
+        },
+    }
+    serde_json::from_slice(body).map_err(|error| wrong(&error))
+}
+
+/// Checks that clients can read this JSON. It was not looked into when the body was read, and may have half a surrogate
+/// pair, or a thousand arrays in each other.
+///
+/// # Errors
+/// What is wrong with it.
+pub(crate) fn check_data(data: &RawValue) -> Result<(), serde_json::Error> {
+    serde_json::from_str::<serde_json::Value>(data.get()).map(drop)
+}
+
+/// Returns the error for a body that is not what it must be.
+pub(crate) fn bad_body(shape: &str, what: &dyn Display) -> ApiError {
+    ApiError::new(ErrorCode::BadRequest, format!("The body must be {shape}: {what}."))
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let essence = headers
+        .get(CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        // With a comma, it would be two values in one line.
+        .filter(|value| !value.contains(','))
+        .and_then(|value| value.split(';').next())
+        .map(str::trim);
+    essence.is_some_and(|essence| {
+        let essence = essence.to_ascii_lowercase();
+        essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"))
+    })
+}
+
+fn is_length_limit(error: &axum::Error) -> bool {
+    std::error::Error::source(error).is_some_and(|source| source.is::<http_body_util::LengthLimitError>())
+}

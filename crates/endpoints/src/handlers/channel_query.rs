@@ -1,0 +1,118 @@
+//! Which channels a client names in the query of its URL, and from where on it wants them.
+
+use lastcall_core::{CHANNEL_NAME_RULE, ChannelName};
+use lastcall_websockets::{ChannelRequest, MAX_CHANNELS, Since};
+use url::form_urlencoded;
+
+use crate::error::{ApiError, ErrorCode};
+
+/// Returns the channels of a query such as `channel=a&channel=b&since=ID&since=`, each once, in their order. Without
+/// `channel`, `since` is for `broadcast`; without both, there are none.
+///
+/// # Errors
+/// When a name is not valid, there are too many, or `since` is not there once for each `channel`.
+pub(crate) fn parse(query: &str) -> Result<Vec<ChannelRequest>, ApiError> {
+    let (mut names, mut sinces) = (Vec::new(), Vec::new());
+    for (key, value) in form_urlencoded::parse(query.as_bytes()) {
+        match &*key {
+            "channel" => names.push(value.parse().map_err(|_| bad_channel(format!("{CHANNEL_NAME_RULE}.")))?),
+            "since" => sinces.push(since(&value)),
+            // Of others: proxies and clients add parameters of their own.
+            _ => {}
+        }
+    }
+    if names.is_empty() && !sinces.is_empty() {
+        names.push(ChannelName::broadcast());
+    }
+    if !sinces.is_empty() && sinces.len() != names.len() {
+        return Err(bad_channel(format!(
+            "There must be one `since` for each `channel`, in the same order, which may be empty: there are {} for {}.",
+            sinces.len(),
+            names.len()
+        )));
+    }
+    sinces.resize(names.len(), Since::Now);
+    let mut channels: Vec<ChannelRequest> = Vec::new();
+    for (name, since) in names.into_iter().zip(sinces) {
+        if !channels.iter().any(|channel| channel.name == name) {
+            channels.push(ChannelRequest { name, since });
+        }
+        if channels.len() > MAX_CHANNELS {
+            return Err(bad_channel(format!("A connection may have {MAX_CHANNELS} channels.")));
+        }
+    }
+    Ok(channels)
+}
+
+/// Returns what a client means by an id.
+pub(crate) fn since(id: &str) -> Since {
+    match id {
+        "" => Since::Now,
+        id => id.parse().map_or(Since::Invalid, Since::Position),
+    }
+}
+
+fn bad_channel(message: String) -> ApiError {
+    let mut letters = message.chars();
+    let first = letters.next().map(|letter| letter.to_ascii_uppercase());
+    ApiError::new(ErrorCode::BadChannel, first.into_iter().chain(letters).collect::<String>())
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::response::IntoResponse;
+    use lastcall_core::{Epoch, Position};
+
+    use super::*;
+
+    fn read(query: &str) -> Vec<(String, Since)> {
+        let channels = parse(query).unwrap_or_else(|error| panic!("{query}: {error:?}"));
+        channels.into_iter().map(|channel| (channel.name.to_string(), channel.since)).collect()
+    }
+
+    #[test]
+    fn a_query_names_channels_with_their_positions() {
+        let at = |offset| Since::Position(Position { epoch: Epoch(10), offset });
+        for (query, expected) in [
+            ("", vec![]),
+            ("token=a", vec![]),
+            ("channel=a", vec![("a", Since::Now)]),
+            ("channel=b&channel=a&channel=b", vec![("b", Since::Now), ("a", Since::Now)]),
+            ("channel=chat%3Aroom%201".trim_end_matches("%201"), vec![("chat:room", Since::Now)]),
+            ("channel=a&since=000000000000000a-3", vec![("a", at(3))]),
+            ("since=000000000000000a-3", vec![("broadcast", at(3))]),
+            (
+                "channel=a&channel=b&channel=c&since=&since=000000000000000a-3&since=x",
+                vec![("a", Since::Now), ("b", at(3)), ("c", Since::Invalid)],
+            ),
+            // The first one counts.
+            ("channel=a&channel=a&since=000000000000000a-3&since=", vec![("a", at(3))]),
+        ] {
+            let expected: Vec<_> =
+                expected.into_iter().map(|(name, since)| (name.to_owned(), since)).collect();
+            assert_eq!(read(query), expected, "{query}");
+        }
+        let most: Vec<_> = (0..MAX_CHANNELS).map(|number| format!("channel=c{number}")).collect();
+        assert_eq!(read(&most.join("&")).len(), MAX_CHANNELS);
+    }
+
+    #[test]
+    fn a_query_that_names_no_valid_channel_is_refused() {
+        let too_many: Vec<_> = (0..=MAX_CHANNELS).map(|number| format!("channel=c{number}")).collect();
+        for query in [
+            "channel=",
+            "channel=a+b",
+            "channel=a,b",
+            "channel=%C3%A9",
+            "channel=%ff",
+            "channel=a%00",
+            "channel=a&since=&since=",
+            "channel=a&channel=b&since=",
+            "since=&since=",
+            &too_many.join("&"),
+        ] {
+            let status = parse(query).unwrap_err().into_response().status();
+            assert_eq!(status, axum::http::StatusCode::BAD_REQUEST, "{query}");
+        }
+    }
+}

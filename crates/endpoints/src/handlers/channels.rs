@@ -1,0 +1,145 @@
+//! `GET /api/channels`: which channels there are, and what is kept of them.
+
+use std::sync::Arc;
+
+use axum::{
+    Extension, Json,
+    extract::{Path, Query, State},
+    http::HeaderMap,
+};
+use lastcall_core::{ChannelName, Position};
+use lastcall_websockets::{ChannelInfo, Since, message_of};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use super::{channel_query::since, publish::channel_name};
+use crate::{
+    auth::api_key,
+    error::{ApiError, ErrorCode},
+    server::PeerAddr,
+    state::AppState,
+    target::Target,
+};
+
+/// Publications of a page of the history, if the caller names no number.
+const DEFAULT_LIMIT: usize = 100;
+
+/// Most publications of a page of the history.
+const MAX_LIMIT: usize = 1000;
+
+/// All channels, by name.
+#[derive(Serialize)]
+pub(crate) struct ChannelList {
+    channels: Vec<ChannelState>,
+}
+
+/// What is known of a channel on this node.
+#[derive(Serialize)]
+pub(crate) struct ChannelState {
+    channel: ChannelName,
+    /// Subscribers.
+    clients: usize,
+    /// The position of the last publication.
+    id: Position,
+    /// Publications that are kept.
+    history: usize,
+}
+
+impl From<ChannelInfo> for ChannelState {
+    fn from(info: ChannelInfo) -> Self {
+        let ChannelInfo { name, subscribers, top, kept } = info;
+        Self { channel: name, clients: subscribers, id: top, history: kept }
+    }
+}
+
+/// A page of the history.
+#[derive(Serialize)]
+pub(crate) struct HistoryResult {
+    channel: ChannelName,
+    /// The position of the last publication of the channel.
+    id: Position,
+    /// Whether nothing is missing after `since`.
+    recovered: bool,
+    /// As clients get them.
+    publications: Vec<Box<RawValue>>,
+}
+
+#[derive(Deserialize)]
+pub(crate) struct HistoryQuery {
+    #[serde(default)]
+    since: String,
+    limit: Option<usize>,
+}
+
+pub(crate) async fn list(
+    State(state): State<Arc<AppState>>,
+    Extension(PeerAddr(peer)): Extension<PeerAddr>,
+    target: Target,
+    headers: HeaderMap,
+) -> Result<Json<ChannelList>, ApiError> {
+    check(&state, peer, &headers, &target)?;
+    let channels = state.manager.broker().channels().into_iter().map(ChannelState::from).collect();
+    Ok(Json(ChannelList { channels }))
+}
+
+pub(crate) async fn show(
+    State(state): State<Arc<AppState>>,
+    Extension(PeerAddr(peer)): Extension<PeerAddr>,
+    Path(name): Path<String>,
+    target: Target,
+    headers: HeaderMap,
+) -> Result<Json<ChannelState>, ApiError> {
+    check(&state, peer, &headers, &target)?;
+    let name = channel_name(Some(&name))?;
+    let info = state.manager.broker().channel(&name).ok_or_else(|| {
+        let what =
+            format!("The channel {name:?} has neither clients nor history here.", name = name.as_str());
+        ApiError::new(ErrorCode::UnknownChannel, what)
+    })?;
+    Ok(Json(info.into()))
+}
+
+pub(crate) async fn history(
+    State(state): State<Arc<AppState>>,
+    Extension(PeerAddr(peer)): Extension<PeerAddr>,
+    Path(name): Path<String>,
+    query: Result<Query<HistoryQuery>, axum::extract::rejection::QueryRejection>,
+    target: Target,
+    headers: HeaderMap,
+) -> Result<Json<HistoryResult>, ApiError> {
+    check(&state, peer, &headers, &target)?;
+    let channel = channel_name(Some(&name))?;
+    let Query(HistoryQuery { since: id, limit }) = query.map_err(|error| {
+        ApiError::new(ErrorCode::BadRequest, format!("The query may have `since` and `limit`: {error}."))
+    })?;
+    let limit = limit.unwrap_or(DEFAULT_LIMIT);
+    if !(1..=MAX_LIMIT).contains(&limit) {
+        let what = format!("`limit` must be a number from 1 to {MAX_LIMIT}, not {limit}.");
+        return Err(ApiError::new(ErrorCode::BadRequest, what));
+    }
+    let since = match since(&id) {
+        Since::Now => None,
+        Since::Position(position) => Some(position),
+        // No position of this channel, as one of another epoch.
+        Since::Invalid => Some(Position::default()),
+    };
+    let page = state.manager.broker().history(&channel, since, limit).await.map_err(|error| {
+        ApiError::new(ErrorCode::Unavailable, format!("The history cannot be read: {error}."))
+    })?;
+    let publications = page
+        .publications
+        .iter()
+        .map(|publication| message_of(&channel, page.top.epoch, publication))
+        .collect();
+    Ok(Json(HistoryResult { channel, id: page.top, recovered: page.recovered, publications }))
+}
+
+fn check(
+    state: &AppState,
+    peer: std::net::SocketAddr,
+    headers: &HeaderMap,
+    target: &Target,
+) -> Result<(), ApiError> {
+    state.allowed_origins.check(headers, target)?;
+    api_key::check(&state.api_keys, &state.own_hosts, peer, headers, target)
+}

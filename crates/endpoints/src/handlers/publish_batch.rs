@@ -1,0 +1,111 @@
+//! `POST /api/publish/batch`: many publications in one request.
+
+use std::sync::Arc;
+
+use axum::{Extension, Json, body::Body, extract::State, http::HeaderMap};
+use lastcall_core::{Position, Publication, Publisher};
+use lastcall_websockets::{PublishRequest, Published};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use super::{
+    api_body::{bad_body, check_data, parse, read},
+    publish::{PublishResult, channel_name, idempotency_key, publish_all},
+};
+use crate::{auth::api_key, error::ApiError, server::PeerAddr, state::AppState, target::Target};
+
+/// Most publications in one request.
+const MAX_BATCH: usize = 1000;
+
+/// Most bytes of a request, if `max_message_size` is not larger.
+const MAX_BODY: usize = 1 << 20;
+
+const SHAPE: &str =
+    "{\"publications\": [{\"data\": any JSON, \"channel\": \"broadcast\", \"idempotency_key\": a text}, …]}";
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct BatchBody<'a> {
+    #[serde(borrow)]
+    publications: Vec<BatchItem<'a>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct BatchItem<'a> {
+    #[serde(borrow)]
+    data: &'a RawValue,
+    channel: Option<&'a str>,
+    idempotency_key: Option<&'a str>,
+}
+
+/// The results, in the order of the publications.
+#[derive(Serialize)]
+pub(crate) struct BatchResult {
+    results: Vec<PublishResult>,
+}
+
+pub(crate) async fn publish_batch(
+    State(state): State<Arc<AppState>>,
+    Extension(PeerAddr(peer)): Extension<PeerAddr>,
+    target: Target,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<BatchResult>, ApiError> {
+    state.allowed_origins.check(&headers, &target)?;
+    api_key::check(&state.api_keys, &state.own_hosts, peer, &headers, &target)?;
+    let most = MAX_BODY.max(state.limits.max_message_size);
+    let body = read(body, &headers, most, "the limit of a batch").await?;
+    let BatchBody { publications } = parse(&body, SHAPE)?;
+    let requests = requests(&publications, state.limits.max_message_size)?;
+    let counts: Vec<_> = requests.iter().map(|request| request.publications.len()).collect();
+    let published = publish_all(&state, requests).await?;
+    let results = published.into_iter().zip(counts).flat_map(|(last, count)| each(last, count as u64));
+    Ok(Json(BatchResult { results: results.map(PublishResult::from).collect() }))
+}
+
+/// Returns what is to be published. Neighbours of one channel without a key are published together.
+///
+/// # Errors
+/// When one of them is wrong: then nothing is published.
+fn requests(items: &[BatchItem<'_>], max_message_size: usize) -> Result<Vec<PublishRequest>, ApiError> {
+    if items.len() > MAX_BATCH {
+        return Err(bad_body(
+            SHAPE,
+            &format_args!("it has {} publications, and may have {MAX_BATCH}", items.len()),
+        ));
+    }
+    let mut requests: Vec<PublishRequest> = Vec::new();
+    for (number, item) in (1..).zip(items) {
+        let in_item = |error: ApiError| error.within(&format!("Publication {number}"));
+        if item.data.get().len() > max_message_size {
+            let what = format_args!(
+                "publication {number} is over {max_message_size} bytes, the server's `max_message_size`"
+            );
+            return Err(bad_body(SHAPE, &what));
+        }
+        check_data(item.data)
+            .map_err(|error| bad_body(SHAPE, &format_args!("publication {number}: {error}")))?;
+        let publication = Publication::new(Publisher::Api, item.data.to_owned());
+        let key = item.idempotency_key.map(idempotency_key).transpose().map_err(in_item)?;
+        if let Some(last) = requests.last_mut()
+            && (last.key.is_none() && key.is_none())
+            && item.channel.unwrap_or("broadcast") == last.channel.as_str()
+        {
+            last.publications.push(publication);
+            continue;
+        }
+        let channel = channel_name(item.channel).map_err(in_item)?;
+        requests.push(PublishRequest { channel, publications: vec![publication], key });
+    }
+    Ok(requests)
+}
+
+/// Returns the results of publications that were published together, from that of the last one.
+fn each(last: Published, count: u64) -> impl Iterator<Item = Published> {
+    let Position { epoch, offset } = last.position;
+    (0..count).rev().map(move |later| Published {
+        position: Position { epoch, offset: offset.saturating_sub(later) },
+        ..last
+    })
+}
