@@ -1,7 +1,5 @@
 //! Header fields as HTTP defines them (RFC 9110 section 5, RFC 9112 section 3.2).
 
-use serde_json::json;
-
 use crate::support::{Answer, KEY, Server, Start, VERSION};
 
 const HANDSHAKE: [&str; 2] = [VERSION, KEY];
@@ -235,7 +233,7 @@ async fn a_body_that_is_encoded_is_refused_or_read_for_what_it_is() {
     assert_eq!((answer.status, answer.header("accept")), (415, Some("application/json")));
     for coding in ["Content-Encoding: identity", "Content-Encoding:"] {
         let answer = server.request("POST", "/api/publish", &[JSON, coding], TEXT).await;
-        assert_eq!(answer.json(), json!({"clients": 1}), "{coding}");
+        assert_eq!(answer.json()["clients"], 1, "{coding}");
         assert_eq!(client.next().await["data"], 1);
     }
     // Editors on Windows put a mark before UTF-8.

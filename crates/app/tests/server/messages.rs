@@ -45,6 +45,8 @@ async fn a_text_reaches_all_clients_in_order_and_the_sender_too() {
             let mut message = client.next_of("message").await;
             assert!(is_time(&message["time"]), "{message}");
             message.as_object_mut().unwrap().remove("time");
+            let id = message.as_object_mut().unwrap().remove("id").unwrap();
+            assert!(id.as_str().unwrap().ends_with(&format!("-{}", n + 1)), "{id}");
             let text = format!("text {n}");
             assert_eq!(
                 message,
@@ -71,6 +73,7 @@ async fn notifications_come_at_their_interval() {
         assert!(taken >= 30, "after {taken} ms");
         before = time(&notification);
         notification.as_object_mut().unwrap().remove("time");
+        assert!(notification.as_object_mut().unwrap().remove("id").is_some());
         let data = json!({"sequence": sequence, "clients": 1, "message": "1 client is connected"});
         assert_eq!(
             notification,

@@ -190,7 +190,7 @@ async fn clients_that_are_closed_come_back_at_once_where_there_are_other_servers
 const QUEUE: usize = 65536;
 
 /// At least as many bytes as a publication has beside its data; less than a `shutdown` message has.
-const ENVELOPE: usize = 120;
+const ENVELOPE: usize = 150;
 
 /// Returns a server, and a client that does not read, whose queue has no room for a notice.
 async fn full_queue() -> (Server, TcpStream) {

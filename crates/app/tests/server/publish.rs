@@ -14,9 +14,10 @@ async fn any_json_reaches_all_clients_as_a_notification() {
     let any = [json!({"a": [1, 2.5, null], "ü": "x"}), json!("text"), json!(null), json!(17), json!([])];
     for data in any.into_iter().chain([like_the_servers]) {
         let answer = server.publish(&json!({"data": data, "channel": "broadcast"}).to_string()).await;
-        assert_eq!((answer.status, answer.json()), (200, json!({"clients": 3})));
+        assert_eq!((answer.status, &answer.json()["clients"]), (200, &json!(3)));
         for client in &mut clients {
             let notification = client.next_of("notification").await;
+            assert_eq!(notification["id"], answer.json()["id"]);
             assert_eq!((&notification["channel"], &notification["data"]), (&json!("broadcast"), &data));
             assert_eq!(notification["source"], "api");
         }
