@@ -3,6 +3,7 @@
 mod freeze;
 mod jobs;
 mod reading;
+mod subscriptions;
 mod timers;
 
 use std::{
