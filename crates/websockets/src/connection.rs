@@ -28,6 +28,7 @@ use crate::{
     client_id::ClientId,
     codec::{CloseReason, Decoder, DecoderLimits, Frame},
     snapshot::connection::ConnectionSnapshot,
+    wire_form::WireForm,
 };
 
 /// What a connection needs of its TCP stream, which does not block.
@@ -105,6 +106,8 @@ pub(crate) enum Readable {
 pub(crate) struct Connection<S> {
     pub(crate) stream: S,
     pub(crate) id: ClientId,
+    /// How the client gets its messages.
+    pub(crate) form: WireForm,
     /// The last ping and its answer.
     pub(crate) ping: Ping,
     /// Whether the client has shut down its direction of the TCP connection: read on until the end of the stream.
@@ -120,10 +123,11 @@ pub(crate) struct Connection<S> {
 }
 
 impl<S: Stream> Connection<S> {
-    pub(crate) fn new(stream: S, id: ClientId, permit: Permit) -> Self {
+    pub(crate) fn new(stream: S, id: ClientId, form: WireForm, permit: Permit) -> Self {
         Self {
             stream,
             id,
+            form,
             ping: Ping::default(),
             peer_closed: false,
             state: State::Open,
@@ -143,7 +147,7 @@ impl<S: Stream> Connection<S> {
             close_reason: snapshot.close_reason,
             decoder: snapshot.decoder,
             outbox: snapshot.outbox,
-            ..Self::new(stream, snapshot.id, permit)
+            ..Self::new(stream, snapshot.id, snapshot.form, permit)
         };
         connection.set_early_input(snapshot.early_input);
         connection
@@ -154,6 +158,7 @@ impl<S: Stream> Connection<S> {
     pub(crate) fn snapshot(&self, close_timeout: Option<Duration>) -> ConnectionSnapshot {
         ConnectionSnapshot {
             id: self.id,
+            form: self.form,
             state: self.state,
             close_reason: self.close_reason,
             close_timeout_in_ms: close_timeout
@@ -163,6 +168,7 @@ impl<S: Stream> Connection<S> {
             decoder: self.decoder.clone(),
             outbox: self.outbox.clone(),
             channels: Vec::new(),
+            positions: Vec::new(),
         }
     }
 
@@ -249,18 +255,34 @@ impl<S: Stream> Connection<S> {
         if is_first { self.flush() } else { Outcome::Unchanged }
     }
 
+    /// Sends what shows whether the client is there. Clients of server-sent events only show that they read.
+    pub(crate) fn send_ping(&mut self, config: &ConnectionConfig) -> Outcome {
+        let outcome = self.send(&self.form.ping(), config);
+        let is_queued = self.has_output();
+        self.ping.sent(is_queued);
+        if self.form == WireForm::EventStream && !is_queued {
+            self.ping.answered();
+        }
+        outcome
+    }
+
     /// Starts the closing handshake (RFC 6455 §7.1.2), unless it has started. What is queued is sent before the close
     /// frame, and `notice` after that; for a slow consumer, only `notice`.
-    pub(crate) fn close(&mut self, reason: CloseReason, notice: Option<&Frame>) -> Outcome {
+    pub(crate) fn close(&mut self, reason: CloseReason, notice: Option<Bytes>) -> Outcome {
         if !self.is_open() {
             return Outcome::Unchanged;
         }
         self.close_reason = Some(reason);
         if reason == CloseReason::SlowConsumer {
-            self.outbox.truncate_to_partial_frame();
+            self.outbox.truncate_to_partial_message(self.form);
         }
         if let Some(notice) = notice {
-            self.outbox.push(notice.bytes().clone(), 0);
+            self.outbox.push(notice, 0);
+        }
+        if self.form == WireForm::EventStream {
+            // There is no close frame: the end of the response is the close.
+            self.state = State::Lingering;
+            return Outcome::CloseStarted.max(self.flush());
         }
         self.state = if reason.discards_input() { State::Lingering } else { State::CloseSent };
         self.send_close_frame(&Frame::close(Some((reason.code(), reason.reason()))))
@@ -280,6 +302,10 @@ impl<S: Stream> Connection<S> {
         }
         if self.outbox.len() < before {
             self.ping.wrote(self.outbox.is_empty());
+            if self.form == WireForm::EventStream && self.outbox.is_empty() {
+                // A client that sends nothing answers by reading.
+                self.ping.answered();
+            }
         }
         if self.has_output() {
             return Outcome::Unchanged;

@@ -2,9 +2,13 @@
 
 use std::sync::{Arc, OnceLock};
 
+use bytes::Bytes;
 use lastcall_core::{ChannelName, Epoch, Position, Publication};
 
-use crate::{codec::Frame, protocol::ServerMessage};
+use crate::{
+    codec::Frame,
+    protocol::{ServerMessage, event_stream},
+};
 
 /// About how many bytes a message has beside its data and the name of its channel.
 const ENVELOPE: usize = 150;
@@ -15,11 +19,21 @@ pub(crate) struct EncodedPublication {
     epoch: Epoch,
     publication: Arc<Publication>,
     frame: OnceLock<Frame>,
+    event: OnceLock<Event>,
+}
+
+/// A publication as a server-sent event.
+#[derive(Debug)]
+struct Event {
+    /// With the line of its id.
+    bytes: Bytes,
+    /// Where the rest begins.
+    body_at: usize,
 }
 
 impl EncodedPublication {
     pub(crate) fn new(epoch: Epoch, publication: Arc<Publication>) -> Self {
-        Self { epoch, publication, frame: OnceLock::new() }
+        Self { epoch, publication, frame: OnceLock::new(), event: OnceLock::new() }
     }
 
     /// Returns the position in its channel.
@@ -30,6 +44,27 @@ impl EncodedPublication {
     /// Returns the frame for WebSockets. `channel` is the one that it was published in.
     pub(crate) fn frame(&self, channel: &ChannelName) -> &Frame {
         self.frame.get_or_init(|| ServerMessage::publication(channel, self.epoch, &self.publication).frame())
+    }
+
+    /// Returns the server-sent event, for clients of this channel alone.
+    pub(crate) fn event(&self, channel: &ChannelName) -> &Bytes {
+        &self.encoded_event(channel).bytes
+    }
+
+    /// Returns the server-sent event without its id, for clients of several channels.
+    pub(crate) fn event_body(&self, channel: &ChannelName) -> &[u8] {
+        let event = self.encoded_event(channel);
+        &event.bytes[event.body_at..]
+    }
+
+    fn encoded_event(&self, channel: &ChannelName) -> &Event {
+        self.event.get_or_init(|| {
+            let mut event = event_stream::id_line(&self.position());
+            let body_at = event.len();
+            let message = ServerMessage::publication(channel, self.epoch, &self.publication);
+            event.push_str(&event_stream::body(&message));
+            Event { bytes: event.into(), body_at }
+        })
     }
 
     /// Returns about how many bytes an encoding has.
@@ -50,6 +85,6 @@ impl EncodedPublication {
         let data = serde_json::value::to_raw_value(text).unwrap();
         let publication = Publication::new(lastcall_core::Publisher::Server, data);
         let frame = OnceLock::from(Frame::text(text));
-        Self { epoch: Epoch::default(), publication: Arc::new(publication), frame }
+        Self { epoch: Epoch::default(), publication: Arc::new(publication), frame, event: OnceLock::new() }
     }
 }

@@ -14,6 +14,8 @@ mod jobs;
 mod members;
 mod reading;
 mod registration;
+mod run_fanout;
+pub(crate) mod stream_positions;
 pub(crate) mod subscriptions;
 #[cfg(test)]
 mod tests;
@@ -37,13 +39,14 @@ use self::{
     connections::{ConnectionKey, Connections},
     heartbeat::{BUCKETS, Heartbeat, HeartbeatEvent},
     jobs::{Fanout, FanoutContent, Job, Jobs},
+    run_fanout::RunFanout,
     subscriptions::Subscriptions,
     timers::{Due, Timers},
 };
 use crate::{
     admission::Disconnect,
     budget::Budget,
-    codec::{CloseReason, Frame},
+    codec::CloseReason,
     connection::{ConnectionConfig, Outcome},
     mailbox::{BatchItem, Mailboxes},
     notice::ShutdownNotice,
@@ -251,9 +254,8 @@ impl EventLoop {
         for item in batch.items {
             match item {
                 BatchItem::Run(run) => {
-                    if let Some(run) = Self::join(&run) {
-                        self.jobs.push(Job::Deliver(Fanout::new(FanoutContent::Publications(run))));
-                    }
+                    let content = FanoutContent::Publications(RunFanout::new(run));
+                    self.jobs.push(Job::Deliver(Fanout::new(content)));
                 }
                 BatchItem::Attach(attachment) => self.jobs.push(Job::Attach(attachment)),
                 BatchItem::Command(command) => self.jobs.push(Job::Command(command)),
@@ -295,13 +297,11 @@ impl EventLoop {
 
     /// Pings the clients of a bucket.
     fn ping(&mut self, bucket: usize) {
-        let frame = Frame::ping();
         for slot in (bucket..self.connections.slots()).step_by(BUCKETS) {
             let Some(entry) = self.connections.get_mut(slot) else { continue };
             let connection = &mut entry.connection;
             if connection.is_open() && connection.ping.is_needed() {
-                let outcome = connection.send(frame.bytes(), &self.config.connection);
-                connection.ping.sent(connection.has_output());
+                let outcome = connection.send_ping(&self.config.connection);
                 self.apply_outcome(slot, outcome);
             }
         }
@@ -346,8 +346,8 @@ impl EventLoop {
         let Some(entry) = self.connections.get_mut(slot) else { return };
         let connection = &mut entry.connection;
         let notice = self.notice.filter(|_| connection.is_open() && !self.config.connection.is_echo());
-        let notice = notice.map(|notice| notice.frame(connection.id));
-        let outcome = connection.close(reason, notice.as_ref());
+        let notice = notice.map(|notice| notice.encode_last(connection.form, connection.id));
+        let outcome = connection.close(reason, notice);
         self.apply_outcome(slot, outcome);
     }
 

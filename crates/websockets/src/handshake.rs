@@ -4,18 +4,22 @@ use bytes::Bytes;
 use lastcall_broker::Since;
 use lastcall_core::ChannelName;
 
+use crate::wire_form::WireForm;
+
 /// The most channels of one connection.
 pub const MAX_CHANNELS: usize = 128;
 
 /// The rest of a handshake (RFC 6455 §4.2).
 #[derive(Debug, Default)]
 pub struct Handshake {
-    /// The HTTP response 101 as bytes, if it is not sent yet: it is written together with the first message.
+    /// The HTTP response as bytes, if it is not sent yet: it is written together with the first message.
     pub response: Vec<u8>,
     /// What the client sent right after its request: frames that arrived before the response.
     pub early_input: Bytes,
+    /// How the client gets its messages.
+    pub form: WireForm,
     /// The channels that the client named, each once, at most [`MAX_CHANNELS`]. None: `broadcast`, without a message that
-    /// says so.
+    /// says so; not for [`WireForm::EventStream`], whose clients come back with the id of an event.
     pub channels: Vec<ChannelRequest>,
 }
 

@@ -58,6 +58,7 @@ mod protocol;
 mod shutdown;
 mod snapshot;
 mod stats;
+mod wire_form;
 
 pub use admission::{AdmitError, ConnectionCounts, Permit};
 pub use client_id::ClientId;
@@ -71,6 +72,7 @@ pub use protocol::message_of;
 pub use shutdown::{GracefulShutdown, ShutdownConfig};
 pub use snapshot::{ConnectionSnapshot, Frozen, ManagerSnapshot};
 pub use stats::{Histogram, Stats};
+pub use wire_form::WireForm;
 
 /// The decoder, for the fuzzer only: it is not part of the interface.
 #[cfg(fuzzing)]

@@ -100,6 +100,8 @@ pub(crate) struct Attachment {
     pub(crate) subscribed: Subscribed,
     /// Whether the client is told: it named the channel.
     pub(crate) announced: bool,
+    /// Whether the client asked for a position.
+    pub(crate) asked: bool,
 }
 
 /// Publications of one channel that a loop writes together, in their order.

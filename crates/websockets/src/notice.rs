@@ -2,12 +2,13 @@
 
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use jiff::Timestamp;
 
 use crate::{
     client_id::ClientId,
-    codec::Frame,
-    protocol::{Reconnect, ServerMessage},
+    protocol::{Reconnect, ServerMessage, event_stream},
+    wire_form::WireForm,
 };
 
 /// Earliest reconnect delay, and the shortest window over which the delays are spread, so that clients do not reconnect
@@ -53,9 +54,24 @@ impl ShutdownNotice {
         until_ended + MIN_RECONNECT_DELAY + self.spread.max(MIN_RECONNECT_DELAY).mul_f64(client.jitter())
     }
 
-    /// Returns the notice for this client, as it is now.
-    pub(crate) fn frame(&self, client: ClientId) -> Frame {
+    /// Encodes the notice for this client, as it is now.
+    pub(crate) fn encode(&self, form: WireForm, client: ClientId) -> Bytes {
+        form.encode(&self.message(client, Instant::now()))
+    }
+
+    /// Encodes the notice right before the close. An `EventSource` comes back by itself, when the event says.
+    pub(crate) fn encode_last(&self, form: WireForm, client: ClientId) -> Bytes {
         let now = Instant::now();
+        let message = self.message(client, now);
+        match form {
+            WireForm::WebSocket => form.encode(&message),
+            WireForm::EventStream => {
+                event_stream::encode(&message, None, Some(self.reconnect_after(client, now)))
+            }
+        }
+    }
+
+    fn message(&self, client: ClientId, now: Instant) -> ServerMessage<'static> {
         let left = self.deadline.saturating_duration_since(now);
         let time = Timestamp::now();
         ServerMessage::Shutdown {
@@ -66,7 +82,6 @@ impl ShutdownNotice {
             seconds_left: (left.as_secs_f64() * 1000.0).round() / 1000.0,
             reconnect: Reconnect { after_ms: self.reconnect_after(client, now).as_millis() as u64 },
         }
-        .frame()
     }
 }
 

@@ -15,6 +15,7 @@ use crate::{
     codec::{CloseReason, Event, Frame},
     protocol::ServerMessage,
     stats::Stats,
+    wire_form::WireForm,
 };
 
 /// Most bytes of one read while the rate of published texts is limited: the rate is checked after each read, so one
@@ -95,7 +96,8 @@ impl<S: Stream> Connection<S> {
     ) -> Outcome {
         self.ping.answered();
         stats.bytes_received += input.len() as u64;
-        if matches!(self.state, State::CloseReceived | State::Lingering) {
+        let is_discarded = matches!(self.state, State::CloseReceived | State::Lingering);
+        if is_discarded || self.form == WireForm::EventStream {
             return Outcome::Unchanged;
         }
         let mut decoder = std::mem::take(&mut self.decoder);

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize, Serializer};
 
 use super::replay::Replay;
-use crate::codec::next_boundary;
+use crate::wire_form::WireForm;
 
 /// Most chunks in one call of writev(2).
 const MAX_SLICES: usize = 16;
@@ -37,9 +37,9 @@ struct Queue {
 
 #[derive(Debug, Clone, PartialEq)]
 enum Chunk {
-    /// Whole frames.
+    /// Whole messages.
     Bytes(Bytes),
-    /// Frames that are encoded once they are the next ones to be written.
+    /// Messages that are encoded once they are the next ones to be written.
     Replay(Box<Replay>),
 }
 
@@ -156,13 +156,13 @@ impl Outbox {
         Ok(())
     }
 
-    /// Drops what is queued, except the rest of a frame that is written in part, so that a close frame may follow.
-    pub(crate) fn truncate_to_partial_frame(&mut self) {
+    /// Drops what is queued, except the rest of a message that is written in part, so that another one may follow.
+    pub(crate) fn truncate_to_partial_message(&mut self, form: WireForm) {
         let Some(queue) = &mut self.queue else { return };
         let rest = match queue.chunks.front() {
             Some(Chunk::Bytes(chunk)) => {
-                // A chunk from another process may not consist of whole frames: then all of it is kept.
-                let end = next_boundary(chunk, queue.written).clamp(queue.written, chunk.len());
+                // A chunk from another process may not consist of whole messages: then all of it is kept.
+                let end = form.next_boundary(chunk, queue.written).clamp(queue.written, chunk.len());
                 chunk.slice(queue.written..end)
             }
             Some(Chunk::Replay(_)) | None => Bytes::new(),
@@ -240,7 +240,7 @@ mod tests {
             outbox.push(chunk.into(), 0);
             outbox.push(text(9), 0);
             outbox.flush(&mut socket).unwrap();
-            outbox.truncate_to_partial_frame();
+            outbox.truncate_to_partial_message(WireForm::WebSocket);
             socket.capacity = 1000;
             outbox.flush(&mut socket).unwrap();
             let ends = [0, 7, 16, 27];

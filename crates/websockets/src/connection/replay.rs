@@ -3,9 +3,12 @@
 use std::{sync::Arc, vec};
 
 use bytes::Bytes;
-use lastcall_core::{ChannelName, Epoch, Publication};
+use lastcall_core::{ChannelName, Epoch, Position, Publication};
 
-use crate::{encoded::encoded_size, protocol::ServerMessage};
+use crate::{
+    encoded::encoded_size,
+    protocol::{ServerMessage, event_stream},
+};
 
 /// About how many bytes are encoded at once: what a socket takes at once, and not much more for a client that does not
 /// read.
@@ -18,22 +21,42 @@ pub(crate) struct Replay {
     channel: ChannelName,
     epoch: Epoch,
     missed: vec::IntoIter<Arc<Publication>>,
+    form: ReplayForm,
+}
+
+/// How the publications of a replay are encoded.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum ReplayForm {
+    /// As frames.
+    WebSocket,
+    /// As events. The id of each has this before and after the position.
+    EventStream {
+        /// The positions of the channels before this one.
+        before: String,
+        /// Those of the channels after it.
+        after: String,
+    },
 }
 
 impl PartialEq for Replay {
     fn eq(&self, other: &Self) -> bool {
-        (&self.channel, self.epoch, self.missed.as_slice())
-            == (&other.channel, other.epoch, other.missed.as_slice())
+        (&self.channel, self.epoch, self.missed.as_slice(), &self.form)
+            == (&other.channel, other.epoch, other.missed.as_slice(), &other.form)
     }
 }
 
 impl Replay {
     /// Returns the replay of these publications, in their order.
-    pub(crate) fn new(channel: ChannelName, epoch: Epoch, missed: Vec<Arc<Publication>>) -> Self {
-        Self { channel, epoch, missed: missed.into_iter() }
+    pub(crate) fn new(
+        channel: ChannelName,
+        epoch: Epoch,
+        missed: Vec<Arc<Publication>>,
+        form: ReplayForm,
+    ) -> Self {
+        Self { channel, epoch, missed: missed.into_iter(), form }
     }
 
-    /// Encodes the next publications as whole frames; `None`: none is left.
+    /// Encodes the next publications as whole messages; `None`: none is left.
     pub(crate) fn next_page(&mut self) -> Option<Bytes> {
         self.encode(PAGE)
     }
@@ -54,7 +77,14 @@ impl Replay {
             && let Some(publication) = self.missed.next()
         {
             let message = ServerMessage::publication(&self.channel, self.epoch, &publication);
-            page.extend_from_slice(message.frame().bytes());
+            match &self.form {
+                ReplayForm::WebSocket => page.extend_from_slice(message.frame().bytes()),
+                ReplayForm::EventStream { before, after } => {
+                    let position = Position { epoch: self.epoch, offset: publication.offset };
+                    let id = format_args!("{before}{position}{after}");
+                    page.extend_from_slice(&event_stream::encode(&message, Some(&id), None));
+                }
+            }
         }
         Some(Bytes::from(page)).filter(|page| !page.is_empty())
     }

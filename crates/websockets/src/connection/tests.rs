@@ -41,7 +41,7 @@ const ALL_REASONS: [CloseReason; 7] = [
 /// Returns an open connection whose socket takes `capacity` bytes.
 fn connection(capacity: usize) -> Connection<MemoryStream> {
     let stream = MemoryStream { capacity, ..MemoryStream::default() };
-    Connection::new(stream, ClientId::generate(), permit())
+    Connection::new(stream, ClientId::generate(), WireForm::WebSocket, permit())
 }
 
 fn permit() -> Permit {

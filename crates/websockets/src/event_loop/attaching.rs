@@ -7,10 +7,15 @@ use lastcall_core::{ChannelName, Position};
 
 use super::{
     EventLoop,
-    connections::ConnectionKey,
+    connections::{ConnectionKey, Slot},
     subscriptions::{LocalChannelId, PENDING, Subscription},
 };
-use crate::{connection::replay::Replay, mailbox::Attachment, protocol::ServerMessage};
+use crate::{
+    connection::replay::{Replay, ReplayForm},
+    mailbox::Attachment,
+    protocol::{ServerMessage, event_stream},
+    wire_form::WireForm,
+};
 
 impl EventLoop {
     /// Asks the broker for a subscription of a connection. It begins with [`EventLoop::attach`]. `announced`: the client
@@ -25,15 +30,17 @@ impl EventLoop {
         let Some(entry) = self.connections.get_mut(connection.slot) else { return };
         entry.subscriptions.push(self.subscriptions.begin(channel));
         let (mailboxes, index, name) = (Arc::clone(&self.mailboxes), self.config.index, channel.clone());
+        let asked = since != Since::Now;
         let attach = move |subscribed: Subscribed| {
-            mailboxes.attach(index, Attachment { connection, channel: name, subscribed, announced });
+            let attachment = Attachment { connection, channel: name, subscribed, announced, asked };
+            mailboxes.attach(index, attachment);
         };
         self.broker.subscribe(channel, since, index, Box::new(attach));
     }
 
     /// Begins a subscription: everything that is delivered in its channel from now on is for this connection, too.
     pub(super) fn attach(&mut self, attachment: Attachment) {
-        let Attachment { connection, channel, subscribed, announced } = attachment;
+        let Attachment { connection, channel, subscribed, announced, asked } = attachment;
         // It waits for this, so it is there.
         let Some(id) = self.subscriptions.find(&channel) else { return };
         let Some(slot) = self.connections.slot(connection) else {
@@ -48,18 +55,38 @@ impl EventLoop {
         if let (Some(waiting), Some(member)) = (waiting, member) {
             waiting.member = member;
         }
-        let connection = &mut entry.connection;
+        let index = entry.subscriptions.iter().position(|one| one.channel == id).unwrap_or_default();
+        let Slot { connection, positions, .. } = entry;
         if !announced || !connection.is_open() {
             return;
         }
         // Where the client is now: if it goes before it has everything that it missed, it comes back with this one.
-        let offset = top.offset - missed.len() as u64;
-        let message =
-            ServerMessage::Subscribed { channel: &channel, id: Position { offset, ..top }, recovered };
-        let mut outcome = connection.send_unbounded(message.frame().bytes());
+        let start = Position { offset: top.offset - missed.len() as u64, ..top };
+        let message = ServerMessage::Subscribed { channel: &channel, id: start, recovered };
+        let mut outcome;
+        let form = match connection.form {
+            WireForm::WebSocket => {
+                outcome = connection.send_unbounded(message.frame().bytes());
+                ReplayForm::WebSocket
+            }
+            WireForm::EventStream => {
+                let (mut before, mut after) = (String::new(), String::new());
+                if let Some(positions) = positions {
+                    (before, after) = positions.around(index);
+                    positions.set(index, top);
+                }
+                let id = format!("{before}{start}{after}");
+                outcome = connection.send_unbounded(&event_stream::encode(&message, Some(&id), None));
+                if asked && !recovered {
+                    let reset = ServerMessage::Reset { channel: &channel, id: start };
+                    outcome = outcome.max(connection.send_unbounded(&connection.form.encode(&reset)));
+                }
+                ReplayForm::EventStream { before, after }
+            }
+        };
         if !missed.is_empty() {
             self.stats.messages_sent += missed.len() as u64;
-            let replay = Replay::new(channel, top.epoch, missed);
+            let replay = Replay::new(channel, top.epoch, missed, form);
             self.stats.bytes_sent += replay.size() as u64;
             outcome = outcome.max(connection.replay(replay));
         }

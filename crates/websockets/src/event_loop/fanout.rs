@@ -2,13 +2,12 @@
 
 use std::time::Instant;
 
-use bytes::Bytes;
-
 use super::{
     EventLoop,
-    jobs::{Fanout, FanoutContent, JoinedRun},
+    jobs::{Fanout, FanoutContent},
+    run_fanout::RunFanout,
+    subscriptions::LocalChannelId,
 };
-use crate::mailbox::Run;
 
 /// Connections between two readings of the clock, one of which costs about a hundredth of a write.
 const CONNECTIONS_PER_CLOCK_READ: usize = 32;
@@ -22,49 +21,44 @@ impl EventLoop {
         }
     }
 
-    /// Encodes publications for a fan-out.
-    pub(super) fn join(run: &Run) -> Option<JoinedRun> {
-        let Run { channel, publications } = run;
-        let (top, count) = (publications.last()?.position(), publications.len());
-        let frames = match &publications[..] {
-            // Without a copy.
-            [publication] => publication.frame(channel).bytes().clone(),
-            publications => {
-                let frames = publications.iter().map(|publication| publication.frame(channel).bytes());
-                let mut joined = Vec::with_capacity(frames.clone().map(Bytes::len).sum());
-                frames.for_each(|frame| joined.extend_from_slice(frame));
-                joined.into()
-            }
-        };
-        Some(JoinedRun { channel: channel.clone(), top, frames, count })
-    }
-
-    fn deliver_run(&mut self, run: &JoinedRun, next: &mut usize, started: Instant) -> bool {
+    fn deliver_run(&mut self, run: &RunFanout, next: &mut usize, started: Instant) -> bool {
         // Found anew in each slice: the last member may have left meanwhile.
-        let Some(id) = self.subscriptions.find(&run.channel) else { return true };
-        if let Some(channel) = self.subscriptions.get_mut(id) {
-            channel.top = run.top;
+        let Some(id) = self.subscriptions.find(run.channel()) else { return true };
+        if let Some((channel, top)) = self.subscriptions.get_mut(id).zip(run.top()) {
+            channel.top = top;
         }
         // The channel is gone once its last member has left during this very slice.
         while let Some(channel) = self.subscriptions.get(id).filter(|channel| *next < channel.members.end()) {
             let slot = channel.members.get(*next);
             *next += 1;
-            if let Some(slot) = slot
-                && let Some(entry) = self.connections.get_mut(slot)
-            {
-                let connection = &mut entry.connection;
-                if connection.is_open() {
-                    self.stats.messages_sent += run.count as u64;
-                    self.stats.bytes_sent += run.frames.len() as u64;
-                }
-                let outcome = connection.send(&run.frames, &self.config.connection);
-                self.apply_outcome(slot, outcome);
+            if let Some(slot) = slot {
+                self.deliver_run_to(slot, run, id);
             }
             if next.is_multiple_of(CONNECTIONS_PER_CLOCK_READ) && started.elapsed() > self.slice {
                 return false;
             }
         }
         true
+    }
+
+    fn deliver_run_to(&mut self, slot: usize, run: &RunFanout, id: LocalChannelId) {
+        let Some(entry) = self.connections.get_mut(slot) else { return };
+        let several;
+        let bytes = match &mut entry.positions {
+            None => run.joined(entry.connection.form),
+            Some(positions) => {
+                let index = entry.subscriptions.iter().position(|one| one.channel == id);
+                several = run.events_of(positions, index.unwrap_or_default());
+                &several
+            }
+        };
+        let connection = &mut entry.connection;
+        if connection.is_open() {
+            self.stats.messages_sent += run.count() as u64;
+            self.stats.bytes_sent += bytes.len() as u64;
+        }
+        let outcome = connection.send(bytes, &self.config.connection);
+        self.apply_outcome(slot, outcome);
     }
 
     fn deliver_to_all(&mut self, fanout: &mut Fanout, started: Instant) -> bool {
@@ -85,7 +79,7 @@ impl EventLoop {
         let outcome = match content {
             FanoutContent::Reminder(_) if connection.has_output() => return,
             FanoutContent::Notice(notice) | FanoutContent::Reminder(notice) => {
-                connection.send_unbounded(notice.frame(connection.id).bytes())
+                connection.send_unbounded(&notice.encode(connection.form, connection.id))
             }
             FanoutContent::Close(reason) => return self.close(slot, *reason),
             // These have their own members.

@@ -2,9 +2,7 @@
 
 use std::collections::VecDeque;
 
-use bytes::Bytes;
-use lastcall_core::{ChannelName, Position};
-
+use super::run_fanout::RunFanout;
 use crate::{
     codec::CloseReason,
     mailbox::{Attachment, LoopCommand},
@@ -77,7 +75,7 @@ pub(super) struct Fanout {
 #[derive(Debug)]
 pub(super) enum FanoutContent {
     /// Publications, for the members of their channel.
-    Publications(JoinedRun),
+    Publications(RunFanout),
     /// The first shutdown notice, which all clients get.
     Notice(ShutdownNotice),
     /// A later shutdown notice, for clients that have no output queued.
@@ -94,16 +92,4 @@ impl Fanout {
     pub(super) fn is_notice(&self) -> bool {
         matches!(self.content, FanoutContent::Notice(_) | FanoutContent::Reminder(_))
     }
-}
-
-/// Publications of a channel, encoded.
-#[derive(Debug)]
-pub(super) struct JoinedRun {
-    pub(super) channel: ChannelName,
-    /// The position of the last one.
-    pub(super) top: Position,
-    /// Whole frames, joined.
-    pub(super) frames: Bytes,
-    /// How many publications these are.
-    pub(super) count: usize,
 }

@@ -11,14 +11,20 @@ use tracing::{debug, trace};
 use super::{
     EventLoop,
     connections::{ConnectionKey, Slot},
+    stream_positions::StreamPositions,
 };
 use crate::{
     admission::Disconnect,
+    client_id::ClientId,
     connection::{Connection, Outcome},
     handshake::ChannelRequest,
     mailbox::{ConnectionSource, NewConnection},
-    protocol::{ServerInfo, ServerMessage},
+    protocol::{ServerInfo, ServerMessage, event_stream},
+    wire_form::WireForm,
 };
+
+/// The shortest time after which an `EventSource` comes back.
+const MIN_RETRY: Duration = Duration::from_secs(1);
 
 impl EventLoop {
     /// Registers a connection, and starts or continues to serve it.
@@ -27,12 +33,19 @@ impl EventLoop {
         let stream = mio::net::TcpStream::from_std(stream);
         match source {
             ConnectionSource::Handshake(id, handshake) => {
-                let mut connection = Connection::new(stream, id, permit);
+                let mut connection = Connection::new(stream, id, handshake.form, permit);
                 connection.set_early_input(handshake.early_input);
                 if let Some(slot) = self.insert(connection) {
                     self.stats.opened += 1;
                     // Before the welcome: a client that has it gets what is published then.
                     let key = ConnectionKey { slot, id };
+                    if handshake.form == WireForm::EventStream && handshake.channels.len() > 1 {
+                        let asked = handshake.channels.iter().map(|channel| match channel.since {
+                            Since::Position(position) => Some(position),
+                            Since::Now | Since::Invalid => None,
+                        });
+                        self.set_positions(slot, StreamPositions::new(asked));
+                    }
                     if handshake.channels.is_empty() {
                         self.subscribe_restored(key, &[]);
                     }
@@ -45,8 +58,12 @@ impl EventLoop {
             ConnectionSource::Handover(mut snapshot) => {
                 let close_timeout = snapshot.close_timeout_in_ms;
                 let channels = std::mem::take(&mut snapshot.channels);
+                let positions = std::mem::take(&mut snapshot.positions);
                 let slot = self.insert(Connection::restore(stream, *snapshot, permit));
                 if let Some(key) = slot.and_then(|slot| self.connections.key(slot)) {
+                    if !positions.is_empty() {
+                        self.set_positions(key.slot, StreamPositions::restore(&positions));
+                    }
                     self.subscribe_restored(key, &channels);
                 }
                 if let Some(key) = slot.and_then(|slot| self.connections.key(slot))
@@ -72,6 +89,12 @@ impl EventLoop {
         }
         for channel in channels {
             self.subscribe(key, channel, Since::Now, false);
+        }
+    }
+
+    fn set_positions(&mut self, slot: usize, positions: StreamPositions) {
+        if let Some(entry) = self.connections.get_mut(slot) {
+            entry.positions = Some(Box::new(positions));
         }
     }
 
@@ -107,9 +130,14 @@ impl EventLoop {
             outcome = connection.send_handshake(response, &Bytes::new());
         } else {
             let welcome = ServerMessage::Welcome { client: id, server: ServerInfo };
-            outcome = connection.send_handshake(response, welcome.frame().bytes());
+            let welcome = match connection.form {
+                WireForm::WebSocket => welcome.frame().bytes().clone(),
+                // It replaces the time that the last drain has given the client.
+                WireForm::EventStream => event_stream::encode(&welcome, None, Some(retry_after(id))),
+            };
+            outcome = connection.send_handshake(response, &welcome);
             if let Some(notice) = &self.notice {
-                outcome = outcome.max(connection.send_unbounded(notice.frame(id).bytes()));
+                outcome = outcome.max(connection.send_unbounded(&notice.encode(connection.form, id)));
             }
         }
         if let Some(reason) = self.close_reason {
@@ -117,4 +145,10 @@ impl EventLoop {
         }
         self.apply_outcome(slot, outcome);
     }
+}
+
+/// Returns after which time an `EventSource` comes back whose connection is lost. Each client has its own, so that not all
+/// come at once.
+fn retry_after(client: ClientId) -> Duration {
+    MIN_RETRY + MIN_RETRY.mul_f64(client.jitter())
 }

@@ -76,6 +76,7 @@ fn attachment() -> Attachment {
         channel: channel("a"),
         subscribed: Subscribed { top: Position::default(), recovered: false, missed: Vec::new() },
         announced: false,
+        asked: false,
     }
 }
 

@@ -27,6 +27,13 @@ pub(crate) enum ServerMessage<'a> {
         /// Whether that is the position that the client asked for.
         recovered: bool,
     },
+    /// What a client of server-sent events missed cannot be recovered.
+    Reset {
+        /// The channel.
+        channel: &'a ChannelName,
+        /// Its position now.
+        id: Position,
+    },
     /// A notification from the server or its API.
     Notification {
         /// The channel that it was published in.
@@ -127,9 +134,26 @@ impl<'a> ServerMessage<'a> {
 
     /// Encodes the message as one frame, which all clients that get it share.
     pub(crate) fn frame(&self) -> Frame {
+        Frame::text(&self.json())
+    }
+
+    /// Returns the message as JSON.
+    pub(crate) fn json(&self) -> String {
         // Only maps with keys that are not strings and fallible implementations can fail: these types have neither.
-        let json = serde_json::to_string(self).expect("a server message is always valid JSON");
-        Frame::text(&json)
+        serde_json::to_string(self).expect("a server message is always valid JSON")
+    }
+
+    /// Returns the `type` of the message.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::Welcome { .. } => "welcome",
+            Self::Subscribed { .. } => "subscribed",
+            Self::Reset { .. } => "reset",
+            Self::Notification { .. } => "notification",
+            Self::Message { .. } => "message",
+            Self::Shutdown { .. } => "shutdown",
+            Self::Error { .. } => "error",
+        }
     }
 }
 
@@ -143,7 +167,9 @@ mod tests {
     use super::*;
 
     fn json(message: &ServerMessage<'_>) -> String {
-        serde_json::to_string(message).unwrap()
+        let json = message.json();
+        assert!(json.starts_with(&format!("{{\"type\":\"{}\"", message.name())), "{json}");
+        json
     }
 
     #[test]
@@ -174,6 +200,10 @@ mod tests {
         assert_eq!(
             json(&subscribed),
             r#"{"type":"subscribed","channel":"chat:1","id":"0000000000000abc-0","recovered":true}"#
+        );
+        assert_eq!(
+            json(&ServerMessage::Reset { channel: &channel, id: Position { epoch, offset: 7 } }),
+            r#"{"type":"reset","channel":"chat:1","id":"0000000000000abc-7"}"#
         );
         for (publisher, name) in [(Publisher::Server, "server"), (Publisher::Api, "api")] {
             assert_eq!(

@@ -8,6 +8,7 @@ use crate::{
     client_id::ClientId,
     codec::{CloseReason, Decoder},
     connection::{outbox::Outbox, state::State},
+    wire_form::WireForm,
 };
 
 /// What a new process needs to continue a connection. Other builds read it, too: fields that they do not know are
@@ -17,6 +18,7 @@ use crate::{
 #[serde(default)]
 pub struct ConnectionSnapshot {
     pub(crate) id: ClientId,
+    pub(crate) form: WireForm,
     #[serde(rename = "life")]
     pub(crate) state: State,
     /// Why the server closed the connection, if it did.
@@ -37,6 +39,8 @@ pub struct ConnectionSnapshot {
     pub(crate) outbox: Outbox,
     /// The channels that it is subscribed to, in the order of its URL. It has everything of them that was published.
     pub(crate) channels: Vec<ChannelName>,
+    /// The positions that the ids of its events have, if they are several; an empty text if there is none.
+    pub(crate) positions: Vec<String>,
 }
 
 impl ConnectionSnapshot {
@@ -81,6 +85,8 @@ mod tests {
             decoder,
             outbox,
             channels: vec![ChannelName::broadcast(), "chat:1".parse().unwrap()],
+            form: WireForm::WebSocket,
+            positions: Vec::new(),
         }
     }
 

@@ -1,0 +1,108 @@
+//! Server-sent events (HTML Standard, section 9.2): the messages of the plain protocol for `EventSource` and curl.
+
+use std::{fmt::Display, time::Duration};
+
+use bytes::Bytes;
+
+use super::ServerMessage;
+
+/// A comment, which clients ignore.
+pub(crate) const COMMENT: Bytes = Bytes::from_static(b":\n\n");
+
+/// Encodes a message as an event. `id`: what the client sends as `Last-Event-ID` when it comes back. `retry`: after which
+/// time it comes back.
+pub(crate) fn encode(
+    message: &ServerMessage<'_>,
+    id: Option<&dyn Display>,
+    retry: Option<Duration>,
+) -> Bytes {
+    let mut event = String::new();
+    if let Some(id) = id {
+        event.push_str(&id_line(id));
+    }
+    if let Some(retry) = retry {
+        event.push_str(&format!("retry: {}\n", retry.as_millis()));
+    }
+    event.push_str(&body(message));
+    event.into()
+}
+
+/// Returns the line with an id. The rest of the event follows.
+pub(crate) fn id_line(id: &dyn Display) -> String {
+    format!("id: {id}\n")
+}
+
+/// Returns an event without its id.
+pub(crate) fn body(message: &ServerMessage<'_>) -> String {
+    let name = message.name();
+    let json = message.json();
+    // JSON that was published may have line breaks, which is white space there.
+    if json.contains(['\n', '\r']) {
+        let json = json.replace("\r\n", "\n").replace(['\n', '\r'], "\ndata: ");
+        return format!("event: {name}\ndata: {json}\n\n");
+    }
+    format!("event: {name}\ndata: {json}\n\n")
+}
+
+/// Returns the start of the first event at or after byte `at` of events; their end if there is none.
+pub(crate) fn next_boundary(events: &[u8], at: usize) -> usize {
+    if at == 0 {
+        return 0;
+    }
+    // An event ends with two line feeds, one of which may be before `at`.
+    let from = at.saturating_sub(2);
+    let end = events.get(from..).unwrap_or_default().windows(2).position(|pair| pair == b"\n\n");
+    end.map_or(events.len(), |end| from + end + 2)
+}
+
+#[cfg(test)]
+mod tests {
+    use lastcall_core::{Epoch, Publication, Publisher};
+    use serde_json::value::RawValue;
+
+    use super::*;
+
+    fn published(data: &str) -> String {
+        let data = RawValue::from_string(data.to_owned()).unwrap();
+        let publication = Publication { offset: 3, time_ms: 0, publisher: Publisher::Api, data };
+        let channel = "a".parse().unwrap();
+        let message = ServerMessage::publication(&channel, Epoch(1), &publication);
+        String::from_utf8(encode(&message, Some(&"ID"), None).to_vec()).unwrap()
+    }
+
+    #[test]
+    fn an_event_has_the_id_the_type_and_the_json() {
+        assert_eq!(
+            published("[1]"),
+            "id: ID\nevent: notification\ndata: {\"type\":\"notification\",\"channel\":\"a\",\
+             \"id\":\"0000000000000001-3\",\"source\":\"api\",\"time\":\"1970-01-01T00:00:00.000Z\",\"data\":[1]}\n\n"
+        );
+        let error = ServerMessage::Error { code: "a", message: "b" };
+        let event = encode(&error, None, Some(Duration::from_millis(1500)));
+        assert_eq!(
+            event,
+            "retry: 1500\nevent: error\ndata: {\"type\":\"error\",\"code\":\"a\",\"message\":\"b\"}\n\n"
+        );
+    }
+
+    #[test]
+    fn line_breaks_between_the_tokens_of_json_become_lines_of_data() {
+        let event = published("[1,\n2,\r\n3,\r4]");
+        let lines: Vec<_> = event.trim_end().lines().skip(2).collect();
+        assert!(lines.iter().all(|line| line.starts_with("data: ")), "{lines:?}");
+        let json: String = lines.iter().map(|line| line.trim_start_matches("data: ")).collect();
+        assert_eq!(
+            serde_json::from_str::<serde_json::Value>(&json).unwrap()["data"],
+            serde_json::json!([1, 2, 3, 4])
+        );
+        assert!(!event.contains('\r'));
+    }
+
+    #[test]
+    fn the_next_event_begins_after_an_empty_line() {
+        let events = b"a\n\nbc\n\n";
+        let starts: Vec<_> = (0..=events.len()).map(|at| next_boundary(events, at)).collect();
+        assert_eq!(starts, [0, 3, 3, 3, 7, 7, 7, 7]);
+        assert_eq!(next_boundary(b"abc", 1), 3);
+    }
+}
