@@ -11,6 +11,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
+use serde_json::json;
 
 /// Seconds after which a refused client may try again: roughly the time that a restart takes, and enough for load
 /// balancers to notice.
@@ -145,6 +146,12 @@ impl ApiError {
     /// `message` is for people: what was wrong, and what would be right.
     pub(crate) fn new(code: ErrorCode, message: impl Into<Cow<'static, str>>) -> Self {
         Self { code, message: message.into() }
+    }
+
+    /// Returns the error as a message of the plain protocol.
+    pub(crate) fn json_message(&self) -> String {
+        let message = json!({"type": "error", "code": self.code, "message": self.message});
+        message.to_string()
     }
 
     /// Returns the error with the part of the request that it is about.

@@ -3,6 +3,7 @@
 pub(crate) mod api_body;
 pub(crate) mod channel_query;
 pub(crate) mod channels;
+pub(crate) mod events;
 pub(crate) mod health;
 pub(crate) mod metrics;
 pub(crate) mod page;

@@ -14,7 +14,7 @@ use axum::{
 use crate::{
     auth::cors,
     error::{ApiError, ErrorCode},
-    handlers::{channels, health, metrics, publish, publish_batch, websocket},
+    handlers::{channels, events, health, metrics, publish, publish_batch, websocket},
     state::AppState,
     target,
 };
@@ -36,6 +36,7 @@ pub fn router(state: AppState) -> Router {
     Router::new()
         .route("/", get(index).options(read))
         .route("/ws", get(websocket::upgrade).options(read))
+        .route("/events", get(events::events).options(read))
         .route("/health/live", get(health::live).options(read))
         .route("/health/ready", get(health::ready).options(read))
         .route("/metrics", get(metrics::metrics).options(read))

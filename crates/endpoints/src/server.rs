@@ -11,7 +11,7 @@ mod lingering_close;
 mod listener;
 mod listener_state;
 mod peer_addr;
-mod pending_websocket;
+mod pending_connection;
 mod request_body;
 mod response_body;
 mod shared;
@@ -39,7 +39,7 @@ pub use self::{
 };
 pub(crate) use self::{
     peer_addr::PeerAddr,
-    pending_websocket::{Confirmed, PendingWebSocket},
+    pending_connection::{Confirmed, PendingConnection},
 };
 use crate::{auth::own_hosts::OnLoopback, refusals::Refusals};
 

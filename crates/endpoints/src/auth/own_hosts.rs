@@ -66,9 +66,23 @@ impl OwnHosts {
         headers: &HeaderMap,
         target: &Target,
     ) -> Result<(), ApiError> {
-        let is_page = headers.contains_key(ORIGIN);
-        // A page cannot set the fields of its handshake.
-        if is_page && on_loopback.0 && matches!(allowed, Allowed::SameHost) && !is_forwarded(headers) {
+        if headers.contains_key(ORIGIN) {
+            return self.check_same_host(allowed, on_loopback, headers, target);
+        }
+        Ok(())
+    }
+
+    /// The same for a request that may come from a page of the host that it names without saying so, as browsers have no
+    /// `Origin` in a `GET`.
+    pub(crate) fn check_same_host(
+        &self,
+        allowed: &Allowed,
+        on_loopback: OnLoopback,
+        headers: &HeaderMap,
+        target: &Target,
+    ) -> Result<(), ApiError> {
+        // A page cannot set these fields.
+        if on_loopback.0 && matches!(allowed, Allowed::SameHost) && !is_forwarded(headers) {
             return self.check(target);
         }
         Ok(())

@@ -12,7 +12,7 @@ use axum::{
     },
     response::{IntoResponse, Response},
 };
-use lastcall_websockets::AdmitError;
+use lastcall_websockets::{AdmitError, WireForm};
 use tungstenite::{Error, error::ProtocolError, handshake::server::create_response_with_body};
 
 use crate::{
@@ -20,14 +20,14 @@ use crate::{
     error::{ApiError, ErrorCode},
     fields,
     handlers::channel_query,
-    server::{Confirmed, PendingWebSocket},
+    server::{Confirmed, PendingConnection},
     state::AppState,
     target::Target,
 };
 
 pub(crate) async fn upgrade(
     State(state): State<Arc<AppState>>,
-    Extension(pending): Extension<PendingWebSocket>,
+    Extension(pending): Extension<PendingConnection>,
     Extension(on_loopback): Extension<OnLoopback>,
     target: Target,
     mut request: Request,
@@ -54,9 +54,9 @@ pub(crate) async fn upgrade(
     };
     let permit = match state.manager.admit() {
         Ok(permit) => permit,
-        Err(error) => return refuse(error),
+        Err(error) => return refusal(error).into_response(),
     };
-    pending.confirm(Confirmed { permit, channels });
+    pending.confirm(Confirmed { permit, form: WireForm::WebSocket, channels });
     response
 }
 
@@ -82,7 +82,8 @@ fn check_page(
     state.own_hosts.check_page(&state.allowed_origins, on_loopback, headers, target)
 }
 
-fn refuse(error: AdmitError) -> Response {
+/// Returns the error for a client that is not admitted.
+pub(super) fn refusal(error: AdmitError) -> ApiError {
     match error {
         AdmitError::Draining => ApiError::new(
             ErrorCode::Draining,
@@ -92,7 +93,6 @@ fn refuse(error: AdmitError) -> Response {
             ApiError::new(ErrorCode::Full, "The server has as many clients as it may; try again later.")
         }
     }
-    .into_response()
 }
 
 fn refuse_handshake(error: &Error) -> Response {

@@ -26,7 +26,7 @@ use crate::{
     handlers::page::Page,
     health::Health,
     limits::Limits,
-    server::{PeerAddr, PendingWebSocket},
+    server::{PeerAddr, PendingConnection},
 };
 
 /// How long a test waits for what must happen.
@@ -129,7 +129,7 @@ impl Routes {
         request.headers_mut().entry(header::HOST).or_insert(HeaderValue::from_static("localhost:8000"));
         request.extensions_mut().insert(peer);
         request.extensions_mut().insert(OnLoopback(true));
-        request.extensions_mut().insert(PendingWebSocket::default());
+        request.extensions_mut().insert(PendingConnection::default());
         let (head, body) = self.router.clone().oneshot(request).await.unwrap().into_parts();
         let body = to_bytes(body, usize::MAX).await.unwrap();
         TestResponse {

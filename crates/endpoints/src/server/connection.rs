@@ -25,19 +25,19 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use lastcall_websockets::Handshake;
+use lastcall_websockets::{Handshake, WireForm};
 use tokio::time::timeout;
 use tower::ServiceExt;
 use tracing::{debug, warn};
 
 use super::{
-    deferred_handshake::DeferredHandshake,
+    deferred_handshake::{DeferredHandshake, event_stream_response},
     exchange::Exchange,
     http_stream::HttpStream,
     idle_connection::IdleConnection,
     lingering_close::close_in_stages,
     peer_addr::PeerAddr,
-    pending_websocket::{Confirmed, PendingWebSocket},
+    pending_connection::{Confirmed, PendingConnection},
     request_body::RequestBody,
     response_body::ResponseBody,
     shared::Shared,
@@ -99,7 +99,7 @@ enum Ended {
 /// Answers requests until there is none, then returns the connection. Returns `None` if it has ended, or has become
 /// a WebSocket.
 async fn serve_http(connection: IdleConnection, peer: SocketAddr, shared: &Shared) -> Option<IdleConnection> {
-    let (exchange, pending) = (Exchange::default(), PendingWebSocket::default());
+    let (exchange, pending) = (Exchange::default(), PendingConnection::default());
     let service = service_fn(|request: hyper::Request<Incoming>| {
         exchange.request_begins();
         // hyper only gives the socket back where this may be moved.
@@ -152,11 +152,15 @@ async fn serve_http(connection: IdleConnection, peer: SocketAddr, shared: &Share
         // Closed at once, with what the client did not take.
         return None;
     }
-    let Some(Confirmed { permit, channels }) = pending.take() else {
+    let Some(Confirmed { permit, form, channels }) = pending.take() else {
         close_in_stages(socket.into_stream(), stop).await;
         return None;
     };
-    let handshake = Handshake { response, early_input: read, channels };
+    let response = match form {
+        WireForm::WebSocket => response,
+        WireForm::EventStream => event_stream_response(&response),
+    };
+    let handshake = Handshake { response, early_input: read, form, channels };
     if let Err(error) = shared.manager.connect(permit, socket.into_websocket(), handshake) {
         warn!(%peer, %error, "a socket could not be handed to its event loop");
     }
@@ -189,7 +193,7 @@ async fn respond(
     peer: SocketAddr,
     shared: &Shared,
     exchange: Exchange,
-    pending: PendingWebSocket,
+    pending: PendingConnection,
 ) -> Result<hyper::Response<ResponseBody>, Infallible> {
     let expects_continue = request.headers().contains_key(EXPECT);
     let (mut head, body) = request.into_parts();

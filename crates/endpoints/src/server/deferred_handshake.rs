@@ -1,4 +1,4 @@
-//! Withholding the response to a WebSocket handshake.
+//! Withholding the response that makes a connection one of the connection manager's.
 //!
 //! The event loop that gets the connection writes the response together with the first message, in one system call.
 //! That is worth a file: a write costs as much as all the rest of a handshake, and with one write instead of two, a
@@ -13,20 +13,30 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::{http_stream::HttpStream, pending_websocket::PendingWebSocket};
+use super::{http_stream::HttpStream, pending_connection::PendingConnection};
 
 /// How the response to a handshake begins (RFC 6455 section 4.2.2).
 const SWITCHING_PROTOCOLS: &[u8] = b"HTTP/1.1 101 ";
 
+/// The same where the client asked for server-sent events. hyper gives a socket back only after a 101, so the handler
+/// answers with that, and it is replaced before it is sent.
+const OK: &[u8] = b"HTTP/1.1 200 OK\r\n";
+
+/// Returns the response to a request for server-sent events, made of the one that was withheld.
+pub(super) fn event_stream_response(withheld: &[u8]) -> Vec<u8> {
+    let line_end = withheld.windows(2).position(|pair| pair == b"\r\n").map_or(withheld.len(), |at| at + 2);
+    [OK, &withheld[line_end..]].concat()
+}
+
 /// Passes everything on to a socket, except the response to a handshake.
 pub(super) struct DeferredHandshake<S = HttpStream> {
     socket: S,
-    pending: PendingWebSocket,
+    pending: PendingConnection,
     response: Vec<u8>,
 }
 
 impl<S> DeferredHandshake<S> {
-    pub(super) fn new(socket: S, pending: PendingWebSocket) -> Self {
+    pub(super) fn new(socket: S, pending: PendingConnection) -> Self {
         Self { socket, pending, response: Vec::new() }
     }
 
@@ -52,12 +62,19 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for DeferredHandshake<S> {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        // hyper starts a write with the 101 unless an earlier response is still buffered; then both are written now.
-        if self.pending.is_confirmed()
-            && (!self.response.is_empty() || bytes.starts_with(SWITCHING_PROTOCOLS))
-        {
-            self.response.extend_from_slice(bytes);
-            return Poll::Ready(Ok(bytes.len()));
+        let mut bytes = bytes;
+        if self.pending.is_confirmed() {
+            let begins =
+                if self.response.is_empty() { find_last(bytes, SWITCHING_PROTOCOLS) } else { Some(0) };
+            match begins {
+                Some(0) => {
+                    self.response.extend_from_slice(bytes);
+                    return Poll::Ready(Ok(bytes.len()));
+                }
+                // The rest of an earlier response is written first.
+                Some(begins) => bytes = &bytes[..begins],
+                None => {}
+            }
         }
         Pin::new(&mut self.socket).poll_write(context, bytes)
     }
@@ -75,12 +92,17 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for DeferredHandshake<S> {
     }
 }
 
+/// Returns where `part` occurs last in `bytes`.
+fn find_last(bytes: &[u8], part: &[u8]) -> Option<usize> {
+    bytes.windows(part.len()).rposition(|window| window == part)
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
 
     use lastcall_broker::MemoryBroker;
-    use lastcall_websockets::{ConnectionManager, ManagerConfig, Phases};
+    use lastcall_websockets::{ConnectionManager, ManagerConfig, Phases, WireForm};
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
     use super::*;
@@ -91,14 +113,18 @@ mod tests {
     /// Returns a stream to the client, with the client's end, and the pending WebSocket, with a permit for it.
     fn deferred() -> (DeferredHandshake<DuplexStream>, DuplexStream, impl FnOnce()) {
         let (socket, client) = duplex(1024);
-        let pending = PendingWebSocket::default();
+        let pending = PendingConnection::default();
         let manager = ConnectionManager::start(ManagerConfig::default(), Phases::default(), |delivery| {
             Arc::new(MemoryBroker::new(lastcall_broker::Config::default(), delivery))
         })
         .unwrap();
         let stream = DeferredHandshake::new(socket, pending.clone());
         (stream, client, move || {
-            pending.confirm(Confirmed { permit: manager.admit().unwrap(), channels: Vec::new() })
+            pending.confirm(Confirmed {
+                permit: manager.admit().unwrap(),
+                form: WireForm::WebSocket,
+                channels: Vec::new(),
+            })
         })
     }
 
@@ -126,8 +152,7 @@ mod tests {
         stream.write_all(b"HTTP/1.1 503 ").await.unwrap();
         confirm();
         // The end of a response that was buffered when the handshake was confirmed.
-        stream.write_all(b"Service Unavailable").await.unwrap();
-        stream.write_all(RESPONSE).await.unwrap();
+        stream.write_all(&[b"Service Unavailable", RESPONSE].concat()).await.unwrap();
         let (socket, response) = stream.into_parts();
         assert_eq!(response, RESPONSE);
         drop(socket);

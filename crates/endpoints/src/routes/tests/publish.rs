@@ -4,13 +4,18 @@ use super::*;
 async fn a_publication_reaches_a_client() {
     let routes = Routes::serving(Config::default());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     client.set_read_timeout(Some(TEST_TIMEOUT)).unwrap();
     let (socket, _) = listener.accept().await.unwrap();
     let permit = routes.manager.admit().unwrap();
     routes.manager.connect(permit, socket, Handshake::default()).unwrap();
-    // It is subscribed when it is welcomed.
-    client.read_exact(&mut [0; 2]).unwrap();
+    // It is subscribed when it is welcomed. The wait leaves the runtime to the task that wakes the event loop.
+    let mut connected = client;
+    let welcomed = tokio::task::spawn_blocking(move || {
+        connected.read_exact(&mut [0; 2]).unwrap();
+        connected
+    });
+    let mut client = welcomed.await.unwrap();
 
     let response = routes.publish(&[], r#"{"data":{"order":"shipped"}}"#).await;
     assert_eq!((response.status, &response.json()["clients"]), (StatusCode::OK, &json!(1)));

@@ -65,7 +65,10 @@ fn only_an_open_connection_can_be_closed_or_written_to() {
         let mut connection = connection_in(state);
         let queued = connection.queued();
         assert!(!connection.is_open());
-        assert_eq!(connection.close(CloseReason::ServiceRestart, Some(notice.bytes().clone())), Outcome::Unchanged);
+        assert_eq!(
+            connection.close(CloseReason::ServiceRestart, Some(notice.bytes().clone())),
+            Outcome::Unchanged
+        );
         assert_eq!(connection.send(notice.bytes(), &CONFIG), Outcome::Unchanged);
         assert_eq!(connection.send_unbounded(notice.bytes()), Outcome::Unchanged);
         assert_eq!((connection.queued(), connection.state), (queued, state));
@@ -164,7 +167,10 @@ fn a_close_follows_what_is_queued_and_the_notice_whatever_the_socket_takes_at_a_
         for taken in 0..frame.bytes().len() {
             let mut connection = connection(taken);
             let _ = connection.send(frame.bytes(), &CONFIG);
-            assert_eq!(connection.close(reason, notice.map(|notice: &Frame| notice.bytes().clone())), Outcome::CloseStarted);
+            assert_eq!(
+                connection.close(reason, notice.map(|notice: &Frame| notice.bytes().clone())),
+                Outcome::CloseStarted
+            );
             assert_eq!(drain(&mut connection, 1), Outcome::Unchanged);
             // A slow consumer gets the rest of a frame only if it has got a part of it.
             let is_dropped = reason == CloseReason::SlowConsumer && taken == 0;
@@ -179,7 +185,8 @@ fn a_close_follows_what_is_queued_and_the_notice_whatever_the_socket_takes_at_a_
 fn the_end_of_a_connection_releases_its_permit() {
     let admission = Admission::new(1, Phases::default());
     let permit = admission.admit().unwrap();
-    let connection = Connection::new(MemoryStream::default(), ClientId::generate(), WireForm::WebSocket, permit);
+    let connection =
+        Connection::new(MemoryStream::default(), ClientId::generate(), WireForm::WebSocket, permit);
     assert!(admission.admit().is_err());
     connection.finish(Disconnect::ByClient);
     assert!(admission.admit().is_ok());

@@ -1,23 +1,24 @@
-//! What a handler of a WebSocket handshake tells its connection.
+//! What the handler of a WebSocket handshake or of server-sent events tells its connection.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use lastcall_websockets::{ChannelRequest, Permit};
+use lastcall_websockets::{ChannelRequest, Permit, WireForm};
 
-/// A WebSocket whose handshake was answered.
+/// A connection that the connection manager is to get, once its response is written.
 #[derive(Debug)]
 pub(crate) struct Confirmed {
     pub(crate) permit: Permit,
+    /// How the client gets its messages.
+    pub(crate) form: WireForm,
     /// The channels that the client named.
     pub(crate) channels: Vec<ChannelRequest>,
 }
 
-/// Where a handler leaves the [`Permit`] of a WebSocket whose handshake it answers. When the response is written,
-/// the socket goes to the connection manager with it; if that never happens, the permit is released.
+/// Where a handler leaves the [`Permit`] of a client that it lets in. When the response is written, the socket goes to the connection manager with it; if that never happens, the permit is released.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct PendingWebSocket(Arc<Mutex<Option<Confirmed>>>);
+pub(crate) struct PendingConnection(Arc<Mutex<Option<Confirmed>>>);
 
-impl PendingWebSocket {
+impl PendingConnection {
     pub(crate) fn confirm(&self, confirmed: Confirmed) {
         *self.lock() = Some(confirmed);
     }

@@ -1,0 +1,126 @@
+//! `GET /events`: server-sent events (HTML Standard, section 9.2), after which the socket belongs to the connection manager.
+
+use std::sync::Arc;
+
+use axum::{
+    Extension,
+    body::{Body, HttpBody},
+    extract::{Request, State},
+    http::{
+        HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version,
+        header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE},
+    },
+    response::{IntoResponse, Response},
+};
+use lastcall_core::ChannelName;
+use lastcall_websockets::{ChannelRequest, Since, WireForm};
+use url::form_urlencoded;
+
+use super::{
+    channel_query::{self, since},
+    websocket::refusal,
+};
+use crate::{
+    auth::own_hosts::OnLoopback,
+    error::{ApiError, ErrorCode, RETRY_AFTER_SECONDS},
+    server::{Confirmed, PendingConnection},
+    state::AppState,
+    target::Target,
+};
+
+/// The id of the last event, from a client that comes back (HTML Standard, section 9.2.4).
+const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+
+/// Tells nginx to pass each event on at once (ngx_http_proxy_module, `proxy_buffering`).
+const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
+
+pub(crate) async fn events(
+    State(state): State<Arc<AppState>>,
+    Extension(pending): Extension<PendingConnection>,
+    Extension(on_loopback): Extension<OnLoopback>,
+    target: Target,
+    request: Request,
+) -> Response {
+    match channels_of(&state, on_loopback, &target, &request) {
+        Err(error) => error.into_response(),
+        Ok(_) if request.method() == Method::HEAD => stream_head(StatusCode::OK, Body::empty()),
+        Ok(channels) => match state.manager.admit() {
+            Ok(permit) => {
+                pending.confirm(Confirmed { permit, form: WireForm::EventStream, channels });
+                // Replaced by 200: only with a 101 does hyper give the socket back.
+                stream_head(StatusCode::SWITCHING_PROTOCOLS, Body::empty())
+            }
+            Err(error) => come_back_later(refusal(error)),
+        },
+    }
+}
+
+/// Returns the channels that a request asks for.
+///
+/// # Errors
+/// When it is no request for events, or may not have them.
+fn channels_of(
+    state: &AppState,
+    on_loopback: OnLoopback,
+    target: &Target,
+    request: &Request,
+) -> Result<Vec<ChannelRequest>, ApiError> {
+    let bad_request = |message| Err(ApiError::new(ErrorCode::BadRequest, message));
+    if request.version() < Version::HTTP_11 {
+        return bad_request("Events need HTTP/1.1; for nginx, set `proxy_http_version 1.1`.");
+    }
+    if !request.body().is_end_stream() {
+        return bad_request("A request for events has no body.");
+    }
+    let headers = request.headers();
+    state.allowed_origins.check(headers, target)?;
+    state.own_hosts.check_same_host(&state.allowed_origins, on_loopback, headers, target)?;
+    let query = request.uri().query().unwrap_or_default();
+    let mut channels = channel_query::parse(query)?;
+    if channels.is_empty() {
+        channels.push(ChannelRequest { name: ChannelName::broadcast(), since: Since::Now });
+    }
+    if let Some(id) = last_event_id(headers, query) {
+        // A browser does not try again after an error: an id that fits nothing is one that cannot be recovered.
+        let ids: Vec<_> = id.split(',').collect();
+        let fits = ids.len() == channels.len();
+        for (index, channel) in channels.iter_mut().enumerate() {
+            channel.since = if fits { since(ids[index]) } else { Since::Invalid };
+        }
+    }
+    Ok(channels)
+}
+
+/// Returns the id of the last event that a client has. The field wins: an `EventSource` that comes back has the URL with
+/// which it began.
+fn last_event_id(headers: &HeaderMap, query: &str) -> Option<String> {
+    let field = headers.get(LAST_EVENT_ID).map(|id| String::from_utf8_lossy(id.as_bytes()).into_owned());
+    let parameter = || {
+        let mut pairs = form_urlencoded::parse(query.as_bytes());
+        pairs.find(|(key, _)| key == "last_event_id").map(|(_, id)| id.into_owned())
+    };
+    field.or_else(parameter).filter(|id| !id.is_empty())
+}
+
+/// Returns the head of a response that has events.
+fn stream_head(status: StatusCode, body: Body) -> Response {
+    let headers = [
+        (CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
+        (CACHE_CONTROL, HeaderValue::from_static("no-store")),
+        (CONNECTION, HeaderValue::from_static("close")),
+        (X_ACCEL_BUFFERING, HeaderValue::from_static("no")),
+    ];
+    (status, headers, body).into_response()
+}
+
+/// Returns the response to a client that is not admitted now. After any status but 200, an `EventSource` would never come
+/// back, so it is told when to.
+fn come_back_later(error: ApiError) -> Response {
+    let json = error.json_message();
+    let retry = RETRY_AFTER_SECONDS * 1000;
+    let body = format!("retry: {retry}\nevent: error\ndata: {json}\n\n");
+    let mut response = stream_head(StatusCode::OK, Body::from(body));
+    // It is counted as a refusal all the same.
+    response.extensions_mut().insert(error);
+    response
+}
