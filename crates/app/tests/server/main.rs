@@ -11,10 +11,12 @@
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod browser;
+mod channels;
 mod control;
 mod deploy;
 mod drain;
 mod event_loops;
+mod events;
 mod example_clients;
 mod failed_upgrades;
 mod flood;

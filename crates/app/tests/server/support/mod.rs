@@ -3,6 +3,7 @@
 mod browser;
 mod client;
 mod connection_budget;
+mod event_stream;
 mod exposition;
 mod http;
 mod http_connection;
@@ -25,6 +26,7 @@ use std::{
 pub(crate) use browser::{Chromium, Driver};
 pub(crate) use client::{Answer, Client, dial, refusal_of};
 pub(crate) use connection_budget::ConnectionBudget;
+pub(crate) use event_stream::{Event, EventStream};
 pub(crate) use exposition::{Exposition, Format};
 pub(crate) use http::{exchange, metric};
 pub(crate) use http_connection::Http;
