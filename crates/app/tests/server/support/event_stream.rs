@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 use tokio::{
-    io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::TcpStream,
 };
 
@@ -21,6 +21,8 @@ pub(crate) struct Event {
 pub(crate) struct EventStream {
     reader: BufReader<TcpStream>,
     pub(crate) head: String,
+    /// What was read of the body and is no whole line yet.
+    body: Vec<u8>,
 }
 
 impl EventStream {
@@ -36,9 +38,9 @@ impl EventStream {
         let request =
             format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nAccept: text/event-stream\r\n{lines}\r\n");
         stream.write_all(request.as_bytes()).await.unwrap();
-        let mut stream = Self { reader: BufReader::new(stream), head: String::new() };
+        let mut stream = Self { reader: BufReader::new(stream), head: String::new(), body: Vec::new() };
         loop {
-            let line = stream.line().await.expect("the head of a response");
+            let line = stream.head_line().await.expect("the head of a response");
             if line.is_empty() {
                 return stream;
             }
@@ -47,12 +49,38 @@ impl EventStream {
         }
     }
 
-    /// Returns the next line without its end; `None`: the response has ended.
-    async fn line(&mut self) -> Option<String> {
+    /// Returns the next line of the head, or of the framing of a body in chunks; `None`: the connection has ended.
+    async fn head_line(&mut self) -> Option<String> {
         let mut line = String::new();
         soon("a line", self.reader.read_line(&mut line)).await.unwrap();
         let text = line.strip_suffix('\n')?;
         Some(text.strip_suffix('\r').unwrap_or(text).to_owned())
+    }
+
+    /// Returns the next line of the body without its end; `None`: the response has ended.
+    async fn line(&mut self) -> Option<String> {
+        loop {
+            if let Some(end) = self.body.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.body.drain(..=end).collect();
+                return Some(String::from_utf8(line[..end].to_vec()).unwrap());
+            }
+            let part = self.part().await?;
+            self.body.extend_from_slice(&part);
+        }
+    }
+
+    /// Returns the next bytes of the body. A proxy may send it in chunks (RFC 9112 section 7.1).
+    async fn part(&mut self) -> Option<Vec<u8>> {
+        if !self.head.to_ascii_lowercase().contains("transfer-encoding: chunked") {
+            let part = soon("a part", self.reader.fill_buf()).await.unwrap().to_vec();
+            self.reader.consume(part.len());
+            return Some(part).filter(|part| !part.is_empty());
+        }
+        let length = usize::from_str_radix(&self.head_line().await?, 16).unwrap();
+        let mut part = vec![0; length];
+        soon("a chunk", self.reader.read_exact(&mut part)).await.unwrap();
+        self.head_line().await?;
+        Some(part).filter(|part| !part.is_empty())
     }
 
     /// Returns the next event as a browser understands it; `None`: the response has ended.
