@@ -90,6 +90,9 @@ pub trait Broker: fmt::Debug + Send + Sync {
 
     /// Returns what is known of all channels on this node, by name.
     fn channels(&self) -> Vec<ChannelInfo>;
+
+    /// Returns how much this node keeps.
+    fn usage(&self) -> Usage;
 }
 
 /// Where a broker delivers publications.
@@ -144,6 +147,15 @@ pub struct HistoryPage {
     pub recovered: bool,
     /// In order. Empty unless `recovered`.
     pub publications: Vec<Arc<Publication>>,
+}
+
+/// How much a node keeps.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Channels with subscribers or history.
+    pub channels: usize,
+    /// Bytes of history, as [`Config::max_bytes`] counts them.
+    pub history_bytes: usize,
 }
 
 /// What is known of a channel on this node.

@@ -11,7 +11,7 @@ use lastcall_core::{ChannelName, Epoch, Position, Publication};
 
 use crate::{
     Attach, Broker, BrokerFuture, ChannelInfo, Config, Delivery, HistoryPage, IDEMPOTENCY_TTL,
-    IdempotencyKey, Published, Since,
+    IdempotencyKey, Published, Since, Usage,
     age_queue::AgeQueue,
     channel::Channel,
     idempotency::IdempotencyCache,
@@ -72,11 +72,6 @@ impl MemoryBroker {
         let keys = state.idempotency.first().map(|time| time + IDEMPOTENCY_TTL.as_millis() as i64);
         let next = expiries.chain(keys).min()?;
         Some(Duration::from_millis(u64::try_from(next.saturating_sub(now)).unwrap_or_default()))
-    }
-
-    /// Returns the bytes of what is kept, as `max_bytes` counts them.
-    pub fn bytes(&self) -> usize {
-        self.lock().bytes
     }
 
     fn publish_at(
@@ -325,6 +320,11 @@ impl Broker for MemoryBroker {
         drop(state);
         channels.sort_unstable_by(|one, other| one.name.cmp(&other.name));
         channels
+    }
+
+    fn usage(&self) -> Usage {
+        let state = self.lock();
+        Usage { channels: state.channels.len(), history_bytes: state.bytes }
     }
 }
 

@@ -1,11 +1,12 @@
-//! Live WebSocket connections: which are admitted, what they are sent, how they are closed, and how a new
-//! process takes them over. Knows no HTTP framework: an HTTP server answers the handshake and gives the socket to this crate.
+//! Live connections, WebSockets and server-sent events: which are admitted, what they are sent, how they are closed, and
+//! how a new process takes them over. Knows no HTTP framework: an HTTP server answers the handshake and gives the socket to
+//! this crate.
 //!
 //! # From outside
 //!
 //! - [`ConnectionManager`] (`manager`) is the handle to everything. [`ConnectionManager::admit`] returns a [`Permit`]
 //!   before the handshake is answered, [`ConnectionManager::connect`] takes the socket after it, and
-//!   [`ConnectionManager::broadcast`] sends a message to all clients.
+//!   [`ConnectionManager::publish_all`] publishes in channels, by a broker (`lastcall-broker`).
 //! - [`Notifier`] (`notifier`) sends the periodic notification.
 //! - [`GracefulShutdown`] (`shutdown`) is the whole drain: delay, notice, reminders, spread closes, deadline. It uses
 //!   `notice` (what clients are told) and `close_schedule` (in which order and when a loop closes its connections).
@@ -15,8 +16,10 @@
 //!
 //! - `admission` counts connections, and refuses new ones when there are too many or during a drain. A permit is the right to one
 //!   connection; dropping it gives it back.
-//! - `mailbox` has one mailbox for each event loop: commands and frames, in one order for all loops. Publishers wait while
-//!   one is too full.
+//! - `mailbox` has one mailbox for each event loop: commands, subscriptions that begin, and publications of the channels
+//!   that the loop receives. All loops have the publications of a channel in the same order. Publishers wait while one is
+//!   too full.
+//! - `encoded` is a publication on its way: encoded once in each form that a client needs.
 //! - `placement` chooses the event loop of a new connection.
 //! - `budget` limits how fast clients' texts are published, so that one client cannot fill the queues of all others.
 //!
@@ -25,15 +28,18 @@
 //! - `event_loop` is a thread that owns its sockets. An iteration polls the kernel, reads, runs the jobs from the
 //!   mailbox, and then the timers; each part stops after a slice of time, so none delays the others for long. Its files:
 //!   `jobs` (one queue: fan-outs, commands, the next look at the mailbox), `fanout` (one write for each connection),
-//!   `commands`, `reading`, `registration`, `timers` (all of them, with one `next` and one `due`), `heartbeat` and `clock`
+//!   `commands`, `reading`, `registration`, `attaching` (subscriptions begin and end), `subscriptions` and `members` (which
+//!   connections have which channel), `run_fanout` (publications of a channel joined for one write), `stream_positions` (the
+//!   ids of events of several channels), `timers` (all of them, with one `next` and one `due`), `heartbeat` and `clock`
 //!   (when clients are pinged, by a clock that stands still while the process does), and `connections` (slots, and keys
 //!   that know their connection).
 //! - `connection` is the state machine of one connection, over any stream that can be read and written: what to do with
 //!   input, output, a close and a lost peer. Its `outbox` keeps what the socket has not taken, shared with other
-//!   connections; its `ping` keeps what became of the last ping. An idle connection has no buffer.
+//!   connections, and each `replay` of what the client has missed; its `ping` keeps what became of the last ping. An idle connection has no buffer.
 //! - `codec` is RFC 6455: frames, a decoder that enforces every limit as soon as a header shows it, and close codes. It
 //!   knows neither sockets nor JSON.
-//! - `protocol` has the messages of `docs/protocol.md` as types, and `client_id` the ids of connections in them.
+//! - `protocol` has the messages of `docs/protocol.md` as types, and as server-sent events (`event_stream`). [`WireForm`]
+//!   (`wire_form`) is how a connection gets them, and `client_id` the ids of connections in them.
 //!   `handshake` is what the HTTP server leaves to the event loop: the response that is not sent yet, and early input.
 //! - `snapshot` is what a handover needs: the event loops stopped at once, and each connection as plain data that other
 //!   builds can read. Dropping it lets the loops continue.
@@ -64,7 +70,7 @@ pub use admission::{AdmitError, ConnectionCounts, Permit};
 pub use client_id::ClientId;
 pub use event_loop::HeartbeatConfig;
 pub use handshake::{ChannelRequest, Handshake, MAX_CHANNELS};
-pub use lastcall_broker::{ChannelInfo, IdempotencyKey, Published, Since};
+pub use lastcall_broker::{ChannelInfo, IdempotencyKey, Published, Since, Usage};
 pub use manager::{ConnectionManager, ManagerConfig, PublishError, PublishRequest};
 pub use notifier::{Notifier, NotifierState};
 pub use phases::Phases;

@@ -29,6 +29,10 @@ pub struct Stats {
     pub messages_sent: u64,
     /// Bytes of these, with all framing.
     pub bytes_sent: u64,
+    /// Subscriptions from a position that got everything after it.
+    pub recovered: u64,
+    /// Subscriptions from a position that is not kept any more, or was none.
+    pub not_recovered: u64,
     /// Iterations of the loops, by how long they took.
     #[serde(rename = "turns")]
     pub loop_iterations: Histogram,
@@ -56,6 +60,8 @@ impl Stats {
         self.bytes_received = self.bytes_received.saturating_add(other.bytes_received);
         self.messages_sent = self.messages_sent.saturating_add(other.messages_sent);
         self.bytes_sent = self.bytes_sent.saturating_add(other.bytes_sent);
+        self.recovered = self.recovered.saturating_add(other.recovered);
+        self.not_recovered = self.not_recovered.saturating_add(other.not_recovered);
         self.loop_iterations.add(&other.loop_iterations);
         self.queued_bytes = self.queued_bytes.saturating_add(other.queued_bytes);
         self.queued_clients = self.queued_clients.saturating_add(other.queued_clients);

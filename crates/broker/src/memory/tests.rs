@@ -109,14 +109,14 @@ fn a_channel_is_gone_when_it_has_neither_subscribers_nor_history() {
     unsubscribe(&broker, 5, "a");
     // Its only subscriber comes back: nothing was published meanwhile.
     assert!(subscribe(&broker, 1000, "a", Since::Position(top)).recovered);
-    assert_eq!(broker.bytes(), 0, "a channel with subscribers costs no history");
+    assert_eq!(broker.usage().history_bytes, 0, "a channel with subscribers costs no history");
     unsubscribe(&broker, 1000, "a");
-    assert!(broker.bytes() > 0);
+    assert!(broker.usage().history_bytes > 0);
     assert!(!broker.drop_expired(&mut broker.lock(), 1999, 10));
     assert_eq!(broker.lock().channels.len(), 1);
     assert!(!broker.drop_expired(&mut broker.lock(), 2000, 10));
     assert_eq!(broker.lock().channels.len(), 0);
-    assert_eq!(broker.bytes(), 0);
+    assert_eq!(broker.usage().history_bytes, 0);
     assert!(!subscribe(&broker, 2000, "a", Since::Position(top)).recovered);
 
     // Without history, at once.
@@ -128,7 +128,7 @@ fn a_channel_is_gone_when_it_has_neither_subscribers_nor_history() {
     assert_eq!((publish(&broker, 0, "a").offset, publish(&broker, 0, "a").offset), (1, 2));
     unsubscribe(&broker, 0, "a");
     assert_eq!(broker.lock().channels.len(), 0);
-    assert_eq!(broker.bytes(), 0);
+    assert_eq!(broker.usage().history_bytes, 0);
 }
 
 #[test]
@@ -360,7 +360,7 @@ proptest! {
         let all_left: usize = models.values().map(|model| usize::from(model.subscribers > 0)).sum();
         while broker.drop_expired(&mut broker.lock(), now + TTL, 3) {}
         prop_assert_eq!(broker.lock().channels.len(), all_left);
-        prop_assert_eq!(broker.bytes(), 0);
+        prop_assert_eq!(broker.usage().history_bytes, 0);
     }
 
     #[test]
@@ -375,7 +375,7 @@ proptest! {
             let data = format!("\"{}\"", "x".repeat(size));
             broker.publish_at(now, &name(&channel.to_string()), vec![publication(now, &data)], None);
             all.push((channel, now));
-            prop_assert!(broker.bytes() <= max_bytes, "{} bytes", broker.bytes());
+            prop_assert!(broker.usage().history_bytes <= max_bytes, "{} bytes", broker.usage().history_bytes);
         }
         let mut kept = Vec::new();
         for (name, channel) in &broker.lock().channels {

@@ -13,7 +13,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use lastcall_core::phase::Phase;
-use lastcall_websockets::{ConnectionCounts, Histogram, Stats};
+use lastcall_websockets::{ConnectionCounts, Histogram, Stats, Usage};
 use prometheus_client::{
     collector::Collector,
     encoding::{
@@ -48,6 +48,7 @@ struct Metrics {
     upgrade_stats: UpgradeStats,
     limits: Limits,
     refused: RefusalCounts,
+    usage: Usage,
     process: ProcessReport,
 }
 
@@ -75,6 +76,7 @@ pub(crate) async fn metrics(State(state): State<Arc<AppState>>, headers: HeaderM
         upgrade_stats: state.health.upgrade_stats(),
         limits: state.limits,
         refused: state.refusals.counts(),
+        usage: state.manager.broker().usage(),
         process,
     }));
     let mut text = String::new();
@@ -99,7 +101,7 @@ impl Collector for Process {
 
 impl Collector for Metrics {
     fn encode(&self, mut to: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let Self { format, stats, counts, report, upgrade_stats, limits, refused, process } = self;
+        let Self { format, stats, counts, report, upgrade_stats, limits, refused, usage, process } = self;
         let help = "1, with the version of the program and the commit that it was built from";
         let mut family = to.encode_descriptor("build_info", help, None, MetricType::Gauge)?;
         let labels = [("version", process.version), ("commit", process.commit.unwrap_or("unknown"))];
@@ -160,6 +162,14 @@ impl Collector for Metrics {
             "Bytes of messages to clients, with framing",
             stats.bytes_sent,
         )?;
+        gauge(&mut to, "channels", "Channels with clients or history", usage.channels as f64)?;
+        let help = "Bytes of the history of all channels";
+        gauge(&mut to, "history_bytes", help, usage.history_bytes as f64)?;
+        let help = "Clients that came back with a position, by what became of what they had missed";
+        let mut family = counters(&mut to, *format, "recoveries_total", help)?;
+        for (result, recoveries) in [("recovered", stats.recovered), ("lost", stats.not_recovered)] {
+            count(family.encode_family(&[("result", result)])?, *format, recoveries)?;
+        }
         gauge(&mut to, "queue_bytes", "Bytes that are queued for clients", stats.queued_bytes as f64)?;
         gauge(
             &mut to,

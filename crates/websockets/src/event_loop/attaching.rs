@@ -49,6 +49,10 @@ impl EventLoop {
             return;
         };
         let Subscribed { top, recovered, missed } = subscribed;
+        if asked {
+            self.stats.recovered += u64::from(recovered);
+            self.stats.not_recovered += u64::from(!recovered);
+        }
         let member = self.subscriptions.attach(id, top, slot);
         let Some(entry) = self.connections.get_mut(slot) else { return };
         let waiting = entry.subscriptions.iter_mut().find(|one| one.channel == id && one.member == PENDING);
