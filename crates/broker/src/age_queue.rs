@@ -25,4 +25,10 @@ impl AgeQueue {
     pub(crate) fn pop(&mut self) -> Option<ChannelName> {
         self.0.pop().map(|Reverse((_, channel))| channel)
     }
+
+    /// Returns all channels, in no order, with the ages at which they are.
+    #[cfg(test)]
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (i64, &ChannelName)> {
+        self.0.iter().map(|Reverse((since_ms, channel))| (*since_ms, channel))
+    }
 }

@@ -27,6 +27,8 @@ pub(crate) struct Channel {
     pub(crate) rule: RuleId,
     pub(crate) receivers: ReceiverSet,
     pub(crate) subscribers: u32,
+    /// Whether it had subscribers in another process, who are about to come: until then, it is not dropped.
+    pub(crate) held: bool,
     /// Whether the channel is in the queue of its rule.
     pub(crate) queued: bool,
     /// When the last subscriber left, or the last publication came, in milliseconds since 1970.
@@ -35,20 +37,23 @@ pub(crate) struct Channel {
 
 impl Channel {
     pub(crate) fn new(epoch: Epoch, rule: RuleId, now_ms: i64) -> Self {
-        Self::restore(Position { epoch, offset: 0 }, VecDeque::new(), rule, now_ms)
+        let receivers = ReceiverSet::default();
+        Self {
+            epoch,
+            top: 0,
+            kept: None,
+            rule,
+            receivers,
+            subscribers: 0,
+            held: false,
+            queued: false,
+            used_ms: now_ms,
+        }
     }
 
-    /// Continues a channel of another broker. `kept` are its last publications, up to the position.
-    pub(crate) fn restore(
-        top: Position,
-        kept: VecDeque<Arc<Publication>>,
-        rule: RuleId,
-        used_ms: i64,
-    ) -> Self {
-        let kept = Some(kept).filter(|kept| !kept.is_empty()).map(|kept| Box::new(Kept(kept)));
-        let Position { epoch, offset: top } = top;
-        let receivers = ReceiverSet::default();
-        Self { epoch, top, kept, rule, receivers, subscribers: 0, queued: false, used_ms }
+    /// Returns true if the channel has no subscribers, and none that are about to come from another process.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.subscribers == 0 && !self.held
     }
 
     /// Returns the position of the last publication.
@@ -59,6 +64,18 @@ impl Channel {
     /// Returns the kept publications.
     pub(crate) fn kept(&self) -> impl ExactSizeIterator<Item = &Arc<Publication>> + Clone {
         self.kept.as_deref().map(|kept| kept.0.iter()).unwrap_or_default()
+    }
+
+    /// Returns the kept publications after a position; all, if it is not one of this epoch.
+    pub(crate) fn kept_after(
+        &self,
+        position: Option<Position>,
+    ) -> impl ExactSizeIterator<Item = &Arc<Publication>> {
+        let kept = self.kept();
+        let position = position.filter(|position| position.epoch == self.epoch);
+        let after = position.map_or(u64::MAX, |position| self.top.saturating_sub(position.offset));
+        let skip = kept.len().saturating_sub(usize::try_from(after).unwrap_or(usize::MAX));
+        kept.skip(skip)
     }
 
     /// Gives a publication its offset. It is not kept before [`Channel::keep`].
@@ -75,6 +92,12 @@ impl Channel {
         cost
     }
 
+    /// Adds a publication of another process, which has the next offset. Returns what it costs.
+    pub(crate) fn append(&mut self, publication: Arc<Publication>) -> usize {
+        self.top = publication.offset;
+        self.keep(publication)
+    }
+
     /// Drops the oldest publication. Returns what it cost; `None`: none is kept.
     pub(crate) fn drop_oldest(&mut self) -> Option<usize> {
         let Kept(kept) = self.kept.as_deref_mut()?;
@@ -87,8 +110,13 @@ impl Channel {
 
     /// Begins a new numbering. Nothing is kept.
     pub(crate) fn renew(&mut self, epoch: Epoch) {
+        self.move_to(Position { epoch, offset: 0 });
+    }
+
+    /// Continues from this position. Nothing is kept.
+    pub(crate) fn move_to(&mut self, top: Position) {
         debug_assert!(self.kept.is_none());
-        (self.epoch, self.top) = (epoch, 0);
+        (self.epoch, self.top) = (top.epoch, top.offset);
     }
 
     /// Returns what a channel with a name of this length costs by being kept without subscribers.
@@ -100,7 +128,7 @@ impl Channel {
     pub(crate) fn oldest_ms(&self) -> Option<i64> {
         match self.kept().next() {
             Some(publication) => Some(publication.time_ms),
-            None => (self.subscribers == 0).then_some(self.used_ms),
+            None => self.is_idle().then_some(self.used_ms),
         }
     }
 

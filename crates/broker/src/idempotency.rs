@@ -8,8 +8,9 @@ use std::{
 };
 
 use lastcall_core::ChannelName;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use crate::Published;
+use crate::{Published, snapshot::KeyPart};
 
 /// How long the result of a publication with a key is known.
 pub const IDEMPOTENCY_TTL: Duration = Duration::from_secs(300);
@@ -39,12 +40,26 @@ impl FromStr for IdempotencyKey {
     }
 }
 
+impl Serialize for IdempotencyKey {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for IdempotencyKey {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}
+
 /// The results of the publications with a key. Keys of different channels are different ones.
 #[derive(Debug, Default)]
 pub(crate) struct IdempotencyCache {
     results: HashMap<(ChannelName, IdempotencyKey), Published>,
     /// In the order of their times, in milliseconds since 1970.
     by_time: VecDeque<(i64, ChannelName, IdempotencyKey)>,
+    /// How many keys were removed so far.
+    removed: u64,
 }
 
 impl IdempotencyCache {
@@ -81,8 +96,32 @@ impl IdempotencyCache {
         self.by_time.front().map(|(time_ms, ..)| *time_ms)
     }
 
+    /// Returns how many keys were removed so far.
+    pub(crate) fn removed(&self) -> u64 {
+        self.removed
+    }
+
+    /// Returns the keys that were added after the first `count`; of these, some may be removed by now.
+    pub(crate) fn after(&self, count: u64) -> impl Iterator<Item = KeyPart> {
+        let skip = usize::try_from(count.saturating_sub(self.removed)).unwrap_or(usize::MAX);
+        let first = skip.min(self.by_time.len());
+        self.by_time.range(first..).filter_map(|(time_ms, channel, key)| {
+            let Published { position, subscribers } = self.get(channel, key)?;
+            let (channel, key, time_ms) = (channel.clone(), key.clone(), *time_ms);
+            Some(KeyPart {
+                channel,
+                key,
+                time_ms,
+                epoch: position.epoch,
+                offset: position.offset,
+                subscribers,
+            })
+        })
+    }
+
     fn remove_first(&mut self) {
         if let Some((_, channel, key)) = self.by_time.pop_front() {
+            self.removed += 1;
             self.results.remove(&(channel, key));
         }
     }

@@ -5,6 +5,7 @@
 //! - [`MemoryBroker`] (`memory`) keeps everything in this process. Its parts: `channel` (the numbering, the kept
 //!   publications and the receivers of one channel), `rules` (how much is kept of which channel), `age_queue` (which
 //!   channel has the oldest publication), and `idempotency` (which requests were answered already).
+//!   [`MemoryExport`] copies what it keeps, in parts (`snapshot`), and [`MemoryBroker::import`] takes them over.
 //! - [`ReceiverSet`] (`receiver_set`) says which receivers get a channel's publications: for the server, its event loops.
 
 mod age_queue;
@@ -14,6 +15,7 @@ mod idempotency;
 mod memory;
 mod receiver_set;
 mod rules;
+mod snapshot;
 
 use std::{fmt, future::Future, pin::Pin, sync::Arc};
 
@@ -21,8 +23,9 @@ use lastcall_core::{ChannelName, Epoch, Position, Publication};
 
 pub use config::{Config, NamespaceRule, Retention};
 pub use idempotency::{IDEMPOTENCY_TTL, IdempotencyKey, InvalidIdempotencyKey};
-pub use memory::MemoryBroker;
+pub use memory::{MemoryBroker, MemoryExport};
 pub use receiver_set::{MAX_RECEIVERS, ReceiverSet};
+pub use snapshot::{BrokerPart, ChannelPart, KeyPart, PartError};
 
 /// The result of a broker's work.
 pub type BrokerFuture<T> = Pin<Box<dyn Future<Output = Result<T, BrokerError>> + Send>>;

@@ -1,5 +1,8 @@
 //! The broker that keeps everything in this process.
 
+mod export;
+mod import;
+
 use std::{
     collections::HashMap,
     future::ready,
@@ -7,6 +10,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+pub use export::MemoryExport;
 use lastcall_core::{ChannelName, Epoch, Position, Publication};
 
 use crate::{
@@ -69,7 +73,8 @@ impl MemoryBroker {
         state.idempotency.expire(now);
         let queued = state.queues.iter().zip(self.rules.ttls_ms());
         let expiries = queued.filter_map(|(queue, ttl)| Some(queue.first()?.saturating_add(ttl)));
-        let keys = state.idempotency.first().map(|time| time + IDEMPOTENCY_TTL.as_millis() as i64);
+        let keys =
+            state.idempotency.first().map(|time| time.saturating_add(IDEMPOTENCY_TTL.as_millis() as i64));
         let next = expiries.chain(keys).min()?;
         Some(Duration::from_millis(u64::try_from(next.saturating_sub(now)).unwrap_or_default()))
     }
@@ -133,7 +138,7 @@ impl MemoryBroker {
         self.drop_expired_of(state, name, now);
         let channel = match state.channels.get_mut(name) {
             Some(channel) => {
-                if channel.subscribers == 0 {
+                if channel.is_idle() {
                     state.bytes -= Channel::idle_cost(name.as_str());
                 }
                 channel
@@ -155,7 +160,7 @@ impl MemoryBroker {
         if is_last {
             channel.receivers.remove(receiver);
         }
-        if channel.subscribers > 0 {
+        if !channel.is_idle() {
             return;
         }
         if self.rules.retention(channel.rule).size == 0 {

@@ -1,3 +1,5 @@
+mod export;
+
 use std::collections::BTreeMap;
 
 use lastcall_core::Publisher;

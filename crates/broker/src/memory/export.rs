@@ -1,0 +1,154 @@
+//! What a memory broker keeps, in parts, while it is used.
+
+use std::{collections::HashMap, sync::Arc};
+
+use lastcall_core::{ChannelName, Position};
+
+use super::{MemoryBroker, State, now_ms};
+use crate::{
+    channel::Channel,
+    snapshot::{BrokerPart, ChannelPart},
+};
+
+/// How large a part may be, so that the broker is not locked for long.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct PartLimits {
+    /// Bytes of publications, beside the last of these.
+    pub(super) bytes: usize,
+    /// Channels or keys.
+    pub(super) items: usize,
+}
+
+const LIMITS: PartLimits = PartLimits { bytes: 256 << 10, items: 256 };
+
+/// Copies what a memory broker keeps, in several passes. The broker is used meanwhile: it is locked for one part at a
+/// time, and once at the beginning of each pass, to find the channels that have changed.
+#[derive(Debug)]
+pub struct MemoryExport {
+    broker: Arc<MemoryBroker>,
+    limits: PartLimits,
+    /// What the parts so far had of each channel.
+    exported: HashMap<ChannelName, Exported>,
+    /// Channels of this pass that are to be exported.
+    waiting: Vec<ChannelName>,
+    /// Channels that were exported and are there no longer.
+    gone: Vec<ChannelName>,
+    /// How many keys were exported, with those that were removed before.
+    keys: u64,
+}
+
+/// What was exported of a channel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Exported {
+    top: Position,
+    /// `None`: it had subscribers.
+    unused_since_ms: Option<i64>,
+}
+
+impl Exported {
+    fn of(channel: &Channel) -> Self {
+        Self { top: channel.top(), unused_since_ms: channel.is_idle().then_some(channel.used_ms) }
+    }
+}
+
+impl MemoryExport {
+    /// Begins an export. Nothing is copied yet.
+    pub fn new(broker: Arc<MemoryBroker>) -> Self {
+        Self::with_limits(broker, LIMITS)
+    }
+
+    pub(super) fn with_limits(broker: Arc<MemoryBroker>, limits: PartLimits) -> Self {
+        let (exported, waiting, gone) = (HashMap::new(), Vec::new(), Vec::new());
+        Self { broker, limits, exported, waiting, gone, keys: 0 }
+    }
+
+    /// Returns what has changed since the pass before; at first, everything. What changes during a pass may not be in
+    /// it: the last one begins when nothing is published and no client subscribes any more.
+    pub fn pass(&mut self) -> impl Iterator<Item = BrokerPart> {
+        self.find_changes();
+        std::iter::from_fn(|| self.next_part())
+    }
+
+    /// Finds the channels that were added, changed or removed since they were exported.
+    fn find_changes(&mut self) {
+        let Self { broker, exported, waiting, gone, .. } = self;
+        let state = broker.lock();
+        let mut known = 0;
+        waiting.clear();
+        for (name, channel) in &state.channels {
+            let before = exported.get(name);
+            known += usize::from(before.is_some());
+            if before != Some(&Exported::of(channel)) {
+                waiting.push(name.clone());
+            }
+        }
+        if known < exported.len() {
+            gone.extend(exported.keys().filter(|name| !state.channels.contains_key(*name)).cloned());
+        }
+        drop(state);
+        for name in gone {
+            exported.remove(name);
+        }
+    }
+
+    fn next_part(&mut self) -> Option<BrokerPart> {
+        let gone = self.gone.split_off(self.gone.len().saturating_sub(self.limits.items));
+        let mut part = BrokerPart { gone, ..BrokerPart::default() };
+        if part.is_empty() {
+            let broker = Arc::clone(&self.broker);
+            let state = broker.lock();
+            part.channels = self.next_channels(&state);
+            if part.channels.is_empty() {
+                part.keys = state.idempotency.after(self.keys).take(self.limits.items).collect();
+                self.keys = state.idempotency.removed().max(self.keys) + part.keys.len() as u64;
+            }
+        }
+        (!part.is_empty()).then_some(part)
+    }
+
+    /// Copies some channels, or some publications of a large one.
+    fn next_channels(&mut self, state: &State) -> Vec<ChannelPart> {
+        let PartLimits { bytes: most_bytes, items } = self.limits;
+        let now = now_ms();
+        let mut bytes = 0;
+        let mut channels = Vec::new();
+        while let Some(name) = self.waiting.last()
+            && channels.len() < items
+            && bytes < most_bytes
+        {
+            let Some(channel) = state.channels.get(name) else {
+                // It is gone. If it had been exported, the next pass says so.
+                self.waiting.pop();
+                continue;
+            };
+            let before = self.exported.get(name).map(|exported| exported.top);
+            let (mut exported, mut publications) = (Exported::of(channel), Vec::new());
+            let mut waiting = channel.kept_after(before);
+            while bytes < most_bytes
+                && let Some(publication) = waiting.next()
+            {
+                bytes += publication.size();
+                publications.push(Arc::clone(publication));
+            }
+            let is_complete = waiting.len() == 0;
+            if let Some(last) = publications.last()
+                && !is_complete
+            {
+                exported.top.offset = last.offset;
+            }
+            channels.push(ChannelPart {
+                name: name.clone(),
+                epoch: exported.top.epoch,
+                top: exported.top.offset,
+                used_ms: exported.unused_since_ms.unwrap_or(now),
+                in_use: exported.unused_since_ms.is_none(),
+                publications,
+            });
+            self.exported.insert(name.clone(), exported);
+            if is_complete {
+                self.waiting.pop();
+            }
+        }
+        channels
+    }
+}

@@ -1,0 +1,311 @@
+//! A broker that has taken over from another one answers as that one would.
+
+use std::collections::HashSet;
+
+use super::{super::export::PartLimits, *};
+use crate::{BrokerPart, ChannelPart, MemoryExport, PartError, Published};
+
+/// Checks what the broker's own code relies on.
+fn check_invariants(broker: &MemoryBroker) {
+    let state = broker.lock();
+    let mut bytes = 0;
+    for (name, channel) in &state.channels {
+        let size = broker.rules.retention(channel.rule).size;
+        assert!(channel.kept().len() <= size, "{name} keeps too much");
+        let first = channel.top().offset + 1 - channel.kept().len() as u64;
+        assert!(channel.kept().zip(first..).all(|(one, offset)| one.offset == offset), "{name}: {channel:?}");
+        bytes += channel.kept().map(|one| one.size() + 100).sum::<usize>();
+        bytes += if channel.is_idle() { Channel::idle_cost(name.as_str()) } else { 0 };
+        assert!(channel.oldest_ms().is_none() || channel.queued || size == 0, "{name} is never dropped");
+        let queue = &state.queues[channel.rule.index()];
+        assert_eq!(queue.iter().any(|(_, queued)| queued == name), channel.queued, "{name}");
+    }
+    assert_eq!(state.bytes, bytes);
+    for queue in &state.queues {
+        let names: HashSet<_> = queue.iter().map(|(_, name)| name).collect();
+        assert_eq!(names.len(), queue.iter().count(), "a channel is in a queue twice");
+    }
+}
+
+fn small_parts(broker: &Arc<MemoryBroker>) -> MemoryExport {
+    MemoryExport::with_limits(Arc::clone(broker), PartLimits { bytes: 3, items: 2 })
+}
+
+/// Imports a part as another process reads it.
+fn import(broker: &MemoryBroker, part: &BrokerPart) {
+    let bytes = rmp_serde::to_vec_named(part).unwrap();
+    broker.import(rmp_serde::from_slice(&bytes).unwrap()).unwrap();
+}
+
+#[test]
+fn a_large_channel_is_exported_in_pieces_and_continues_where_the_first_pass_ended() {
+    let old = Arc::new(keeping(10, 1_000_000));
+    let tops: Vec<_> = (0..7).map(|now| publish(&old, now, "a")).collect();
+    let mut export = small_parts(&old);
+    let first: Vec<_> = export.pass().collect();
+    let pieces: Vec<_> = first.iter().flat_map(|part| &part.channels).collect();
+    assert_eq!(pieces.iter().map(|piece| piece.top).collect::<Vec<_>>(), [3, 6, 7]);
+    publish(&old, 7, "a");
+    let second: Vec<_> = export.pass().collect();
+    let pieces: Vec<_> = second.iter().flat_map(|part| &part.channels).collect();
+    assert_eq!((pieces.len(), offsets(&pieces[0].publications)), (1, vec![8]), "only what is new");
+    assert_eq!(export.pass().count(), 0, "nothing has changed since");
+
+    let new = keeping(10, 1_000_000);
+    first.iter().chain(&second).for_each(|part| import(&new, part));
+    let subscribed = subscribe(&new, 8, "a", Since::Position(tops[1]));
+    assert_eq!((subscribed.recovered, offsets(&subscribed.missed)), (true, vec![3, 4, 5, 6, 7, 8]));
+    assert_eq!(publish(&new, 8, "a"), Position { offset: 9, ..tops[0] }, "the numbering continues");
+    check_invariants(&new);
+}
+
+#[test]
+fn keys_are_known_after_the_import_with_their_results_and_times() {
+    let old = Arc::new(keeping(10, 1_000_000));
+    let with_key = |broker: &MemoryBroker, now, key: &str| {
+        broker.publish_at(now, &name("a"), vec![publication(now, "1")], Some(key.parse().unwrap()))
+    };
+    let before: Vec<Published> = (0..5).map(|now| with_key(&old, now, &format!("k{now}"))).collect();
+    let mut export = small_parts(&old);
+    let mut parts: Vec<_> = export.pass().collect();
+    // The first ones are forgotten between the passes.
+    let late = with_key(&old, 300_001, "late");
+    parts.extend(export.pass());
+    assert_eq!(parts.iter().flat_map(|part| &part.keys).count(), 6, "each once");
+
+    let new = keeping(10, 1_000_000);
+    parts.iter().for_each(|part| import(&new, part));
+    new.finish_import_at(300_001);
+    assert_eq!(with_key(&new, 300_001, "late"), late);
+    assert_eq!(with_key(&new, 300_001, "k4"), before[4]);
+    assert_eq!(with_key(&new, 300_001, "k1").position.offset, late.position.offset + 1, "its time was over");
+}
+
+#[test]
+fn a_channel_with_subscribers_is_kept_until_they_come() {
+    let config = || Config {
+        namespaces: vec![NamespaceRule { name: "live".to_owned(), retention: retention(0, 1000) }],
+        retention: retention(5, 1000),
+        ..Config::default()
+    };
+    let old = Arc::new(broker(config()).0);
+    let mut tops = Vec::new();
+    for channel in ["a", "live:a", "left"] {
+        subscribe(&old, 0, channel, Since::Now);
+        tops.push(publish(&old, 0, channel));
+    }
+    unsubscribe(&old, 0, "left");
+    let new = broker(config()).0;
+    small_parts(&old).pass().for_each(|part| import(&new, &part));
+    assert_eq!(new.bytes(), old.bytes(), "a channel with subscribers costs no history");
+    // Long after that.
+    for (channel, top) in ["a", "live:a"].into_iter().zip(&tops) {
+        assert_eq!(subscribe(&new, 90_000, channel, Since::Now).top, *top, "{channel}");
+    }
+    new.finish_import_at(90_000);
+    check_invariants(&new);
+    assert_ne!(subscribe(&new, 90_000, "left", Since::Now).top.epoch, tops[2].epoch);
+
+    // Without any that come, they are as if the last one had left at the end of the import.
+    let new = broker(config()).0;
+    small_parts(&old).pass().for_each(|part| import(&new, &part));
+    new.finish_import_at(90_000);
+    check_invariants(&new);
+    assert!(subscribe(&new, 90_999, "a", Since::Position(tops[0])).recovered);
+    assert_ne!(subscribe(&new, 90_999, "live:a", Since::Now).top.epoch, tops[1].epoch);
+}
+
+#[test]
+fn a_channel_that_began_anew_between_the_passes_has_its_new_epoch() {
+    let old = Arc::new(keeping(5, 1000));
+    let (before, gone) = (publish(&old, 0, "a"), publish(&old, 0, "gone"));
+    let mut export = small_parts(&old);
+    let new = keeping(5, 1000);
+    export.pass().for_each(|part| import(&new, &part));
+    while old.drop_expired(&mut old.lock(), 1000, 10) {}
+    let after = publish(&old, 1000, "a");
+    assert_ne!(after.epoch, before.epoch);
+    export.pass().for_each(|part| import(&new, &part));
+    new.finish_import_at(1000);
+    check_invariants(&new);
+    assert!(!subscribe(&new, 1000, "a", Since::Position(before)).recovered);
+    assert_eq!(subscribe(&new, 1000, "a", Since::Now).top, after);
+    // Also where the time to live is longer now.
+    assert_ne!(subscribe(&new, 500, "gone", Since::Position(gone)).top.epoch, gone.epoch);
+}
+
+#[test]
+fn a_part_that_contradicts_itself_changes_nothing() {
+    let old = Arc::new(keeping(5, 1000));
+    publish(&old, 0, "a");
+    publish(&old, 0, "b");
+    let mut part = MemoryExport::new(Arc::clone(&old)).pass().next().unwrap();
+    part.channels[1].top += 1;
+    let wrong = part.channels[1].name.clone();
+    let new = keeping(5, 1000);
+    assert_eq!(new.import(part), Err(PartError::Offsets(wrong)));
+    assert_eq!((new.bytes(), new.lock().channels.len()), (0, 0));
+    publish(&new, 0, "a");
+    new.clear();
+    assert_eq!((new.bytes(), new.expire()), (0, None));
+    check_invariants(&new);
+}
+
+/// Runs steps against a broker, and exports it meanwhile: the first pass begins before the step `first_pass`, and goes
+/// on by a part with each step after that. Returns all positions that were seen, the parts, and the time.
+fn run(
+    old: &Arc<MemoryBroker>,
+    steps: &[Step],
+    first_pass: usize,
+) -> (Vec<(u8, Position)>, Vec<BrokerPart>, i64) {
+    let (mut now, mut seen, mut parts) = (0, Vec::new(), Vec::new());
+    let mut stay = [0_usize; 4];
+    let mut export = small_parts(old);
+    let (before, after) = steps.split_at(first_pass.min(steps.len()));
+    let mut step = |step: &Step| {
+        now += 1;
+        match *step {
+            Step::Wait(ms) => now += i64::from(ms),
+            Step::Publish { channel, count } => {
+                let publications = (0..count).map(|_| publication(now, "1")).collect();
+                let published = old.publish_at(now, &name(&channel.to_string()), publications, None);
+                let top = published.position;
+                let positions = top.offset - u64::from(count)..=top.offset;
+                seen.extend(positions.map(|offset| (channel, Position { offset, ..top })));
+            }
+            Step::Subscribe { channel, stays, .. } => {
+                seen.push((channel, subscribe(old, now, &channel.to_string(), Since::Now).top));
+                if stays {
+                    stay[usize::from(channel)] += 1;
+                } else {
+                    let is_last = stay[usize::from(channel)] == 0;
+                    old.unsubscribe_at(now, &name(&channel.to_string()), 0, is_last);
+                }
+            }
+            Step::Leave(channel) => {
+                if let Some(left) = stay[usize::from(channel)].checked_sub(1) {
+                    stay[usize::from(channel)] = left;
+                    old.unsubscribe_at(now, &name(&channel.to_string()), 0, left == 0);
+                }
+            }
+            Step::Expire(limit) => drop(old.drop_expired(&mut old.lock(), now, limit.into())),
+        }
+    };
+    before.iter().for_each(&mut step);
+    let mut pass = export.pass();
+    for one in after {
+        parts.extend(pass.next());
+        step(one);
+    }
+    parts.extend(pass);
+    parts.extend(export.pass());
+    (seen, parts, now)
+}
+
+/// Imports everything into a new broker, and has as many clients subscribe as the old one has.
+fn take_over(old: &MemoryBroker, new: &MemoryBroker, parts: &[BrokerPart], now: i64) {
+    for part in parts {
+        import(new, part);
+        check_invariants(new);
+    }
+    let state = old.lock();
+    for (name, channel) in &state.channels {
+        for _ in 0..channel.subscribers {
+            let subscribed = subscribe(new, now, name.as_str(), Since::Now);
+            assert_eq!(subscribed.top, channel.top(), "{name}");
+        }
+    }
+    drop(state);
+    new.finish_import_at(now);
+    check_invariants(new);
+}
+
+fn arbitrary_parts() -> impl Strategy<Value = Vec<BrokerPart>> {
+    let channel = (0_u8..3, 0_u64..3, 0_u64..12, 0_usize..8, -5_i64..3000, any::<bool>(), any::<bool>());
+    let channel = channel.prop_map(|(number, epoch, top, count, used_ms, in_use, is_right)| {
+        let count = count.min(top as usize) as u64;
+        let first = top + 1 - count + u64::from(!is_right);
+        let publications = (first..first + count)
+            .map(|offset| Arc::new(Publication { offset, ..publication(used_ms, "1") }))
+            .collect();
+        // Those of an odd number have no history.
+        let name = name(&format!("{}:{number}", if number % 2 == 1 { "live" } else { "other" }));
+        ChannelPart { name, epoch: Epoch(epoch), top, used_ms, in_use, publications }
+    });
+    let part = (prop::collection::vec(0_u8..3, 0..2), prop::collection::vec(channel, 0..4));
+    let part = part.prop_map(|(gone, channels)| BrokerPart {
+        gone: gone.iter().map(|number| name(&format!("other:{number}"))).collect(),
+        channels,
+        ..BrokerPart::default()
+    });
+    prop::collection::vec(part, 0..12)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_new_broker_answers_each_position_as_the_old_one_would(
+        steps in steps(),
+        first_pass in 0_usize..120,
+        later in 0_i64..1500,
+    ) {
+        let old = Arc::new(keeping(SIZE, TTL as u64));
+        let (seen, parts, now) = run(&old, &steps, first_pass);
+        let new = keeping(SIZE, TTL as u64);
+        take_over(&old, &new, &parts, now);
+        for (channel, position) in seen {
+            let channel = channel.to_string();
+            let of_old = subscribe(&old, now + later, &channel, Since::Position(position));
+            let of_new = subscribe(&new, now + later, &channel, Since::Position(position));
+            prop_assert_eq!(of_new.recovered, of_old.recovered, "{} {}", channel, position);
+            prop_assert_eq!(&of_new.missed, &of_old.missed);
+            prop_assert_eq!(of_new.top.offset, of_old.top.offset);
+            prop_assert!(!of_old.recovered || of_new.top == of_old.top);
+        }
+        check_invariants(&old);
+    }
+
+    #[test]
+    fn the_new_broker_has_at_most_its_bytes_and_all_that_the_old_one_kept(
+        steps in steps(),
+        first_pass in 0_usize..120,
+        max_bytes in 300_usize..2500,
+    ) {
+        let config = || Config { retention: retention(SIZE, TTL as u64), max_bytes, ..Config::default() };
+        let old = Arc::new(broker(config()).0);
+        let (seen, parts, now) = run(&old, &steps, first_pass);
+        let new = broker(config()).0;
+        take_over(&old, &new, &parts, now);
+        prop_assert!(new.bytes() <= max_bytes, "{} bytes", new.bytes());
+        for (channel, position) in seen {
+            let channel = name(&channel.to_string());
+            let of_old = old.history_at(now, &channel, Some(position), 100);
+            let of_new = new.history_at(now, &channel, Some(position), 100);
+            if of_old.recovered {
+                prop_assert_eq!(of_new, of_old);
+            }
+        }
+    }
+
+    #[test]
+    fn any_parts_are_taken_over_or_refused(parts in arbitrary_parts(), now in 0_i64..4000) {
+        let namespaces = vec![NamespaceRule { name: "live".to_owned(), retention: retention(0, 1000) }];
+        let config = Config { namespaces, retention: retention(SIZE, 1000), max_bytes: 1500 };
+        let (broker, _) = broker(config);
+        for part in parts {
+            prop_assert_eq!(part.check().is_ok(), broker.import(part).is_ok());
+            check_invariants(&broker);
+        }
+        broker.finish_import_at(now);
+        check_invariants(&broker);
+        for channel in ["other:0", "live:1", "other:2"] {
+            publish(&broker, now, channel);
+            subscribe(&broker, now, channel, Since::Now);
+            unsubscribe(&broker, now, channel);
+            check_invariants(&broker);
+        }
+        while broker.drop_expired(&mut broker.lock(), now + 10_000, 3) {}
+        prop_assert_eq!((broker.bytes(), broker.lock().channels.len()), (0, 0));
+    }
+}
