@@ -12,6 +12,7 @@ pub enum Step {
     SentHello,
     Accepted,
     SentReady,
+    ReceivedPart,
     ReceivedServer,
     ReceivedBatch,
     ReceivedAll,
@@ -23,11 +24,12 @@ pub enum Step {
 
 impl Step {
     /// Every step before the commit at which the new process can be killed or be stuck.
-    pub const BEFORE_COMMIT: [Self; 8] = [
+    pub const BEFORE_COMMIT: [Self; 9] = [
         Self::Started,
         Self::SentHello,
         Self::Accepted,
         Self::SentReady,
+        Self::ReceivedPart,
         Self::ReceivedServer,
         Self::ReceivedBatch,
         Self::ReceivedAll,

@@ -13,7 +13,9 @@
 //!     Hello ───────────────────────────▶
 //!        ◀─────────────────────────── Accepted, or Refused
 //!     Ready ───────────────────────────▶    the new process has loaded and built everything
+//!        ◀─────────────────────────── Part      channels and their history; any number of them
 //!                                           … the old one stops touching its sockets
+//!        ◀─────────────────────────── Part      what was added to them since
 //!        ◀─────────────────────────── Server    the state of the server; Descriptors: more of its descriptors
 //!        ◀─────────────────────────── Clients   batch by batch, with their sockets
 //!        ◀─────────────────────────── End
@@ -35,7 +37,8 @@ mod stream;
 pub use control_socket::{ControlSocket, FileIdentity, SocketError, SocketName, bound_sockets, find_socket};
 pub use protocol::{ControlCommand, FirstMessage, Hello, PROTOCOL, UpgradeProgress};
 pub use receiver::{
-    Committed, HandoverReceiver, OldProcess, ReceiveError, ReceivedClient, ReceivedHandover, ReceivedServer,
+    Committed, HandoverReceiver, OldProcess, PartError, ReceiveError, ReceivedClient, ReceivedHandover,
+    ReceivedServer,
 };
 pub use sender::{HandoverSender, OutgoingClient, OutgoingServer, SendError, refusal};
 pub use stream::{FramedStream, HEADER_LEN, StreamError, body_len, decode, encode};

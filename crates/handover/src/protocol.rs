@@ -12,7 +12,8 @@ use serde::{Deserialize, Serialize};
 /// The version of the handover. Both sides must have the same.
 ///
 /// 1: the new process connected to the control socket. 2: it inherits a socket of its own, and says when it serves.
-pub const PROTOCOL: u32 = 2;
+/// 3: channels and their history are handed over, too, in parts that come before the server.
+pub const PROTOCOL: u32 = 3;
 
 /// The first message on a connection: at the control socket, or from a new process.
 #[derive(Debug, Serialize, Deserialize)]
@@ -116,6 +117,9 @@ pub(crate) enum FromOld<S, C> {
         /// The reason, for people.
         reason: String,
     },
+    /// A part of what is handed over beside the server and its clients: channels and their history. Any number of them;
+    /// the first ones come while the old process serves.
+    Part(#[serde(with = "serde_bytes")] Vec<u8>),
     /// The state of the server, with its first descriptors: as many as fit into one message.
     Server(S),
     /// More descriptors of the server.
@@ -146,7 +150,7 @@ mod tests {
     #[test]
     fn messages_have_the_names_of_every_build_of_this_protocol() {
         let hello = Hello { protocol: PROTOCOL, version: "1".into(), pid: 2, files: vec!["/f".into()] };
-        let described = json!({ "protocol": 2, "version": "1", "pid": 2, "files": ["/f"] });
+        let described = json!({ "protocol": 3, "version": "1", "pid": 2, "files": ["/f"] });
         assert_eq!(on_the_wire(FirstMessage::Hello(hello.clone())), json!({ "hello": described }));
         assert_eq!(
             on_the_wire(FirstMessage::Command(ControlCommand::Upgrade)),
@@ -155,6 +159,9 @@ mod tests {
         assert_eq!(on_the_wire(FromOld::<u8, u8>::Accepted(hello)), json!({ "welcome": described }));
         let refused = FromOld::<u8, u8>::Refused { reason: "r".into() };
         assert_eq!(on_the_wire(refused), json!({ "refused": { "reason": "r" } }));
+        // JSON has no bytes.
+        let part = rmp_serde::to_vec_named(&FromOld::<u8, u8>::Part(vec![7, 8])).unwrap();
+        assert_eq!(part, b"\x81\xA4part\xC4\x02\x07\x08");
         assert_eq!(on_the_wire(FromOld::<u8, u8>::Server(1)), json!({ "server": 1 }));
         assert_eq!(on_the_wire(FromOld::<u8, u8>::Descriptors), json!("descriptors"));
         assert_eq!(on_the_wire(FromOld::<u8, u8>::Clients(vec![1, 2])), json!({ "clients": [1, 2] }));

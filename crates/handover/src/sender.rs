@@ -1,9 +1,6 @@
 //! The old process's side of a handover.
 
-use std::{
-    os::fd::BorrowedFd,
-    time::{Duration, Instant},
-};
+use std::{os::fd::BorrowedFd, time::Instant};
 
 use serde::Serialize;
 
@@ -121,18 +118,26 @@ impl HandoverSender {
         Ok(())
     }
 
-    /// Sends everything, waits until the new process has it, and commits: when this returns, the sockets are the
+    /// Sends a part of what is handed over beside the server and its clients. To be called before [`Self::send_all`], as
+    /// often as needed.
+    ///
+    /// # Errors
+    /// When the new process is gone, or does not read it by `deadline`.
+    pub fn send_part(&self, part: Vec<u8>, deadline: Instant) -> Result<(), SendError> {
+        Ok(self.stream.send(&Message::Part(part), deadline)?)
+    }
+
+    /// Sends everything else, waits until the new process has it, and commits: when this returns, the sockets are the
     /// new process's. Returns the number of clients.
     ///
     /// # Errors
-    /// When the new process ends, or is not done within `timeout`. Then nothing has been handed over.
+    /// When the new process ends, or is not done by `deadline`. Then nothing has been handed over.
     pub fn send_all<'a, S: Serialize, C: Serialize>(
         &self,
         server: OutgoingServer<'_, S>,
         clients: impl Iterator<Item = OutgoingClient<'a, C>>,
-        timeout: Duration,
+        deadline: Instant,
     ) -> Result<usize, SendError> {
-        let deadline = Instant::now() + timeout;
         self.send_server(server, deadline)?;
         let sent = self.send_clients(clients, deadline)?;
         self.stream.send(&Message::End { clients: sent }, deadline)?;
@@ -203,10 +208,13 @@ pub fn refusal(reason: &impl std::fmt::Display) -> impl Serialize {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs::File, os::fd::AsFd, thread};
+    use std::{fs::File, os::fd::AsFd, thread, time::Duration};
 
     use super::*;
     use crate::stream::tests::{pair, soon};
+
+    /// Bytes of a part that no socket buffer takes.
+    const LARGE: usize = 8 << 20;
 
     /// How far a new process of a test goes: it sends its messages up to this one.
     #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -214,6 +222,7 @@ mod tests {
         Connected,
         Hello,
         Ready,
+        Part,
         Complete,
         Serving,
     }
@@ -234,6 +243,10 @@ mod tests {
             }
             if until >= Until::Ready {
                 stream.send(&FromNew::Ready { max_clients: 2 }, soon()).unwrap();
+            }
+            if until >= Until::Part {
+                let part = stream.receive::<FromOld<(), ()>>(soon()).unwrap();
+                assert_eq!(part, FromOld::Part(vec![0; LARGE]));
             }
             if until >= Until::Complete {
                 assert!(matches!(stream.receive(soon()), Ok(FromOld::<String, ()>::Server(_))));
@@ -256,28 +269,33 @@ mod tests {
     /// How far the old process comes with a new one, and the error that stops it. `hangs` is the step at which it is
     /// to give up soon.
     fn hand_over(stream: FramedStream, hangs: Option<Until>) -> (Until, Option<SendError>) {
-        let timeout = |step| Duration::from_millis(if hangs == Some(step) { 50 } else { 10_000 });
-        let sender = match HandoverSender::begin(stream, "1.0.0", Instant::now() + timeout(Until::Hello)) {
+        let deadline =
+            |step| Instant::now() + Duration::from_millis(if hangs == Some(step) { 50 } else { 10_000 });
+        let sender = match HandoverSender::begin(stream, "1.0.0", deadline(Until::Hello)) {
             Ok(sender) => sender,
             Err(error) => return (Until::Hello, Some(error)),
         };
+        if let Err(error) = sender.send_part(vec![0; LARGE], deadline(Until::Ready)) {
+            return (Until::Ready, Some(error));
+        }
         let file = File::open("/dev/null").unwrap();
         let server = OutgoingServer { state: &"state".to_owned(), descriptors: &[file.as_fd()] };
         let clients = (0..2_u32).map(|state| OutgoingClient { socket: file.as_fd(), state, size: 5 });
-        if let Err(error) = sender.send_all(server, clients, timeout(Until::Ready)) {
-            return (Until::Ready, Some(error));
+        if let Err(error) = sender.send_all(server, clients, deadline(Until::Part)) {
+            return (Until::Part, Some(error));
         }
-        match sender.wait_until_serving(Instant::now() + timeout(Until::Complete)) {
+        match sender.wait_until_serving(deadline(Until::Complete)) {
             Ok(()) => (Until::Serving, None),
             Err(error) => (Until::Complete, Some(error)),
         }
     }
 
     /// How far the new process goes, and the step at which the old one notices.
-    const STEPS: [(Until, Until); 4] = [
+    const STEPS: [(Until, Until); 5] = [
         (Until::Connected, Until::Hello),
         (Until::Hello, Until::Hello),
         (Until::Ready, Until::Ready),
+        (Until::Part, Until::Part),
         (Until::Complete, Until::Complete),
     ];
 
@@ -320,15 +338,18 @@ mod tests {
         for (sent, reached) in [
             (vec![FromNew::Serving], Until::Hello),
             (vec![FromNew::Complete { clients: 2 }], Until::Hello),
-            (vec![FromNew::Ready { max_clients: 2 }, FromNew::Serving], Until::Ready),
-            (vec![FromNew::Ready { max_clients: 2 }, FromNew::Complete { clients: 1 }], Until::Ready),
+            (vec![FromNew::Ready { max_clients: 2 }, FromNew::Serving], Until::Part),
+            (vec![FromNew::Ready { max_clients: 2 }, FromNew::Complete { clients: 1 }], Until::Part),
         ] {
             let (old, new) = pair();
             new.send(&FirstMessage::Hello(Hello { protocol: PROTOCOL, ..Hello::default() }), soon()).unwrap();
             for message in &sent {
                 new.send(message, soon()).unwrap();
             }
-            let (at, error) = hand_over(old, None);
+            let thread = thread::spawn(|| hand_over(old, None));
+            // An error: there is no part.
+            let _ = (new.receive::<FromOld<(), ()>>(soon()), new.receive::<FromOld<(), ()>>(soon()));
+            let (at, error) = thread.join().unwrap();
             assert!(matches!(error, Some(SendError::Unexpected)), "{sent:?}: {error:?}");
             assert_eq!(at, reached, "{sent:?}");
         }
@@ -339,14 +360,18 @@ mod tests {
 
     #[test]
     fn another_protocol_is_refused_and_the_new_process_is_told_why() {
-        let (old, new) = pair();
-        let hello = Hello { protocol: PROTOCOL + 1, version: "9.0.0".into(), ..Hello::default() };
-        new.send(&FirstMessage::Hello(hello), soon()).unwrap();
-        let error = HandoverSender::begin(old, "1.0.0", soon()).unwrap_err();
-        let expected = "the new process, version 9.0.0, speaks version 3 of the handover, this one 2";
-        assert_eq!(error.to_string(), expected);
-        let told = new.receive::<FromOld<(), ()>>(soon()).unwrap();
-        assert_eq!(told, FromOld::Refused { reason: expected.to_owned() });
+        for theirs in [PROTOCOL - 1, PROTOCOL + 1] {
+            let (old, new) = pair();
+            let hello = Hello { protocol: theirs, version: "9.0.0".into(), ..Hello::default() };
+            new.send(&FirstMessage::Hello(hello), soon()).unwrap();
+            let error = HandoverSender::begin(old, "1.0.0", soon()).unwrap_err();
+            let expected = format!(
+                "the new process, version 9.0.0, speaks version {theirs} of the handover, this one 3"
+            );
+            assert_eq!(error.to_string(), expected);
+            let told = new.receive::<FromOld<(), ()>>(soon()).unwrap();
+            assert_eq!(told, FromOld::Refused { reason: expected });
+        }
     }
 
     #[test]

@@ -43,7 +43,13 @@ fn everything_arrives_in_order_with_its_descriptors() {
         let stream = FramedStream::new(new.into()).unwrap();
         let receiver = HandoverReceiver::begin(stream, "2", vec!["/settings".into()], TIMEOUT).unwrap();
         assert_eq!(receiver.old_process().version, "1");
-        let received = receiver.receive::<String, (u32, String)>(1000, TIMEOUT).unwrap();
+        let mut parts = Vec::new();
+        let take_part = |part| {
+            parts.push(part);
+            Ok(())
+        };
+        let received = receiver.receive::<String, (u32, String)>(1000, TIMEOUT, take_part).unwrap();
+        assert_eq!(parts, [b"one".to_vec(), vec![7; 3 << 20], Vec::new()]);
         let committed = received.commit(TIMEOUT).unwrap();
         committed.old_process.report_serving(TIMEOUT).unwrap();
         (committed.server, committed.clients)
@@ -51,6 +57,9 @@ fn everything_arrives_in_order_with_its_descriptors() {
 
     let sender = HandoverSender::begin(old, "1", Instant::now() + TIMEOUT).unwrap();
     assert_eq!((sender.new_process().version.as_str(), sender.new_process().files.len()), ("2", 1));
+    for part in [b"one".to_vec(), vec![7; 3 << 20], Vec::new()] {
+        sender.send_part(part, Instant::now() + TIMEOUT).unwrap();
+    }
     let files: Vec<_> = (0..MANY).map(file).collect();
     let descriptors: Vec<_> = files.iter().map(AsFd::as_fd).collect();
     let server = OutgoingServer { state: &"server".to_owned(), descriptors: &descriptors };
@@ -60,7 +69,7 @@ fn everything_arrives_in_order_with_its_descriptors() {
         let size = text.len();
         OutgoingClient { socket: file.as_fd(), state: (client, text), size }
     });
-    assert_eq!(sender.send_all(server, clients, TIMEOUT).unwrap(), MANY as usize);
+    assert_eq!(sender.send_all(server, clients, Instant::now() + TIMEOUT).unwrap(), MANY as usize);
     sender.wait_until_serving(Instant::now() + TIMEOUT).unwrap();
 
     let (server, clients) = new_process.join().unwrap();
@@ -79,11 +88,12 @@ fn a_server_without_clients_is_handed_over() {
     let new_process = thread::spawn(|| {
         let stream = FramedStream::new(new.into()).unwrap();
         let receiver = HandoverReceiver::begin(stream, "2", Vec::new(), TIMEOUT).unwrap();
-        let received = receiver.receive::<u8, ()>(0, TIMEOUT).unwrap();
+        let received = receiver.receive::<u8, ()>(0, TIMEOUT, |_| Ok(())).unwrap();
         received.commit(TIMEOUT).unwrap().clients.len()
     });
     let sender = HandoverSender::begin(old, "1", Instant::now() + TIMEOUT).unwrap();
     let server = OutgoingServer { state: &1_u8, descriptors: &[] };
-    assert_eq!(sender.send_all(server, std::iter::empty::<OutgoingClient<'_, ()>>(), TIMEOUT).unwrap(), 0);
+    let no_clients = std::iter::empty::<OutgoingClient<'_, ()>>();
+    assert_eq!(sender.send_all(server, no_clients, Instant::now() + TIMEOUT).unwrap(), 0);
     assert_eq!(new_process.join().unwrap(), 0);
 }
