@@ -3,7 +3,7 @@
 //! - `cli` is the command line, `commands` what `lastcall upgrade` and `lastcall status` do.
 //! - `config` makes each library's configuration from the settings.
 //! - `server` composes the parts of the server, and starts and stops them in order.
-//! - `history_file` is where a shutdown writes the history.
+//! - `history` is the history of the channels as bytes, the file to which a shutdown writes it, and its expiry.
 //! - `listener` opens the listening socket as the settings say, `exposure` logs what other machines can do.
 //! - `ingress` is all that can publish: HTTP and the notifier, which an upgrade suspends.
 //! - `upgrade` is both sides of a handover, the control socket, and the supervisor.
@@ -14,7 +14,7 @@ mod cli;
 mod commands;
 mod config;
 mod exposure;
-mod history_file;
+mod history;
 mod ingress;
 mod listener;
 mod server;

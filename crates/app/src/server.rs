@@ -23,13 +23,14 @@ use lastcall_handover::{
     ControlSocket, SocketName,
     failpoint::{self, Step},
 };
-use lastcall_lifecycle::{ExitReason, Hooks, Lifecycle, NewProcess, Signals, is_in_foreground};
+use lastcall_lifecycle::{ExitReason, Hooks, Lifecycle, NewProcess, Signal, Signals, is_in_foreground};
 use lastcall_websockets::{ConnectionManager, NotifierState, Phases};
-use tokio::task::spawn_blocking;
+use tokio::{task::spawn_blocking, time::timeout};
 use tracing::{info, warn};
 
 use crate::{
-    config, exposure, history_file,
+    config, exposure,
+    history::{self, HistoryFile},
     ingress::{Ingress, SuspendedIngress},
     listener::{self, Opened},
     start_time,
@@ -42,6 +43,9 @@ use crate::{
 
 /// How long a part may take to start or to stop, on top of what the settings give it.
 const HOOK_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long the history may take to be written, when the server ends.
+const WRITE_HISTORY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The address with the longest name: a control socket with that name fits for every other one.
 const LONGEST_ADDRESS: SocketAddr =
@@ -91,12 +95,12 @@ pub(crate) async fn run(
     };
     let Prepared { page, listener } = prepare(loaded, handover, unusable).await?;
     let phases = Phases::default();
-    let mut memory_broker = None;
-    let manager = ConnectionManager::start(config::manager(settings)?, phases.clone(), |delivery| {
-        let broker = MemoryBroker::new(config::broker(settings), delivery);
-        Arc::clone(memory_broker.insert(Arc::new(broker))) as _
+    let started = ConnectionManager::start(config::manager(settings)?, phases.clone(), |delivery| {
+        Arc::new(MemoryBroker::new(config::broker(settings), delivery))
     });
-    let manager = manager.context("cannot start the event loops")?;
+    let (manager, broker) = started.context("cannot start the event loops")?;
+    let path = settings.history_file.clone();
+    let history_file = path.map(|path| HistoryFile::new(path, settings.history_bytes));
     let upgrade_stats = SharedUpgradeStats::default();
     let health = Box::new(ProcessHealth { phases: phases.clone(), upgrade_stats: upgrade_stats.clone() });
     let refusals = Refusals::default();
@@ -113,13 +117,17 @@ pub(crate) async fn run(
     let activated;
     let (suspended, inherited_control, served_before) = match listener {
         ListenerSource::Handover(handover) => {
-            let received = handover.receive(&manager, settings).await?;
+            let received = handover.receive(&manager, &broker, settings).await?;
             upgrade_stats.set(received.upgrade_stats);
             activated = received.activated;
             refusals.add(&received.refused);
             (received.ingress, received.control, Some((received.frozen_at, received.old_process)))
         }
         ListenerSource::Opened(opened) => {
+            if let Some(file) = history_file.clone() {
+                let broker = Arc::clone(&broker);
+                spawn_blocking(move || file.read(&broker)).await?;
+            }
             activated = opened.activated;
             let (http, notifier) = (opened.listener.into(), NotifierState::default());
             (SuspendedIngress { http, notifier }, None, None)
@@ -128,6 +136,16 @@ pub(crate) async fn run(
     let address = suspended.http.listener.local_addr().context("cannot tell which port was bound")?;
 
     let hooks = Hooks::default()
+        .add("history", HOOK_TIMEOUT, {
+            let expiry = history::expire(Arc::clone(&broker), config::broker(settings));
+            async {
+                let expiry = tokio::spawn(expiry);
+                Ok(async move {
+                    expiry.abort();
+                    Ok(())
+                })
+            }
+        })
         .add("event loops", HOOK_TIMEOUT, {
             let manager = manager.clone();
             async { Ok(async { Ok(spawn_blocking(move || manager.stop()).await?) }) }
@@ -182,9 +200,10 @@ pub(crate) async fn run(
             files: files.iter().filter(|file| file.needed).cloned().collect(),
             role,
             activated,
-            signals,
+            signals: signals.clone(),
             ingress,
             manager: manager.clone(),
+            broker: Arc::clone(&broker),
             timeout: settings.upgrade_timeout,
             upgrade_stats,
             supervised: None,
@@ -197,8 +216,39 @@ pub(crate) async fn run(
         max_connections = settings.max_connections,
         "listening on http://{address}"
     );
-    let reason = life.run(manager, config::shutdown(settings), &mut upgrader).await;
+    let mut reason = life.run(manager, config::shutdown(settings), &mut upgrader).await;
+    match (reason, history_file) {
+        (ExitReason::Graceful, Some(file)) => {
+            if let Some(signal) = write_history(file, broker, &signals).await {
+                reason = ExitReason::Immediate(signal);
+            }
+        }
+        // This process may stay as a supervisor, which needs no history.
+        (ExitReason::HandedOver(_), _) => broker.clear(),
+        _ => {}
+    }
     exit(reason, upgrader.handover.supervised).await
+}
+
+/// Writes the history, for the next start. Returns the third signal if it comes meanwhile: then nothing is waited for.
+async fn write_history(file: HistoryFile, broker: Arc<MemoryBroker>, signals: &Signals) -> Option<Signal> {
+    let writing = spawn_blocking(move || file.write(&broker));
+    tokio::select! {
+        biased;
+        written = timeout(WRITE_HISTORY_TIMEOUT, writing) => {
+            match written {
+                Ok(Ok(())) => {}
+                // The line before this one says why.
+                Ok(Err(_)) => warn!("the history could not be written: that panicked"),
+                Err(_) => warn!("the history could not be written within {WRITE_HISTORY_TIMEOUT:?}"),
+            }
+            None
+        }
+        signal = signals.nth(3) => {
+            warn!(signal = signal.name(), "third signal: exiting at once");
+            Some(signal)
+        }
+    }
 }
 
 /// Returns how the process ends. If it has become the supervisor of another one, it is that first.
@@ -256,7 +306,7 @@ async fn prepare(
         unusable.push(loaded.unusable("runtime_dir", &reason));
     }
     if let Some(path) = &settings.history_file
-        && let Err(error) = history_file::check(path)
+        && let Err(error) = HistoryFile::check(path)
     {
         unusable.push(loaded.unusable("history_file", &error));
     }

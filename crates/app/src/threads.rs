@@ -11,7 +11,7 @@ use anyhow::Context;
 use tokio::runtime::{self, Runtime};
 
 /// Threads for work that blocks: one step of an upgrade, and one that is left over from an upgrade that was given up;
-/// looking up a host; trimming the heap.
+/// looking up a host, trimming the heap, or writing the history; dropping history that is too old.
 const BLOCKING_THREADS: usize = 4;
 
 /// Returns a runtime in which `spawn_blocking` never panics.

@@ -139,15 +139,15 @@ struct Inner {
 
 impl ConnectionManager {
     /// Starts the event loops. Connections are admitted as long as the phase allows it. `broker` makes the broker that
-    /// delivers to them.
+    /// delivers to them, which is returned, too.
     ///
     /// # Errors
     /// When the system gives no epoll instance or no thread.
-    pub fn start(
+    pub fn start<B: Broker + 'static>(
         config: ManagerConfig,
         phases: Phases,
-        broker: impl FnOnce(Box<dyn Delivery>) -> Arc<dyn Broker>,
-    ) -> io::Result<Self> {
+        broker: impl FnOnce(Box<dyn Delivery>) -> Arc<B>,
+    ) -> io::Result<(Self, Arc<B>)> {
         let mut polls = Vec::new();
         let mut wakers = Vec::new();
         for _ in 0..config.event_loops.clamp(1, MAX_RECEIVERS) {
@@ -156,7 +156,8 @@ impl ConnectionManager {
             wakers.push(waker);
         }
         let mailboxes = Arc::new(Mailboxes::new(wakers, config.connections_per_loop));
-        let broker = broker(Box::new(MailboxDelivery(Arc::clone(&mailboxes))));
+        let own_broker = broker(Box::new(MailboxDelivery(Arc::clone(&mailboxes))));
+        let broker: Arc<dyn Broker> = Arc::clone(&own_broker) as _;
         let budget = Arc::new(Budget::new(config.rates(), Instant::now()));
         let manager = Self {
             inner: Arc::new(Inner {
@@ -195,7 +196,7 @@ impl ConnectionManager {
                 }
             }
         }
-        Ok(manager)
+        Ok((manager, own_broker))
     }
 
     /// Admits one connection, before its handshake is answered: from here on it counts, and a drain waits for it. Give

@@ -123,7 +123,7 @@ mod tests {
 
     fn start(state: NotifierState) -> (ConnectionManager, Notifier) {
         let config = ManagerConfig { event_loops: 1, ..ManagerConfig::default() };
-        let manager = ConnectionManager::start(config, Phases::default(), memory_broker).unwrap();
+        let manager = ConnectionManager::start(config, Phases::default(), memory_broker).unwrap().0;
         (manager.clone(), Notifier::start(manager, INTERVAL, state))
     }
 

@@ -4,15 +4,17 @@ use std::{
     os::fd::{AsFd, OwnedFd},
     panic::{AssertUnwindSafe, catch_unwind},
     path::PathBuf,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, anyhow};
+use lastcall_broker::MemoryExport;
 use lastcall_handover::{HandoverSender, OutgoingClient, OutgoingServer, SendError, StreamError};
 use lastcall_websockets::Frozen;
 use tokio::{process::Child, task::spawn_blocking, time::timeout};
 
 use super::{
+    history,
     state::{ServerDescriptors, ServerState},
     timeouts::EXIT_TIMEOUT,
 };
@@ -47,23 +49,26 @@ impl Attempt {
         Ok(Self { child, pid, program, suspended: None, frozen: None, committed: None })
     }
 
-    /// Sends everything that has stopped, and commits.
+    /// Sends everything that has stopped, and what was added to the history since it was sent, and commits.
     ///
     /// # Errors
     /// When the new process did not take all of it within `timeout`. Then nothing is handed over.
     pub(super) async fn send(
         &mut self,
         sender: HandoverSender,
+        mut history: MemoryExport,
         state: ServerState,
         control: Option<OwnedFd>,
         timeout: Duration,
     ) -> anyhow::Result<HandoverSender> {
+        let deadline = Instant::now() + timeout;
         let stopped = self.suspended.take().zip(self.frozen.take());
         let (suspended, frozen) = stopped.context("not everything has stopped")?;
         let sending = spawn_blocking(move || {
             // A panic must not drop them here: the event loops would continue while the new process has their sockets.
             let sent = catch_unwind(AssertUnwindSafe(|| {
-                send_all(&sender, &state, &suspended, control.as_ref(), &frozen, timeout)
+                history::send(&mut history, &sender, deadline)?;
+                anyhow::Ok(send_all(&sender, &state, &suspended, control.as_ref(), &frozen, deadline)?)
             }));
             (sender, suspended, frozen, sent)
         });
@@ -112,7 +117,7 @@ fn send_all(
     suspended: &SuspendedIngress,
     control: Option<&OwnedFd>,
     frozen: &Frozen,
-    timeout: Duration,
+    deadline: Instant,
 ) -> Result<usize, SendError> {
     let descriptors = ServerDescriptors {
         listener: suspended.http.listener.as_fd(),
@@ -124,7 +129,7 @@ fn send_all(
         let size = state.size();
         OutgoingClient { socket, state, size }
     });
-    sender.send_all(server, clients, timeout)
+    sender.send_all(server, clients, deadline)
 }
 
 /// Ends the new process. Returns the error, with the exit status if it had ended by itself.

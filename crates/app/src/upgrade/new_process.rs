@@ -4,11 +4,13 @@ use std::{
     io, iter,
     os::fd::OwnedFd,
     path::PathBuf,
+    sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::Context;
 use bytes::Bytes;
+use lastcall_broker::MemoryBroker;
 use lastcall_core::settings::Settings;
 use lastcall_endpoints::{IdleConnection, Listener, ListenerState, RefusalCounts, UpgradeStats};
 use lastcall_handover::{Committed, ControlSocket, FramedStream, HandoverReceiver, OldProcess};
@@ -17,6 +19,7 @@ use tokio::{net::TcpStream, task::spawn_blocking};
 use tracing::info;
 
 use super::{
+    history,
     state::{ServerDescriptors, ServerState},
     timeouts::{COMMIT_TIMEOUT, HELLO_TIMEOUT, RECEIVE_TIMEOUT},
 };
@@ -52,20 +55,23 @@ impl IncomingHandover {
         Ok(Self { receiver: spawn_blocking(hello).await?? })
     }
 
-    /// Says that this process is ready, and takes over: the clients go to `manager`. Nothing is touched before the old
-    /// process has committed.
+    /// Says that this process is ready, and takes over: the channels go to `broker`, the clients to `manager`. Nothing of
+    /// the old process is touched before it has committed.
     ///
     /// # Errors
     /// When the old process did not hand everything over. It continues then, and this process must end.
     pub(crate) async fn receive(
         self,
         manager: &ConnectionManager,
+        broker: &Arc<MemoryBroker>,
         settings: &Settings,
     ) -> anyhow::Result<TakenOver> {
         let max_clients = settings.max_connections;
         let old = self.receiver.old_process().clone();
+        let history = Arc::clone(broker);
         let received = spawn_blocking(move || {
-            self.receiver.receive::<ServerState, ConnectionSnapshot>(max_clients, RECEIVE_TIMEOUT)
+            let take_part = |part: Vec<u8>| history::receive(&history, &part);
+            self.receiver.receive::<ServerState, ConnectionSnapshot>(max_clients, RECEIVE_TIMEOUT, take_part)
         });
         let mut received = received.await??;
         // Whatever can fail must fail before the commit.
@@ -77,6 +83,7 @@ impl IncomingHandover {
         let count = clients.len();
         let clients = clients.into_iter().map(|client| (client.socket, client.state)).collect();
         manager.restore(state.manager, clients).await;
+        broker.finish_import();
         info!(
             clients = count,
             old_pid = old.pid,

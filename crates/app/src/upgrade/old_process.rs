@@ -5,12 +5,14 @@
 
 use std::{
     future::Future,
+    pin::{Pin, pin},
     sync::Arc,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context, anyhow, bail};
 use humantime::format_duration;
+use lastcall_broker::{MemoryBroker, MemoryExport};
 use lastcall_core::settings::{FOREGROUND_VARIABLE, HANDOVER_VARIABLE, SUPERVISOR_VARIABLE, SettingsFile};
 use lastcall_handover::{
     FileIdentity, FramedStream, HandoverSender, Hello, SendError, StreamError, UpgradeProgress,
@@ -18,13 +20,19 @@ use lastcall_handover::{
 use lastcall_lifecycle::{NewProcess, Signal, Signals};
 use lastcall_websockets::{ConnectionManager, Frozen};
 use rustix::process::{Pid, kill_process};
-use tokio::{process, sync::oneshot, task::spawn_blocking, time::timeout};
+use tokio::{
+    process,
+    sync::oneshot,
+    task::spawn_blocking,
+    time::{timeout, timeout_at},
+};
 use tracing::{info, warn};
 
 use super::{
     attempt::Attempt,
     control::{SharedSocket, SocketCopy},
     descriptor::Inheritable,
+    history,
     program::Program,
     state::ServerState,
     stats::SharedUpgradeStats,
@@ -48,7 +56,8 @@ pub(crate) struct OutgoingHandover {
     pub(crate) signals: Signals,
     pub(crate) ingress: Arc<Ingress>,
     pub(crate) manager: ConnectionManager,
-    /// The setting `upgrade_timeout`: how long the new process has to get ready.
+    pub(crate) broker: Arc<MemoryBroker>,
+    /// The setting `upgrade_timeout`: how long the new process has to get ready, and to take over the history.
     pub(crate) timeout: Duration,
     pub(crate) upgrade_stats: SharedUpgradeStats,
     /// Once everything is handed over: what is left to be supervised.
@@ -72,7 +81,7 @@ struct Transferred {
 
 impl OutgoingHandover {
     /// Starts a new process and hands everything over to it. `started` is sent once it runs. Given up when
-    /// `interrupted` is ready, until the new process is ready.
+    /// `interrupted` is ready, until this process stops serving.
     ///
     /// # Errors
     /// Why the new process did not take over. Then this one continues as before; without its clients if the error has
@@ -136,8 +145,11 @@ impl OutgoingHandover {
         control: Option<SharedSocket>,
         interrupted: impl Future,
     ) -> anyhow::Result<Transferred> {
-        let sender = self.wait_until_ready(attempt, stream, interrupted).await?;
-        self.transfer(attempt, sender, control).await
+        let deadline = Instant::now() + self.timeout;
+        let mut interrupted = pin!(interrupted);
+        let sender = self.wait_until_ready(attempt, stream, deadline, interrupted.as_mut()).await?;
+        let (sender, history) = self.send_history(attempt, sender, deadline, interrupted).await?;
+        self.transfer(attempt, sender, history, control).await
     }
 
     /// Waits until the new process has loaded and built everything.
@@ -145,14 +157,14 @@ impl OutgoingHandover {
         &self,
         attempt: &mut Attempt,
         stream: FramedStream,
-        interrupted: impl Future,
+        deadline: Instant,
+        interrupted: Pin<&mut impl Future>,
     ) -> anyhow::Result<HandoverSender> {
         let too_late = || anyhow!("it was not ready within {}", format_duration(self.timeout));
-        let deadline = Instant::now() + self.timeout;
         let ready = spawn_blocking(move || HandoverSender::begin(stream, version::full(), deadline));
         let sender = tokio::select! {
             // A timeout here, too: the thread may not have been free to begin.
-            ready = timeout(self.timeout, ready) => match ready.map_err(|_| too_late())?? {
+            ready = timeout_at(deadline.into(), ready) => match ready.map_err(|_| too_late())?? {
                 Err(SendError::Stream(StreamError::TimedOut)) => return Err(too_late()),
                 sender => sender?,
             },
@@ -169,11 +181,40 @@ impl OutgoingHandover {
         Ok(sender)
     }
 
+    /// Sends the channels and their history, while they are used. Returns what is to send what changes until everything has
+    /// stopped.
+    async fn send_history(
+        &self,
+        attempt: &mut Attempt,
+        sender: HandoverSender,
+        deadline: Instant,
+        interrupted: Pin<&mut impl Future>,
+    ) -> anyhow::Result<(HandoverSender, MemoryExport)> {
+        let too_late =
+            || anyhow!("it had not taken over the history within {}", format_duration(self.timeout));
+        let mut history = MemoryExport::new(Arc::clone(&self.broker));
+        let sending = spawn_blocking(move || {
+            history::send(&mut history, &sender, deadline).map(|()| (sender, history))
+        });
+        tokio::select! {
+            sent = timeout_at(deadline.into(), sending) => match sent.map_err(|_| too_late())?? {
+                Err(error) if matches!(
+                    error.downcast_ref(),
+                    Some(SendError::Stream(StreamError::TimedOut))
+                ) => Err(too_late()),
+                sent => sent,
+            },
+            _ = attempt.child.wait() => Err(SendError::Stream(StreamError::Gone).into()),
+            _ = interrupted => bail!("this process was asked to end meanwhile"),
+        }
+    }
+
     /// Stops everything, and sends it. From here on the handover is not interrupted: every step has its bound.
     async fn transfer(
         &self,
         attempt: &mut Attempt,
         sender: HandoverSender,
+        history: MemoryExport,
         control: Option<SharedSocket>,
     ) -> anyhow::Result<Transferred> {
         sender.check_capacity(self.manager.count())?;
@@ -189,7 +230,8 @@ impl OutgoingHandover {
         let control = control.context("the control socket cannot be shared")?.flatten();
         let (control, file) = control.map(|SocketCopy { listener, file }| (listener, file)).unzip();
         let state = self.state(suspended, frozen, file);
-        let sender = attempt.send(sender, state, control, TRANSFER_TIMEOUT.min(self.timeout)).await?;
+        let sender =
+            attempt.send(sender, history, state, control, TRANSFER_TIMEOUT.min(self.timeout)).await?;
 
         let new_process = sender.new_process().clone();
         let deadline = Instant::now() + SERVING_TIMEOUT;

@@ -16,8 +16,8 @@ pub(super) const STOP_TIMEOUTS: StopTimeouts =
 /// How long the event loops have to come to a stop: each writes what was published before.
 pub(super) const FREEZE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long the old process may take to send everything and to commit, while no connection is served: 10,000
-/// connections take a tenth of a second. The setting `upgrade_timeout` bounds it, too.
+/// How long the old process may take to send everything that it has not sent before, and to commit, while no connection is
+/// served: 10,000 connections take a tenth of a second. The setting `upgrade_timeout` bounds it, too.
 pub(super) const TRANSFER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long the new process has to serve after the commit.
@@ -29,7 +29,8 @@ pub(super) const EXIT_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long the new process waits for the answer to its hello.
 pub(super) const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long the new process waits, once it is ready, for everything that is handed over.
+/// How long the new process waits, once it is ready, for the next part of the history, and then for everything else that
+/// is handed over. The old process bounds the time of all parts.
 pub(super) const RECEIVE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How long the new process waits for the commit, once it has everything.
@@ -54,7 +55,8 @@ pub(crate) const COMMAND_REPLY_TIMEOUT: Duration = Duration::from_secs(5);
 /// taken over at that very moment.
 pub(super) const NEXT_PROCESS_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// How long an upgrade may take once the new process is ready. Its start is bounded by the setting `upgrade_timeout`.
+/// How long an upgrade may take once the new process is ready and has the history. That is bounded by the setting
+/// `upgrade_timeout`.
 pub(crate) const AFTER_READY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The most that the HTTP server takes on top of [`STOP_TIMEOUTS`], to write its last responses.

@@ -104,7 +104,7 @@ impl Routes {
         };
         let phases = Phases::default();
         phases.enter(report.phase);
-        let manager = ConnectionManager::start(manager_config, phases, |delivery| {
+        let (manager, _) = ConnectionManager::start(manager_config, phases, |delivery| {
             Arc::new(MemoryBroker::new(lastcall_broker::Config::default(), delivery))
         })
         .unwrap();

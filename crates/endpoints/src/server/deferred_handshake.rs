@@ -114,10 +114,11 @@ mod tests {
     fn deferred() -> (DeferredHandshake<DuplexStream>, DuplexStream, impl FnOnce()) {
         let (socket, client) = duplex(1024);
         let pending = PendingConnection::default();
-        let manager = ConnectionManager::start(ManagerConfig::default(), Phases::default(), |delivery| {
-            Arc::new(MemoryBroker::new(lastcall_broker::Config::default(), delivery))
-        })
-        .unwrap();
+        let (manager, _) =
+            ConnectionManager::start(ManagerConfig::default(), Phases::default(), |delivery| {
+                Arc::new(MemoryBroker::new(lastcall_broker::Config::default(), delivery))
+            })
+            .unwrap();
         let stream = DeferredHandshake::new(socket, pending.clone());
         (stream, client, move || {
             pending.confirm(Confirmed {

@@ -94,7 +94,7 @@ impl Process {
     async fn start(stops: Result<(), &'static str>) -> Self {
         let (phases, signals, events) = (Phases::default(), Signals::new(false), Events::default());
         let config = ManagerConfig { event_loops: 1, ..ManagerConfig::default() };
-        let manager = ConnectionManager::start(config, phases.clone(), |delivery| {
+        let (manager, _) = ConnectionManager::start(config, phases.clone(), |delivery| {
             Arc::new(MemoryBroker::new(lastcall_broker::Config::default(), delivery))
         })
         .unwrap();

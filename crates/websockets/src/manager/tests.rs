@@ -14,12 +14,12 @@ type Client = WebSocket<net::TcpStream>;
 type Order = Vec<(String, String)>;
 
 /// Returns the broker that most tests use.
-pub(crate) fn memory_broker(delivery: Box<dyn Delivery>) -> Arc<dyn Broker> {
+pub(crate) fn memory_broker(delivery: Box<dyn Delivery>) -> Arc<lastcall_broker::MemoryBroker> {
     Arc::new(lastcall_broker::MemoryBroker::new(lastcall_broker::Config::default(), delivery))
 }
 
 fn start(config: ManagerConfig) -> ConnectionManager {
-    ConnectionManager::start(config, Phases::default(), memory_broker).unwrap()
+    ConnectionManager::start(config, Phases::default(), memory_broker).unwrap().0
 }
 
 /// Returns both ends of a TCP connection.

@@ -80,7 +80,7 @@ fn manager() -> ConnectionManager {
     let phases = Phases::default();
     phases.enter(Phase::Serving);
     let config = ManagerConfig { event_loops: 1, ..ManagerConfig::default() };
-    ConnectionManager::start(config, phases, memory_broker).unwrap()
+    ConnectionManager::start(config, phases, memory_broker).unwrap().0
 }
 
 fn permits(manager: &ConnectionManager, count: usize) -> Vec<Permit> {

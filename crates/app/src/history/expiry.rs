@@ -1,0 +1,23 @@
+//! Has the broker drop what is too old while nothing is published.
+
+use std::{sync::Arc, time::Duration};
+
+use lastcall_broker::{Config, MemoryBroker};
+use tokio::{task::spawn_blocking, time::sleep};
+
+/// The shortest time from one look to the next one: what expires meanwhile is not recovered any more, and only costs
+/// memory.
+const MIN_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Drops what is too old whenever there is something. Returns only when the broker has panicked, which the log says.
+pub(crate) async fn expire(broker: Arc<MemoryBroker>, config: Config) {
+    // What is published after a look is not too old before this time is over.
+    let ttls = config.namespaces.iter().map(|namespace| namespace.retention.ttl);
+    let shortest_ttl = ttls.fold(config.retention.ttl, Duration::min);
+    loop {
+        let looking = Arc::clone(&broker);
+        // A channel for each of many clients may be too old at once, so this may take a while.
+        let Ok(next) = spawn_blocking(move || looking.expire()).await else { return };
+        sleep(next.unwrap_or(shortest_ttl).min(shortest_ttl).max(MIN_INTERVAL)).await;
+    }
+}
