@@ -71,7 +71,7 @@ async fn a_new_process_that_dies_before_the_commit_leaves_the_old_one_serving() 
     let told = failing.fail("CommitTooLate:do").await;
     assert!(told.contains("the server continues as before"), "{told}");
     let told = failing.fail("OtherProtocol:do").await;
-    assert!(told.contains("speaks version 3 of the handover, this one 2"), "{told}");
+    assert!(told.contains("speaks version 4 of the handover, this one 3"), "{told}");
     failing.server.open_files_at_most(files).await;
     // And after all that, one that works.
     failing.set("");

@@ -5,7 +5,7 @@
 //! - The page in a browser: `browser`, `page_*`.
 //! - The life of the process: `startup`, `listen`, `settings`, `signals`, `drain`, `shutdown`, `parents`, `processes`,
 //!   `task_limit`, `leaks`.
-//! - Upgrades: `upgrade`, `failed_upgrades`, `control`, `http_upgrade`.
+//! - Upgrades: `upgrade`, `failed_upgrades`, `control`, `http_upgrade`, `history`.
 //! - What operators see: `operate` (status, health), `metrics`, `logging`, `log_lines`, `deploy`, `recipes`.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
@@ -21,6 +21,7 @@ mod example_clients;
 mod failed_upgrades;
 mod flood;
 mod heartbeat;
+mod history;
 mod http_connection;
 mod http_fields;
 mod http_upgrade;
