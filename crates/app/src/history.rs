@@ -12,3 +12,19 @@ mod part;
 pub(crate) use expiry::expire;
 pub(crate) use file::HistoryFile;
 pub(crate) use part::{decode, encode};
+
+#[cfg(test)]
+mod testing {
+    use std::sync::Arc;
+
+    use lastcall_broker::{Delivery, ReceiverSet};
+    use lastcall_core::{ChannelName, Epoch, Publication};
+
+    /// Delivers to no client.
+    #[derive(Debug)]
+    pub(super) struct NoDelivery;
+
+    impl Delivery for NoDelivery {
+        fn deliver(&self, _: &ChannelName, _: Epoch, _: &[Arc<Publication>], _: ReceiverSet) {}
+    }
+}

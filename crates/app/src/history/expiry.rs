@@ -21,3 +21,33 @@ pub(crate) async fn expire(broker: Arc<MemoryBroker>, config: Config) {
         sleep(next.unwrap_or(shortest_ttl).min(shortest_ttl).max(MIN_INTERVAL)).await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use lastcall_broker::{Broker, Retention};
+    use lastcall_core::{ChannelName, Publication, Publisher};
+    use serde_json::value::RawValue;
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::history::testing::NoDelivery;
+
+    #[tokio::test]
+    async fn what_is_too_old_is_dropped_while_nothing_is_published() {
+        let retention = Retention { size: 10, ttl: Duration::from_millis(20) };
+        let config = Config { retention, ..Config::default() };
+        let broker = Arc::new(MemoryBroker::new(config.clone(), Box::new(NoDelivery)));
+        let data = RawValue::from_string("1".to_owned()).unwrap();
+        let publication = Publication::new(Publisher::Api, data);
+        broker.publish(&ChannelName::broadcast(), vec![publication], None).await.unwrap();
+        assert!(broker.bytes() > 0);
+        let expiring = tokio::spawn(expire(Arc::clone(&broker), config));
+        let dropped = async {
+            while broker.bytes() > 0 {
+                sleep(Duration::from_millis(10)).await;
+            }
+        };
+        timeout(Duration::from_secs(30), dropped).await.unwrap();
+        expiring.abort();
+    }
+}

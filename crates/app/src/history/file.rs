@@ -252,7 +252,53 @@ impl Summary {
 
 #[cfg(test)]
 mod tests {
+    use lastcall_broker::{Broker, Config};
+    use lastcall_core::{Publication, Publisher};
+    use serde_json::value::RawValue;
+
     use super::*;
+    use crate::history::testing::NoDelivery;
+
+    fn broker() -> Arc<MemoryBroker> {
+        Arc::new(MemoryBroker::new(Config::default(), Box::new(NoDelivery)))
+    }
+
+    /// Returns a broker with 20 publications of 60,000 bytes in one channel, and one in another.
+    async fn full_broker() -> Arc<MemoryBroker> {
+        let broker = broker();
+        let data = RawValue::from_string(format!("\"{}\"", "x".repeat(60_000))).unwrap();
+        let publications = vec![Publication::new(Publisher::Api, data); 20];
+        broker.publish(&"a".parse().unwrap(), publications.clone(), None).await.unwrap();
+        broker.publish(&"b".parse().unwrap(), publications[..1].to_vec(), None).await.unwrap();
+        broker
+    }
+
+    #[tokio::test]
+    async fn a_history_is_read_as_it_was_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = HistoryFile::new(folder.path().join("history"), 0);
+        // What a shutdown left that was killed is replaced.
+        fs::write(folder.path().join("history.new"), "left").unwrap();
+        let (old, new) = (full_broker().await, broker());
+        let written = file.try_write(&old).unwrap();
+        assert_eq!((written.channels, written.publications), (2, 21), "in several parts");
+        let read = file.try_read(&new).unwrap().unwrap();
+        assert_eq!((read.channels, read.publications, read.bytes), (2, 21, written.bytes));
+        new.finish_import();
+        assert_eq!(new.channels(), old.channels());
+        assert_eq!(new.bytes(), old.bytes());
+        assert!(file.try_read(&new).unwrap().is_none(), "it is used once");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_history_that_would_not_be_read_is_not_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = HistoryFile { path: folder.path().join("history"), max_bytes: 1_000_000 };
+        let error = file.try_write(&full_broker().await).unwrap_err().to_string();
+        assert_eq!(error, "it takes more than 1000000 bytes");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
 
     #[test]
     fn a_history_file_needs_a_folder_and_may_not_be_one() {

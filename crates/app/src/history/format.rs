@@ -175,7 +175,7 @@ mod tests {
         let mut writer = FormatWriter::begin(Vec::new()).unwrap();
         writer.part(b"one").unwrap();
         let (file, _) = writer.end().unwrap();
-        let expected = b"lastcall\0\0\0\x01\0\0\0\x03one\0\0\0\0\0\0\0\0\0\0\0\x01\x41\x79\x01\x39";
+        let expected = b"lastcall\0\0\0\x01\0\0\0\x03one\0\0\0\0\0\0\0\0\0\0\0\x01\xEA\x61\x84\xAD";
         assert_eq!(file, expected, "another form needs another version");
         assert_eq!(parts(&self::file()).unwrap(), [b"one".to_vec(), vec![7; 300]]);
     }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, anyhow};
-use lastcall_broker::MemoryExport;
+use lastcall_broker::{MemoryBroker, MemoryExport};
 use lastcall_handover::{HandoverSender, OutgoingClient, OutgoingServer, SendError, StreamError};
 use lastcall_websockets::Frozen;
 use tokio::{process::Child, task::spawn_blocking, time::timeout};
@@ -90,11 +90,18 @@ impl Attempt {
 
     /// Undoes what was done: ends the new process, then has the event loops continue, then HTTP and the notifier.
     /// Returns `error`, with what became of the new process.
-    pub(super) async fn roll_back(mut self, ingress: &Ingress, error: anyhow::Error) -> anyhow::Error {
+    pub(super) async fn roll_back(
+        mut self,
+        ingress: &Ingress,
+        broker: &MemoryBroker,
+        error: anyhow::Error,
+    ) -> anyhow::Error {
         // First, and waited for: no connection may be served here while another process has it, too.
         let mut error = kill(&mut self.child, error).await;
         if let Some(clients) = self.committed {
-            // What the new process has read and written by then is not known: the connections cannot continue here.
+            // What the new process has published by then is not known: no offset may be given a second time.
+            broker.begin_anew();
+            // Nor what it has read and written: the connections cannot continue here.
             if let Some(frozen) = self.frozen.take() {
                 frozen.disconnect();
             }

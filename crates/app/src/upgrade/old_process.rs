@@ -101,7 +101,7 @@ impl OutgoingHandover {
         match self.hand_over(&mut attempt, stream, control, interrupted).await {
             Ok(transferred) => Ok(self.complete(attempt, transferred).await),
             Err(error) => {
-                let error = attempt.roll_back(&self.ingress, error).await;
+                let error = attempt.roll_back(&self.ingress, &self.broker, error).await;
                 self.role.roll_back();
                 Err(error.context(format!("process {pid} did not take over")))
             }

@@ -6,6 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use futures_util::StreamExt;
+use lastcall_handover::failpoint;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::{sync::watch, task::JoinHandle};
@@ -136,6 +138,20 @@ async fn a_quiet_channel_keeps_its_position_over_upgrades_while_it_has_a_subscri
     let id = publish(&server, 2).await;
     assert_eq!(id, next_id(&top));
     assert_eq!(client.next_of("notification").await["id"], id);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_process_that_dies_after_the_commit_costs_the_epoch() {
+    let failpoint = tempfile::NamedTempFile::new().unwrap();
+    let server = Start::default().env(failpoint::FILE_VARIABLE, failpoint.path().display()).serve().await;
+    let since = publish(&server, 1).await;
+    let (mut client, _) = subscribe(&server, &since).await;
+    // It may have published something, which the old process does not know.
+    fs::write(failpoint.path(), "Committed:kill").unwrap();
+    let told = server.failed_upgrade().await;
+    assert!(told.contains("the server continues without its clients"), "{told}");
+    assert!(soon("the end of the connection", client.socket.next()).await.is_none_or(|end| end.is_err()));
+    does_not_recover(&server, &since).await;
 }
 
 /// Publishes numbers in `orders` from 1 on, over one connection, one after the other as fast as they are answered, until

@@ -44,6 +44,16 @@ impl MemoryBroker {
         self.finish_import_at(now_ms());
     }
 
+    /// Begins a new epoch in every channel, and keeps nothing: another process may have published after this one had handed
+    /// everything over, so that the next offsets may have been given already.
+    pub fn begin_anew(&self) {
+        let mut state = self.lock();
+        let names: Vec<_> = state.channels.keys().cloned().collect();
+        for name in names {
+            state.forget(&name);
+        }
+    }
+
     /// Drops everything. Whatever is subscribed is not any more.
     pub fn clear(&self) {
         let mut state = self.lock();

@@ -135,6 +135,32 @@ fn a_channel_that_began_anew_between_the_passes_has_its_new_epoch() {
 }
 
 #[test]
+fn a_broker_that_begins_anew_keeps_its_subscribers_and_no_epoch() {
+    let config = || Config {
+        namespaces: vec![NamespaceRule { name: "live".to_owned(), retention: retention(0, 1000) }],
+        retention: retention(5, 1000),
+        ..Config::default()
+    };
+    let (broker, recorder) = broker(config());
+    let subscribed = ["a", "live:a"];
+    for channel in subscribed {
+        subscribe(&broker, 0, channel, Since::Now);
+    }
+    let before: Vec<_> = ["a", "live:a", "b"].iter().map(|channel| publish(&broker, 0, channel)).collect();
+    broker.begin_anew();
+    check_invariants(&broker);
+    for (channel, before) in ["a", "live:a", "b"].iter().zip(&before) {
+        assert!(!subscribe(&broker, 1, channel, Since::Position(*before)).recovered, "{channel}");
+        broker.unsubscribe_at(1, &name(channel), 0, false);
+        let after = publish(&broker, 1, channel);
+        assert_ne!(after.epoch, before.epoch, "{channel}");
+    }
+    check_invariants(&broker);
+    let delivered = recorder.0.lock().unwrap();
+    assert_eq!(delivered.iter().filter(|(_, channel, _)| subscribed.contains(&channel.as_str())).count(), 4);
+}
+
+#[test]
 fn a_part_that_contradicts_itself_changes_nothing() {
     let old = Arc::new(keeping(5, 1000));
     publish(&old, 0, "a");
