@@ -2,6 +2,7 @@
 
 mod export;
 mod import;
+mod journal;
 
 use std::{
     collections::HashMap,
@@ -21,6 +22,7 @@ use crate::{
     idempotency::IdempotencyCache,
     rules::{Rules, ttl_ms},
 };
+use journal::Journals;
 
 /// How much is dropped while the lock is held.
 const EXPIRED_AT_ONCE: usize = 1000;
@@ -48,6 +50,8 @@ struct State {
     /// What all publications, and the channels without subscribers, cost.
     bytes: usize,
     idempotency: IdempotencyCache,
+    /// Every change of a channel is noted there: whatever looks at a channel may change it.
+    journals: Journals,
 }
 
 impl MemoryBroker {
@@ -57,7 +61,8 @@ impl MemoryBroker {
         let rules = Rules::new(retention, namespaces);
         let queues = (0..rules.len()).map(|_| AgeQueue::default()).collect();
         let channels = HashMap::new();
-        let state = State { channels, queues, bytes: 0, idempotency: IdempotencyCache::default() };
+        let (idempotency, journals) = (IdempotencyCache::default(), Journals::default());
+        let state = State { channels, queues, bytes: 0, idempotency, journals };
         Self { delivery, max_bytes, rules, state: Mutex::new(state) }
     }
 
@@ -154,8 +159,9 @@ impl MemoryBroker {
 
     fn unsubscribe_at(&self, now: i64, name: &ChannelName, receiver: usize, is_last: bool) {
         let mut state = self.lock();
-        let State { channels, bytes, queues, .. } = &mut *state;
+        let State { channels, bytes, queues, journals, .. } = &mut *state;
         let Some(channel) = channels.get_mut(name) else { return };
+        journals.note(name);
         channel.subscribers = channel.subscribers.saturating_sub(1);
         if is_last {
             channel.receivers.remove(receiver);
@@ -218,6 +224,7 @@ impl MemoryBroker {
     /// Drops what is too old of one channel, so that what is returned of it does not depend on when [`Self::expire`] was
     /// called.
     fn drop_expired_of(&self, state: &mut State, name: &ChannelName, now: i64) {
+        state.journals.note(name);
         let Some(channel) = state.channels.get_mut(name) else { return };
         let ttl = ttl_ms(self.rules.retention(channel.rule));
         while channel.kept().next().is_some_and(|oldest| oldest.time_ms.saturating_add(ttl) <= now) {
@@ -274,6 +281,7 @@ impl State {
                 None => {
                     self.bytes -= Channel::idle_cost(name.as_str());
                     self.channels.remove(&name);
+                    self.journals.note(&name);
                     return;
                 }
             }

@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use lastcall_core::{ChannelName, Position};
 
-use super::{MemoryBroker, State, now_ms};
+use super::{MemoryBroker, State, journal::Journal, now_ms};
 use crate::{
     channel::Channel,
     snapshot::{BrokerPart, ChannelPart},
@@ -22,14 +22,18 @@ pub(super) struct PartLimits {
 const LIMITS: PartLimits = PartLimits { bytes: 256 << 10, items: 256 };
 
 /// Copies what a memory broker keeps, in several passes. The broker is used meanwhile: it is locked for one part at a
-/// time, and once at the beginning of each pass, to find the channels that have changed.
+/// time, and once at the beginning of the first pass, for the names of all channels. It notes which channels change as
+/// long as this lives.
 #[derive(Debug)]
 pub struct MemoryExport {
     broker: Arc<MemoryBroker>,
     limits: PartLimits,
+    journal: Arc<Journal>,
+    /// Whether there was a pass.
+    is_begun: bool,
     /// What the parts so far had of each channel.
     exported: HashMap<ChannelName, Exported>,
-    /// Channels of this pass that are to be exported.
+    /// Channels that are to be exported.
     waiting: Vec<ChannelName>,
     /// Channels that were exported and are there no longer.
     gone: Vec<ChannelName>,
@@ -58,8 +62,9 @@ impl MemoryExport {
     }
 
     pub(super) fn with_limits(broker: Arc<MemoryBroker>, limits: PartLimits) -> Self {
+        let journal = broker.lock().journals.begin();
         let (exported, waiting, gone) = (HashMap::new(), Vec::new(), Vec::new());
-        Self { broker, limits, exported, waiting, gone, keys: 0 }
+        Self { broker, limits, journal, is_begun: false, exported, waiting, gone, keys: 0 }
     }
 
     /// Returns what has changed since the pass before; at first, everything. What changes during a pass may not be in
@@ -71,24 +76,22 @@ impl MemoryExport {
 
     /// Finds the channels that were added, changed or removed since they were exported.
     fn find_changes(&mut self) {
-        let Self { broker, exported, waiting, gone, .. } = self;
+        let Self { broker, journal, is_begun, exported, waiting, gone, .. } = self;
         let state = broker.lock();
-        let mut known = 0;
-        waiting.clear();
-        for (name, channel) in &state.channels {
-            let before = exported.get(name);
-            known += usize::from(before.is_some());
-            if before != Some(&Exported::of(channel)) {
-                waiting.push(name.clone());
+        let changed = journal.take();
+        if !std::mem::replace(is_begun, true) {
+            waiting.extend(state.channels.keys().cloned());
+        }
+        for name in changed {
+            match state.channels.get(&name) {
+                Some(channel) if exported.get(&name) != Some(&Exported::of(channel)) => waiting.push(name),
+                Some(_) => {}
+                None => gone.extend(exported.remove(&name).map(|_| name)),
             }
         }
-        if known < exported.len() {
-            gone.extend(exported.keys().filter(|name| !state.channels.contains_key(*name)).cloned());
-        }
         drop(state);
-        for name in gone {
-            exported.remove(name);
-        }
+        // Not while the broker is locked.
+        exported.reserve(waiting.len());
     }
 
     fn next_part(&mut self) -> Option<BrokerPart> {

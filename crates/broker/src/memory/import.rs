@@ -57,7 +57,7 @@ impl MemoryBroker {
     /// Drops everything. Whatever is subscribed is not any more.
     pub fn clear(&self) {
         let mut state = self.lock();
-        let State { channels, queues, bytes, idempotency } = &mut *state;
+        let State { channels, queues, bytes, idempotency, .. } = &mut *state;
         *channels = HashMap::new();
         for queue in queues {
             *queue = AgeQueue::default();
@@ -144,6 +144,7 @@ impl State {
     /// Removes a channel, unless it has subscribers: then it begins a new numbering.
     fn forget(&mut self, name: &ChannelName) {
         let Some(channel) = self.channels.get_mut(name) else { return };
+        self.journals.note(name);
         while let Some(cost) = channel.drop_oldest() {
             self.bytes -= cost;
         }
