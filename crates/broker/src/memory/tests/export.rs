@@ -135,6 +135,21 @@ fn a_channel_that_began_anew_between_the_passes_has_its_new_epoch() {
 }
 
 #[test]
+fn the_time_of_a_channel_begins_when_its_last_subscriber_leaves_between_the_passes() {
+    let old = Arc::new(keeping(5, 1000));
+    let top = subscribe(&old, 0, "a", Since::Now).top;
+    let mut export = small_parts(&old);
+    let new = keeping(5, 1000);
+    export.pass().for_each(|part| import(&new, &part));
+    unsubscribe(&old, 100, "a");
+    export.pass().for_each(|part| import(&new, &part));
+    new.finish_import_at(900);
+    check_invariants(&new);
+    assert!(new.history_at(1099, &name("a"), Some(top), 1).recovered);
+    assert!(!new.history_at(1100, &name("a"), Some(top), 1).recovered);
+}
+
+#[test]
 fn a_broker_that_begins_anew_keeps_its_subscribers_and_no_epoch() {
     let config = || Config {
         namespaces: vec![NamespaceRule { name: "live".to_owned(), retention: retention(0, 1000) }],
