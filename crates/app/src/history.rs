@@ -1,8 +1,8 @@
 //! The history of the channels outside of the broker.
 //!
-//! - [`part`] is a part of it as bytes, for a handover and for a file.
-//! - [`file`] is the file to which a graceful shutdown writes it, and [`format`] what is in that file.
-//! - [`expiry`] has the broker drop what is too old.
+//! - `part` is a part of it as bytes, for a handover and for a file.
+//! - `file` is the file to which a graceful shutdown writes it, and `format` what is in that file.
+//! - `expiry` has the broker drop what is too old.
 
 mod expiry;
 mod file;

@@ -5,7 +5,7 @@ use std::fs;
 use lastcall_handover::failpoint::{self, Step};
 use tokio::net::TcpStream;
 
-use crate::support::{Client, Server, Start, folder_for_programs, install_script, install_server};
+use crate::support::{Client, Server, Signal, Start, folder_for_programs, install_script, install_server};
 
 /// A server whose upgrades can be made to fail, and its clients.
 struct Failing {
@@ -154,4 +154,50 @@ async fn a_program_that_is_never_ready_is_ended_and_the_old_process_goes_on() {
     assert!(told.contains("it was not ready within 1s"), "{told}");
     client.say("still here").await;
     assert_eq!(client.next_of("message").await["data"], "still here");
+}
+
+/// A server with more history than the buffer of a Unix socket takes, whose new process does not read on.
+async fn with_history_that_is_not_taken(start: Start) -> (Server, tempfile::NamedTempFile) {
+    let failpoint = tempfile::NamedTempFile::new().unwrap();
+    let server = start.env(failpoint::FILE_VARIABLE, failpoint.path().display()).serve().await;
+    let body = format!(r#"{{"channel":"orders","data":"{}"}}"#, "x".repeat(60_000));
+    for _ in 0..50 {
+        assert_eq!(server.publish(&body).await.status, 200);
+    }
+    fs::write(failpoint.path(), "ReceivedPart:hang").unwrap();
+    (server, failpoint)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_history_that_is_not_taken_in_time_ends_the_upgrade_while_clients_are_served() {
+    let start = Start::default().env("UPGRADE_TIMEOUT", "2");
+    let (server, _failpoint) = with_history_that_is_not_taken(start).await;
+    let (mut one, mut other) = (server.client().await, server.client().await);
+    let upgrade = async {
+        let told = server.failed_upgrade().await;
+        assert!(told.contains("it had not taken over the history within 2s"), "{told}");
+    };
+    let serves = async {
+        server.logged("upgrade: process").await;
+        one.say("during it").await;
+        assert_eq!(other.next_of("message").await["data"], "during it");
+        assert!(server.log_lines("the upgrade failed").is_empty(), "it was under way");
+    };
+    tokio::join!(upgrade, serves);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sigterm_while_the_history_is_sent_aborts_the_upgrade() {
+    let start = Start::default().env("UPGRADE_TIMEOUT", "600");
+    let (mut server, _failpoint) = with_history_that_is_not_taken(start).await;
+    let upgrade = async {
+        let told = server.failed_upgrade().await;
+        assert!(told.contains("asked to end meanwhile"), "{told}");
+    };
+    let signal = async {
+        server.logged("upgrade: process").await;
+        server.signal(Signal::TERM);
+    };
+    tokio::join!(upgrade, signal);
+    assert_eq!(server.exit_code().await, 0);
 }

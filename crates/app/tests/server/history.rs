@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::{sync::watch, task::JoinHandle};
 
-use crate::support::{Client, Http, Server, Signal, Start, dial, folder, message, soon};
+use crate::support::{Client, Http, Server, Signal, Start, dial, folder, message, soon, until};
 
 const JSON: &str = "Content-Type: application/json";
 
@@ -152,6 +152,20 @@ async fn a_new_process_that_dies_after_the_commit_costs_the_epoch() {
     assert!(told.contains("the server continues without its clients"), "{told}");
     assert!(soon("the end of the connection", client.socket.next()).await.is_none_or(|end| end.is_err()));
     does_not_recover(&server, &since).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_supervisor_keeps_no_history() {
+    let mut server = Server::start().await;
+    let before = server.memory();
+    for _ in 0..100 {
+        publish(&server, "x".repeat(60_000)).await;
+    }
+    let full = server.memory();
+    assert!(full > before + 5_000_000, "{before}, then {full}");
+    server.upgrade().await;
+    let supervisor = server.started_pid();
+    until("a supervisor without history", async || Server::memory_of(supervisor) < before + 2_000_000).await;
 }
 
 /// Publishes numbers in `orders` from 1 on, over one connection, one after the other as fast as they are answered, until

@@ -151,9 +151,14 @@ impl Server {
         until(&format!("at most {most} open files"), async || self.open_files() <= most).await;
     }
 
-    /// Memory that the process has, in bytes.
+    /// Memory that the process that serves has, in bytes.
     pub(crate) fn memory(&self) -> usize {
-        let status = format!("/proc/{}/status", self.pid().as_raw_nonzero());
+        Self::memory_of(self.pid())
+    }
+
+    /// Memory that a process has, in bytes.
+    pub(crate) fn memory_of(pid: Pid) -> usize {
+        let status = format!("/proc/{}/status", pid.as_raw_nonzero());
         let status = std::fs::read_to_string(status).unwrap();
         let resident =
             status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));
