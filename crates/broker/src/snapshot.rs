@@ -33,8 +33,7 @@ pub struct ChannelPart {
     pub epoch: Epoch,
     /// The offset of its last publication, as far as this part goes.
     pub top: u64,
-    /// When the last subscriber left, or the last publication came, in milliseconds since 1970. While the channel has
-    /// subscribers: when this part was made.
+    /// When the last subscriber left, or the last publication came, in milliseconds since 1970.
     pub used_ms: i64,
     /// Whether it has subscribers, who come to the next process, too.
     #[serde(default)]

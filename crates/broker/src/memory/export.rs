@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use lastcall_core::{ChannelName, Position};
 
-use super::{MemoryBroker, State, journal::Journal, now_ms};
+use super::{MemoryBroker, State, journal::Journal};
 use crate::{
     channel::Channel,
     snapshot::{BrokerPart, ChannelPart},
@@ -112,7 +112,6 @@ impl MemoryExport {
     /// Copies some channels, or some publications of a large one.
     fn next_channels(&mut self, state: &State) -> Vec<ChannelPart> {
         let PartLimits { bytes: most_bytes, items } = self.limits;
-        let now = now_ms();
         let mut bytes = 0;
         let mut channels = Vec::new();
         while let Some(name) = self.waiting.last()
@@ -143,7 +142,7 @@ impl MemoryExport {
                 name: name.clone(),
                 epoch: exported.top.epoch,
                 top: exported.top.offset,
-                used_ms: exported.unused_since_ms.unwrap_or(now),
+                used_ms: channel.used_ms,
                 in_use: exported.unused_since_ms.is_none(),
                 publications,
             });
