@@ -40,10 +40,10 @@ mod tests {
         let data = RawValue::from_string("1".to_owned()).unwrap();
         let publication = Publication::new(Publisher::Api, data);
         broker.publish(&ChannelName::broadcast(), vec![publication], None).await.unwrap();
-        assert!(broker.bytes() > 0);
+        assert!(broker.usage().history_bytes > 0);
         let expiring = tokio::spawn(expire(Arc::clone(&broker), config));
         let dropped = async {
-            while broker.bytes() > 0 {
+            while broker.usage().history_bytes > 0 {
                 sleep(Duration::from_millis(10)).await;
             }
         };

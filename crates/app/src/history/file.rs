@@ -286,7 +286,7 @@ mod tests {
         assert_eq!((read.channels, read.publications, read.bytes), (2, 21, written.bytes));
         new.finish_import();
         assert_eq!(new.channels(), old.channels());
-        assert_eq!(new.bytes(), old.bytes());
+        assert_eq!(new.usage().history_bytes, old.usage().history_bytes);
         assert!(file.try_read(&new).unwrap().is_none(), "it is used once");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
     }

@@ -97,7 +97,11 @@ fn a_channel_with_subscribers_is_kept_until_they_come() {
     unsubscribe(&old, 0, "left");
     let new = broker(config()).0;
     small_parts(&old).pass().for_each(|part| import(&new, &part));
-    assert_eq!(new.bytes(), old.bytes(), "a channel with subscribers costs no history");
+    assert_eq!(
+        new.usage().history_bytes,
+        old.usage().history_bytes,
+        "a channel with subscribers costs no history"
+    );
     // Long after that.
     for (channel, top) in ["a", "live:a"].into_iter().zip(&tops) {
         assert_eq!(subscribe(&new, 90_000, channel, Since::Now).top, *top, "{channel}");
@@ -185,10 +189,10 @@ fn a_part_that_contradicts_itself_changes_nothing() {
     let wrong = part.channels[1].name.clone();
     let new = keeping(5, 1000);
     assert_eq!(new.import(part), Err(PartError::Offsets(wrong)));
-    assert_eq!((new.bytes(), new.lock().channels.len()), (0, 0));
+    assert_eq!((new.usage().history_bytes, new.lock().channels.len()), (0, 0));
     publish(&new, 0, "a");
     new.clear();
-    assert_eq!((new.bytes(), new.expire()), (0, None));
+    assert_eq!((new.usage().history_bytes, new.expire()), (0, None));
     check_invariants(&new);
 }
 
@@ -318,7 +322,7 @@ proptest! {
         let (seen, parts, now) = run(&old, &steps, first_pass);
         let new = broker(config()).0;
         take_over(&old, &new, &parts, now);
-        prop_assert!(new.bytes() <= max_bytes, "{} bytes", new.bytes());
+        prop_assert!(new.usage().history_bytes <= max_bytes, "{} bytes", new.usage().history_bytes);
         for (channel, position) in seen {
             let channel = name(&channel.to_string());
             let of_old = old.history_at(now, &channel, Some(position), 100);
@@ -347,6 +351,6 @@ proptest! {
             check_invariants(&broker);
         }
         while broker.drop_expired(&mut broker.lock(), now + 10_000, 3) {}
-        prop_assert_eq!((broker.bytes(), broker.lock().channels.len()), (0, 0));
+        prop_assert_eq!((broker.usage().history_bytes, broker.lock().channels.len()), (0, 0));
     }
 }
