@@ -164,7 +164,7 @@ fn no_code_mentions_what_its_crate_must_not_know() {
 
 #[test]
 fn a_broken_rule_is_found() {
-    let websockets = &LAYERS[1];
+    let websockets = &LAYERS[2];
     let dependencies = ["axum", "bytes", "lastcall-core", "lastcall-endpoints"];
     assert_eq!(websockets.wrong_dependencies(dependencies), ["axum", "lastcall-endpoints"]);
     let source = "use tokio::{\n    signal::unix::{SignalKind, signal},\n};\n// not ctrl_c\n";
