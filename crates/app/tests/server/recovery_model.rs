@@ -1,0 +1,430 @@
+//! A model that knows every publication, against which all that each client received is checked: no gap, nothing twice,
+//! nothing out of order, and `recovered: false` exactly where the history does not reach back far enough. Clients leave in
+//! all ways and come back, by WebSocket and by server-sent events, while the server is upgraded three times and restarted
+//! once.
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    ops::ControlFlow,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use rand::{Rng, RngExt, SeedableRng, rngs::StdRng};
+use rustix::net::sockopt::set_socket_linger;
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpSocket, TcpStream},
+    sync::watch,
+    task::JoinSet,
+    time::sleep,
+};
+
+use crate::support::{HANDSHAKE, Signal, Start, folder, frame_length, own_address, soon, until};
+
+const CHANNELS: usize = 20;
+const CLIENTS: usize = 200;
+
+/// Publications of each run: with three numbers of event loops, 100,000 in all.
+const PUBLICATIONS: usize = 34_000;
+
+/// Publications of one request.
+const BATCH: usize = 50;
+
+/// Publications that the server keeps of each channel. Clients that are away for long miss more.
+const HISTORY: u64 = 150;
+
+/// Everything that was published, by channel and offset.
+#[derive(Default)]
+struct Model {
+    epochs: HashMap<usize, String>,
+    data: Vec<Vec<u64>>,
+}
+
+impl Model {
+    fn top(&self, channel: usize) -> u64 {
+        self.data[channel].len() as u64
+    }
+}
+
+/// What the publisher, the clients and the test share.
+struct Shared {
+    address: SocketAddr,
+    model: Mutex<Model>,
+    published: watch::Sender<usize>,
+    /// Recoveries that were complete, and that were not.
+    recoveries: Mutex<(u64, u64)>,
+}
+
+fn channel_name(channel: usize) -> String {
+    format!("c{channel}")
+}
+
+/// Sends a request on a new connection. Returns the body of a response with status 200.
+async fn post(address: SocketAddr, path: &str, body: &str) -> Option<Value> {
+    let mut stream = TcpStream::connect(address).await.ok()?;
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\nConnection: close\r\n\
+         Content-Length: {}\r\n\r\n",
+        body.len()
+    );
+    stream.write_all((head + body).as_bytes()).await.ok()?;
+    let mut response = Vec::new();
+    soon("a response", stream.read_to_end(&mut response)).await.ok()?;
+    let response = String::from_utf8(response).unwrap();
+    let (head, body) = response.split_once("\r\n\r\n")?;
+    head.starts_with("HTTP/1.1 200 ").then(|| serde_json::from_str(body).unwrap())
+}
+
+/// Publishes everything, in batches, each until it is acknowledged: a key for each publication makes that exactly once.
+async fn publish(shared: Arc<Shared>, mut random: StdRng) {
+    let mut number = 0;
+    while number < PUBLICATIONS {
+        let channels: Vec<usize> = (0..BATCH).map(|_| random.random_range(0..CHANNELS)).collect();
+        let publication = |(index, channel): (usize, &usize)| {
+            let data = number + index;
+            json!({"channel": channel_name(*channel), "data": data, "idempotency_key": data.to_string()})
+        };
+        let publications: Vec<_> = channels.iter().enumerate().map(publication).collect();
+        let body = json!({ "publications": publications }).to_string();
+        let answer = loop {
+            match post(shared.address, "/api/publish/batch", &body).await {
+                Some(answer) => break answer,
+                // The server restarts.
+                None => sleep(Duration::from_millis(20)).await,
+            }
+        };
+        {
+            let mut model = shared.model.lock().unwrap();
+            for (index, channel) in channels.iter().enumerate() {
+                let id = answer["results"][index]["id"].as_str().unwrap();
+                let (epoch, offset) = id.split_once('-').unwrap();
+                let known = model.epochs.entry(*channel).or_insert_with(|| epoch.to_owned());
+                assert_eq!(
+                    known, epoch,
+                    "the epoch stays over upgrades, and over a restart with a history file"
+                );
+                model.data[*channel].push((number + index) as u64);
+                assert_eq!(offset.parse(), Ok(model.top(*channel)), "offsets grow by one");
+            }
+        }
+        number += BATCH;
+        shared.published.send_replace(number);
+    }
+}
+
+/// How a client leaves.
+#[derive(Debug, Clone, Copy)]
+enum Leave {
+    CloseFrame,
+    HalfClose,
+    Drop,
+    Reset,
+    /// After it has read nothing for a while.
+    NeverRead,
+}
+
+/// The bytes of a connection, as far as they are not understood yet.
+struct Input {
+    stream: TcpStream,
+    bytes: Vec<u8>,
+    is_websocket: bool,
+}
+
+impl Input {
+    /// Returns the next message; `None`: the connection has ended.
+    async fn message(&mut self) -> Option<Value> {
+        loop {
+            match self.parse() {
+                ControlFlow::Break(message) => return message,
+                ControlFlow::Continue(()) => {
+                    let read = soon("bytes", self.stream.read_buf(&mut self.bytes)).await;
+                    if read.unwrap_or(0) == 0 {
+                        return None;
+                    }
+                }
+            }
+        }
+    }
+
+    fn parse(&mut self) -> ControlFlow<Option<Value>> {
+        if self.is_websocket {
+            let Some((length, head)) = frame_length(&self.bytes) else { return ControlFlow::Continue(()) };
+            if self.bytes.len() < length {
+                return ControlFlow::Continue(());
+            }
+            let frame: Vec<u8> = self.bytes.drain(..length).collect();
+            return match frame[0] {
+                0x81 => ControlFlow::Break(Some(serde_json::from_slice(&frame[head..]).unwrap())),
+                0x88 => ControlFlow::Break(None),
+                other => panic!("frame {other:x}"),
+            };
+        }
+        while let Some(end) = self.bytes.windows(2).position(|pair| pair == b"\n\n") {
+            let event: Vec<u8> = self.bytes.drain(..end + 2).collect();
+            let event = String::from_utf8(event).unwrap();
+            let field = |name: &str| event.lines().find_map(|line| line.strip_prefix(name));
+            let Some(data) = field("data: ") else { continue };
+            let mut message: Value = serde_json::from_str(data).unwrap();
+            message["last_event_id"] = json!(field("id: "));
+            return ControlFlow::Break(Some(message));
+        }
+        ControlFlow::Continue(())
+    }
+}
+
+/// One client.
+struct Client {
+    shared: Arc<Shared>,
+    random: StdRng,
+    is_websocket: bool,
+    channels: Vec<usize>,
+    /// The offset up to which it has everything, for each channel, once it is subscribed.
+    last: Vec<Option<u64>>,
+    /// The id of the last event, as an `EventSource` has it.
+    last_event_id: String,
+    received: usize,
+}
+
+impl Client {
+    fn id(&self, index: usize) -> Option<String> {
+        let epoch = self.shared.model.lock().unwrap().epochs.get(&self.channels[index]).cloned();
+        Some(format!("{}-{}", epoch?, self.last[index]?))
+    }
+
+    /// Connects, with what it has last. `None`: the server does not take it now.
+    async fn connect(&mut self) -> Option<Input> {
+        let socket = TcpSocket::new_v4().unwrap();
+        // Some have little room, so that much waits for them in the server.
+        if self.random.random_bool(0.3) {
+            socket.set_recv_buffer_size(4096).unwrap();
+        }
+        let mut stream = socket.connect(self.shared.address).await.ok()?;
+        let mut query: Vec<_> =
+            self.channels.iter().map(|one| format!("channel={}", channel_name(*one))).collect();
+        let mut lines: Vec<String> = Vec::new();
+        let path = if self.is_websocket {
+            query.extend(
+                (0..self.channels.len()).map(|index| format!("since={}", self.id(index).unwrap_or_default())),
+            );
+            lines.extend(HANDSHAKE.iter().map(|line| (*line).to_owned()));
+            "/ws"
+        } else {
+            if !self.last_event_id.is_empty() {
+                lines.push(format!("Last-Event-ID: {}", self.last_event_id));
+            }
+            "/events"
+        };
+        let host = self.shared.address;
+        let request = format!(
+            "GET {path}?{} HTTP/1.1\r\nHost: {host}\r\n{}\r\n\r\n",
+            query.join("&"),
+            lines.join("\r\n")
+        );
+        stream.write_all(request.as_bytes()).await.ok()?;
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(soon("a head", stream.read_u8()).await.ok()?);
+        }
+        let status = String::from_utf8(head).unwrap()[9..12].to_owned();
+        assert!(["101", "200", "503"].contains(&&*status), "{status}");
+        (status != "503").then_some(Input { stream, bytes: Vec::new(), is_websocket: self.is_websocket })
+    }
+
+    /// Checks a message against the model. Returns false if the client is not let in.
+    fn check(&mut self, message: &Value) -> bool {
+        let kind = message["type"].as_str().unwrap();
+        if ["welcome", "shutdown", "reset"].contains(&kind) {
+            return true;
+        }
+        if kind == "error" {
+            return false;
+        }
+        let channel: usize = message["channel"].as_str().unwrap()[1..].parse().unwrap();
+        let index = self.channels.iter().position(|one| *one == channel).expect("one of its own");
+        let (epoch, offset) = message["id"].as_str().unwrap().split_once('-').unwrap();
+        let offset: u64 = offset.parse().unwrap();
+        let known = self.shared.model.lock().unwrap().epochs.get(&channel).cloned();
+        assert!(known.is_none_or(|known| known == epoch), "{message}");
+        let last = &mut self.last[index];
+        match kind {
+            "subscribed" => {
+                let recovered = message["recovered"].as_bool().unwrap();
+                match *last {
+                    Some(asked) if recovered => assert_eq!(offset, asked, "{message}"),
+                    Some(asked) => {
+                        assert!(offset - asked > HISTORY, "all since {asked} was kept: {message}");
+                    }
+                    None => assert!(!recovered, "{message}"),
+                }
+                if last.is_some() {
+                    let mut recoveries = self.shared.recoveries.lock().unwrap();
+                    recoveries.0 += u64::from(recovered);
+                    recoveries.1 += u64::from(!recovered);
+                }
+            }
+            "notification" => {
+                assert_eq!(Some(offset), last.map(|last| last + 1), "{message}");
+                let data = self.shared.model.lock().unwrap().data[channel].get(offset as usize - 1).copied();
+                // The answer to the publisher may come later than the publication.
+                assert!(data.is_none_or(|data| message["data"] == data), "{message}");
+                self.received += 1;
+            }
+            other => panic!("a {other}"),
+        }
+        *last = Some(offset);
+        if let Some(id) = message["last_event_id"].as_str() {
+            self.last_event_id = id.to_owned();
+        }
+        true
+    }
+
+    fn has_everything(&self) -> bool {
+        let model = self.shared.model.lock().unwrap();
+        self.channels.iter().zip(&self.last).all(|(channel, last)| *last == Some(model.top(*channel)))
+    }
+
+    /// Comes and leaves until everything is published, and then until it has everything.
+    async fn run(mut self) -> usize {
+        let mut published = self.shared.published.subscribe();
+        loop {
+            let Some(mut input) = self.connect().await else {
+                sleep(Duration::from_millis(30)).await;
+                continue;
+            };
+            let stay = self.random.random_range(1..400);
+            let mut read = 0;
+            loop {
+                let is_over = *published.borrow() == PUBLICATIONS;
+                if is_over && self.has_everything() {
+                    return self.received;
+                }
+                if !is_over && read >= stay {
+                    break;
+                }
+                let message = tokio::select! {
+                    message = input.message() => message,
+                    // When all is published, it may have everything already.
+                    _ = published.changed(), if !is_over => continue,
+                };
+                match message {
+                    Some(message) if self.check(&message) => read += 1,
+                    _ => break,
+                }
+            }
+            self.leave(input).await;
+            // Most are back soon, and some are away for long.
+            let away = if self.random.random_bool(0.1) { 0..4000 } else { 0..300 };
+            let away = Duration::from_millis(self.random.random_range(away));
+            tokio::select! {
+                () = sleep(away) => {}
+                Ok(_) = published.wait_for(|published| *published == PUBLICATIONS) => {}
+            }
+        }
+    }
+
+    async fn leave(&mut self, mut input: Input) {
+        const WAYS: [Leave; 5] =
+            [Leave::CloseFrame, Leave::HalfClose, Leave::Drop, Leave::Reset, Leave::NeverRead];
+        let way = WAYS[self.random.random_range(0..WAYS.len())];
+        // An error means that the server has ended the connection.
+        match way {
+            Leave::CloseFrame if self.is_websocket => drop(input.stream.write_all(b"\x88\x80\0\0\0\0").await),
+            Leave::HalfClose => drop(input.stream.shutdown().await),
+            Leave::CloseFrame | Leave::Drop => {}
+            Leave::Reset => set_socket_linger(&input.stream, Some(Duration::ZERO)).unwrap(),
+            Leave::NeverRead => {
+                let time = self.random.random_range(0..1000);
+                sleep(Duration::from_millis(time)).await;
+            }
+        }
+    }
+}
+
+fn start(address: std::net::Ipv4Addr, file: &std::path::Path, event_loops: usize) -> Start {
+    Start::default()
+        .env("HOST", address)
+        .env("PORT", 8000)
+        .env("HISTORY_SIZE", HISTORY)
+        .env("HISTORY_TTL", "1h")
+        .env("HISTORY_FILE", file.display())
+        .env("MAX_QUEUE", "128KiB")
+        .env("SHUTDOWN_TIMEOUT", "0.5")
+        .env("SHUTDOWN_SPREAD", "0.5")
+        .env("CLOSE_TIMEOUT", "1")
+        .env("LASTCALL_EVENT_LOOPS", event_loops)
+        .env("LASTCALL_CONNECTIONS_PER_LOOP", 1)
+}
+
+async fn check_all(event_loops: usize) {
+    let seed = rand::rng().next_u64();
+    println!("seed {seed}");
+    let mut random = StdRng::seed_from_u64(seed);
+    let folder = folder();
+    let (host, file) = (own_address(), folder.path().join("history"));
+    let mut server = start(host, &file, event_loops).serve().await;
+    let model = Model { data: vec![Vec::new(); CHANNELS], ..Model::default() };
+    let shared = Arc::new(Shared {
+        address: server.address,
+        model: Mutex::new(model),
+        published: watch::Sender::new(0),
+        recoveries: Mutex::default(),
+    });
+    let mut clients = JoinSet::new();
+    for number in 0..CLIENTS {
+        let mut random = StdRng::seed_from_u64(random.next_u64());
+        let first = random.random_range(0..CHANNELS);
+        let channels =
+            if random.random_bool(0.5) { vec![first] } else { vec![first, (first + 7) % CHANNELS] };
+        let client = Client {
+            shared: Arc::clone(&shared),
+            random,
+            is_websocket: number % 2 == 0,
+            last: vec![None; channels.len()],
+            channels,
+            last_event_id: String::new(),
+            received: 0,
+        };
+        clients.spawn(client.run());
+    }
+    let publisher = tokio::spawn(publish(Arc::clone(&shared), StdRng::seed_from_u64(random.next_u64())));
+    let mut published = shared.published.subscribe();
+    for fifth in 1..=4 {
+        published.wait_for(|published| *published >= PUBLICATIONS * fifth / 5).await.unwrap();
+        if fifth == 3 {
+            server.signal(Signal::TERM);
+            assert_eq!(server.exit_code().await, 0);
+            server = start(host, &file, event_loops).serve().await;
+        } else {
+            server.upgrade().await;
+        }
+    }
+    publisher.await.unwrap();
+    let mut received = 0;
+    while let Some(client) = soon("the clients", clients.join_next()).await {
+        received += client.unwrap();
+    }
+    let (recovered, lost) = *shared.recoveries.lock().unwrap();
+    println!("{received} publications received, {recovered} recoveries, {lost} reset");
+    assert!(received > PUBLICATIONS && recovered > 100, "it did not test much");
+    until("all clients to be gone", async || server.metric("lastcall_connections").await == 0.0).await;
+    server.signal(Signal::TERM);
+    assert_eq!(server.exit_code().await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_come_and_go_get_every_publication_once_with_one_event_loop() {
+    check_all(1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_come_and_go_get_every_publication_once_with_two_event_loops() {
+    check_all(2).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_come_and_go_get_every_publication_once_with_three_event_loops() {
+    check_all(3).await;
+}
