@@ -4,13 +4,19 @@ const FIRST_DELAY = 1000, LONGEST_DELAY = 30000;
 const STEADY = 30000;            // a connection that lasted so long was a good one
 const IDLE = 60000;              // without input for so long after a notice, a page leaves by itself
 const FOLDED = { lines: 12, characters: 600 };
+const MOST_SEEN = 1000;          // ids by which a message that comes again is known
 const ANNOUNCE_EVERY = 5000;     // a screen reader is not given more than one text in this time
 const NEVER_AGAIN = {            // closes after which a client should not come back by itself
   1002: "protocol error", 1003: "unsupported data", 1007: "invalid text", 1009: "message too big",
 };
+const CHANNELS = [...new Set(new URLSearchParams(location.search).getAll("channel"))];
+const NAMES_CHANNELS = CHANNELS.length > 0;   // `/?channel=orders&channel=alerts` shows these
+if (!NAMES_CHANNELS) CHANNELS.push("broadcast");
 const $ = (id) => document.getElementById(id);
 
 let socket, me, retryTimer, noticeTimer;
+let retryAt;                     // when this page connects again, on its clock
+let serverChoseRetry = false;    // whether the server said so
 let openedAt = null;             // when this connection came about, on this page's clock
 let failures = 0;                // connections in a row that did not last
 let comeBackAfter = null;        // what the server asked of this client, in milliseconds
@@ -18,6 +24,14 @@ let noticedAt = null;            // when the server said that it is going to clo
 let leaving = false;             // whether this page has closed the connection because of that
 let lastInput = performance.now();
 let lastSent = "";
+let connectedAt = NaN;           // when this connection came about, on the server's clock
+
+// By channel, the id of the last message that is in the list: the next connection begins after it. In the memory of this
+// tab alone, as the list is. Kept longer, over a reload or in a copy of the tab, an id would stand for messages that the
+// new list does not have.
+const positions = new Map();
+const seen = new Set();
+const recoveries = new Map();    // by channel: how many messages were recovered, and the row that says so
 
 function connect() {
   clearInterval(retryTimer);
@@ -26,6 +40,7 @@ function connect() {
   show("connecting", "Connecting …");
   openedAt = noticedAt = null;
   leaving = false;
+  recoveries.clear();
   socket = new WebSocket(webSocketUrl());
   socket.onopen = () => {
     openedAt = performance.now();
@@ -41,6 +56,9 @@ function connect() {
 function webSocketUrl() {
   const url = new URL("ws", location.href);
   url.protocol = url.protocol === "https:" ? "wss:" : "ws:";
+  for (const channel of CHANNELS) url.searchParams.append("channel", channel);
+  // One for each channel, in the same order. An empty one asks for nothing that was before.
+  for (const channel of CHANNELS) url.searchParams.append("since", positions.get(channel) ?? "");
   return url.href;
 }
 
@@ -49,16 +67,19 @@ function receive(raw) {
   let message;
   try { message = JSON.parse(raw); } catch { /* shown as it is */ }
   if (message === null || typeof message !== "object") message = { type: "text", data: raw };
+  if (message.type !== "subscribed" && isRepeated(message)) return;
   switch (message.type) {
     case "welcome":
       me = message.client;
+      // A UUID of version 7 begins with the time, in milliseconds since 1970.
+      connectedAt = parseInt(String(me).replaceAll("-", "").slice(0, 12), 16);
       add(message, "server", `Welcome. You are ${short(me)}.`);
       break;
     case "notification": {
       const data = message.data;
       if (message.source === "server" && typeof data?.message === "string") {
-        showClients(data.clients);
-        add(message, "server", data.message);
+        if (!isOld(message)) showClients(data.clients);
+        add(message, named("server", message), data.message);
       } else {
         addData(message, "notification", data, raw);
       }
@@ -69,6 +90,9 @@ function receive(raw) {
       addData(message, mine ? "you" : short(message.from), message.data, raw, mine);
       break;
     }
+    case "subscribed":
+      subscribed(message);
+      break;
     case "shutdown":
       noticed(message);
       break;
@@ -79,7 +103,49 @@ function receive(raw) {
     default:
       addData(message, message.type ?? "unknown", message.data ?? message, raw);
   }
+  countRecovered(message);
 }
+
+// Notes the position of a message. Returns true if the message was here before. Ids are compared, and not read.
+function isRepeated({ channel, id }) {
+  if (!CHANNELS.includes(channel) || typeof id !== "string") return false;
+  const key = `${channel} ${id}`;
+  if (seen.has(key)) return true;
+  seen.add(key);
+  if (seen.size > MOST_SEEN) seen.delete(seen.values().next().value);
+  positions.set(channel, id);
+  return false;
+}
+
+// A channel's messages follow: what was missed since the position that the page asked for, or only new ones.
+function subscribed({ channel, id, recovered }) {
+  if (!CHANNELS.includes(channel) || typeof id !== "string") return;
+  if (recovered) {
+    recoveries.set(channel, { count: 0, row: null });
+  } else if (positions.has(channel)) {
+    const words = `Some messages${where(channel)} may have been missed.`;
+    add({ type: "missed" }, "page", words);
+    announce(words);
+  }
+  positions.set(channel, id);
+}
+
+// Whether a message was published before this connection came about: it was missed, and is recovered.
+const isOld = ({ time }) => Date.parse(time) < connectedAt;
+
+// The number of the messages that were recovered is above the last of them.
+function countRecovered(message) {
+  const { channel } = message, recovery = recoveries.get(channel);
+  if (recovery === undefined || !isOld(message)) return;
+  recovery.count += 1;
+  recovery.row?.remove();
+  const number = recovery.count === 1 ? "1 message" : `${recovery.count.toLocaleString()} messages`;
+  recovery.row = add({ type: "recovered" }, "page", `Recovered ${number}${where(channel)}.`);
+}
+
+// The channel, on a page that has several.
+const where = (channel) => CHANNELS.length > 1 ? ` in ${channel}` : "";
+const named = (who, { channel }) => CHANNELS.includes(channel) ? `${who}${where(channel)}` : who;
 
 function closed(code, reason) {
   endNotice();
@@ -97,12 +163,12 @@ function closed(code, reason) {
   // The server's own wish first; else a delay that doubles, of which a random half is taken off, so that
   // many pages do not knock at the same moment.
   const growing = Math.min(LONGEST_DELAY, FIRST_DELAY * 2 ** failures) * (0.5 + Math.random() / 2);
-  const delay = comeBackAfter ?? growing;
+  serverChoseRetry = comeBackAfter !== null;
+  retryAt = performance.now() + (comeBackAfter ?? growing);
   failures += 1;
   comeBackAfter = null;
-  const at = performance.now() + delay;
   const tick = () => {
-    const left = at - performance.now();
+    const left = retryAt - performance.now();
     if (left <= 0) connect();
     else show("waiting", `${words} Reconnecting`, `in ${span(left)} …`);
   };
@@ -126,7 +192,10 @@ async function whyNot() {
     // Without JSON, it is the answer of a proxy that does not pass this on.
     const { phase, seconds_left: left } = await answer.json().catch(() => ({}));
     if (phase === undefined) return "The server may be full, about to close, or not reachable behind its proxy.";
-    if (phase === "serving") return "The server refused the connection: it is full, or admits no pages from here.";
+    if (phase === "serving") {
+      const names = NAMES_CHANNELS ? ", or a name in this page's URL is no channel's" : "";
+      return `The server refused the connection: it is full, or admits no pages from here${names}.`;
+    }
     const within = left > 0 ? ` within ${span(left * 1000)}` : " soon";
     if (phase === "draining" || phase === "closing") return `The server closes${within}, and admits no new clients.`;
   } catch { /* nothing answers */ }
@@ -189,6 +258,7 @@ function show(state, words, wait = "") {
 
 // Adds what clients and back ends send: text, or JSON.
 function addData(message, who, data, raw, mine) {
+  who = named(who, message);
   const json = typeof data !== "string";
   const text = json ? written(raw) : data;
   add(message, who, text, { mine, json });
@@ -233,6 +303,7 @@ function add(message, who, text, { mine, json } = {}) {
   item.append(time, body);
   $("messages").prepend(item);
   while ($("messages").children.length > MOST_SHOWN) $("messages").lastChild.remove();
+  return item;
 }
 
 // Shows the beginning of a long text, and the rest when it is asked for.
@@ -322,5 +393,23 @@ addEventListener("visibilitychange", () => {
   leaveIfIdle();
   if (!document.hidden && socket.readyState === WebSocket.OPEN) countClients();
 });
+// A browser knows that its network is gone long before it gives up the connection.
+addEventListener("offline", () => {
+  if (socket.readyState > WebSocket.OPEN) return;
+  socket.onopen = socket.onmessage = socket.onclose = null;
+  socket.close();
+  closed(1006, "this browser is offline");
+});
+addEventListener("online", () => {
+  if (serverChoseRetry) return;
+  failures = 0;
+  retryAt = Math.min(retryAt, performance.now() + FIRST_DELAY * (0.5 + Math.random() / 2));
+});
 addEventListener("pageshow", (event) => { if (event.persisted) connect(); });
+if (NAMES_CHANNELS) {
+  const [first] = CHANNELS;
+  $("heading").textContent = `Messages in ${CHANNELS.length <= 3 ? CHANNELS.join(", ") : `${CHANNELS.length} channels`}`;
+  $("text").placeholder = `Say something in ${first}`;
+  $("text").setAttribute("aria-label", `Text to send in ${first}`);
+}
 connect();

@@ -76,9 +76,14 @@ pub(super) fn shown(text: &str) -> String {
 }
 
 pub(super) async fn open(browser: &Client, server: &Server) {
+    open_url(browser, &server.url("/")).await;
+}
+
+/// Opens the page at this URL, and waits until it is connected.
+pub(super) async fn open_url(browser: &Client, url: &str) {
     let timeouts = TimeoutConfiguration::new(Some(STEP_TIMEOUT / 2), Some(STEP_TIMEOUT), None);
     browser.update_timeouts(timeouts).await.unwrap();
-    browser.goto(&server.url("/")).await.unwrap();
+    browser.goto(url).await.unwrap();
     until(browser, "document.body.dataset.state === 'open'").await;
 }
 
@@ -103,7 +108,7 @@ pub(super) async fn pictures(browser: &Client, name: &str) {
 }
 
 /// Makes the page smaller than a desktop's window can be.
-async fn resize(browser: &Client, width: u32, height: u32) {
+pub(super) async fn resize(browser: &Client, width: u32, height: u32) {
     let params = json!({"width": width, "height": height, "deviceScaleFactor": 2, "mobile": true});
     let body = json!({"cmd": "Emulation.setDeviceMetricsOverride", "params": params});
     browser.issue_cmd(Chromium { path: "goog/cdp/execute", body }).await.unwrap();
@@ -116,7 +121,7 @@ fn seconds(words: &str) -> u64 {
 }
 
 /// An expression: whether the page is not wider than its window.
-const FITS: &str = "document.documentElement.scrollWidth <= window.innerWidth";
+pub(super) const FITS: &str = "document.documentElement.scrollWidth <= window.innerWidth";
 
 /// Two tabs on the page of this server: one as wide as a desktop's, one as a phone's.
 async fn two_tabs(driver: &mut Driver, server: &Server) -> (Client, Client) {

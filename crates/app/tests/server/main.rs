@@ -37,6 +37,7 @@ mod notices;
 mod operate;
 mod page_drain;
 mod page_messages;
+mod page_recovery;
 mod pages;
 mod pages_in_browser;
 mod parents;

@@ -3,7 +3,7 @@
 use serde_json::json;
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::support::{Server, Signal, Start};
+use crate::support::{Server, Signal, Start, dial};
 
 /// Returns true if this is a time as the contract has it: RFC 3339, UTC, milliseconds.
 fn is_time(value: &serde_json::Value) -> bool {
@@ -118,17 +118,26 @@ async fn echo_gives_back_text_and_binary_unchanged_and_nothing_else() {
         .env("SHUTDOWN_TIMEOUT", "0.3")
         .serve()
         .await;
-    let (mut client, _) = server.dial(&[]).await.unwrap();
-    for message in [
-        Message::text("Grüße"),
-        Message::binary(vec![0, 255, 7]),
-        Message::text(""),
-        Message::text("x".repeat(60_000)),
-    ] {
-        client.send(message.clone()).await;
-        assert_eq!(client.next_frame().await, message);
+    let (plain, _) = server.dial(&[]).await.unwrap();
+    // Also to a client that names channels.
+    let (named, _) = dial(&format!("{}?channel=broadcast&since=", server.ws_url()), &[]).await.unwrap();
+    let mut clients = [plain, named];
+    for client in &mut clients {
+        for message in [
+            Message::text("Grüße"),
+            Message::binary(vec![0, 255, 7]),
+            Message::text(""),
+            Message::text("x".repeat(60_000)),
+        ] {
+            client.send(message.clone()).await;
+            assert_eq!(client.next_frame().await, message);
+        }
     }
+    server.publish(r#"{"data": "published"}"#).await;
     server.signal(Signal::TERM);
-    let (close, before) = client.closed().await;
-    assert_eq!((close, before.len()), ((1012, "service restart".into()), 0), "no notice, no notification");
+    for client in &mut clients {
+        let (close, before) = client.closed().await;
+        let expected = (1012, "service restart".into());
+        assert_eq!((close, before.len()), (expected, 0), "no notice, no notification");
+    }
 }

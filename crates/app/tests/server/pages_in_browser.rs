@@ -45,8 +45,10 @@ async fn a_page_of_a_listed_origin_publishes_and_another_does_not() {
     let mut client = listed.client().await;
     browser.goto(&page.url("/")).await.unwrap();
     let answer = publish(&browser, &listed, "Bearer 0123456789abcdef").await;
-    assert_eq!(answer, r#"{"clients":1}"#);
-    assert_eq!(client.next().await["data"], "from a page");
+    let answer: serde_json::Value = serde_json::from_str(&answer).unwrap();
+    let notification = client.next().await;
+    assert_eq!(answer, json!({"clients": 1, "id": notification["id"]}));
+    assert_eq!(notification["data"], "from a page");
     let refused = publish(&browser, &listed, "Bearer 0000000000000000").await;
     assert!(refused.contains("unauthorized"), "the page can read why: {refused}");
     assert!(connects(&browser, &listed.ws_url(), &[]).await);

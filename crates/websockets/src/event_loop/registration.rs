@@ -49,7 +49,10 @@ impl EventLoop {
                     if handshake.channels.is_empty() {
                         self.subscribe_restored(key, &[]);
                     }
-                    for ChannelRequest { name, since } in handshake.channels {
+                    // An echo server sends nothing of its own.
+                    let is_echo = self.config.connection.is_echo();
+                    let named = handshake.channels.into_iter().filter(|_| !is_echo);
+                    for ChannelRequest { name, since } in named {
                         self.subscribe(key, &name, since, true);
                     }
                     self.start(slot, handshake.response);
