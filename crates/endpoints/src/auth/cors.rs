@@ -9,7 +9,7 @@ use axum::http::{
 };
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
-use crate::{auth::origin::Allowed, target::Target};
+use crate::{auth::origin::Allowed, handlers::publish::IDEMPOTENCY_KEY, target::Target};
 
 /// How long a browser need not ask again. Chromium keeps it for two hours at most.
 const MAX_AGE: Duration = Duration::from_secs(3600);
@@ -28,7 +28,7 @@ pub(crate) fn layer(allowed: &Allowed) -> Option<CorsLayer> {
     let layer = CorsLayer::new()
         .allow_origin(origin)
         .allow_methods([Method::POST])
-        .allow_headers([AUTHORIZATION, CONTENT_TYPE])
+        .allow_headers([AUTHORIZATION, CONTENT_TYPE, IDEMPOTENCY_KEY])
         .max_age(MAX_AGE);
     Some(layer)
 }
