@@ -123,6 +123,9 @@ async fn a_preflight_says_what_a_listed_page_may_send() {
     assert_eq!((allowed.status, allowed.header("allow")), (StatusCode::NO_CONTENT, Some("POST,OPTIONS")));
     assert_eq!(allowed.header("access-control-allow-origin"), Some("https://app.example"));
     assert_eq!(allowed.header("access-control-allow-methods"), Some("POST"));
-    assert_eq!(allowed.header("access-control-allow-headers"), Some("authorization,content-type"));
+    assert_eq!(
+        allowed.header("access-control-allow-headers"),
+        Some("authorization,content-type,idempotency-key")
+    );
     assert_eq!(preflight("https://other.example").await.header("access-control-allow-origin"), None);
 }
