@@ -366,6 +366,7 @@ fn start(address: std::net::Ipv4Addr, file: &std::path::Path, event_loops: usize
         .env("LASTCALL_CONNECTIONS_PER_LOOP", 1)
 }
 
+#[expect(clippy::print_stdout, reason = "a failed test shows its output: the seed repeats it")]
 async fn check_all(event_loops: usize) {
     let seed = rand::rng().next_u64();
     println!("seed {seed}");
