@@ -98,7 +98,10 @@ async fn pages_of_listed_origins_are_told_that_they_may_publish_and_others_are_n
         assert_eq!((answer.status, answer.header("allow")), (204, Some("POST,OPTIONS")));
         assert_eq!(answer.header("access-control-allow-origin"), Some(origin));
         assert_eq!(answer.header("access-control-allow-methods"), Some("POST"));
-        assert_eq!(answer.header("access-control-allow-headers"), Some("authorization,content-type,idempotency-key"));
+        assert_eq!(
+            answer.header("access-control-allow-headers"),
+            Some("authorization,content-type,idempotency-key")
+        );
         assert_eq!(answer.header("access-control-max-age"), Some("3600"));
         assert_eq!(answer.header("access-control-allow-credentials"), None);
         assert!(answer.header("vary").is_some_and(|vary| vary.contains("origin")), "{answer:?}");

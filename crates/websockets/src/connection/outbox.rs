@@ -6,7 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer, ser::SerializeStruct};
 
 use super::replay::Replay;
 use crate::wire_form::WireForm;
@@ -24,7 +24,7 @@ pub(crate) struct Outbox {
     queue: Option<Box<Queue>>,
 }
 
-#[derive(Debug, Default, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Default, Clone, PartialEq, Deserialize)]
 #[serde(try_from = "UncheckedQueue")]
 struct Queue {
     /// Never empty; the first chunk may have been written in part.
@@ -33,6 +33,23 @@ struct Queue {
     written: usize,
     /// Bytes of all chunks that are not written. A replay has none until they are encoded.
     waiting: usize,
+    /// How many of these were the rest of replays in another process: they do not count as what a slow client has caused.
+    replayed: usize,
+}
+
+impl Serialize for Queue {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let rests = self.chunks.iter().map(|chunk| match chunk {
+            Chunk::Bytes(_) => 0,
+            Chunk::Replay(replay) => replay.rest().len(),
+        });
+        let mut queue = serializer.serialize_struct("Queue", 4)?;
+        queue.serialize_field("chunks", &self.chunks)?;
+        queue.serialize_field("written", &self.written)?;
+        queue.serialize_field("waiting", &self.waiting)?;
+        queue.serialize_field("replayed", &(self.replayed + rests.sum::<usize>()))?;
+        queue.end()
+    }
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -59,6 +76,7 @@ impl Serialize for Chunk {
 struct UncheckedQueue {
     chunks: VecDeque<Bytes>,
     written: usize,
+    replayed: usize,
 }
 
 /// The reason why a queue from another process is refused.
@@ -72,7 +90,7 @@ struct InvalidQueue {
 impl TryFrom<UncheckedQueue> for Queue {
     type Error = InvalidQueue;
 
-    fn try_from(UncheckedQueue { chunks, written }: UncheckedQueue) -> Result<Self, InvalidQueue> {
+    fn try_from(UncheckedQueue { chunks, written, replayed }: UncheckedQueue) -> Result<Self, InvalidQueue> {
         let first = chunks.front().map_or(0, Bytes::len);
         if written >= first {
             return Err(InvalidQueue { written, first });
@@ -80,7 +98,8 @@ impl TryFrom<UncheckedQueue> for Queue {
         let all: usize = chunks.iter().map(Bytes::len).sum();
         // A replay may have ended with an empty chunk.
         let chunks = chunks.into_iter().filter(|chunk| !chunk.is_empty()).map(Chunk::Bytes).collect();
-        Ok(Self { waiting: all - written, chunks, written })
+        let waiting = all - written;
+        Ok(Self { waiting, chunks, written, replayed: replayed.min(waiting) })
     }
 }
 
@@ -89,9 +108,9 @@ impl Outbox {
         self.queue.is_none()
     }
 
-    /// Returns the number of bytes that are queued, without those of replays, which are encoded when their turn comes.
+    /// Returns the number of bytes that are queued, without those of replays, which are encoded when their turn comes, or were in another process.
     pub(crate) fn len(&self) -> usize {
-        self.queue.as_ref().map_or(0, |queue| queue.waiting)
+        self.queue.as_ref().map_or(0, |queue| queue.waiting - queue.replayed)
     }
 
     /// Returns about how many bytes the outbox has when it is serialized.
@@ -178,6 +197,7 @@ impl Queue {
     /// Records that `n` bytes were written. Returns true if nothing is left.
     fn advance(&mut self, n: usize) -> bool {
         self.waiting -= n;
+        self.replayed = self.replayed.min(self.waiting);
         self.written += n;
         while let Some(chunk) = self.chunks.front() {
             let Chunk::Bytes(bytes) = chunk else { return false };

@@ -46,7 +46,7 @@ fn restore(frozen: &FrozenLoop, harness: &mut Harness) {
 }
 
 /// Moves the connections of a loop to another one. The first one ends.
-fn hand_over(old: Harness) -> Harness {
+pub(super) fn hand_over(old: Harness) -> Harness {
     let running = Running::start(old);
     let mut frozen = running.freeze();
     let mut new = Harness::new(Options::default());

@@ -262,3 +262,29 @@ fn a_client_that_does_not_read_its_replay_is_closed_once_too_much_waits_behind_i
         harness.event_loop.connections.iter().map(|(_, entry)| entry.connection.close_reason()).collect();
     assert_eq!(reasons, [Some(CloseReason::SlowConsumer)]);
 }
+
+#[test]
+fn a_replay_that_moves_to_another_process_does_not_make_its_client_look_slow() {
+    let mut old = Harness::new(Options::default());
+    publish_large(&old, 90);
+    let mut client = old.connect_to(&[("a", old.position("a", 0))]);
+    old.settle();
+    let mut new = freeze::hand_over(old);
+    new.settle();
+    let max_queue = new.event_loop.config.connection.max_queue;
+    let (_, entry) = new.event_loop.connections.iter().next().unwrap();
+    assert!(entry.connection.has_output() && entry.connection.queued() < max_queue);
+    new.publish_numbers("a", [1]);
+    let reader = std::thread::spawn(move || {
+        client.expect_welcome();
+        client.read_subscribed("a");
+        expect_large(&mut client, 0..90);
+        client.expect_numbers("a", [1]);
+    });
+    new.iterate_until(|event_loop| {
+        event_loop.stats.messages_sent == 1
+            && event_loop.connections.iter().all(|(_, entry)| !entry.connection.has_output())
+    });
+    reader.join().unwrap();
+    assert!(new.event_loop.connections.iter().all(|(_, entry)| entry.connection.is_open()));
+}
