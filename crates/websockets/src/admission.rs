@@ -107,36 +107,39 @@ impl Admission {
     }
 
     fn permit(self: &Arc<Self>) -> Permit {
-        Permit { admission: Arc::clone(self), disconnect: None }
+        Permit(Some(Arc::clone(self)))
     }
 }
 
-/// The right to have one connection, held from before its handshake is answered. Dropping it gives it back.
+/// The right to have one connection, held from before its handshake is answered. Dropping it gives it back. `None` once it
+/// has been given back.
 #[derive(Debug)]
-pub struct Permit {
-    admission: Arc<Admission>,
-    disconnect: Option<Disconnect>,
-}
+pub struct Permit(Option<Arc<Admission>>);
 
 impl Permit {
     /// Gives the permit back and counts how its connection ended.
     pub(crate) fn release(mut self, disconnect: Disconnect) {
-        self.disconnect = Some(disconnect);
+        self.give_back(Some(disconnect));
+    }
+
+    /// `None`: the handshake failed, so there was no connection.
+    fn give_back(&mut self, disconnect: Option<Disconnect>) {
+        let Some(admission) = self.0.take() else { return };
+        admission.counts.send_modify(|counts| {
+            counts.connections -= 1;
+            match disconnect {
+                Some(Disconnect::ByClient) => counts.by_client += 1,
+                Some(Disconnect::ByServer) => counts.by_server += 1,
+                Some(Disconnect::Forced) => counts.forced += 1,
+                None => {}
+            }
+        });
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.admission.counts.send_modify(|counts| {
-            counts.connections -= 1;
-            match self.disconnect {
-                Some(Disconnect::ByClient) => counts.by_client += 1,
-                Some(Disconnect::ByServer) => counts.by_server += 1,
-                Some(Disconnect::Forced) => counts.forced += 1,
-                // The handshake failed: there was no connection.
-                None => {}
-            }
-        });
+        self.give_back(None);
     }
 }
 

@@ -15,7 +15,8 @@ mod members;
 mod reading;
 mod registration;
 mod run_fanout;
-pub(crate) mod stream_positions;
+mod stream_positions;
+mod subscription_list;
 pub(crate) mod subscriptions;
 #[cfg(test)]
 mod tests;

@@ -148,7 +148,8 @@ impl Batch {
 #[derive(Debug)]
 enum Entry {
     Publication(ChannelName, Arc<EncodedPublication>),
-    Attach(Attachment),
+    /// Boxed: entries are as large as the largest one, and nearly all are publications.
+    Attach(Box<Attachment>),
     Command(LoopCommand),
 }
 
@@ -238,7 +239,7 @@ impl Mailboxes {
     pub(crate) fn attach(&self, index: usize, attachment: Attachment) {
         let mut state = self.lock();
         let mailbox = &mut state.mailboxes[index];
-        mailbox.entries.push_back(Entry::Attach(attachment));
+        mailbox.entries.push_back(Entry::Attach(Box::new(attachment)));
         mailbox.wake(&self.wakers[index]);
     }
 
@@ -319,7 +320,7 @@ impl Mailboxes {
                     batch.push(channel, publication, runs_from);
                 }
                 Entry::Attach(attachment) => {
-                    batch.items.push(BatchItem::Attach(attachment));
+                    batch.items.push(BatchItem::Attach(*attachment));
                     // A run is not continued across it: what comes later is for one more connection.
                     runs_from = batch.items.len();
                     attached += 1;

@@ -55,12 +55,10 @@ impl EventLoop {
         }
         let member = self.subscriptions.attach(id, top, slot);
         let Some(entry) = self.connections.get_mut(slot) else { return };
-        let waiting = entry.subscriptions.iter_mut().find(|one| one.channel == id && one.member == PENDING);
-        if let (Some(waiting), Some(member)) = (waiting, member) {
-            waiting.member = member;
+        let Slot { connection, subscriptions, .. } = entry;
+        if let Some(member) = member {
+            subscriptions.begin(id, member);
         }
-        let index = entry.subscriptions.iter().position(|one| one.channel == id).unwrap_or_default();
-        let Slot { connection, positions, .. } = entry;
         if !announced || !connection.is_open() {
             return;
         }
@@ -75,7 +73,7 @@ impl EventLoop {
             }
             WireForm::EventStream => {
                 let (mut before, mut after) = (String::new(), String::new());
-                if let Some(positions) = positions {
+                if let Some((positions, index)) = subscriptions.positions(id) {
                     (before, after) = positions.around(index);
                     positions.set(index, top);
                 }

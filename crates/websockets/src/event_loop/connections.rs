@@ -3,7 +3,7 @@
 use mio::net::TcpStream;
 use slab::Slab;
 
-use super::{stream_positions::StreamPositions, subscriptions::SubscriptionList};
+use super::subscription_list::SubscriptionList;
 use crate::{budget::Used, client_id::ClientId, connection::Connection};
 
 /// Identifies a connection of a loop, and never another one: a slot is reused, but a connection's id is not.
@@ -19,8 +19,6 @@ pub(crate) struct Slot {
     pub(crate) connection: Connection<TcpStream>,
     /// The channels of the client.
     pub(crate) subscriptions: SubscriptionList,
-    /// The positions that its events have as their id, if they are several.
-    pub(crate) positions: Option<Box<StreamPositions>>,
     /// What the client has used of the budget for published texts.
     pub(crate) used: Used,
     /// Whether the connection is in the read queue, or will be when it is no longer throttled.
@@ -33,14 +31,13 @@ pub(crate) struct Slot {
 
 // Memory of an idle connection, apart from the kernel's. Debug builds of mio add a field to each socket.
 #[cfg(not(debug_assertions))]
-const _: () = assert!(size_of::<Slot>() <= 136);
+const _: () = assert!(size_of::<Slot>() <= 112);
 
 impl Slot {
     pub(crate) fn new(connection: Connection<TcpStream>, write_interest: bool) -> Self {
         Self {
             connection,
-            subscriptions: SubscriptionList::new(),
-            positions: None,
+            subscriptions: SubscriptionList::default(),
             used: Used::default(),
             read_queued: false,
             throttled: false,

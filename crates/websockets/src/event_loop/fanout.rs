@@ -44,11 +44,10 @@ impl EventLoop {
     fn deliver_run_to(&mut self, slot: usize, run: &RunFanout, id: LocalChannelId) {
         let Some(entry) = self.connections.get_mut(slot) else { return };
         let several;
-        let bytes = match &mut entry.positions {
+        let bytes = match entry.subscriptions.positions(id) {
             None => run.joined(entry.connection.form),
-            Some(positions) => {
-                let index = entry.subscriptions.iter().position(|one| one.channel == id);
-                several = run.events_of(positions, index.unwrap_or_default());
+            Some((positions, index)) => {
+                several = run.events_of(positions, index);
                 &several
             }
         };

@@ -39,6 +39,7 @@ impl EventLoop {
                     self.stats.opened += 1;
                     // Before the welcome: a client that has it gets what is published then.
                     let key = ConnectionKey { slot, id };
+                    self.reserve_subscriptions(slot, handshake.channels.len());
                     if handshake.form == WireForm::EventStream && handshake.channels.len() > 1 {
                         let asked = handshake.channels.iter().map(|channel| match channel.since {
                             Since::Position(position) => Some(position),
@@ -64,6 +65,7 @@ impl EventLoop {
                 let positions = std::mem::take(&mut snapshot.positions);
                 let slot = self.insert(Connection::restore(stream, *snapshot, permit));
                 if let Some(key) = slot.and_then(|slot| self.connections.key(slot)) {
+                    self.reserve_subscriptions(key.slot, channels.len());
                     if !positions.is_empty() {
                         self.set_positions(key.slot, StreamPositions::restore(&positions));
                     }
@@ -95,9 +97,15 @@ impl EventLoop {
         }
     }
 
+    fn reserve_subscriptions(&mut self, slot: usize, subscriptions: usize) {
+        if let Some(entry) = self.connections.get_mut(slot) {
+            entry.subscriptions.reserve(subscriptions);
+        }
+    }
+
     fn set_positions(&mut self, slot: usize, positions: StreamPositions) {
         if let Some(entry) = self.connections.get_mut(slot) {
-            entry.positions = Some(Box::new(positions));
+            entry.subscriptions.set_positions(positions);
         }
     }
 

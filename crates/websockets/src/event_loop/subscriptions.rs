@@ -5,7 +5,6 @@ use std::hash::{BuildHasher, RandomState};
 use hashbrown::{HashTable, hash_table::Entry};
 use lastcall_core::{ChannelName, Position};
 use slab::Slab;
-use smallvec::SmallVec;
 
 use super::members::Members;
 
@@ -20,9 +19,6 @@ pub(crate) struct Subscription {
     /// Its index among the members of the channel; [`PENDING`] until it is attached.
     pub(super) member: u32,
 }
-
-/// The subscriptions of a connection, in the order of its URL. One needs no memory of its own.
-pub(crate) type SubscriptionList = SmallVec<[Subscription; 1]>;
 
 /// No index: the broker has not answered yet.
 pub(super) const PENDING: u32 = u32::MAX;

@@ -10,10 +10,7 @@ use std::{
 use lastcall_core::ChannelName;
 
 use super::connection::ConnectionSnapshot;
-use crate::{
-    event_loop::{connections::Connections, stream_positions::StreamPositions},
-    stats::Stats,
-};
+use crate::{event_loop::connections::Connections, stats::Stats};
 
 /// The connections of an event loop that stands still. Dropping it returns them to the loop, which then continues.
 #[derive(Debug)]
@@ -47,7 +44,7 @@ impl FrozenLoop {
         self.connections.iter().map(|(slot, entry)| {
             let left = self.close_timeouts.get(&slot).copied();
             let channels = self.channels.get(&slot).cloned().unwrap_or_default();
-            let positions = entry.positions.as_deref().map(StreamPositions::to_texts).unwrap_or_default();
+            let positions = entry.subscriptions.position_texts();
             let snapshot = ConnectionSnapshot { channels, positions, ..entry.connection.snapshot(left) };
             (entry.connection.stream.as_fd(), snapshot)
         })

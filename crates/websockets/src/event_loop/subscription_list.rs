@@ -1,0 +1,101 @@
+//! The subscriptions of one connection.
+
+use std::ops::Deref;
+
+use super::{
+    stream_positions::StreamPositions,
+    subscriptions::{LocalChannelId, PENDING, Subscription},
+};
+
+/// The subscriptions of a connection, in the order of its URL. One, as most connections have, needs no memory of its own.
+#[derive(Debug, Default)]
+pub(crate) enum SubscriptionList {
+    #[default]
+    None,
+    One(Subscription),
+    Several(Box<Several>),
+}
+
+/// What only connections with several channels have.
+#[derive(Debug, Default)]
+pub(crate) struct Several {
+    subscriptions: Vec<Subscription>,
+    /// The positions that are the id of the client's events, if it gets server-sent events.
+    positions: Option<StreamPositions>,
+}
+
+impl SubscriptionList {
+    /// Makes room for so many subscriptions in all.
+    pub(super) fn reserve(&mut self, subscriptions: usize) {
+        if subscriptions > 1 {
+            self.several().subscriptions.reserve_exact(subscriptions);
+        }
+    }
+
+    /// Adds a subscription that waits for the broker.
+    pub(super) fn push(&mut self, subscription: Subscription) {
+        match self {
+            Self::None => *self = Self::One(subscription),
+            Self::One(_) | Self::Several(_) => self.several().subscriptions.push(subscription),
+        }
+    }
+
+    /// Notes that a subscription has begun. `member`: its index among the members of its channel.
+    pub(super) fn begin(&mut self, channel: LocalChannelId, member: u32) {
+        let waits = |one: &&mut Subscription| one.channel == channel && one.member == PENDING;
+        if let Some(subscription) = self.as_mut_slice().iter_mut().find(waits) {
+            subscription.member = member;
+        }
+    }
+
+    /// Sets the positions that are the id of the client's events.
+    pub(super) fn set_positions(&mut self, positions: StreamPositions) {
+        self.several().positions = Some(positions);
+    }
+
+    /// Returns the positions that are the id of the client's events, and which of them is that of this channel. `None`: the
+    /// id is the position in the only channel.
+    pub(super) fn positions(&mut self, channel: LocalChannelId) -> Option<(&mut StreamPositions, usize)> {
+        let Self::Several(several) = self else { return None };
+        let index = several.subscriptions.iter().position(|one| one.channel == channel);
+        several.positions.as_mut().zip(index)
+    }
+
+    /// Returns each position that is part of the id of the client's events as text, for another process.
+    pub(crate) fn position_texts(&self) -> Vec<String> {
+        let Self::Several(several) = self else { return Vec::new() };
+        several.positions.as_ref().map(StreamPositions::to_texts).unwrap_or_default()
+    }
+
+    /// Returns what a connection with several channels has.
+    fn several(&mut self) -> &mut Several {
+        if !matches!(self, Self::Several(_)) {
+            let subscriptions = self.to_vec();
+            *self = Self::Several(Box::new(Several { subscriptions, positions: None }));
+        }
+        match self {
+            Self::Several(several) => several,
+            Self::None | Self::One(_) => unreachable!("it was changed above"),
+        }
+    }
+
+    fn as_mut_slice(&mut self) -> &mut [Subscription] {
+        match self {
+            Self::None => &mut [],
+            Self::One(subscription) => std::slice::from_mut(subscription),
+            Self::Several(several) => &mut several.subscriptions,
+        }
+    }
+}
+
+impl Deref for SubscriptionList {
+    type Target = [Subscription];
+
+    fn deref(&self) -> &[Subscription] {
+        match self {
+            Self::None => &[],
+            Self::One(subscription) => std::slice::from_ref(subscription),
+            Self::Several(several) => &several.subscriptions,
+        }
+    }
+}
