@@ -254,6 +254,7 @@ impl Suite {
 }
 
 fn dial(url: &Url, clients: usize, process: Process) -> anyhow::Result<Figures> {
+    load::warm_up(url)?;
     let (before, overflows) = (process.usage()?, listen_overflows()?);
     let started = Instant::now();
     let fleet = crate::fleet::Fleet::connect(url, clients, clients, false)?;
@@ -273,7 +274,7 @@ fn dial(url: &Url, clients: usize, process: Process) -> anyhow::Result<Figures> 
 }
 
 /// Median, least and most.
-fn spread(values: &[f64]) -> [f64; 3] {
+pub(crate) fn spread(values: &[f64]) -> [f64; 3] {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     match sorted.as_slice() {
@@ -310,7 +311,7 @@ fn markdown(measured: &Measured) -> anyhow::Result<String> {
 }
 
 /// Three digits that matter.
-fn number(value: f64) -> String {
+pub(crate) fn number(value: f64) -> String {
     match value.abs() {
         large if large >= 100.0 => format!("{value:.0}"),
         medium if medium >= 10.0 => format!("{value:.1}"),

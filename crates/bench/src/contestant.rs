@@ -50,6 +50,8 @@ impl Contestant {
 pub(crate) enum Mode {
     Broadcast,
     Echo,
+    /// Each text goes to one client. Only for the floor.
+    One,
 }
 
 /// Where the servers are.
@@ -110,7 +112,17 @@ impl Drop for Running {
 impl Servers {
     /// Starts a server and waits until it listens; port 0: one that is free.
     pub(crate) fn start(&self, contestant: Contestant, mode: Mode, port: u16) -> anyhow::Result<Running> {
-        let echo = mode == Mode::Echo;
+        self.start_with(contestant, mode, port, &[])
+    }
+
+    /// Starts a server like [`Servers::start`], with more environment variables.
+    pub(crate) fn start_with(
+        &self,
+        contestant: Contestant,
+        mode: Mode,
+        port: u16,
+        variables: &[(&str, &str)],
+    ) -> anyhow::Result<Running> {
         // A port that is free now; the server binds it right after.
         let port = match port {
             0 => std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port(),
@@ -135,17 +147,19 @@ impl Servers {
         };
         if contestant == Lastcall {
             command.env("PORT", port.to_string()).env("NOTIFICATION_INTERVAL", "0").env("PING_INTERVAL", "0");
-            command.env("CLIENT_MESSAGES", if echo { "echo" } else { "broadcast" });
+            command.env("CLIENT_MESSAGES", if mode == Mode::Echo { "echo" } else { "broadcast" });
             command.env("RUNTIME_DIR", &self.runtime_dir);
             // No other server limits what clients send.
             command.env("MAX_CLIENT_RATE", "0").env("MAX_TOTAL_RATE", "0");
         } else {
             command.arg(port.to_string());
-            if echo {
-                command.arg("echo");
+            match mode {
+                Mode::Broadcast => {}
+                Mode::Echo => drop(command.arg("echo")),
+                Mode::One => drop(command.arg("one")),
             }
         }
-        command.stdin(Stdio::null()).stdout(Stdio::null());
+        command.envs(variables.iter().copied()).stdin(Stdio::null()).stdout(Stdio::null());
         let child = command.spawn().with_context(|| format!("cannot start {}", contestant.name()))?;
         let mut running =
             Running { child, new_process: None, port, url: format!("ws://127.0.0.1:{port}/ws").parse()? };

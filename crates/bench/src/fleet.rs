@@ -10,7 +10,7 @@ use anyhow::{Context, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use mio::{Events, Interest, Poll, Token};
 use rustix::process::{Resource, getrlimit, setrlimit};
-use url::Url;
+use url::{Position, Url};
 
 use crate::client::{Client, Progress, State, pong_frame};
 
@@ -46,6 +46,19 @@ pub(crate) struct Fleet {
 impl Fleet {
     /// Connects `count` clients, all at once or `at_once` at a time.
     pub(crate) fn connect(url: &Url, count: usize, at_once: usize, progress: bool) -> anyhow::Result<Self> {
+        Self::connect_each(url, count, at_once, progress, |_| {
+            url[Position::BeforePath..Position::AfterQuery].to_owned()
+        })
+    }
+
+    /// Connects `count` clients, each to a path of its own, with a query if need be.
+    pub(crate) fn connect_each(
+        url: &Url,
+        count: usize,
+        at_once: usize,
+        progress: bool,
+        path: impl Fn(usize) -> String,
+    ) -> anyhow::Result<Self> {
         raise_open_file_limit(count)?;
         let address = address(url)?;
         let host = format!("{}:{}", url.host_str().unwrap_or_default(), address.port());
@@ -73,7 +86,7 @@ impl Fleet {
                 fleet.poll.registry().register(&mut client.stream, token, interest)?;
                 fleet.clients.push(client);
             }
-            open += fleet.continue_handshakes(&host, url.path())?;
+            open += fleet.continue_handshakes(&host, &path)?;
             bar.set_position(open as u64);
         }
         bar.finish_and_clear();
@@ -81,7 +94,7 @@ impl Fleet {
     }
 
     /// Continues the handshakes that are ready. Returns how many were completed.
-    fn continue_handshakes(&mut self, host: &str, path: &str) -> anyhow::Result<usize> {
+    fn continue_handshakes(&mut self, host: &str, path: &impl Fn(usize) -> String) -> anyhow::Result<usize> {
         let (mut open, mut again) = (0, Vec::new());
         self.wait(Some(Duration::from_millis(100)))?;
         for event in &self.events {
@@ -89,7 +102,7 @@ impl Fleet {
             let client = &mut self.clients[index];
             let mut refused = false;
             if client.state == State::Connecting && event.is_writable() {
-                refused = client.send_handshake(host, path).is_err();
+                refused = client.send_handshake(host, &path(index)).is_err();
             }
             while !refused && event.is_readable() && client.state != State::Connecting {
                 match client.read(&mut self.buffer, &mut |_, _| {}) {

@@ -1,6 +1,9 @@
 //! One measurement: clients, a rate, and what comes of it.
 
-use std::time::{Duration, Instant};
+use std::{
+    thread::sleep,
+    time::{Duration, Instant},
+};
 
 use clap::Args;
 use hdrhistogram::Histogram;
@@ -86,11 +89,26 @@ pub(crate) struct Latency {
     pub(crate) max: f64,
 }
 
+/// Clients that come and go before the server's memory is measured.
+const WARM_UP: usize = 64;
+
+/// Connects some clients, publishes once, and disconnects them: what a server needs once, such as the pages of its
+/// program, is not memory of its clients.
+pub(crate) fn warm_up(url: &Url) -> anyhow::Result<()> {
+    let mut fleet = Fleet::connect(url, WARM_UP, WARM_UP, false)?;
+    fleet.send(0, &text_frame(b"warm-up"))?;
+    fleet.receive(Instant::now() + IDLE, |_, _| false)?;
+    drop(fleet);
+    sleep(IDLE);
+    Ok(())
+}
+
 /// Loads the server at `url`.
 pub(crate) fn run(url: &Url, load: &Load, progress: bool) -> anyhow::Result<Outcome> {
     let server = load.server_pid.map(Process);
     let usage = || server.map(Process::usage).transpose();
 
+    warm_up(url)?;
     let empty = usage()?;
     let connecting = Instant::now();
     let mut fleet = Fleet::connect(url, load.clients, load.at_once, progress)?;

@@ -4,6 +4,7 @@
 //! thousands, so they are sockets in one poll loop, without tasks or buffers of their own.
 
 mod arguments;
+mod channels;
 mod chart;
 mod client;
 mod compare;
@@ -72,6 +73,24 @@ enum Command {
         #[arg(long)]
         list: bool,
     },
+    /// Measure what channels, publications and history cost lastcall; write a table
+    Channels {
+        /// The folder with the built binaries
+        #[arg(long)]
+        binaries: PathBuf,
+        /// Where to write channels.json
+        #[arg(long)]
+        out: PathBuf,
+        /// How often each figure is measured
+        #[arg(long, default_value_t = 5, value_parser = arguments::count)]
+        rounds: usize,
+        /// Only the measurements whose name contains this; --list shows the names
+        #[arg(long, default_value = "", hide_default_value = true, value_parser = channels::part_of_a_name)]
+        only: String,
+        /// Print the names of the measurements that would be made, and end
+        #[arg(long)]
+        list: bool,
+    },
     /// Restart servers under load: how many clients are cut off, what is lost, how long clients wait; write tables and a chart
     Restart {
         /// The folder with the peers, made by `just bench-upgrade`
@@ -106,7 +125,16 @@ fn run() -> anyhow::Result<()> {
             compare::names(&only).for_each(|name| println!("{name}"));
             Ok(())
         }
+        (Some(Command::Channels { only, list: true, .. }), _) => {
+            channels::names(&only).for_each(|name| println!("{name}"));
+            Ok(())
+        }
         _ if cli.check => Ok(()),
+        (Some(Command::Channels { binaries, out, rounds, only, list: false }), _) => {
+            // No other server is measured.
+            let servers = Servers { peers: PathBuf::new(), binaries, runtime_dir: out.join("run") };
+            channels::Plan { servers, rounds, only }.run(&out)
+        }
         (Some(Command::Compare { peers, binaries, out, pairs, only, list: false }), _) => {
             let servers = Servers { peers, binaries, runtime_dir: out.join("run") };
             compare::Suite { servers, pairs, only }.run(&out)

@@ -154,7 +154,11 @@ impl Restart {
 const MAX_SUPERVISOR_FILES: usize = 64;
 
 /// `lastcall upgrade`: a new process takes over.
-fn upgrade(servers: &Servers, mut running: Running, epoch: Instant) -> anyhow::Result<(Running, Restart)> {
+pub(crate) fn upgrade(
+    servers: &Servers,
+    mut running: Running,
+    epoch: Instant,
+) -> anyhow::Result<(Running, Restart)> {
     let old = running.process();
     let since = || epoch.elapsed().as_secs_f64();
     let from = since();

@@ -225,7 +225,7 @@ impl EventLoop {
                         return;
                     }
                 }
-                Job::Attach(attachment) => self.attach(attachment),
+                Job::Attach(attachment) => self.attach(*attachment),
                 Job::Command(command) => self.handle_command(command),
                 Job::TakeFromMailbox => self.take_batch(),
             }

@@ -53,6 +53,7 @@ mod codec;
 mod connection;
 mod encoded;
 mod event_loop;
+mod excess_capacity;
 mod handshake;
 mod mailbox;
 mod manager;

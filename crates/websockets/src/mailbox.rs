@@ -9,6 +9,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    thread::{self, ThreadId},
     time::Instant,
 };
 
@@ -23,6 +24,7 @@ use crate::{
     codec::CloseReason,
     encoded::EncodedPublication,
     event_loop::connections::ConnectionKey,
+    excess_capacity::release_excess_capacity,
     handshake::Handshake,
     notice::ShutdownNotice,
     placement::Placement,
@@ -36,6 +38,10 @@ const HIGH_WATER_MARK: usize = 1 << 20;
 
 /// Publishers continue when every mailbox has at most this many bytes of publications.
 const LOW_WATER_MARK: usize = HIGH_WATER_MARK / 2;
+
+/// Most new connections that a loop takes at once, and none while as many subscriptions as it takes at once wait in the mailbox:
+/// what a burst of connections needs for a moment stays small, and is not scattered among what stays.
+const MAX_NEW_CONNECTIONS: usize = 128;
 
 /// Most subscriptions that a loop takes at once.
 const MAX_ATTACH_BATCH: usize = 256;
@@ -125,7 +131,7 @@ pub(crate) struct Batch {
 #[derive(Debug)]
 pub(crate) enum BatchItem {
     Run(Run),
-    Attach(Attachment),
+    Attach(Box<Attachment>),
     /// Always the last item.
     Command(LoopCommand),
 }
@@ -150,13 +156,19 @@ enum Entry {
     Publication(ChannelName, Arc<EncodedPublication>),
     /// Boxed: entries are as large as the largest one, and nearly all are publications.
     Attach(Box<Attachment>),
-    Command(LoopCommand),
+    /// With how many connections had been assigned before it: the loop registers these first.
+    Command(LoopCommand, u64),
 }
 
 #[derive(Debug, Default)]
 struct Mailbox {
-    /// In no order with `entries`: the loop registers them first.
-    new_connections: Vec<NewConnection>,
+    /// In no order with the publications and subscriptions in `entries`.
+    new_connections: VecDeque<NewConnection>,
+    /// How many subscriptions are in `entries`.
+    attachments: usize,
+    /// How many connections were assigned, and are taken.
+    assigned: u64,
+    taken: u64,
     entries: VecDeque<Entry>,
     /// Bytes of the publications in `entries`.
     bytes: usize,
@@ -165,6 +177,28 @@ struct Mailbox {
 }
 
 impl Mailbox {
+    fn is_empty(&self) -> bool {
+        self.new_connections.is_empty() && self.entries.is_empty()
+    }
+
+    fn push_command(&mut self, command: LoopCommand) {
+        self.entries.push_back(Entry::Command(command, self.assigned));
+    }
+
+    fn take_new_connections(&mut self) -> Vec<NewConnection> {
+        // A command at the front waits for connections: the subscriptions that could be waited for are behind it.
+        let is_awaited =
+            matches!(self.entries.front(), Some(Entry::Command(_, assigned)) if *assigned > self.taken);
+        if self.attachments >= MAX_ATTACH_BATCH && !is_awaited {
+            return Vec::new();
+        }
+        let count = self.new_connections.len().min(MAX_NEW_CONNECTIONS);
+        self.taken += count as u64;
+        let taken = self.new_connections.drain(..count).collect();
+        release_excess_capacity(&mut self.new_connections);
+        taken
+    }
+
     fn wake(&mut self, waker: &Waker) {
         if self.wake_pending {
             return;
@@ -185,8 +219,8 @@ fn report_failed_wake(error: &io::Error) {
 #[derive(Debug)]
 struct State {
     mailboxes: Vec<Mailbox>,
-    /// Whether there is a [`DeferredWake`].
-    wake_deferred: bool,
+    /// The thread that has a [`DeferredWake`]: what it publishes until then wakes no loop by itself.
+    deferring: Option<ThreadId>,
 }
 
 /// The mailboxes of all event loops.
@@ -205,7 +239,7 @@ impl Mailboxes {
     pub(crate) fn new(wakers: Vec<Waker>, connections_per_loop: usize) -> Self {
         let mailboxes = wakers.iter().map(|_| Mailbox::default()).collect();
         Self {
-            state: Mutex::new(State { mailboxes, wake_deferred: false }),
+            state: Mutex::new(State { mailboxes, deferring: None }),
             placement: Placement::new(wakers.len(), connections_per_loop),
             wakers,
             full: AtomicBool::new(false),
@@ -222,7 +256,7 @@ impl Mailboxes {
     pub(crate) fn send(&self, command: &LoopCommand) {
         let mut state = self.lock();
         for (mailbox, waker) in state.mailboxes.iter_mut().zip(&self.wakers) {
-            mailbox.entries.push_back(Entry::Command(command.clone()));
+            mailbox.push_command(command.clone());
             mailbox.wake(waker);
         }
     }
@@ -231,7 +265,7 @@ impl Mailboxes {
     pub(crate) fn send_to(&self, index: usize, command: LoopCommand) {
         let mut state = self.lock();
         let mailbox = &mut state.mailboxes[index];
-        mailbox.entries.push_back(Entry::Command(command));
+        mailbox.push_command(command);
         mailbox.wake(&self.wakers[index]);
     }
 
@@ -240,6 +274,7 @@ impl Mailboxes {
         let mut state = self.lock();
         let mailbox = &mut state.mailboxes[index];
         mailbox.entries.push_back(Entry::Attach(Box::new(attachment)));
+        mailbox.attachments += 1;
         mailbox.wake(&self.wakers[index]);
     }
 
@@ -252,7 +287,9 @@ impl Mailboxes {
     ) {
         let bytes: usize = publications.iter().map(|publication| publication.size(channel)).sum();
         let mut state = self.lock();
-        for (index, (mailbox, waker)) in state.mailboxes.iter_mut().zip(&self.wakers).enumerate() {
+        let State { mailboxes, deferring } = &mut *state;
+        let is_deferred = deferring.is_some_and(|thread| thread == thread::current().id());
+        for (index, (mailbox, waker)) in mailboxes.iter_mut().zip(&self.wakers).enumerate() {
             if !receivers.contains(index) {
                 continue;
             }
@@ -262,7 +299,9 @@ impl Mailboxes {
             }
             let entries = publications.iter().cloned();
             mailbox.entries.extend(entries.map(|entry| Entry::Publication(channel.clone(), entry)));
-            mailbox.wake(waker);
+            if !is_deferred {
+                mailbox.wake(waker);
+            }
         }
     }
 
@@ -272,9 +311,23 @@ impl Mailboxes {
         let mut state = self.lock();
         let mailboxes = &mut state.mailboxes;
         let index = self.placement.choose(|index| mailboxes[index].new_connections.len());
-        mailboxes[index].new_connections.push(connection);
-        let is_first = !std::mem::replace(&mut state.wake_deferred, true);
-        is_first.then(|| DeferredWake(Arc::clone(self)))
+        mailboxes[index].new_connections.push_back(connection);
+        mailboxes[index].assigned += 1;
+        self.defer(&mut state)
+    }
+
+    /// Lets what this thread publishes wake no loop until what is returned is dropped. Returns `None` if a wake is deferred
+    /// already.
+    pub(crate) fn defer_wake(self: &Arc<Self>) -> Option<DeferredWake> {
+        self.defer(&mut self.lock())
+    }
+
+    fn defer(self: &Arc<Self>, state: &mut State) -> Option<DeferredWake> {
+        if state.deferring.is_some() {
+            return None;
+        }
+        state.deferring = Some(thread::current().id());
+        Some(DeferredWake(Arc::clone(self)))
     }
 
     /// Notes how many connections a loop has.
@@ -299,13 +352,14 @@ impl Mailboxes {
         }
     }
 
-    /// Takes what waits for loop `index`: all new connections, then at most [`MAX_WRITE_BATCH`] bytes of publications,
-    /// with the subscriptions between them, and the command that follows, if one does.
+    /// Takes what waits for loop `index`: at most [`MAX_NEW_CONNECTIONS`], then at most [`MAX_WRITE_BATCH`] bytes of
+    /// publications, with the subscriptions between them, and the command that follows, if one does and all connections that
+    /// came before it are taken.
     pub(crate) fn take(&self, index: usize) -> Batch {
         let mut state = self.lock();
         let mailboxes = &mut state.mailboxes;
         let mailbox = &mut mailboxes[index];
-        let mut batch = Batch::default();
+        let mut batch = Batch { new_connections: mailbox.take_new_connections(), ..Batch::default() };
         let (mut bytes, mut attached, mut runs_from) = (0, 0, 0);
         while let Some(entry) = mailbox.entries.pop_front() {
             match entry {
@@ -320,7 +374,7 @@ impl Mailboxes {
                     batch.push(channel, publication, runs_from);
                 }
                 Entry::Attach(attachment) => {
-                    batch.items.push(BatchItem::Attach(*attachment));
+                    batch.items.push(BatchItem::Attach(attachment));
                     // A run is not continued across it: what comes later is for one more connection.
                     runs_from = batch.items.len();
                     attached += 1;
@@ -328,16 +382,21 @@ impl Mailboxes {
                         break;
                     }
                 }
-                Entry::Command(command) => {
+                Entry::Command(command, assigned) if assigned > mailbox.taken => {
+                    mailbox.entries.push_front(Entry::Command(command, assigned));
+                    break;
+                }
+                Entry::Command(command, _) => {
                     batch.items.push(BatchItem::Command(command));
                     break;
                 }
             }
         }
         mailbox.bytes -= bytes;
-        batch.more = !mailbox.entries.is_empty();
+        mailbox.attachments -= attached;
+        release_excess_capacity(&mut mailbox.entries);
+        batch.more = !mailbox.is_empty();
         mailbox.wake_pending = batch.more;
-        batch.new_connections = std::mem::take(&mut mailbox.new_connections);
         if !self.has_capacity() && mailboxes.iter().all(|mailbox| mailbox.bytes <= LOW_WATER_MARK) {
             self.full.store(false, Ordering::Relaxed);
             self.capacity_returned.notify_waiters();
@@ -349,16 +408,17 @@ impl Mailboxes {
         batch
     }
 
-    /// Takes only the connections that wait for loop `index`. The loop calls [`Mailboxes::take`] later, for the rest.
+    /// Takes only connections that wait for loop `index`, at most [`MAX_NEW_CONNECTIONS`]. The loop calls [`Mailboxes::take`] later, for the rest.
     pub(crate) fn take_new_connections(&self, index: usize) -> Vec<NewConnection> {
-        std::mem::take(&mut self.lock().mailboxes[index].new_connections)
+        self.lock().mailboxes[index].take_new_connections()
     }
 
-    fn wake_for_new_connections(&self) {
+    /// Wakes the loops that have something in their mailbox.
+    fn end_deferring(&self) {
         let mut state = self.lock();
-        state.wake_deferred = false;
+        state.deferring = None;
         for (mailbox, waker) in state.mailboxes.iter_mut().zip(&self.wakers) {
-            if !mailbox.new_connections.is_empty() {
+            if !mailbox.is_empty() {
                 mailbox.wake(waker);
             }
         }
@@ -370,15 +430,15 @@ impl Mailboxes {
     }
 }
 
-/// Wakes the loops that have new connections, when it is dropped: waking a loop costs more than registering a
-/// connection, so it is kept until all connections that come together have been assigned.
+/// Wakes the loops that have something to do, when it is dropped. Waking a loop costs more than registering a connection or
+/// delivering to one, so this is kept until everything that comes together is in the mailboxes.
 #[must_use = "it wakes the loops when it is dropped"]
 #[derive(Debug)]
 pub(crate) struct DeferredWake(Arc<Mailboxes>);
 
 impl Drop for DeferredWake {
     fn drop(&mut self) {
-        self.0.wake_for_new_connections();
+        self.0.end_deferring();
     }
 }
 

@@ -24,7 +24,7 @@ use crate::{
     connection::ConnectionConfig,
     event_loop::{EventLoop, HeartbeatConfig, LoopConfig},
     handshake::Handshake,
-    mailbox::{ConnectionSource, LoopCommand, MailboxDelivery, Mailboxes, NewConnection},
+    mailbox::{ConnectionSource, DeferredWake, LoopCommand, MailboxDelivery, Mailboxes, NewConnection},
     notice::ShutdownNotice,
     phases::Phases,
     placement::CONNECTIONS_PER_LOOP,
@@ -220,10 +220,7 @@ impl ConnectionManager {
         let id = ClientId::generate();
         let source = ConnectionSource::Handshake(id, handshake);
         if let Some(wake) = self.inner.mailboxes.assign(NewConnection { stream, permit, source }) {
-            tokio::spawn(async move {
-                tokio::task::yield_now().await;
-                drop(wake);
-            });
+            wake_after_ready_tasks(wake);
         }
         Ok(id)
     }
@@ -304,8 +301,9 @@ impl ConnectionManager {
     /// Publishes. Waits while the event loops are behind. Returns the results in the order of the requests. See
     /// [`Broker::publish`].
     ///
-    /// Has no timeout of its own; the caller needs one. Nothing is published when the future is dropped while it waits for
-    /// the event loops.
+    /// Must be called on a tokio runtime: the event loops are woken once the tasks that are ready now have run, so what is
+    /// published together is delivered together. Has no timeout of its own; the caller needs one. Nothing is published when
+    /// the future is dropped while it waits for the event loops.
     ///
     /// # Errors
     /// When the connections are being closed, or the broker has failed.
@@ -314,6 +312,9 @@ impl ConnectionManager {
         let publish = |PublishRequest { channel, publications, key }: PublishRequest| {
             self.inner.broker.publish(&channel, publications, key)
         };
+        if let Some(wake) = self.inner.mailboxes.defer_wake() {
+            wake_after_ready_tasks(wake);
+        }
         // The phase does not change before the loops have it: they get it before they close anything.
         let publishing: Option<Vec<_>> = self
             .inner
@@ -410,6 +411,14 @@ impl ConnectionManager {
     fn threads(&self) -> std::sync::MutexGuard<'_, Vec<JoinHandle<()>>> {
         self.inner.threads.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Wakes the event loops once the tasks that are ready now have run.
+fn wake_after_ready_tasks(wake: DeferredWake) {
+    tokio::spawn(async move {
+        tokio::task::yield_now().await;
+        drop(wake);
+    });
 }
 
 #[cfg(test)]

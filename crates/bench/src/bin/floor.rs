@@ -13,6 +13,10 @@ use mio::{
     net::{TcpListener, TcpStream},
 };
 
+/// With the mode `one`, each text goes to one client: to the one that is so many further than the one before. A prime number,
+/// so that all get their turn, and none that was served a moment ago.
+const STRIDE: usize = 7919;
+
 const LISTENER: Token = Token(usize::MAX);
 
 /// The answer to the key of RFC 6455 §1.3.
@@ -26,7 +30,9 @@ struct Client {
 
 fn main() -> io::Result<()> {
     let port = env::args().nth(1).and_then(|port| port.parse().ok()).unwrap_or(0);
-    let echo = env::args().nth(2).is_some_and(|mode| mode == "echo");
+    let mode = env::args().nth(2).unwrap_or_default();
+    let echo = mode == "echo";
+    let mut next = 0;
     let std_listener = listen(port)?;
     std_listener.set_nonblocking(true)?;
     let mut listener = TcpListener::from_std(std_listener);
@@ -55,9 +61,16 @@ fn main() -> io::Result<()> {
                 }
                 Ok(n) if n > 0 => {
                     let frames = frames(&buffer[..n], !echo);
-                    let all = if echo { index..index + 1 } else { 0..clients.len() };
                     for frame in frames {
-                        for other in clients[all.clone()].iter_mut().flatten() {
+                        let receivers = match mode.as_str() {
+                            "echo" => index..index + 1,
+                            "one" => {
+                                next = one_of(&clients, next);
+                                next..next + 1
+                            }
+                            _ => 0..clients.len(),
+                        };
+                        for other in clients[receivers].iter_mut().flatten() {
                             write(&mut other.stream, &frame);
                         }
                     }
@@ -65,6 +78,17 @@ fn main() -> io::Result<()> {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                 _ => clients[index] = None,
             }
+        }
+    }
+}
+
+/// Returns the next client after the one that was served last. There is one: a client that has sent a text.
+fn one_of(clients: &[Option<Client>], last: usize) -> usize {
+    let mut next = last;
+    loop {
+        next = (next + STRIDE) % clients.len();
+        if clients[next].as_ref().is_some_and(|client| client.open) {
+            return next;
         }
     }
 }

@@ -28,14 +28,15 @@ impl EventLoop {
         announced: bool,
     ) {
         let Some(entry) = self.connections.get_mut(connection.slot) else { return };
-        entry.subscriptions.push(self.subscriptions.begin(channel));
+        let (subscription, channel) = self.subscriptions.begin(channel);
+        entry.subscriptions.push(subscription);
         let (mailboxes, index, name) = (Arc::clone(&self.mailboxes), self.config.index, channel.clone());
         let asked = since != Since::Now;
         let attach = move |subscribed: Subscribed| {
             let attachment = Attachment { connection, channel: name, subscribed, announced, asked };
             mailboxes.attach(index, attachment);
         };
-        self.broker.subscribe(channel, since, index, Box::new(attach));
+        self.broker.subscribe(&channel, since, index, Box::new(attach));
     }
 
     /// Begins a subscription: everything that is delivered in its channel from now on is for this connection, too.

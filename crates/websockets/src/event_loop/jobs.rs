@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use super::run_fanout::RunFanout;
 use crate::{
     codec::CloseReason,
+    excess_capacity::release_excess_capacity,
     mailbox::{Attachment, LoopCommand},
     notice::ShutdownNotice,
 };
@@ -14,7 +15,7 @@ pub(super) enum Job {
     /// Write to many connections.
     Deliver(Fanout),
     /// Begin a subscription.
-    Attach(Attachment),
+    Attach(Box<Attachment>),
     Command(LoopCommand),
     /// Take the next batch from the mailbox, which adds jobs. Always the last one, as what it adds comes after all
     /// that was taken before.
@@ -30,7 +31,9 @@ impl Jobs {
     }
 
     pub(super) fn next(&mut self) -> Option<Job> {
-        self.0.pop_front()
+        let next = self.0.pop_front();
+        release_excess_capacity(&mut self.0);
+        next
     }
 
     /// Returns the fan-out that runs next, if the next job is one.

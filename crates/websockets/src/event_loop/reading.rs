@@ -7,7 +7,10 @@ use serde_json::value::to_raw_value;
 use tracing::trace;
 
 use super::{EventLoop, connections::ConnectionKey};
-use crate::{client_id::ClientId, connection::Readable, encoded::encoded_size};
+use crate::{
+    client_id::ClientId, connection::Readable, encoded::encoded_size,
+    excess_capacity::release_excess_capacity,
+};
 
 /// Reads between two readings of the clock. A read that fills the buffer takes much longer than one of a message.
 const READS_PER_CLOCK_READ: usize = 8;
@@ -56,6 +59,7 @@ impl EventLoop {
                 break;
             }
         }
+        release_excess_capacity(&mut self.read_queue);
     }
 
     fn read_once(&mut self, key: ConnectionKey) {

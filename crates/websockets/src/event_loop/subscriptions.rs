@@ -64,8 +64,8 @@ impl Subscriptions {
         self.channels.get_mut(id.0 as usize)
     }
 
-    /// Adds a subscription that waits for the broker.
-    pub(super) fn begin(&mut self, name: &ChannelName) -> Subscription {
+    /// Adds a subscription that waits for the broker. Returns it with the name of its channel as it is kept.
+    pub(super) fn begin(&mut self, name: &ChannelName) -> (Subscription, ChannelName) {
         let Self { channels, by_name, hasher, .. } = self;
         let hash = hasher.hash_one(name);
         let entry = by_name.entry(
@@ -79,7 +79,7 @@ impl Subscriptions {
                 let id = LocalChannelId(channels.vacant_key() as u32);
                 entry.insert(id);
                 channels.insert(LocalChannel {
-                    name: name.clone(),
+                    name: name.unshared(),
                     top: Position::default(),
                     members: Members::default(),
                     pending: 0,
@@ -87,9 +87,10 @@ impl Subscriptions {
                 id
             }
         };
-        self.channels[channel.0 as usize].pending += 1;
         self.pending += 1;
-        Subscription { channel, member: PENDING }
+        let local = &mut self.channels[channel.0 as usize];
+        local.pending += 1;
+        (Subscription { channel, member: PENDING }, local.name.clone())
     }
 
     /// Attaches the connection in this slot, whose subscription has waited for the broker. Returns its index.
@@ -151,8 +152,8 @@ mod tests {
     #[test]
     fn a_channel_is_there_as_long_as_it_has_a_subscription_or_one_that_waits() {
         let mut subscriptions = Subscriptions::default();
-        let first = subscriptions.begin(&name("a"));
-        let second = subscriptions.begin(&name("a"));
+        let (first, _) = subscriptions.begin(&name("a"));
+        let (second, _) = subscriptions.begin(&name("a"));
         assert_eq!(first.channel, second.channel);
         assert!(subscriptions.has_pending());
         let top = Position { offset: 3, ..Position::default() };
@@ -170,7 +171,7 @@ mod tests {
     #[test]
     fn channels_are_found_by_name() {
         let mut subscriptions = Subscriptions::default();
-        let ids: Vec<_> = (0..1000).map(|n| subscriptions.begin(&name(&format!("c{n}"))).channel).collect();
+        let ids: Vec<_> = (0..1000).map(|n| subscriptions.begin(&name(&format!("c{n}"))).0.channel).collect();
         for (n, id) in ids.iter().enumerate() {
             assert_eq!(subscriptions.find(&name(&format!("c{n}"))), Some(*id));
         }

@@ -96,6 +96,65 @@ fn the_loops_of_connections_that_come_together_are_woken_once_for_all() {
 }
 
 #[test]
+fn a_command_waits_for_the_connections_that_came_before_it_and_for_no_others() {
+    let (mailboxes, _polls) = mailboxes(1, usize::MAX);
+    let assign = |count| (0..count).for_each(|_| drop(mailboxes.assign(new_connection())));
+    assign(MAX_NEW_CONNECTIONS + 1);
+    publish(&mailboxes, &text("x"));
+    mailboxes.send(&LoopCommand::Stop);
+    assign(MAX_NEW_CONNECTIONS);
+    let taken: Vec<_> = std::iter::repeat_with(|| mailboxes.take(0))
+        .map(|batch| (batch.new_connections.len(), batch.items.len(), batch.more))
+        .take(3)
+        .collect();
+    let most = MAX_NEW_CONNECTIONS;
+    assert_eq!(taken, [(most, 1, true), (most, 1, true), (1, 0, false)]);
+}
+
+#[test]
+fn new_connections_wait_while_many_subscriptions_do() {
+    let (mailboxes, _polls) = mailboxes(1, usize::MAX);
+    (0..=MAX_ATTACH_BATCH).for_each(|_| mailboxes.attach(0, attachment()));
+    drop(mailboxes.assign(new_connection()));
+    assert_eq!(mailboxes.take_new_connections(0).len(), 0);
+    let taken = [mailboxes.take(0), mailboxes.take(0)]
+        .map(|batch| (batch.new_connections.len(), batch.items.len(), batch.more));
+    assert_eq!(taken, [(0, MAX_ATTACH_BATCH, true), (1, 1, false)]);
+}
+
+#[test]
+fn a_command_that_waits_for_connections_does_not_wait_for_the_subscriptions_behind_it() {
+    let (mailboxes, _polls) = mailboxes(1, usize::MAX);
+    drop(mailboxes.assign(new_connection()));
+    mailboxes.send(&LoopCommand::Stop);
+    (0..MAX_ATTACH_BATCH).for_each(|_| mailboxes.attach(0, attachment()));
+    let batch = mailboxes.take(0);
+    assert_eq!((batch.new_connections.len(), batch.items.len()), (1, 1));
+    assert_eq!(mailboxes.take(0).items.len(), MAX_ATTACH_BATCH);
+}
+
+#[test]
+fn what_a_thread_publishes_while_it_defers_the_wake_wakes_no_loop_before() {
+    let (mailboxes, mut polls) = mailboxes(2, 1);
+    let wake = mailboxes.defer_wake();
+    assert!(wake.is_some() && mailboxes.defer_wake().is_none());
+    let mut one = ReceiverSet::default();
+    one.insert(1);
+    mailboxes.publish(&channel("a"), &[text("x")], one);
+    assert_eq!(polls.iter_mut().map(is_woken).collect::<Vec<_>>(), [false, false]);
+    // Another thread does not know how long this one takes.
+    thread::scope(|scope| scope.spawn(|| publish(&mailboxes, &text("y"))).join().unwrap());
+    assert_eq!(polls.iter_mut().map(is_woken).collect::<Vec<_>>(), [true, true]);
+    assert_eq!((publications(&mailboxes.take(0)), publications(&mailboxes.take(1))), (1, 2));
+    mailboxes.publish(&channel("a"), &[text("x")], one);
+    drop(wake);
+    assert_eq!(polls.iter_mut().map(is_woken).collect::<Vec<_>>(), [false, true]);
+    mailboxes.take(1);
+    mailboxes.publish(&channel("a"), &[text("x")], one);
+    assert!(is_woken(&mut polls[1]), "nothing is deferred any more");
+}
+
+#[test]
 fn a_loop_without_new_connections_sleeps_on() {
     let (mailboxes, mut polls) = mailboxes(2, 10);
     drop(mailboxes.assign(new_connection()));
