@@ -134,10 +134,11 @@ impl Plan {
         Ok(())
     }
 
-    /// Returns the memory that each further client costs, after the first tenth of them.
+    /// Returns the memory that each further client costs, after some that have connected as many at once: what the server
+    /// keeps after such a burst is not memory of its clients.
     fn memory_per_client(&self, layout: Layout) -> anyhow::Result<f64> {
         let running = self.start(&[])?;
-        let first = layout.clients / 10;
+        let first = layout.clients * 3 / 10;
         let fleet = layout.connect_part(&running.url, 0..first)?;
         let before = running.process().usage()?.memory;
         let rest = layout.connect_part(&running.url, first..layout.clients)?;

@@ -41,10 +41,10 @@ const LOW_WATER_MARK: usize = HIGH_WATER_MARK / 2;
 
 /// Most new connections that a loop takes at once, and none while as many subscriptions as it takes at once wait in the mailbox:
 /// what a burst of connections needs for a moment stays small, and is not scattered among what stays.
-const MAX_NEW_CONNECTIONS: usize = 128;
+const MAX_NEW_CONNECTIONS: usize = 32;
 
 /// Most subscriptions that a loop takes at once.
-const MAX_ATTACH_BATCH: usize = 256;
+const MAX_ATTACH_BATCH: usize = 128;
 
 /// Runs of other channels among which a loop looks for one that a publication continues.
 const MAX_OPEN_RUNS: usize = 16;
