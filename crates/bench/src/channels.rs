@@ -1,7 +1,6 @@
 //! What channels, publications and history cost the server.
 
 mod layout;
-mod publisher;
 mod table;
 
 use std::{
@@ -17,16 +16,14 @@ use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 use url::Url;
 
-use self::{
-    layout::{Layout, name},
-    publisher::Publisher,
-};
+use self::layout::{Layout, name};
 use crate::{
     client::text_frame,
     contestant::{Contestant, Mode, Running, Servers},
     fleet::Fleet,
     load,
     process::Process,
+    publisher::Publisher,
     restart,
 };
 

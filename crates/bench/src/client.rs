@@ -11,7 +11,7 @@ use mio::net::TcpStream;
 const MAX_WHOLE_PAYLOAD: usize = 4096;
 
 /// The key of RFC 6455 section 1.3. The floor knows its answer.
-const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
+pub(crate) const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 
 /// Where a client is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -134,7 +134,7 @@ impl Client {
 }
 
 /// Returns the opcode, where the payload starts, and its length; `None` while the header is not whole.
-fn header(bytes: &[u8]) -> Option<(u8, usize, usize)> {
+pub(crate) fn header(bytes: &[u8]) -> Option<(u8, usize, usize)> {
     let (first, second) = (*bytes.first()?, *bytes.get(1)?);
     let (start, len) = match second & 0x7F {
         126 => (4, usize::from(u16::from_be_bytes(bytes.get(2..4)?.try_into().ok()?))),

@@ -14,6 +14,8 @@ mod fair;
 mod fleet;
 mod load;
 mod process;
+mod publisher;
+mod recovery;
 mod report;
 mod restart;
 mod stuck;
@@ -91,6 +93,24 @@ enum Command {
         #[arg(long)]
         list: bool,
     },
+    /// Let clients miss publications and come back together: to lastcall, and to nginx with nchan; write a table
+    Recovery {
+        /// The folder with the built binaries
+        #[arg(long)]
+        binaries: PathBuf,
+        /// Where to write recovery.json
+        #[arg(long)]
+        out: PathBuf,
+        /// Clients that come back
+        #[arg(long, default_value_t = 10_000, value_parser = arguments::count)]
+        clients: usize,
+        /// Channels that they are in, each client in one
+        #[arg(long, default_value_t = 100, value_parser = arguments::count)]
+        channels: usize,
+        /// How often each server is measured
+        #[arg(long, default_value_t = 5, value_parser = arguments::count)]
+        rounds: usize,
+    },
     /// Restart servers under load: how many clients are cut off, what is lost, how long clients wait; write tables and a chart
     Restart {
         /// The folder with the peers, made by `just bench-upgrade`
@@ -138,6 +158,10 @@ fn run() -> anyhow::Result<()> {
         (Some(Command::Compare { peers, binaries, out, pairs, only, list: false }), _) => {
             let servers = Servers { peers, binaries, runtime_dir: out.join("run") };
             compare::Suite { servers, pairs, only }.run(&out)
+        }
+        (Some(Command::Recovery { binaries, out, clients, channels, rounds }), _) => {
+            let servers = Servers { peers: PathBuf::new(), binaries, runtime_dir: out.join("run") };
+            recovery::Plan { servers, clients, channels, rounds }.run(&out)
         }
         (Some(Command::Restart { peers, binaries, out, clients, fewer, rate, upgrades }), _) => {
             let servers = Servers { peers, binaries, runtime_dir: out.join("run") };

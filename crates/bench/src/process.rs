@@ -23,6 +23,24 @@ impl Process {
         Ok(Usage { cpu: self.cpu()?, memory: self.memory()? })
     }
 
+    /// Returns its resident memory in bytes, with its part of what it shares with other processes.
+    pub(crate) fn proportional_memory(self) -> anyhow::Result<u64> {
+        let path = format!("/proc/{}/smaps_rollup", self.0);
+        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+        let line = text.lines().find_map(|line| line.strip_prefix("Pss:"));
+        let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok());
+        Ok(1024 * kib.with_context(|| format!("no Pss in {path}"))?)
+    }
+
+    /// Returns its child processes.
+    pub(crate) fn children(self) -> anyhow::Result<Vec<Self>> {
+        let path = format!("/proc/{0}/task/{0}/children", self.0);
+        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+        text.split_whitespace()
+            .map(|pid| pid.parse().map(Self).with_context(|| format!("{path} has another format: {text}")))
+            .collect()
+    }
+
     /// Files that it has open.
     pub(crate) fn open_files(self) -> anyhow::Result<usize> {
         let folder = format!("/proc/{}/fd", self.0);
@@ -31,7 +49,7 @@ impl Process {
 
     /// From schedstat, in nanoseconds: /proc/PID/stat only counts ticks of 10 ms. Threads that ended in
     /// between are not in it; servers do not end threads while they serve.
-    fn cpu(self) -> anyhow::Result<Duration> {
+    pub(crate) fn cpu(self) -> anyhow::Result<Duration> {
         let tasks = format!("/proc/{}/task", self.0);
         let mut nanos = 0;
         for task in fs::read_dir(&tasks).with_context(|| format!("no process {}: {tasks}", self.0))? {

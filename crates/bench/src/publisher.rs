@@ -12,27 +12,35 @@ use anyhow::{Context, ensure};
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Connections that are kept alive. Each has one request under way at a time.
-pub(super) struct Publisher {
+pub(crate) struct Publisher {
     connections: Vec<Connection>,
     host: String,
 }
 
 impl Publisher {
-    pub(super) fn connect(address: SocketAddr, connections: usize) -> anyhow::Result<Self> {
+    pub(crate) fn connect(address: SocketAddr, connections: usize) -> anyhow::Result<Self> {
         let connections = (0..connections).map(|_| Connection::open(address)).collect::<Result<_, _>>()?;
         Ok(Self { connections, host: address.to_string() })
     }
 
     /// Sends a POST request with each of these bodies, as many at once as there are connections.
-    pub(super) fn post(
+    pub(crate) fn post(
         &mut self,
         path: &str,
         bodies: impl IntoIterator<Item = String>,
     ) -> anyhow::Result<()> {
-        let mut bodies = bodies.into_iter().peekable();
-        while bodies.peek().is_some() {
+        self.post_each(bodies.into_iter().map(|body| (path.to_owned(), body)))
+    }
+
+    /// Sends a POST request with each of these paths and bodies, as many at once as there are connections.
+    pub(crate) fn post_each(
+        &mut self,
+        requests: impl IntoIterator<Item = (String, String)>,
+    ) -> anyhow::Result<()> {
+        let mut requests = requests.into_iter().peekable();
+        while requests.peek().is_some() {
             let mut sent = 0;
-            for (connection, body) in self.connections.iter_mut().zip(bodies.by_ref()) {
+            for (connection, (path, body)) in self.connections.iter_mut().zip(requests.by_ref()) {
                 let request = format!(
                     "POST {path} HTTP/1.1\r\nHost: {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
                     self.host,
@@ -76,12 +84,12 @@ impl Connection {
 /// Returns true if this is a whole response.
 ///
 /// # Errors
-/// If its status is not 200, or it has no `Content-Length`.
+/// If its status is neither 200 nor 201 nor 202, or it has no `Content-Length`.
 fn is_whole(response: &[u8]) -> anyhow::Result<bool> {
     let Some(end) = response.windows(4).position(|bytes| bytes == b"\r\n\r\n") else { return Ok(false) };
     let head = std::str::from_utf8(&response[..end]).context("the head of a response is not UTF-8")?;
     ensure!(
-        head.starts_with("HTTP/1.1 200 "),
+        ["HTTP/1.1 200 ", "HTTP/1.1 201 ", "HTTP/1.1 202 "].iter().any(|status| head.starts_with(status)),
         "the server has refused a publication: {}",
         head.lines().next().unwrap_or_default()
     );
