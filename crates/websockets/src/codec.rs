@@ -8,6 +8,6 @@ pub(crate) mod test_frames;
 
 pub(crate) use close_code::CloseReason;
 pub(crate) use decoder::{Decoder, DecoderLimits, Event};
-pub(crate) use frame::{Frame, next_boundary};
+pub(crate) use frame::{Frame, next_boundary, write_text_frame};
 #[cfg(test)]
 pub(crate) use frame::{Header, Opcode};

@@ -59,10 +59,11 @@ impl EncodedPublication {
 
     fn encoded_event(&self, channel: &ChannelName) -> &Event {
         self.event.get_or_init(|| {
-            let mut event = event_stream::id_line(&self.position());
+            let mut event = Vec::with_capacity(self.size(channel));
+            event_stream::write_id(&mut event, &self.position());
             let body_at = event.len();
             let message = ServerMessage::publication(channel, self.epoch, &self.publication);
-            event.push_str(&event_stream::body(&message));
+            event_stream::write_body(&mut event, &message);
             Event { bytes: event.into(), body_at }
         })
     }

@@ -131,8 +131,9 @@ pub(crate) struct Frame(Bytes);
 
 impl Frame {
     /// Encodes a text message in one frame.
-    pub(crate) fn text(text: &str) -> Self {
-        Self::encode(Opcode::Text, text.as_bytes())
+    /// Encodes a text, which is UTF-8.
+    pub(crate) fn text(text: impl AsRef<[u8]>) -> Self {
+        Self::encode(Opcode::Text, text.as_ref())
     }
 
     pub(crate) fn binary(payload: &[u8]) -> Self {
@@ -164,21 +165,30 @@ impl Frame {
 
     fn encode(opcode: Opcode, payload: &[u8]) -> Self {
         let mut frame = BytesMut::with_capacity(10 + payload.len());
-        frame.put_u8(0x80 | opcode.bits());
-        match payload.len() {
-            len @ 0..=125 => frame.put_u8(len as u8),
-            len @ 126..=0xFFFF => {
-                frame.put_u8(126);
-                frame.put_u16(len as u16);
-            }
-            len => {
-                frame.put_u8(127);
-                frame.put_u64(len as u64);
-            }
-        }
-        frame.put_slice(payload);
+        write_frame(&mut frame, opcode, payload);
         Self(frame.freeze())
     }
+}
+
+/// Appends a text frame. The text is UTF-8.
+pub(crate) fn write_text_frame(bytes: &mut Vec<u8>, text: &[u8]) {
+    write_frame(bytes, Opcode::Text, text);
+}
+
+fn write_frame(bytes: &mut impl BufMut, opcode: Opcode, payload: &[u8]) {
+    bytes.put_u8(0x80 | opcode.bits());
+    match payload.len() {
+        len @ 0..=125 => bytes.put_u8(len as u8),
+        len @ 126..=0xFFFF => {
+            bytes.put_u8(126);
+            bytes.put_u16(len as u16);
+        }
+        len => {
+            bytes.put_u8(127);
+            bytes.put_u64(len as u64);
+        }
+    }
+    bytes.put_slice(payload);
 }
 
 /// Returns the start of the first frame at or after byte `at` of `frames`, which are whole frames from the server. If

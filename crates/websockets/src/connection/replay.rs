@@ -6,6 +6,7 @@ use bytes::Bytes;
 use lastcall_core::{ChannelName, Epoch, Position, Publication};
 
 use crate::{
+    codec::write_text_frame,
     encoded::encoded_size,
     protocol::{ServerMessage, event_stream},
 };
@@ -72,20 +73,27 @@ impl Replay {
     }
 
     fn encode(&mut self, most: usize) -> Option<Bytes> {
-        let mut page = Vec::new();
+        let first = self.missed.as_slice().first()?;
+        let about = self.missed.len().saturating_mul(encoded_size(&self.channel, first));
+        let mut page = Vec::with_capacity(about.min(PAGE + PAGE / 8));
+        let mut json = Vec::new();
         while page.len() < most
             && let Some(publication) = self.missed.next()
         {
             let message = ServerMessage::publication(&self.channel, self.epoch, &publication);
             match &self.form {
-                ReplayForm::WebSocket => page.extend_from_slice(message.frame().bytes()),
+                ReplayForm::WebSocket => {
+                    json.clear();
+                    message.write_json(&mut json);
+                    write_text_frame(&mut page, &json);
+                }
                 ReplayForm::EventStream { before, after } => {
                     let position = Position { epoch: self.epoch, offset: publication.offset };
-                    let id = format_args!("{before}{position}{after}");
-                    page.extend_from_slice(&event_stream::encode(&message, Some(&id), None));
+                    event_stream::write_id(&mut page, &format_args!("{before}{position}{after}"));
+                    event_stream::write_body(&mut page, &message);
                 }
             }
         }
-        Some(Bytes::from(page)).filter(|page| !page.is_empty())
+        Some(page.into())
     }
 }

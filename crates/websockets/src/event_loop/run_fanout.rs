@@ -51,7 +51,7 @@ impl RunFanout {
         let mut events = Vec::new();
         for publication in &self.run.publications {
             positions.set(index, publication.position());
-            events.extend_from_slice(event_stream::id_line(positions).as_bytes());
+            event_stream::write_id(&mut events, positions);
             events.extend_from_slice(publication.event_body(&self.run.channel));
         }
         events.into()

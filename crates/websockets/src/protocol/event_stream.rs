@@ -1,10 +1,13 @@
 //! Server-sent events (HTML Standard, section 9.2): the messages of the plain protocol for `EventSource` and curl.
 
-use std::{fmt::Display, time::Duration};
+use std::{fmt::Display, io::Write, time::Duration};
 
 use bytes::Bytes;
 
-use super::ServerMessage;
+use super::{ServerMessage, plain::USUAL_SIZE};
+
+/// The beginning of a line of data.
+const DATA: &[u8] = b"data: ";
 
 /// A comment, which clients ignore.
 pub(crate) const COMMENT: Bytes = Bytes::from_static(b":\n\n");
@@ -16,32 +19,52 @@ pub(crate) fn encode(
     id: Option<&dyn Display>,
     retry: Option<Duration>,
 ) -> Bytes {
-    let mut event = String::new();
+    let mut event = Vec::with_capacity(USUAL_SIZE);
     if let Some(id) = id {
-        event.push_str(&id_line(id));
+        write_id(&mut event, id);
     }
     if let Some(retry) = retry {
-        event.push_str(&format!("retry: {}\n", retry.as_millis()));
+        write_field(&mut event, "retry", &retry.as_millis());
     }
-    event.push_str(&body(message));
+    write_body(&mut event, message);
     event.into()
 }
 
-/// Returns the line with an id. The rest of the event follows.
-pub(crate) fn id_line(id: &dyn Display) -> String {
-    format!("id: {id}\n")
+/// Appends the line with an id. The rest of the event follows.
+pub(crate) fn write_id(bytes: &mut Vec<u8>, id: &dyn Display) {
+    write_field(bytes, "id", id);
 }
 
-/// Returns an event without its id.
-pub(crate) fn body(message: &ServerMessage<'_>) -> String {
-    let name = message.name();
-    let json = message.json();
-    // JSON that was published may have line breaks, which is white space there.
-    if json.contains(['\n', '\r']) {
-        let json = json.replace("\r\n", "\n").replace(['\n', '\r'], "\ndata: ");
-        return format!("event: {name}\ndata: {json}\n\n");
+/// Appends an event without its id.
+pub(crate) fn write_body(bytes: &mut Vec<u8>, message: &ServerMessage<'_>) {
+    write_field(bytes, "event", &message.name());
+    bytes.extend_from_slice(DATA);
+    let json_at = bytes.len();
+    message.write_json(bytes);
+    if bytes[json_at..].iter().any(|byte| matches!(byte, b'\n' | b'\r')) {
+        split_lines(bytes, json_at);
     }
-    format!("event: {name}\ndata: {json}\n\n")
+    bytes.extend_from_slice(b"\n\n");
+}
+
+fn write_field(bytes: &mut Vec<u8>, name: &str, value: &dyn Display) {
+    // Writing to memory does not fail, and what is displayed here does not either.
+    let _ = writeln!(bytes, "{name}: {value}");
+}
+
+/// Makes each line of the JSON at the end a line of data. JSON that was published may have line breaks, which are white space
+/// there.
+fn split_lines(bytes: &mut Vec<u8>, json_at: usize) {
+    let json = bytes.split_off(json_at);
+    let mut rest = json.as_slice();
+    while let Some(end) = rest.iter().position(|byte| matches!(byte, b'\n' | b'\r')) {
+        bytes.extend_from_slice(&rest[..end]);
+        bytes.push(b'\n');
+        bytes.extend_from_slice(DATA);
+        let line_break = if rest[end..].starts_with(b"\r\n") { 2 } else { 1 };
+        rest = &rest[end + line_break..];
+    }
+    bytes.extend_from_slice(rest);
 }
 
 /// Returns the start of the first event at or after byte `at` of events; their end if there is none.

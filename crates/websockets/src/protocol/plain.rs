@@ -7,6 +7,9 @@ use serde_json::value::RawValue;
 
 use crate::{client_id::ClientId, codec::Frame};
 
+/// Room for a message whose data is small, in bytes.
+pub(crate) const USUAL_SIZE: usize = 256;
+
 /// A message from the server.
 #[derive(Debug, Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
@@ -134,13 +137,15 @@ impl<'a> ServerMessage<'a> {
 
     /// Encodes the message as one frame, which all clients that get it share.
     pub(crate) fn frame(&self) -> Frame {
-        Frame::text(&self.json())
+        let mut json = Vec::with_capacity(USUAL_SIZE);
+        self.write_json(&mut json);
+        Frame::text(&json)
     }
 
-    /// Returns the message as JSON.
-    pub(crate) fn json(&self) -> String {
+    /// Appends the message as JSON, in UTF-8.
+    pub(crate) fn write_json(&self, bytes: &mut Vec<u8>) {
         // Only maps with keys that are not strings and fallible implementations can fail: these types have neither.
-        serde_json::to_string(self).expect("a server message is always valid JSON")
+        serde_json::to_writer(bytes, self).expect("a server message is always valid JSON");
     }
 
     /// Returns the `type` of the message.
@@ -167,7 +172,9 @@ mod tests {
     use super::*;
 
     fn json(message: &ServerMessage<'_>) -> String {
-        let json = message.json();
+        let mut json = Vec::new();
+        message.write_json(&mut json);
+        let json = String::from_utf8(json).unwrap();
         assert!(json.starts_with(&format!("{{\"type\":\"{}\"", message.name())), "{json}");
         json
     }
