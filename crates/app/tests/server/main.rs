@@ -1,11 +1,12 @@
 //! The server from the outside: the real binary, real signals, real sockets, a real browser.
 //!
 //! - What clients see: `messages`, `notices`, `protocol`, `limits`, `flood`, `heartbeat`, `event_loops`, `example_clients`.
+//! - Channels and recovery: `channels`, `events`, `events_in_browser`, `history`, `recovery_model`.
 //! - HTTP: `http_*`, `publish`, `pages`, `pages_in_browser`, `refusals`, `proxies`.
 //! - The page in a browser: `browser`, `page_*`.
 //! - The life of the process: `startup`, `listen`, `settings`, `signals`, `drain`, `shutdown`, `parents`, `processes`,
 //!   `task_limit`, `leaks`.
-//! - Upgrades: `upgrade`, `failed_upgrades`, `control`, `http_upgrade`, `history`.
+//! - Upgrades: `upgrade`, `failed_upgrades`, `control`, `http_upgrade`.
 //! - What operators see: `operate` (status, health), `metrics`, `logging`, `log_lines`, `deploy`, `recipes`.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]

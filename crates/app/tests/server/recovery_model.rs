@@ -7,7 +7,6 @@ use std::{
     collections::HashMap,
     env,
     net::SocketAddr,
-    ops::ControlFlow,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -23,7 +22,7 @@ use tokio::{
     time::sleep,
 };
 
-use crate::support::{HANDSHAKE, Signal, Start, folder, frame_length, own_address, soon, until};
+use crate::support::{Input, Received, Signal, Start, Wire, folder, own_address, soon, until};
 
 const CHANNELS: usize = 20;
 const CLIENTS: usize = 200;
@@ -133,60 +132,11 @@ enum Leave {
     NeverRead,
 }
 
-/// The bytes of a connection, as far as they are not understood yet.
-struct Input {
-    stream: TcpStream,
-    bytes: Vec<u8>,
-    is_websocket: bool,
-}
-
-impl Input {
-    /// Returns the next message; `None`: the connection has ended.
-    async fn message(&mut self) -> Option<Value> {
-        loop {
-            match self.parse() {
-                ControlFlow::Break(message) => return message,
-                ControlFlow::Continue(()) => {
-                    let read = soon("bytes", self.stream.read_buf(&mut self.bytes)).await;
-                    if read.unwrap_or(0) == 0 {
-                        return None;
-                    }
-                }
-            }
-        }
-    }
-
-    fn parse(&mut self) -> ControlFlow<Option<Value>> {
-        if self.is_websocket {
-            let Some((length, head)) = frame_length(&self.bytes) else { return ControlFlow::Continue(()) };
-            if self.bytes.len() < length {
-                return ControlFlow::Continue(());
-            }
-            let frame: Vec<u8> = self.bytes.drain(..length).collect();
-            return match frame[0] {
-                0x81 => ControlFlow::Break(Some(serde_json::from_slice(&frame[head..]).unwrap())),
-                0x88 => ControlFlow::Break(None),
-                other => panic!("frame {other:x}"),
-            };
-        }
-        while let Some(end) = self.bytes.windows(2).position(|pair| pair == b"\n\n") {
-            let event: Vec<u8> = self.bytes.drain(..end + 2).collect();
-            let event = String::from_utf8(event).unwrap();
-            let field = |name: &str| event.lines().find_map(|line| line.strip_prefix(name));
-            let Some(data) = field("data: ") else { continue };
-            let mut message: Value = serde_json::from_str(data).unwrap();
-            message["last_event_id"] = json!(field("id: "));
-            return ControlFlow::Break(Some(message));
-        }
-        ControlFlow::Continue(())
-    }
-}
-
 /// One client.
 struct Client {
     shared: Arc<Shared>,
     random: StdRng,
-    is_websocket: bool,
+    wire: Wire,
     channels: Vec<usize>,
     /// The offset up to which it has everything, for each channel, once it is subscribed.
     last: Vec<Option<u64>>,
@@ -208,40 +158,28 @@ impl Client {
         if self.random.random_bool(0.3) {
             socket.set_recv_buffer_size(4096).unwrap();
         }
-        let mut stream = socket.connect(self.shared.address).await.ok()?;
+        let stream = socket.connect(self.shared.address).await.ok()?;
         let mut query: Vec<_> =
             self.channels.iter().map(|one| format!("channel={}", channel_name(*one))).collect();
         let mut lines: Vec<String> = Vec::new();
-        let path = if self.is_websocket {
-            query.extend(
+        match self.wire {
+            Wire::WebSocket => query.extend(
                 (0..self.channels.len()).map(|index| format!("since={}", self.id(index).unwrap_or_default())),
-            );
-            lines.extend(HANDSHAKE.iter().map(|line| (*line).to_owned()));
-            "/ws"
-        } else {
-            if !self.last_event_id.is_empty() {
-                lines.push(format!("Last-Event-ID: {}", self.last_event_id));
-            }
-            "/events"
-        };
-        let host = self.shared.address;
-        let request = format!(
-            "GET {path}?{} HTTP/1.1\r\nHost: {host}\r\n{}\r\n\r\n",
-            query.join("&"),
-            lines.join("\r\n")
-        );
-        stream.write_all(request.as_bytes()).await.ok()?;
-        let mut head = Vec::new();
-        while !head.ends_with(b"\r\n\r\n") {
-            head.push(soon("a head", stream.read_u8()).await.ok()?);
+            ),
+            Wire::EventStream if self.last_event_id.is_empty() => {}
+            Wire::EventStream => lines.push(format!("Last-Event-ID: {}", self.last_event_id)),
         }
-        let status = String::from_utf8(head).unwrap()[9..12].to_owned();
-        assert!(["101", "200", "503"].contains(&&*status), "{status}");
-        (status != "503").then_some(Input { stream, bytes: Vec::new(), is_websocket: self.is_websocket })
+        let lines: Vec<_> = lines.iter().map(String::as_str).collect();
+        let request = self.wire.request(self.shared.address, &query.join("&"), &lines);
+        let mut input = Input::request(stream, self.wire, &request).await.ok()?;
+        let status = soon("a head", input.status()).await?;
+        assert!([101, 200, 503].contains(&status), "{status}");
+        (status != 503).then_some(input)
     }
 
     /// Checks a message against the model. Returns false if the client is not let in.
-    fn check(&mut self, message: &Value) -> bool {
+    fn check(&mut self, received: &Received) -> bool {
+        let message = received.json();
         let kind = message["type"].as_str().unwrap();
         if ["welcome", "shutdown", "reset"].contains(&kind) {
             return true;
@@ -282,8 +220,8 @@ impl Client {
             other => panic!("a {other}"),
         }
         *last = Some(offset);
-        if let Some(id) = message["last_event_id"].as_str() {
-            self.last_event_id = id.to_owned();
+        if let Some(id) = &received.event_id {
+            self.last_event_id.clone_from(id);
         }
         true
     }
@@ -313,7 +251,7 @@ impl Client {
                     break;
                 }
                 let message = tokio::select! {
-                    message = input.message() => message,
+                    message = soon("a message", input.next()) => message,
                     // When all is published, it may have everything already.
                     _ = published.changed(), if !is_over => continue,
                 };
@@ -339,7 +277,9 @@ impl Client {
         let way = WAYS[self.random.random_range(0..WAYS.len())];
         // An error means that the server has ended the connection.
         match way {
-            Leave::CloseFrame if self.is_websocket => drop(input.stream.write_all(b"\x88\x80\0\0\0\0").await),
+            Leave::CloseFrame if self.wire == Wire::WebSocket => {
+                drop(input.stream.write_all(b"\x88\x80\0\0\0\0").await)
+            }
             Leave::HalfClose => drop(input.stream.shutdown().await),
             Leave::CloseFrame | Leave::Drop => {}
             Leave::Reset => set_socket_linger(&input.stream, Some(Duration::ZERO)).unwrap(),
@@ -391,7 +331,7 @@ async fn check_all(event_loops: usize) {
         let client = Client {
             shared: Arc::clone(&shared),
             random,
-            is_websocket: number % 2 == 0,
+            wire: if number % 2 == 0 { Wire::WebSocket } else { Wire::EventStream },
             last: vec![None; channels.len()],
             channels,
             last_event_id: String::new(),

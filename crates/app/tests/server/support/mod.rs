@@ -16,6 +16,7 @@ mod proxy;
 mod server;
 mod start;
 mod websocket;
+mod wire;
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -48,6 +49,8 @@ pub(crate) use websocket::{
     ACCEPT, CLOSE, HANDSHAKE, KEY, VERSION, frame_length, handshake, handshake_with, masked_frame,
     read_frame, read_to_close, text_frame,
 };
+
+pub(crate) use wire::{Input, Received, Wire};
 
 /// The longest that one step of a test may take: a server that hangs fails its test, and no test waits without end.
 /// Far more than a busy machine needs, for a browser, too.
