@@ -1,7 +1,7 @@
 //! The server from the outside: the real binary, real signals, real sockets, a real browser.
 //!
 //! - What clients see: `messages`, `notices`, `protocol`, `limits`, `flood`, `heartbeat`, `event_loops`, `example_clients`.
-//! - Channels and recovery: `channels`, `events`, `events_in_browser`, `history`, `recovery_model`.
+//! - Channels and recovery: `channels`, `events`, `events_in_browser`, `history`, `recovery_model`, `replays`.
 //! - HTTP: `http_*`, `publish`, `pages`, `pages_in_browser`, `refusals`, `proxies`.
 //! - The page in a browser: `browser`, `page_*`.
 //! - The life of the process: `startup`, `listen`, `settings`, `signals`, `drain`, `shutdown`, `parents`, `processes`,
@@ -49,6 +49,7 @@ mod publish;
 mod recipes;
 mod recovery_model;
 mod refusals;
+mod replays;
 mod settings;
 mod shutdown;
 mod signals;
