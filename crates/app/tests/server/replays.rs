@@ -1,10 +1,14 @@
-//! Replays: ten thousand of them at once.
+//! Replays: ten thousand of them at once, and what happens in the middle of one.
 
-use std::sync::Arc;
+use std::{fs, sync::Arc};
 
 use serde::Deserialize;
 use serde_json::{Value, json, value::RawValue};
-use tokio::{net::TcpStream, sync::mpsc, task::JoinSet};
+use tokio::{
+    net::{TcpSocket, TcpStream},
+    sync::mpsc,
+    task::JoinSet,
+};
 
 use crate::support::{
     ConnectionBudget, Input, Received, Server, Start, Wire, connect_one_of_many, soon, until,
@@ -20,6 +24,10 @@ async fn publish(server: &Server, publications: &[(&str, Value)]) -> Vec<String>
     assert_eq!(answer.status, 200, "{answer:?}");
     let id = |result: &Value| result["id"].as_str().unwrap().to_owned();
     answer.json()["results"].as_array().unwrap().iter().map(id).collect()
+}
+
+async fn next(input: &mut Input) -> Received {
+    soon("a message", input.next()).await.expect("a message, not the end")
 }
 
 /// Checks the start of a subscription, which must go on from `since`.
@@ -166,5 +174,148 @@ async fn ten_thousand_clients_that_come_back_at_once_get_what_they_missed_and_th
         ("lastcall_slow_consumers_total", 0),
     ] {
         assert_eq!(server.metric(metric).await, expected as f64, "{metric}");
+    }
+}
+
+/// The bound of a queue in the tests with large replays.
+const MAX_QUEUE: usize = 256 << 10;
+
+/// Returns a server that keeps a large history.
+async fn server_with_a_large_history() -> Server {
+    Start::default()
+        .env("HISTORY_SIZE", "1000000")
+        .env("HISTORY_BYTES", "4GiB")
+        .env("MAX_QUEUE", MAX_QUEUE)
+        .serve()
+        .await
+}
+
+/// A publication in `orders`: its id and its data.
+type Order = (String, Value);
+
+async fn publish_order(server: &Server, data: Value) -> Order {
+    (publish(server, &[("orders", data.clone())]).await.remove(0), data)
+}
+
+/// Publishes more than a client that does not read takes away from the server, by twice `MAX_QUEUE`, after one
+/// publication that clients have. Returns the id of that, and the others.
+async fn publish_large_replay(server: &Server) -> (String, Vec<Order>) {
+    const BATCH: usize = 20;
+    let (since, _) = publish_order(server, json!("known")).await;
+    let mut missed = Vec::new();
+    let mut bytes = 0;
+    while bytes < largest_send_buffer() + 2 * MAX_QUEUE {
+        let data: Vec<_> =
+            (0..BATCH).map(|number| json!(format!("{} {:40000}", missed.len() + number, ""))).collect();
+        bytes += 40_000 * BATCH;
+        let publications: Vec<_> = data.iter().map(|data| ("orders", data.clone())).collect();
+        missed.extend(publish(server, &publications).await.into_iter().zip(data));
+    }
+    (since, missed)
+}
+
+/// Returns the most bytes that the kernel takes from a server for one client that does not read (tcp(7)). The receive
+/// buffer of such a client is small beside that.
+fn largest_send_buffer() -> usize {
+    let sizes = fs::read_to_string("/proc/sys/net/ipv4/tcp_wmem").unwrap();
+    sizes.split_whitespace().nth(2).unwrap().parse().unwrap()
+}
+
+/// Connects a client of `orders` with a small receive buffer, which has the publication `since`. Reads up to the start of
+/// its replay.
+async fn come_back(server: &Server, wire: Wire, since: &str) -> Input {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let stream = socket.connect(server.address).await.unwrap();
+    let request = match wire {
+        Wire::WebSocket => wire.request(server.address, &format!("channel=orders&since={since}"), &[]),
+        Wire::EventStream => {
+            wire.request(server.address, "channel=orders", &[&format!("Last-Event-ID: {since}")])
+        }
+    };
+    let mut input = Input::request(stream, wire, &request).await.unwrap();
+    let status = soon("a head", input.status()).await.unwrap();
+    assert!([101, 200].contains(&status), "{status}");
+    assert_eq!(next(&mut input).await.json()["type"], "welcome");
+    check_recovered(&next(&mut input).await, since);
+    input
+}
+
+/// Reads publications, which must be these.
+async fn expect_orders(input: &mut Input, expected: &[Order]) {
+    for (id, data) in expected {
+        let message = next(input).await;
+        assert!(message.event_id.as_ref().is_none_or(|event_id| event_id == id), "{:?}", message.event_id);
+        let message = message.json();
+        assert_eq!(message["id"], **id);
+        assert!(message["data"] == *data, "other data than those of {id}");
+    }
+}
+
+/// Publishes the publication of this number behind the replays of so many clients that do not read, and waits until it is
+/// queued for all of them.
+async fn publish_behind(server: &Server, clients: usize, number: usize) -> Order {
+    // More than the page of a replay, which is queued too.
+    const SIZE: usize = 60_000;
+    let order = publish_order(server, json!(format!("behind {number} {:SIZE$}", ""))).await;
+    let queued = async || {
+        assert_eq!(server.metric("lastcall_slow_consumers_total").await, 0.0);
+        server.metric("lastcall_queue_bytes").await >= (clients * (number + 1) * SIZE) as f64
+    };
+    until("a publication to be queued", queued).await;
+    order
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn upgrades_in_the_middle_of_a_replay_lose_and_double_nothing() {
+    let mut server = server_with_a_large_history().await;
+    let (since, mut expected) = publish_large_replay(&server).await;
+    let mut inputs = Vec::new();
+    for wire in [Wire::WebSocket, Wire::EventStream] {
+        let mut input = come_back(&server, wire, &since).await;
+        expect_orders(&mut input, &expected[..1]).await;
+        inputs.push(input);
+    }
+    // These clients do not read, so the rest of each replay waits in the server: what is queued behind it shows that.
+    expected.push(publish_behind(&server, inputs.len(), 0).await);
+    for upgrade in 1..=2 {
+        server.upgrade().await;
+        expected.push(publish_behind(&server, inputs.len(), upgrade).await);
+    }
+    for input in &mut inputs {
+        expect_orders(input, &expected[1..]).await;
+    }
+    let last = publish_order(&server, json!("the last one")).await;
+    for input in &mut inputs {
+        expect_orders(input, std::slice::from_ref(&last)).await;
+    }
+    assert_eq!(server.metric("lastcall_slow_consumers_total").await, 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_leaves_in_the_middle_of_a_replay_gets_exactly_the_rest() {
+    let server = server_with_a_large_history().await;
+    let (since, mut expected) = publish_large_replay(&server).await;
+    for wire in [Wire::WebSocket, Wire::EventStream] {
+        let mut since = since.clone();
+        let mut has = 0;
+        // It leaves before the first publication, after it, and after some more.
+        for reads in [0, 1, 3] {
+            let mut input = come_back(&server, wire, &since).await;
+            expect_orders(&mut input, &expected[has..has + reads]).await;
+            has += reads;
+            if let Some(last) = has.checked_sub(1) {
+                since.clone_from(&expected[last].0);
+            }
+            drop(input);
+            server.has_clients(0).await;
+            expected.push(publish_order(&server, json!("missed meanwhile")).await);
+        }
+        let mut input = come_back(&server, wire, &since).await;
+        expect_orders(&mut input, &expected[has..]).await;
+        expected.push(publish_order(&server, json!("the last one")).await);
+        expect_orders(&mut input, &expected[expected.len() - 1..]).await;
+        drop(input);
+        server.has_clients(0).await;
     }
 }
