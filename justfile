@@ -130,10 +130,16 @@ conformance: python
     done
     AUTOBAHN_HOME="$PWD/target/conformance" conformance/run "$url"
 
-# Fuzz the decoder for ten minutes; needs a nightly toolchain
+# Fuzz a target for so many seconds, the decoder for ten minutes by default; needs a nightly toolchain: `just fuzz query 60`
 [group('check')]
-fuzz seconds="600": (tool "cargo-fuzz" "cargo-fuzz" "0.13.2")
-    cd fuzz && PATH="{{ tools }}/cargo-fuzz-0.13.2/bin:$PATH" cargo +nightly fuzz run decoder -- -max_total_time={{ seconds }}
+fuzz target="decoder" seconds="600": (tool "cargo-fuzz" "cargo-fuzz" "0.13.2")
+    #!/usr/bin/env bash
+    set -euo pipefail
+    target={{ quote(target) }} seconds={{ quote(seconds) }}
+    # A number alone is the time for the decoder.
+    if [[ $target =~ ^[0-9]+$ ]]; then seconds=$target target=decoder; fi
+    cd fuzz
+    PATH="{{ tools }}/cargo-fuzz-0.13.2/bin:$PATH" cargo +nightly fuzz run "$target" -- -max_total_time="$seconds"
 
 # Measure beside other servers: tables on stdout, a chart under target/bench; takes half an hour. `just bench --list`: the tables
 [group('check')]

@@ -1,6 +1,6 @@
 //! Any bytes, cut in two anywhere, mean what they mean in one piece; and nothing panics.
 //!
-//! `just fuzz` runs it for ten minutes.
+//! `just fuzz decoder` runs it for ten minutes.
 #![no_main]
 
 use lastcall_websockets::fuzzing::decode;

@@ -44,3 +44,14 @@ pub use server::{
 };
 pub use state::AppState;
 pub use upgrade_stats::UpgradeStats;
+
+/// The parser of queries, for the fuzzer only: it is not part of the interface.
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing {
+    /// Parses a query as `/ws` and `/events` do, the latter with this header field `Last-Event-ID`. Panics if that is not
+    /// what `docs/protocol.md` says.
+    pub fn check_query(query: &str, last_event_id: Option<&[u8]>) {
+        crate::handlers::channel_query::contract::check(query, last_event_id);
+    }
+}

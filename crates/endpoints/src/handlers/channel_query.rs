@@ -1,5 +1,8 @@
 //! Which channels a client names in the query of its URL, and from where on it wants them.
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod contract;
+
 use lastcall_core::{CHANNEL_NAME_RULE, ChannelName};
 use lastcall_websockets::{ChannelRequest, MAX_CHANNELS, Since};
 use url::form_urlencoded;
@@ -42,6 +45,38 @@ pub(crate) fn parse(query: &str) -> Result<Vec<ChannelRequest>, ApiError> {
         }
     }
     Ok(channels)
+}
+
+/// Returns the channels of a client of `/events`: without any, `broadcast`. The id of the last event, from `field` (the
+/// header field `Last-Event-ID`) or the query, wins over `since`.
+///
+/// # Errors
+/// Those of [`parse`].
+pub(crate) fn parse_for_events(query: &str, field: Option<&[u8]>) -> Result<Vec<ChannelRequest>, ApiError> {
+    let mut channels = parse(query)?;
+    if channels.is_empty() {
+        channels.push(ChannelRequest { name: ChannelName::broadcast(), since: Since::Now });
+    }
+    if let Some(id) = last_event_id(query, field) {
+        // A browser does not try again after an error: an id that fits nothing is one that cannot be recovered.
+        let ids: Vec<_> = id.split(',').collect();
+        let fits = ids.len() == channels.len();
+        for (index, channel) in channels.iter_mut().enumerate() {
+            channel.since = if fits { since(ids[index]) } else { Since::Invalid };
+        }
+    }
+    Ok(channels)
+}
+
+/// Returns the id of the last event that a client has. The field wins: an `EventSource` that comes back has the URL with
+/// which it began.
+fn last_event_id(query: &str, field: Option<&[u8]>) -> Option<String> {
+    let field = field.map(|id| String::from_utf8_lossy(id).into_owned());
+    let parameter = || {
+        let mut pairs = form_urlencoded::parse(query.as_bytes());
+        pairs.find(|(key, _)| key == "last_event_id").map(|(_, id)| id.into_owned())
+    };
+    field.or_else(parameter).filter(|id| !id.is_empty())
 }
 
 /// Returns what a client means by an id.

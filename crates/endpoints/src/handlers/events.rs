@@ -7,19 +7,14 @@ use axum::{
     body::{Body, HttpBody},
     extract::{Request, State},
     http::{
-        HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version,
+        HeaderName, HeaderValue, Method, StatusCode, Version,
         header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE},
     },
     response::{IntoResponse, Response},
 };
-use lastcall_core::ChannelName;
-use lastcall_websockets::{ChannelRequest, Since, WireForm};
-use url::form_urlencoded;
+use lastcall_websockets::{ChannelRequest, WireForm};
 
-use super::{
-    channel_query::{self, since},
-    websocket::refusal,
-};
+use super::{channel_query, websocket::refusal};
 use crate::{
     auth::own_hosts::OnLoopback,
     error::{ApiError, ErrorCode, RETRY_AFTER_SECONDS},
@@ -76,30 +71,8 @@ fn channels_of(
     state.allowed_origins.check(headers, target)?;
     state.own_hosts.check_same_host(&state.allowed_origins, on_loopback, headers, target)?;
     let query = request.uri().query().unwrap_or_default();
-    let mut channels = channel_query::parse(query)?;
-    if channels.is_empty() {
-        channels.push(ChannelRequest { name: ChannelName::broadcast(), since: Since::Now });
-    }
-    if let Some(id) = last_event_id(headers, query) {
-        // A browser does not try again after an error: an id that fits nothing is one that cannot be recovered.
-        let ids: Vec<_> = id.split(',').collect();
-        let fits = ids.len() == channels.len();
-        for (index, channel) in channels.iter_mut().enumerate() {
-            channel.since = if fits { since(ids[index]) } else { Since::Invalid };
-        }
-    }
-    Ok(channels)
-}
-
-/// Returns the id of the last event that a client has. The field wins: an `EventSource` that comes back has the URL with
-/// which it began.
-fn last_event_id(headers: &HeaderMap, query: &str) -> Option<String> {
-    let field = headers.get(LAST_EVENT_ID).map(|id| String::from_utf8_lossy(id.as_bytes()).into_owned());
-    let parameter = || {
-        let mut pairs = form_urlencoded::parse(query.as_bytes());
-        pairs.find(|(key, _)| key == "last_event_id").map(|(_, id)| id.into_owned())
-    };
-    field.or_else(parameter).filter(|id| !id.is_empty())
+    let last_event_id = headers.get(LAST_EVENT_ID).map(HeaderValue::as_bytes);
+    channel_query::parse_for_events(query, last_event_id)
 }
 
 /// Returns the head of a response that has events.
