@@ -153,6 +153,18 @@ bench *arguments:
 bench-upgrade *arguments:
     @{{ just }} measure restart "$@"
 
+# Measure what channels, publications and history cost: a table on stdout; takes ten minutes. `just bench-channels --list`: the measurements
+[group('check')]
+[positional-arguments]
+bench-channels *arguments:
+    @{{ just }} measure channels "$@"
+
+# Let 10,000 clients come back at once, to lastcall and to nginx with its module nchan: a table on stdout; takes ten minutes
+[group('check')]
+[positional-arguments]
+bench-recovery *arguments:
+    @{{ just }} measure recovery "$@"
+
 # The load generator comes first: it refuses wrong arguments before anything that takes long
 [positional-arguments]
 [private]
@@ -161,12 +173,15 @@ measure kind *arguments:
     set -euo pipefail
     shift
     bench=$({{ just }} build-program --release --locked --package lastcall-bench --bin lastcall-bench)
-    run() { "$bench" {{ kind }} --peers target/bench/peers --binaries "$(dirname "$bench")" --out target/bench "$@"; }
+    options=(--binaries "$(dirname "$bench")" --out target/bench)
+    peers=""
+    case {{ kind }} in compare | restart) peers=target/bench/peers options+=(--peers "$peers") ;; esac
+    run() { "$bench" {{ kind }} "${options[@]}" "$@"; }
     run "$@" --check
     for argument in "$@"; do
         case $argument in --list | --help | -h) exit ;; esac
     done
-    crates/bench/peers/setup target/bench/peers
+    if [ -n "$peers" ]; then crates/bench/peers/setup "$peers"; fi
     cargo build --release --locked --package lastcall --package lastcall-bench
     run "$@"
 

@@ -66,8 +66,10 @@ pub(crate) struct Plan {
 /// Figures by name, from each round.
 type Figures = BTreeMap<&'static str, Vec<f64>>;
 
+type Measure = fn(&Plan, &mut Figures) -> anyhow::Result<()>;
+
 /// The measurements, by name.
-const MEASUREMENTS: &[(&str, fn(&Plan, &mut Figures) -> anyhow::Result<()>)] = &[
+const MEASUREMENTS: &[(&str, Measure)] = &[
     ("memory", Plan::measure_memory),
     ("one of many channels", Plan::measure_one_of_many),
     ("publish", Plan::measure_publish),

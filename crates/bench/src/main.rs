@@ -149,6 +149,7 @@ fn run() -> anyhow::Result<()> {
             channels::names(&only).for_each(|name| println!("{name}"));
             Ok(())
         }
+        (Some(Command::Recovery { .. }), _) if cli.check => recovery::check_programs(),
         _ if cli.check => Ok(()),
         (Some(Command::Channels { binaries, out, rounds, only, list: false }), _) => {
             // No other server is measured.
@@ -202,6 +203,11 @@ mod tests {
         Cli::try_parse_from(needed.iter().chain(arguments))
     }
 
+    fn without_peers(command: &str, arguments: &[&str]) -> Result<Cli, clap::Error> {
+        let needed = ["lastcall-bench", command, "--binaries", "b", "--out", "c"];
+        Cli::try_parse_from(needed.iter().chain(arguments))
+    }
+
     #[test]
     fn the_command_line_is_sound() {
         Cli::command().debug_assert();
@@ -215,11 +221,28 @@ mod tests {
         let text = error.to_string();
         assert!(text.contains("no table has this in its name"), "{text}");
         assert!(compare::names("").all(|name| text.contains(name)), "{text}");
+
+        assert!(without_peers("channels", &["--only", "publish"]).is_ok());
+        let text = without_peers("channels", &["--only", "idle"]).err().unwrap().to_string();
+        assert!(text.contains("no measurement has this in its name"), "{text}");
+        assert!(channels::names("").all(|name| text.contains(name)), "{text}");
     }
 
     #[test]
     fn what_measures_nothing_is_refused() {
         assert_eq!(compare(&["--pairs", "0"]).err().unwrap().exit_code(), 2);
+        for (command, zero) in [
+            ("channels", "--rounds"),
+            ("recovery", "--clients"),
+            ("recovery", "--channels"),
+            ("recovery", "--rounds"),
+        ] {
+            assert_eq!(
+                without_peers(command, &[zero, "0"]).err().unwrap().exit_code(),
+                2,
+                "{command} {zero}"
+            );
+        }
         for zero in ["--clients", "--at-once", "--rate", "--payload", "--burst", "--seconds"] {
             let line = ["lastcall-bench", "--url", "ws://127.0.0.1:1/ws", zero, "0"];
             assert_eq!(Cli::try_parse_from(line).err().unwrap().exit_code(), 2, "{zero}");

@@ -24,6 +24,7 @@ use anyhow::{Context, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use self::{
+    nginx::NginxFiles,
     subject::{Processes, Subject},
     subscribers::Subscribers,
     watchers::Watchers,
@@ -76,10 +77,19 @@ pub(crate) struct Plan {
 
 type Figures = BTreeMap<(&'static str, Subject), Vec<f64>>;
 
+/// Checks that the other servers are installed.
+///
+/// # Errors
+/// Says what is missing.
+pub(crate) fn check_programs() -> anyhow::Result<()> {
+    NginxFiles::find().map(|_| ())
+}
+
 impl Plan {
     /// Measures each server in each round, and writes the figures.
     #[allow(clippy::print_stdout, reason = "the result of a command")]
     pub(crate) fn run(&self, out: &Path) -> anyhow::Result<()> {
+        check_programs()?;
         fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
         let bar = ProgressBar::new((self.rounds * Subject::ALL.len()) as u64);
         bar.set_style(ProgressStyle::with_template("{msg:24} {bar:30} {pos}/{len} {eta}")?);

@@ -25,6 +25,24 @@ const PROGRAMS: [&str; 3] = ["/usr/sbin/nginx", "/usr/bin/nginx", "/usr/local/sb
 
 const START_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Where nginx and its module are.
+#[derive(Debug)]
+pub(super) struct NginxFiles {
+    program: PathBuf,
+    module: PathBuf,
+}
+
+impl NginxFiles {
+    /// Finds them where packages, and builds of one's own, install them.
+    pub(super) fn find() -> anyhow::Result<Self> {
+        let find = |paths: [&str; 3], package| {
+            let found = paths.iter().map(PathBuf::from).find(|path| path.exists());
+            found.with_context(|| format!("there is no {}: install the package {package}", paths[0]))
+        };
+        Ok(Self { program: find(PROGRAMS, "nginx")?, module: find(MODULES, "libnginx-mod-nchan")? })
+    }
+}
+
 /// nginx; it ends when this is dropped.
 #[derive(Debug)]
 pub(super) struct Nginx {
@@ -35,12 +53,7 @@ pub(super) struct Nginx {
 impl Nginx {
     /// Starts nginx with as many workers as lastcall has event loops: one for each core.
     pub(super) fn start(out: &Path) -> anyhow::Result<Self> {
-        let find = |paths: [&str; 3], package| {
-            let found = paths.iter().map(PathBuf::from).find(|path| path.exists());
-            found.with_context(|| format!("there is no {}: install the package {package}", paths[0]))
-        };
-        let program = find(PROGRAMS, "nginx")?;
-        let module = find(MODULES, "libnginx-mod-nchan")?;
+        let NginxFiles { program, module } = NginxFiles::find()?;
         let folder = out.join("nginx");
         fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
         let folder = folder.canonicalize().context("cannot find the folder of nginx")?;
@@ -61,6 +74,7 @@ impl Nginx {
             ensure!(started.elapsed() < START_TIMEOUT, "nginx does not listen after {START_TIMEOUT:?}");
             sleep(Duration::from_millis(20));
         }
+        // Each worker listens, but not all of them may have started.
         sleep(Duration::from_millis(300));
         Ok(nginx)
     }

@@ -266,20 +266,16 @@ mod tests {
     #[test]
     fn frames_take_the_shortest_length_that_fits() {
         assert_eq!(&Frame::text("Hi").bytes()[..], b"\x81\x02Hi");
-        assert_eq!(&Frame::text(&"x".repeat(126)).bytes()[..4], [0x81, 126, 0, 126]);
-        assert_eq!(&Frame::text(&"x".repeat(65536)).bytes()[..10], [0x81, 127, 0, 0, 0, 0, 0, 1, 0, 0]);
+        assert_eq!(&Frame::text("x".repeat(126)).bytes()[..4], [0x81, 126, 0, 126]);
+        assert_eq!(&Frame::text("x".repeat(65536)).bytes()[..10], [0x81, 127, 0, 0, 0, 0, 0, 1, 0, 0]);
         assert_eq!(&Frame::close(Some((1012, "bye"))).bytes()[..], b"\x88\x05\x03\xf4bye");
         assert_eq!(&Frame::close(None).bytes()[..], b"\x88\x00");
     }
 
     #[test]
     fn boundaries_are_found_over_every_kind_of_length() {
-        let frames = [
-            Frame::text("Hi"),
-            Frame::text(&"x".repeat(300)),
-            Frame::text(&"y".repeat(70_000)),
-            Frame::ping(),
-        ];
+        let frames =
+            [Frame::text("Hi"), Frame::text("x".repeat(300)), Frame::text("y".repeat(70_000)), Frame::ping()];
         let joined: Vec<u8> = frames.iter().flat_map(|frame| frame.bytes().to_vec()).collect();
         let mut end = 0;
         assert_eq!(next_boundary(&joined, 0), 0);

@@ -229,7 +229,7 @@ mod tests {
     use crate::{codec::Frame, connection::memory_stream::MemoryStream};
 
     fn text(n: usize) -> Bytes {
-        Frame::text(&n.to_string().repeat(n)).bytes().clone()
+        Frame::text(n.to_string().repeat(n)).bytes().clone()
     }
 
     #[test]

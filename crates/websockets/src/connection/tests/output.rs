@@ -43,7 +43,7 @@ fn a_system_call_that_is_interrupted_is_made_again() {
 
 #[test]
 fn a_frame_is_written_whole_whatever_the_socket_takes_at_a_time() {
-    let (first, second) = (Frame::text(&"x".repeat(70)), Frame::text("second"));
+    let (first, second) = (Frame::text("x".repeat(70)), Frame::text("second"));
     let expected = [bytes(&first), bytes(&second)].concat();
     for taken in 0..=expected.len() {
         let mut connection = connection(taken);
@@ -77,7 +77,7 @@ fn the_response_to_a_handshake_and_the_first_frames_are_one_write() {
 
 #[test]
 fn a_client_whose_queue_would_exceed_the_limit_is_too_slow() {
-    let frame = Frame::text(&"x".repeat(48));
+    let frame = Frame::text("x".repeat(48));
     let mut connection = connection(0);
     assert_eq!(connection.send(frame.bytes(), &CONFIG), Outcome::Unchanged);
     assert_eq!(connection.send(frame.bytes(), &CONFIG), Outcome::Unchanged);
@@ -90,7 +90,7 @@ fn a_client_whose_queue_would_exceed_the_limit_is_too_slow() {
 
 #[test]
 fn one_run_of_frames_may_exceed_the_limit_if_nothing_is_queued() {
-    let large = Frame::text(&"x".repeat(500));
+    let large = Frame::text("x".repeat(500));
     let mut connection = connection(10);
     assert_eq!(connection.send(large.bytes(), &CONFIG), Outcome::Unchanged);
     assert_eq!(connection.queued(), large.bytes().len() - 10);
