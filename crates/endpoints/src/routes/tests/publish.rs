@@ -1,5 +1,20 @@
 use super::*;
 
+/// Reads until these bytes have come. The runtime is free meanwhile for the task that wakes the event loop.
+async fn read_until(mut client: TcpStream, expected: &'static [u8]) -> TcpStream {
+    let reading = tokio::task::spawn_blocking(move || {
+        let mut received = Vec::new();
+        while !received.windows(expected.len()).any(|window| window == expected) {
+            let mut buffer = [0; 4096];
+            let read = client.read(&mut buffer).unwrap();
+            assert_ne!(read, 0, "the connection ended");
+            received.extend_from_slice(&buffer[..read]);
+        }
+        client
+    });
+    reading.await.unwrap()
+}
+
 #[tokio::test]
 async fn a_publication_reaches_a_client() {
     let routes = Routes::serving(Config::default());
@@ -9,26 +24,14 @@ async fn a_publication_reaches_a_client() {
     let (socket, _) = listener.accept().await.unwrap();
     let permit = routes.manager.admit().unwrap();
     routes.manager.connect(permit, socket, Handshake::default()).unwrap();
-    // It is subscribed when it is welcomed. The wait leaves the runtime to the task that wakes the event loop.
-    let mut connected = client;
-    let welcomed = tokio::task::spawn_blocking(move || {
-        connected.read_exact(&mut [0; 2]).unwrap();
-        connected
-    });
-    let mut client = welcomed.await.unwrap();
+    // It is subscribed when it is welcomed.
+    let client = read_until(client, br#""welcome""#).await;
 
     let response = routes.publish(&[], r#"{"data":{"order":"shipped"}}"#).await;
     assert_eq!((response.status, &response.json()["clients"]), (StatusCode::OK, &json!(1)));
     let id = response.json()["id"].as_str().unwrap().to_owned();
     assert!(id.ends_with("-1"), "{id}");
-    let mut received = Vec::new();
-    let expected = br#""data":{"order":"shipped"}"#;
-    while !received.windows(expected.len()).any(|window| window == expected) {
-        let mut buffer = [0; 4096];
-        let read = client.read(&mut buffer).unwrap();
-        assert_ne!(read, 0, "the connection ended");
-        received.extend_from_slice(&buffer[..read]);
-    }
+    read_until(client, br#""data":{"order":"shipped"}"#).await;
 }
 
 #[tokio::test]
