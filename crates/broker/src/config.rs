@@ -5,7 +5,7 @@ use std::time::Duration;
 /// How much of a channel is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Retention {
-    /// Most publications; 0: none, and no position can be recovered.
+    /// Most publications; 0: none, so a client that has missed one cannot recover.
     pub size: usize,
     /// How long a publication is kept, and the position of a channel without subscribers.
     pub ttl: Duration,
