@@ -77,3 +77,18 @@ impl CloseReason {
 pub(crate) fn is_valid_code(code: u16) -> bool {
     matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_endpoint_may_send_codes_that_are_registered_or_private() {
+        for code in [1000, 1003, 1007, 1011, 1012, 1014, 3000, 4999] {
+            assert!(is_valid_code(code), "{code}");
+        }
+        for code in [0, 999, 1004, 1005, 1006, 1015, 1016, 2999, 5000, u16::MAX] {
+            assert!(!is_valid_code(code), "{code}");
+        }
+    }
+}

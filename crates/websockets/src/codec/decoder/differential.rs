@@ -26,13 +26,18 @@ fn ours<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Decoded {
     let mut decoder = Decoder::default();
     let mut messages = Vec::new();
     for piece in pieces {
-        let mut closed = false;
+        let (mut closed, mut unknown) = (false, false);
         let result = decoder.decode(&mut piece.to_vec(), LIMITS, |event| {
             messages.push(match event {
                 Event::Text(text) => Message::text(text),
                 Event::Binary(bytes) => Message::binary(bytes.to_vec()),
                 Event::Ping(bytes) => Message::Ping(bytes.to_vec().into()),
                 Event::Pong => Message::Pong("".into()),
+                // tungstenite does not know this code (Bad Gateway), which was registered later than RFC 6455.
+                Event::Close(Some((1014, _))) => {
+                    unknown = true;
+                    return ControlFlow::Break(());
+                }
                 Event::Close(status) => {
                     closed = true;
                     Message::Close(status.map(|(code, reason)| tungstenite::protocol::CloseFrame {
@@ -43,8 +48,9 @@ fn ours<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Decoded {
             });
             if closed { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
-        if closed || result.is_err() {
-            return Decoded { messages, error: result.is_err() };
+        let error = unknown || result.is_err();
+        if closed || error {
+            return Decoded { messages, error };
         }
     }
     Decoded { messages, error: false }
