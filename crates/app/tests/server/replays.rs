@@ -1,6 +1,6 @@
 //! Replays: ten thousand of them at once, and what happens in the middle of one.
 
-use std::{fs, sync::Arc};
+use std::{fs, sync::Arc, time::Duration};
 
 use serde::Deserialize;
 use serde_json::{Value, json, value::RawValue};
@@ -223,15 +223,18 @@ fn largest_send_buffer() -> usize {
 
 /// Connects a client of `orders` with a small receive buffer, which has the publication `since`. Reads up to the start of
 /// its replay.
-async fn come_back(server: &Server, wire: Wire, since: &str) -> Input {
+async fn come_back_and_read_slowly(server: &Server, wire: Wire, since: &str) -> Input {
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
-    let stream = socket.connect(server.address).await.unwrap();
+    come_back(socket.connect(server.address).await.unwrap(), wire, since).await
+}
+
+/// Makes a connection one of a client of `orders` that has the publication `since`. Reads up to the start of its replay.
+async fn come_back(stream: TcpStream, wire: Wire, since: &str) -> Input {
+    let address = stream.peer_addr().unwrap();
     let request = match wire {
-        Wire::WebSocket => wire.request(server.address, &format!("channel=orders&since={since}"), &[]),
-        Wire::EventStream => {
-            wire.request(server.address, "channel=orders", &[&format!("Last-Event-ID: {since}")])
-        }
+        Wire::WebSocket => wire.request(address, &format!("channel=orders&since={since}"), &[]),
+        Wire::EventStream => wire.request(address, "channel=orders", &[&format!("Last-Event-ID: {since}")]),
     };
     let mut input = Input::request(stream, wire, &request).await.unwrap();
     let status = soon("a head", input.status()).await.unwrap();
@@ -272,7 +275,7 @@ async fn upgrades_in_the_middle_of_a_replay_lose_and_double_nothing() {
     let (since, mut expected) = publish_large_replay(&server).await;
     let mut inputs = Vec::new();
     for wire in [Wire::WebSocket, Wire::EventStream] {
-        let mut input = come_back(&server, wire, &since).await;
+        let mut input = come_back_and_read_slowly(&server, wire, &since).await;
         expect_orders(&mut input, &expected[..1]).await;
         inputs.push(input);
     }
@@ -301,7 +304,7 @@ async fn a_client_that_leaves_in_the_middle_of_a_replay_gets_exactly_the_rest() 
         let mut has = 0;
         // It leaves before the first publication, after it, and after some more.
         for reads in [0, 1, 3] {
-            let mut input = come_back(&server, wire, &since).await;
+            let mut input = come_back_and_read_slowly(&server, wire, &since).await;
             expect_orders(&mut input, &expected[has..has + reads]).await;
             has += reads;
             if let Some(last) = has.checked_sub(1) {
@@ -311,11 +314,50 @@ async fn a_client_that_leaves_in_the_middle_of_a_replay_gets_exactly_the_rest() 
             server.has_clients(0).await;
             expected.push(publish_order(&server, json!("missed meanwhile")).await);
         }
-        let mut input = come_back(&server, wire, &since).await;
+        let mut input = come_back_and_read_slowly(&server, wire, &since).await;
         expect_orders(&mut input, &expected[has..]).await;
         expected.push(publish_order(&server, json!("the last one")).await);
         expect_orders(&mut input, &expected[expected.len() - 1..]).await;
         drop(input);
         server.has_clients(0).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_come_back_while_a_thousand_publications_a_second_are_made_miss_and_double_none() {
+    const PUBLICATIONS: usize = 3000;
+    const BATCH: usize = 10;
+    const CLIENTS: usize = 20;
+    let server = server_with_a_large_history().await;
+    let (known, _) = publish_order(&server, json!(0)).await;
+    let mut clients = JoinSet::new();
+    for client in 0..CLIENTS {
+        let (address, mut since) = (server.address, known.clone());
+        clients.spawn(async move {
+            let wire = [Wire::WebSocket, Wire::EventStream][client % 2];
+            let (mut number, mut connections) = (0, 0);
+            while number < PUBLICATIONS {
+                let mut input = come_back(TcpStream::connect(address).await.unwrap(), wire, &since).await;
+                // It leaves after one publication, or after some more.
+                let last = number + 1 + (client * 7 + connections * 13) % 50;
+                while number < last.min(PUBLICATIONS) {
+                    let message = next(&mut input).await.json();
+                    number += 1;
+                    assert_eq!(message["data"], number, "client {client}, connection {connections}");
+                    since = message["id"].as_str().unwrap().to_owned();
+                }
+                connections += 1;
+            }
+            connections
+        });
+    }
+    let mut pace = tokio::time::interval(Duration::from_secs(BATCH as u64) / 1000);
+    for first in (1..=PUBLICATIONS).step_by(BATCH) {
+        pace.tick().await;
+        let batch: Vec<_> = (first..first + BATCH).map(|number| ("orders", json!(number))).collect();
+        publish(&server, &batch).await;
+    }
+    let connections: usize = soon("the last publication", clients.join_all()).await.into_iter().sum();
+    assert_eq!(server.metric(r#"lastcall_recoveries_total{result="recovered"}"#).await, connections as f64);
+    assert_eq!(server.metric(r#"lastcall_recoveries_total{result="lost"}"#).await, 0.0);
 }
