@@ -296,11 +296,9 @@ impl<S: Stream> Connection<S> {
 
     /// Writes what is queued, as far as the socket takes it.
     pub(crate) fn flush(&mut self) -> Outcome {
-        let before = self.outbox.len();
-        if self.outbox.flush(&mut self.stream).is_err() {
-            return self.disconnected();
-        }
-        if self.outbox.len() < before {
+        let Ok(written) = self.outbox.flush(&mut self.stream) else { return self.disconnected() };
+        // Not by what is queued: that may grow meanwhile, as replays are encoded when their turn comes.
+        if written > 0 {
             self.ping.wrote(self.outbox.is_empty());
             if self.form == WireForm::EventStream && self.outbox.is_empty() {
                 // A client that sends nothing answers by reading.

@@ -108,7 +108,8 @@ impl Outbox {
         self.queue.is_none()
     }
 
-    /// Returns the number of bytes that are queued, without those of replays, which are encoded when their turn comes, or were in another process.
+    /// Returns the number of queued bytes that count towards `max_queue`. Replays count from when their pages are encoded, and
+    /// what was a replay in the old process does not count.
     pub(crate) fn len(&self) -> usize {
         self.queue.as_ref().map_or(0, |queue| queue.waiting - queue.replayed)
     }
@@ -139,11 +140,12 @@ impl Outbox {
         self.queue.get_or_insert_default().chunks.push_back(Chunk::Replay(Box::new(replay)));
     }
 
-    /// Writes until nothing is queued or `socket` would block.
+    /// Writes until nothing is queued or `socket` would block. Returns how many bytes were written.
     ///
     /// # Errors
     /// Those of `socket`, except `WouldBlock` and `Interrupted`.
-    pub(crate) fn flush(&mut self, mut socket: impl Write) -> io::Result<()> {
+    pub(crate) fn flush(&mut self, mut socket: impl Write) -> io::Result<usize> {
+        let mut written = 0;
         while let Some(queue) = &mut self.queue {
             queue.encode_next();
             let mut slices = [IoSlice::new(&[]); MAX_SLICES];
@@ -163,6 +165,7 @@ impl Outbox {
             match socket.write_vectored(&slices[..used]) {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
                 Ok(n) => {
+                    written += n;
                     if queue.advance(n) {
                         self.queue = None;
                     }
@@ -172,7 +175,7 @@ impl Outbox {
                 Err(error) => return Err(error),
             }
         }
-        Ok(())
+        Ok(written)
     }
 
     /// Drops what is queued, except the rest of a message that is written in part, so that another one may follow.

@@ -1,6 +1,11 @@
 //! Output, with every number of bytes that a socket takes.
 
+use std::sync::Arc;
+
+use lastcall_core::{ChannelName, Epoch, Publication, Publisher};
+
 use super::*;
+use crate::connection::replay::{Replay, ReplayForm};
 
 #[test]
 fn a_write_that_fails_ends_the_connection() {
@@ -95,4 +100,48 @@ fn one_run_of_frames_may_exceed_the_limit_if_nothing_is_queued() {
     assert_eq!(connection.send(large.bytes(), &CONFIG), Outcome::Unchanged);
     assert_eq!(connection.queued(), large.bytes().len() - 10);
     assert_eq!(connection.send(large.bytes(), &CONFIG), Outcome::TooSlow);
+}
+
+#[test]
+fn a_client_that_reads_its_replay_is_not_overdue_also_in_another_process() {
+    let publication = |offset| {
+        let data = serde_json::value::to_raw_value(&format!("{:1000}", "")).unwrap();
+        Arc::new(Publication { offset, ..Publication::new(Publisher::Api, data) })
+    };
+    for (form, replay_form) in [
+        (WireForm::WebSocket, ReplayForm::WebSocket),
+        (WireForm::EventStream, ReplayForm::EventStream { before: String::new(), after: String::new() }),
+    ] {
+        for upgrades in [false, true] {
+            let mut connection = connection(0);
+            connection.form = form;
+            let replay = Replay::new(
+                ChannelName::broadcast(),
+                Epoch::default(),
+                (1..=100).map(publication).collect(),
+                replay_form.clone(),
+            );
+            assert_eq!(connection.replay(replay), Outcome::Unchanged);
+            assert!(connection.ping.is_needed());
+            assert_eq!(
+                connection.send_ping(&ConnectionConfig { max_queue: 1 << 20, ..CONFIG }),
+                Outcome::Unchanged
+            );
+            assert!(!connection.ping.is_overdue(), "it was just sent");
+            if upgrades {
+                let snapshot = rmp_serde::to_vec_named(&connection.snapshot(None)).unwrap();
+                let snapshot = rmp_serde::from_slice(&snapshot).unwrap();
+                connection = Connection::restore(MemoryStream::default(), snapshot, permit());
+                assert!(!connection.ping.is_overdue(), "it has its time again");
+            }
+            while connection.has_output() {
+                // A little more than a page, so that what is queued often grows.
+                connection.stream.capacity = 17_000;
+                assert_eq!(connection.flush(), Outcome::Unchanged);
+                assert!(!connection.ping.is_overdue(), "{form:?}, upgrade: {upgrades}");
+            }
+            let expected = if form == WireForm::EventStream { Ping::Answered } else { Ping::SentLate };
+            assert_eq!(connection.ping, expected);
+        }
+    }
 }
