@@ -121,6 +121,9 @@ pub(crate) async fn run(
             upgrade_stats.set(received.upgrade_stats);
             activated = received.activated;
             refusals.add(&received.refused);
+            if let Some(file) = history_file.clone() {
+                spawn_blocking(move || file.set_aside_superseded()).await?;
+            }
             (received.ingress, received.control, Some((received.frozen_at, received.old_process)))
         }
         ListenerSource::Opened(opened) => {

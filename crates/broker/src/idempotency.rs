@@ -83,7 +83,15 @@ impl IdempotencyCache {
         self.results.insert((channel.clone(), key), result);
     }
 
-    /// Forgets what is older than [`IDEMPOTENCY_TTL`].
+    /// Removes a key, if it is known.
+    pub(crate) fn remove(&mut self, channel: &ChannelName, key: &IdempotencyKey) {
+        if self.results.remove(&(channel.clone(), key.clone())).is_some() {
+            // Else the key would be removed when the time of this entry is over.
+            self.by_time.retain(|(_, other, other_key)| (other, other_key) != (channel, key));
+        }
+    }
+
+    /// Removes the keys that are older than [`IDEMPOTENCY_TTL`].
     pub(crate) fn expire(&mut self, now_ms: i64) {
         let oldest = now_ms.saturating_sub(IDEMPOTENCY_TTL.as_millis() as i64);
         while self.by_time.front().is_some_and(|(time_ms, ..)| *time_ms <= oldest) {

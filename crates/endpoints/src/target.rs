@@ -18,12 +18,13 @@ use crate::{
     authority::Authority,
     error::{ApiError, ErrorCode},
     fields::list,
+    handlers::publish::IDEMPOTENCY_KEY,
 };
 
 /// The fields that are read here and that a request must not have twice (RFC 9110 section 5.3): programs on the
 /// way may have taken another one of them for the right one. `Content-Length` is up to hyper (RFC 9112
 /// section 6.3).
-const SINGLE: [HeaderName; 7] = [
+const SINGLE: [HeaderName; 8] = [
     HOST,
     ORIGIN,
     AUTHORIZATION,
@@ -31,6 +32,7 @@ const SINGLE: [HeaderName; 7] = [
     SEC_WEBSOCKET_KEY,
     SEC_WEBSOCKET_VERSION,
     ACCESS_CONTROL_REQUEST_METHOD,
+    IDEMPOTENCY_KEY,
 ];
 
 /// The host and port that a request is for; `None` if it does not say, as HTTP/1.0 need not.

@@ -70,6 +70,8 @@ enum ReadError {
     Format(#[from] FormatError),
     #[error("it cannot be removed, and must not be read a second time: {0}")]
     Remove(io::Error),
+    #[error("it is older than what this server has, which an upgrade has brought")]
+    Superseded,
 }
 
 /// What was written or read.
@@ -143,6 +145,17 @@ impl HistoryFile {
                 let path = self.path.display();
                 warn!("the history in {path} is not used, and all channels begin anew: {error}; {kept}");
             }
+        }
+    }
+
+    /// Sets a file aside that is there although the broker has its history from the old process, and logs that. After a
+    /// `kill -9`, the next start would give its offsets a second time.
+    pub(crate) fn set_aside_superseded(&self) {
+        if fs::symlink_metadata(&self.path).is_ok() {
+            let error = ReadError::Superseded;
+            let kept = self.set_aside(&error);
+            let path = self.path.display();
+            warn!("the history in {path} is not used: {error}; {kept}");
         }
     }
 

@@ -157,6 +157,34 @@ async fn a_publication_with_a_key_is_published_once() {
     assert_eq!(client.next().await["data"], 1);
     assert_eq!(client.next().await["data"], 3);
     assert_eq!(call(&"k".repeat(256), 4).await.error(), (400, "bad_request".to_owned()));
+    // Two keys contradict each other, and a batch has none of its own.
+    let bad_header = (400, "bad_header".to_owned());
+    let headers = [JSON, "Idempotency-Key: k3", "Idempotency-Key: k4"];
+    assert_eq!(server.request("POST", "/api/publish", &headers, r#"{"data":5}"#).await.error(), bad_header);
+    let answer = server
+        .request(
+            "POST",
+            "/api/publish/batch",
+            &headers[..2],
+            r#"{"publications":[{"channel":"a","data":6}]}"#,
+        )
+        .await;
+    assert_eq!(answer.error(), bad_header);
+    assert!(answer.body.contains("idempotency_key"), "{answer:?}");
+    publish(&server, "a", 7..=7).await;
+    assert_eq!(client.next().await["data"], 7);
+}
+
+#[tokio::test]
+async fn texts_of_a_batch_may_have_escapes() {
+    let server = quiet_server().await;
+    let body = r#"{"publications": [{"channel": "a\/b", "data": 1, "idempotency_key": "k\u002B"}]}"#;
+    let call = async || server.request("POST", "/api/publish/batch", &[JSON], body).await;
+    let first = call().await;
+    assert_eq!(first.status, 200, "{first:?}");
+    assert_eq!(call().await.json(), first.json(), "published once");
+    let channel = server.get("/api/channels/a%2Fb").await.json();
+    assert_eq!(channel["id"], first.json()["results"][0]["id"]);
 }
 
 async fn batch(server: &Server, body: &Value) -> Answer {
@@ -225,7 +253,10 @@ async fn channels_and_their_history_can_be_looked_at() {
     assert_eq!(read, [(&json!(ids[2]), &json!(3)), (&json!(ids[3]), &json!(4))]);
     let lost = server.get("/api/channels/orders/history?since=x").await.json();
     assert_eq!((&lost["recovered"], &lost["publications"]), (&json!(false), &json!([])));
-    for query in ["limit=0", "limit=1001", "limit=x"] {
+    for path in ["/api/channels/%ff", "/api/channels/%ff/history", "/api/channels/a%20b"] {
+        assert_eq!(server.get(path).await.error(), (400, "bad_channel".to_owned()), "{path}");
+    }
+    for query in ["limit=0", "limit=1001", "limit=x", "sinse=1"] {
         let answer = server.get(&format!("/api/channels/orders/history?{query}")).await;
         assert_eq!(answer.error(), (400, "bad_request".to_owned()), "{query}");
     }

@@ -369,6 +369,24 @@ async fn a_file_that_is_torn_or_of_another_version_is_set_aside_with_the_reason(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_is_there_at_an_upgrade_is_set_aside() {
+    let (whole, _) = written_file().await;
+    let (folder, file) = history_file();
+    fs::write(&file, &whole).unwrap();
+    let mut server = Start::default().file("config/lastcall.toml", "").serve().await;
+    let since = publish(&server, "known").await;
+    publish(&server, "missed").await;
+    let settings = format!("history_file = {:?}", file.display().to_string());
+    fs::write(server.dir.path().join("config/lastcall.toml"), settings).unwrap();
+    server.upgrade().await;
+    let line = server.logged("the history in ").await;
+    assert!(message(&line).contains("it is older than what this server has"), "{line}");
+    assert!(!file.exists());
+    assert!(fs::read(folder.path().join("history.unusable")).unwrap() == whole);
+    recovers(&server, &since, &[json!("missed")]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_file_that_cannot_be_removed_is_not_used() {
     if !rustix::process::getuid().is_root() {
         // Only root can make a file that another user may read and not remove, in a folder which that user may write.

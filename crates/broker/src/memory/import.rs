@@ -31,7 +31,9 @@ impl MemoryBroker {
         }
         for key in keys {
             let published = key.published();
-            if state.idempotency.get(&key.channel, &key.key).is_none() {
+            // Known already, from an earlier pass, unless it was used again after its time: then this is the later use.
+            if state.idempotency.get(&key.channel, &key.key) != Some(published) {
+                state.idempotency.remove(&key.channel, &key.key);
                 state.idempotency.insert(key.time_ms, &key.channel, key.key, published);
             }
         }

@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use axum::{
     Extension, Json,
-    extract::{Path, Query, State},
+    extract::{
+        Path, Query, State,
+        rejection::{PathRejection, QueryRejection},
+    },
     http::HeaderMap,
 };
 use lastcall_core::{ChannelName, Position};
@@ -65,6 +68,7 @@ pub(crate) struct HistoryResult {
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct HistoryQuery {
     #[serde(default)]
     since: String,
@@ -85,12 +89,12 @@ pub(crate) async fn list(
 pub(crate) async fn show(
     State(state): State<Arc<AppState>>,
     Extension(PeerAddr(peer)): Extension<PeerAddr>,
-    Path(name): Path<String>,
+    name: Result<Path<String>, PathRejection>,
     target: Target,
     headers: HeaderMap,
 ) -> Result<Json<ChannelState>, ApiError> {
     check(&state, peer, &headers, &target)?;
-    let name = channel_name(Some(&name))?;
+    let name = channel_of(name)?;
     let info = state.manager.broker().channel(&name).ok_or_else(|| {
         let what =
             format!("The channel {name:?} has neither clients nor history here.", name = name.as_str());
@@ -99,16 +103,24 @@ pub(crate) async fn show(
     Ok(Json(info.into()))
 }
 
+/// Returns the channel that a path names.
+fn channel_of(name: Result<Path<String>, PathRejection>) -> Result<ChannelName, ApiError> {
+    let Path(name) = name.map_err(|error| {
+        ApiError::new(ErrorCode::BadChannel, format!("The path names no channel: {}.", error.body_text()))
+    })?;
+    channel_name(Some(&name))
+}
+
 pub(crate) async fn history(
     State(state): State<Arc<AppState>>,
     Extension(PeerAddr(peer)): Extension<PeerAddr>,
-    Path(name): Path<String>,
-    query: Result<Query<HistoryQuery>, axum::extract::rejection::QueryRejection>,
+    name: Result<Path<String>, PathRejection>,
+    query: Result<Query<HistoryQuery>, QueryRejection>,
     target: Target,
     headers: HeaderMap,
 ) -> Result<Json<HistoryResult>, ApiError> {
     check(&state, peer, &headers, &target)?;
-    let channel = channel_name(Some(&name))?;
+    let channel = channel_of(name)?;
     let Query(HistoryQuery { since: id, limit }) = query.map_err(|error| {
         ApiError::new(ErrorCode::BadRequest, format!("The query may have `since` and `limit`: {error}."))
     })?;

@@ -82,13 +82,18 @@ pub(crate) async fn publish(
 pub(crate) fn channel_name(name: Option<&str>) -> Result<ChannelName, ApiError> {
     let Some(name) = name else { return Ok(ChannelName::broadcast()) };
     name.parse().map_err(|_| {
-        ApiError::new(ErrorCode::BadChannel, format!("This is no channel, {name:?}: {CHANNEL_NAME_RULE}."))
+        ApiError::new(
+            ErrorCode::BadChannel,
+            format!("{name:?} is not the name of a channel: {CHANNEL_NAME_RULE}."),
+        )
     })
 }
 
 /// Reads an idempotency key.
 pub(crate) fn idempotency_key(text: &str) -> Result<IdempotencyKey, ApiError> {
-    text.parse().map_err(|error| ApiError::new(ErrorCode::BadRequest, format!("This is no key: {error}.")))
+    text.parse().map_err(|error| {
+        ApiError::new(ErrorCode::BadRequest, format!("The idempotency key is not valid: {error}."))
+    })
 }
 
 /// Publishes, and returns the results in the order of the requests.
@@ -98,13 +103,14 @@ pub(crate) async fn publish_all(
 ) -> Result<Vec<Published>, ApiError> {
     match timeout(PUBLISH_TIMEOUT, state.manager.publish_all(requests)).await {
         Ok(Ok(published)) => Ok(published),
-        Ok(Err(PublishError::Closing)) => {
-            Err(ApiError::new(ErrorCode::Closing, "The server is closing its clients: none would get this."))
-        }
+        Ok(Err(PublishError::Closing)) => Err(ApiError::new(
+            ErrorCode::Closing,
+            "The server is closing all connections: no client would get this.",
+        )),
         Ok(Err(PublishError::Broker(error))) => Err(ApiError::new(
             ErrorCode::Unavailable,
             format!(
-                "It is not known whether this was published ({error}): send it again with an `Idempotency-Key`."
+                "It is not known whether this was published ({error}). Send it again with an `Idempotency-Key`, so that it is not published twice."
             ),
         )),
         Err(_) => Err(ApiError::new(

@@ -1,6 +1,6 @@
 //! `POST /api/publish/batch`: many publications in one request.
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 use axum::{Extension, Json, body::Body, extract::State, http::HeaderMap};
 use lastcall_core::{Position, Publication, Publisher};
@@ -10,9 +10,15 @@ use serde_json::value::RawValue;
 
 use super::{
     api_body::{bad_body, check_data, parse, read},
-    publish::{PublishResult, channel_name, idempotency_key, publish_all},
+    publish::{IDEMPOTENCY_KEY, PublishResult, channel_name, idempotency_key, publish_all},
 };
-use crate::{auth::api_key, error::ApiError, server::PeerAddr, state::AppState, target::Target};
+use crate::{
+    auth::api_key,
+    error::{ApiError, ErrorCode},
+    server::PeerAddr,
+    state::AppState,
+    target::Target,
+};
 
 /// Most publications in one request.
 const MAX_BATCH: usize = 1000;
@@ -35,8 +41,11 @@ struct BatchBody<'a> {
 struct BatchItem<'a> {
     #[serde(borrow)]
     data: &'a RawValue,
-    channel: Option<&'a str>,
-    idempotency_key: Option<&'a str>,
+    // Borrowed where the text has no escapes.
+    #[serde(borrow)]
+    channel: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    idempotency_key: Option<Cow<'a, str>>,
 }
 
 /// The results, in the order of the publications.
@@ -54,6 +63,13 @@ pub(crate) async fn publish_batch(
 ) -> Result<Json<BatchResult>, ApiError> {
     state.allowed_origins.check(&headers, &target)?;
     api_key::check(&state.api_keys, &state.own_hosts, peer, &headers, &target)?;
+    if headers.contains_key(IDEMPOTENCY_KEY) {
+        // To ignore it would publish all of them again when the request is repeated.
+        return Err(ApiError::new(
+            ErrorCode::BadHeader,
+            "A batch has no `Idempotency-Key`; give each of its publications an `idempotency_key`.",
+        ));
+    }
     let most = MAX_BODY.max(state.limits.max_message_size);
     let body = read(body, &headers, most, "the limit of a batch").await?;
     let BatchBody { publications } = parse(&body, SHAPE)?;
@@ -72,7 +88,7 @@ fn requests(items: &[BatchItem<'_>], max_message_size: usize) -> Result<Vec<Publ
     if items.len() > MAX_BATCH {
         return Err(bad_body(
             SHAPE,
-            &format_args!("it has {} publications, and may have {MAX_BATCH}", items.len()),
+            &format_args!("it has {} publications, and may have at most {MAX_BATCH}", items.len()),
         ));
     }
     let mut requests: Vec<PublishRequest> = Vec::new();
@@ -87,15 +103,15 @@ fn requests(items: &[BatchItem<'_>], max_message_size: usize) -> Result<Vec<Publ
         check_data(item.data)
             .map_err(|error| bad_body(SHAPE, &format_args!("publication {number}: {error}")))?;
         let publication = Publication::new(Publisher::Api, item.data.to_owned());
-        let key = item.idempotency_key.map(idempotency_key).transpose().map_err(in_item)?;
+        let key = item.idempotency_key.as_deref().map(idempotency_key).transpose().map_err(in_item)?;
         if let Some(last) = requests.last_mut()
             && (last.key.is_none() && key.is_none())
-            && item.channel.unwrap_or("broadcast") == last.channel.as_str()
+            && item.channel.as_deref().unwrap_or("broadcast") == last.channel.as_str()
         {
             last.publications.push(publication);
             continue;
         }
-        let channel = channel_name(item.channel).map_err(in_item)?;
+        let channel = channel_name(item.channel.as_deref()).map_err(in_item)?;
         requests.push(PublishRequest { channel, publications: vec![publication], key });
     }
     Ok(requests)

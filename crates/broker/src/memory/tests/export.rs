@@ -70,15 +70,17 @@ fn keys_are_known_after_the_import_with_their_results_and_times() {
     let mut parts: Vec<_> = export.pass().collect();
     // The first ones are forgotten between the passes.
     let late = with_key(&old, 300_001, "late");
+    let again = with_key(&old, 300_001, "k0");
     parts.extend(export.pass());
-    assert_eq!(parts.iter().flat_map(|part| &part.keys).count(), 6, "each once");
+    assert_eq!(parts.iter().flat_map(|part| &part.keys).count(), 7, "each use once");
 
     let new = keeping(10, 1_000_000);
     parts.iter().for_each(|part| import(&new, part));
     new.finish_import_at(300_001);
     assert_eq!(with_key(&new, 300_001, "late"), late);
     assert_eq!(with_key(&new, 300_001, "k4"), before[4]);
-    assert_eq!(with_key(&new, 300_001, "k1").position.offset, late.position.offset + 1, "its time was over");
+    assert_eq!(with_key(&new, 300_001, "k0"), again, "it was used again after its time");
+    assert_eq!(with_key(&new, 300_001, "k1").position.offset, again.position.offset + 1, "its time was over");
 }
 
 #[test]
