@@ -142,6 +142,10 @@ struct Client {
     last: Vec<Option<u64>>,
     /// The id of the last event, as an `EventSource` has it.
     last_event_id: String,
+    /// Of which channels it has sent an id, as a client of server-sent events.
+    asked: Vec<bool>,
+    /// The channel whose `reset` must come next.
+    expected_reset: Option<String>,
     received: usize,
 }
 
@@ -170,6 +174,8 @@ impl Client {
             Wire::EventStream => lines.push(format!("Last-Event-ID: {}", self.last_event_id)),
         }
         let lines: Vec<_> = lines.iter().map(String::as_str).collect();
+        self.asked = self.last_event_id.split(',').map(|id| !id.is_empty()).collect();
+        self.expected_reset = None;
         let request = self.wire.request(self.shared.address, &query.join("&"), &lines);
         let mut input = Input::request(stream, self.wire, &request).await.ok()?;
         let status = soon("a head", input.status()).await?;
@@ -181,7 +187,11 @@ impl Client {
     fn check(&mut self, received: &Received) -> bool {
         let message = received.json();
         let kind = message["type"].as_str().unwrap();
-        if ["welcome", "shutdown", "reset"].contains(&kind) {
+        if let Some(channel) = self.expected_reset.take() {
+            assert_eq!((kind, message["channel"].as_str()), ("reset", Some(&*channel)), "{message}");
+            return true;
+        }
+        if ["welcome", "shutdown"].contains(&kind) {
             return true;
         }
         if kind == "error" {
@@ -203,6 +213,9 @@ impl Client {
                         assert!(offset - asked > HISTORY, "all since {asked} was kept: {message}");
                     }
                     None => assert!(!recovered, "{message}"),
+                }
+                if self.wire == Wire::EventStream && !recovered && self.asked.get(index) == Some(&true) {
+                    self.expected_reset = Some(channel_name(channel));
                 }
                 if last.is_some() {
                     let mut recoveries = self.shared.recoveries.lock().unwrap();
@@ -335,6 +348,8 @@ async fn check_all(event_loops: usize) {
             last: vec![None; channels.len()],
             channels,
             last_event_id: String::new(),
+            asked: Vec::new(),
+            expected_reset: None,
             received: 0,
         };
         clients.spawn(client.run());

@@ -376,7 +376,7 @@ proptest! {
         for (now, (channel, size)) in (0..).zip(publications) {
             let data = format!("\"{}\"", "x".repeat(size));
             broker.publish_at(now, &name(&channel.to_string()), vec![publication(now, &data)], None);
-            all.push((channel, now));
+            all.push((channel, now, data.len()));
             prop_assert!(broker.usage().history_bytes <= max_bytes, "{} bytes", broker.usage().history_bytes);
         }
         let mut kept = Vec::new();
@@ -385,7 +385,11 @@ proptest! {
             kept.extend(channel.kept().map(|one| (one.time_ms, number)));
         }
         kept.sort_unstable();
-        let expected: Vec<_> = all[all.len() - kept.len()..].iter().map(|(channel, now)| (*now, *channel)).collect();
+        let (dropped, expected) = all.split_at(all.len() - kept.len());
+        let expected: Vec<_> = expected.iter().map(|(channel, now, _)| (*now, *channel)).collect();
         prop_assert_eq!(kept, expected);
+        // No more than necessary: the last one that was dropped, with its channel, would not fit.
+        let most = dropped.last().map(|(_, _, size)| broker.usage().history_bytes + size + 100 + 201);
+        prop_assert!(most.is_none_or(|most| most > max_bytes), "{:?} bytes, and {} allowed", most, max_bytes);
     }
 }
