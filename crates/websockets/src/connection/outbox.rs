@@ -39,15 +39,25 @@ struct Queue {
 
 impl Serialize for Queue {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let rests = self.chunks.iter().map(|chunk| match chunk {
-            Chunk::Bytes(_) => 0,
-            Chunk::Replay(replay) => replay.rest().len(),
-        });
+        let mut replayed = self.replayed;
+        let chunks: Vec<Bytes> = self
+            .chunks
+            .iter()
+            .map(|chunk| match chunk {
+                Chunk::Bytes(bytes) => bytes.clone(),
+                // The new process has the publications in its history, too, but may have to drop some before they are written.
+                Chunk::Replay(replay) => {
+                    let rest = replay.rest();
+                    replayed += rest.len();
+                    rest
+                }
+            })
+            .collect();
         let mut queue = serializer.serialize_struct("Queue", 4)?;
-        queue.serialize_field("chunks", &self.chunks)?;
+        queue.serialize_field("chunks", &chunks)?;
         queue.serialize_field("written", &self.written)?;
         queue.serialize_field("waiting", &self.waiting)?;
-        queue.serialize_field("replayed", &(self.replayed + rests.sum::<usize>()))?;
+        queue.serialize_field("replayed", &replayed)?;
         queue.end()
     }
 }
@@ -58,16 +68,6 @@ enum Chunk {
     Bytes(Bytes),
     /// Messages that are encoded once they are the next ones to be written.
     Replay(Box<Replay>),
-}
-
-impl Serialize for Chunk {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Self::Bytes(bytes) => bytes.serialize(serializer),
-            // The new process has them in its history, too, but may have to drop some before they are written.
-            Self::Replay(replay) => replay.rest().serialize(serializer),
-        }
-    }
 }
 
 /// A queue from another process. If it contradicts itself, the handover fails and the old process continues.
