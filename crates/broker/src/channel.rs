@@ -1,4 +1,4 @@
-//! One channel of the memory broker: its numbering, what is kept, and its receivers.
+//! One channel of the memory broker: its position, the publications that are kept, and its receivers.
 
 use std::{collections::VecDeque, sync::Arc};
 
@@ -108,7 +108,7 @@ impl Channel {
         publication.map(|publication| cost(&publication))
     }
 
-    /// Begins a new numbering. Nothing is kept.
+    /// Begins a new epoch. Nothing may be kept.
     pub(crate) fn renew(&mut self, epoch: Epoch) {
         self.move_to(Position { epoch, offset: 0 });
     }

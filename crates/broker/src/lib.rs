@@ -2,7 +2,7 @@
 //! Knows no sockets and no HTTP.
 //!
 //! - [`Broker`] is the interface; its documentation is the contract that every implementation keeps.
-//! - [`MemoryBroker`] (`memory`) keeps everything in this process. Its parts: `channel` (the numbering, the kept
+//! - [`MemoryBroker`] (`memory`) keeps everything in this process. Its parts: `channel` (the position, the kept
 //!   publications and the receivers of one channel), `rules` (how much is kept of which channel), `age_queue` (which
 //!   channel has the oldest publication), and `idempotency` (which requests were answered already).
 //!   [`MemoryExport`] copies what it keeps, in parts (`snapshot`), and [`MemoryBroker::import`] takes them over.
@@ -155,7 +155,7 @@ pub struct HistoryPage {
 /// How much a node keeps.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Usage {
-    /// Channels with subscribers or history.
+    /// Channels that have subscribers or history, or whose position is still kept.
     pub channels: usize,
     /// Bytes of history, as [`Config::max_bytes`] counts them.
     pub history_bytes: usize,

@@ -35,7 +35,7 @@ pub struct ChannelPart {
     pub top: u64,
     /// When the last subscriber left, or the last publication came, in milliseconds since 1970.
     pub used_ms: i64,
-    /// Whether it has subscribers, who come to the next process, too.
+    /// Whether it has subscribers, which move to the new process, too.
     #[serde(default)]
     pub in_use: bool,
     /// Its last publications, one after the other up to `top`. If the first one follows what an earlier part had, they

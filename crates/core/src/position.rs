@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize, Serializer};
 
-/// Tells one numbering of a channel's publications from another: a random number, chosen anew whenever offsets could
+/// A period within which the offsets of a channel are unique: a random number, chosen anew whenever offsets could
 /// be given twice.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -21,7 +21,7 @@ impl fmt::Display for Epoch {
 /// As text, `EPOCH-OFFSET`, it is the `id` of a publication. Clients must not read anything into it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct Position {
-    /// The numbering that the offset belongs to.
+    /// The epoch that the offset belongs to.
     pub epoch: Epoch,
     /// Starts at 1 and grows by 1.
     pub offset: u64,

@@ -1,4 +1,4 @@
-//! The state machine of one WebSocket connection, over any stream that can be read and written.
+//! The state machine of one connection, WebSocket or server-sent events, over any stream that can be read and written.
 //!
 //! It makes one system call where it can and never blocks. When to read, when to write and when to give up is decided
 //! by the event loop that owns it: each action returns an [`Outcome`] that says what is left to do.

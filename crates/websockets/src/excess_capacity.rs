@@ -5,8 +5,8 @@ use std::collections::VecDeque;
 /// Entries that an empty queue keeps room for.
 const KEPT_CAPACITY: usize = 128;
 
-/// Gives back what an empty queue has needed for a burst: with thousands of clients at once, that would be a considerable part
-/// of what they cost for good.
+/// Releases the memory that a queue needed for a burst, once it is empty. After thousands of clients at once, that memory
+/// would otherwise stay allocated, and be a considerable part of what the clients cost.
 pub(crate) fn release_excess_capacity<T>(queue: &mut VecDeque<T>) {
     if queue.is_empty() {
         queue.shrink_to(KEPT_CAPACITY);

@@ -39,8 +39,9 @@ const HIGH_WATER_MARK: usize = 1 << 20;
 /// Publishers continue when every mailbox has at most this many bytes of publications.
 const LOW_WATER_MARK: usize = HIGH_WATER_MARK / 2;
 
-/// Most new connections that a loop takes at once, and none while as many subscriptions as it takes at once wait in the mailbox:
-/// what a burst of connections needs for a moment stays small, and is not scattered among what stays.
+/// Most new connections that a loop takes at once; none while [`MAX_ATTACH_BATCH`] subscriptions wait in its mailbox. So a
+/// burst needs little temporary memory, which would lie between lasting allocations and could not be returned to the system
+/// (`just bench-channels`, memory).
 const MAX_NEW_CONNECTIONS: usize = 32;
 
 /// Most subscriptions that a loop takes at once.
@@ -156,7 +157,7 @@ enum Entry {
     Publication(ChannelName, Arc<EncodedPublication>),
     /// Boxed: entries are as large as the largest one, and nearly all are publications.
     Attach(Box<Attachment>),
-    /// With how many connections had been assigned before it: the loop registers these first.
+    /// The number is that of the connections assigned before it, which the loop registers first.
     Command(LoopCommand, u64),
 }
 
@@ -166,8 +167,9 @@ struct Mailbox {
     new_connections: VecDeque<NewConnection>,
     /// How many subscriptions are in `entries`.
     attachments: usize,
-    /// How many connections were assigned, and are taken.
+    /// Connections assigned so far.
     assigned: u64,
+    /// Connections that the loop has taken so far.
     taken: u64,
     entries: VecDeque<Entry>,
     /// Bytes of the publications in `entries`.
@@ -186,7 +188,7 @@ impl Mailbox {
     }
 
     fn take_new_connections(&mut self) -> Vec<NewConnection> {
-        // A command at the front waits for connections: the subscriptions that could be waited for are behind it.
+        // A command at the front waits for these connections. The subscriptions are behind it: to wait for them would never end.
         let is_awaited =
             matches!(self.entries.front(), Some(Entry::Command(_, assigned)) if *assigned > self.taken);
         if self.attachments >= MAX_ATTACH_BATCH && !is_awaited {
@@ -219,7 +221,7 @@ fn report_failed_wake(error: &io::Error) {
 #[derive(Debug)]
 struct State {
     mailboxes: Vec<Mailbox>,
-    /// The thread that has a [`DeferredWake`]: what it publishes until then wakes no loop by itself.
+    /// The thread whose publications wake no loop until its [`DeferredWake`] is dropped.
     deferring: Option<ThreadId>,
 }
 
@@ -305,8 +307,8 @@ impl Mailboxes {
         }
     }
 
-    /// Gives a connection to one of the loops without waking it. For the first of several connections, returns what
-    /// wakes the loops of all of them.
+    /// Gives a connection to one of the loops without waking it. Returns what wakes the loop when it is dropped; `None`: a
+    /// wake is deferred already, and it is for this connection, too.
     pub(crate) fn assign(self: &Arc<Self>, connection: NewConnection) -> Option<DeferredWake> {
         let mut state = self.lock();
         let mailboxes = &mut state.mailboxes;
@@ -316,7 +318,7 @@ impl Mailboxes {
         self.defer(&mut state)
     }
 
-    /// Lets what this thread publishes wake no loop until what is returned is dropped. Returns `None` if a wake is deferred
+    /// Defers the wakes for what this thread publishes until the returned value is dropped. Returns `None` if wakes are deferred
     /// already.
     pub(crate) fn defer_wake(self: &Arc<Self>) -> Option<DeferredWake> {
         self.defer(&mut self.lock())
@@ -352,9 +354,8 @@ impl Mailboxes {
         }
     }
 
-    /// Takes what waits for loop `index`: at most [`MAX_NEW_CONNECTIONS`], then at most [`MAX_WRITE_BATCH`] bytes of
-    /// publications, with the subscriptions between them, and the command that follows, if one does and all connections that
-    /// came before it are taken.
+    /// Takes what waits for loop `index`: at most [`MAX_NEW_CONNECTIONS`]; then publications, at most [`MAX_WRITE_BATCH`] bytes,
+    /// with the subscriptions between them; then the next command, unless a connection assigned before it still waits.
     pub(crate) fn take(&self, index: usize) -> Batch {
         let mut state = self.lock();
         let mailboxes = &mut state.mailboxes;
@@ -408,7 +409,8 @@ impl Mailboxes {
         batch
     }
 
-    /// Takes only connections that wait for loop `index`, at most [`MAX_NEW_CONNECTIONS`]. The loop calls [`Mailboxes::take`] later, for the rest.
+    /// Takes only new connections of loop `index`, at most [`MAX_NEW_CONNECTIONS`]. The loop calls [`Mailboxes::take`] later,
+    /// for the rest.
     pub(crate) fn take_new_connections(&self, index: usize) -> Vec<NewConnection> {
         self.lock().mailboxes[index].take_new_connections()
     }
@@ -430,8 +432,8 @@ impl Mailboxes {
     }
 }
 
-/// Wakes the loops that have something to do, when it is dropped. Waking a loop costs more than registering a connection or
-/// delivering to one, so this is kept until everything that comes together is in the mailboxes.
+/// Wakes the loops that have something to do when it is dropped. Waking a loop costs more than registering a connection or
+/// delivering to one, so the wake is deferred until everything that arrives together is in the mailboxes.
 #[must_use = "it wakes the loops when it is dropped"]
 #[derive(Debug)]
 pub(crate) struct DeferredWake(Arc<Mailboxes>);

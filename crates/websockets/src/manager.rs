@@ -298,12 +298,12 @@ impl ConnectionManager {
         Some(stats)
     }
 
-    /// Publishes. Waits while the event loops are behind. Returns the results in the order of the requests. See
+    /// Publishes, and returns the results in the order of the requests. Waits while the mailboxes are full. See
     /// [`Broker::publish`].
     ///
-    /// Must be called on a tokio runtime: the event loops are woken once the tasks that are ready now have run, so what is
-    /// published together is delivered together. Has no timeout of its own; the caller needs one. Nothing is published when
-    /// the future is dropped while it waits for the event loops.
+    /// Must be called on a tokio runtime: the event loops are woken once the tasks that are ready now have run, so that
+    /// requests that arrive together are delivered together. Has no timeout of its own; the caller needs one. If the future
+    /// is dropped while it waits for the mailboxes, nothing is published.
     ///
     /// # Errors
     /// When the connections are being closed, or the broker has failed.

@@ -155,7 +155,7 @@ impl Client {
         Some(format!("{}-{}", epoch?, self.last[index]?))
     }
 
-    /// Connects, with what it has last. `None`: the server does not take it now.
+    /// Connects, and asks for what follows the last id. `None`: the server refuses the client now.
     async fn connect(&mut self) -> Option<Input> {
         let socket = TcpSocket::new_v4().unwrap();
         // Some have little room, so that much waits for them in the server.
@@ -183,7 +183,7 @@ impl Client {
         (status != 503).then_some(input)
     }
 
-    /// Checks a message against the model. Returns false if the client is not let in.
+    /// Checks a message against the model. Returns false if the server refuses the client.
     fn check(&mut self, received: &Received) -> bool {
         let message = received.json();
         let kind = message["type"].as_str().unwrap();

@@ -169,7 +169,7 @@ async fn ten_thousand_clients_that_come_back_at_once_get_what_they_missed_and_th
     }
     for (metric, expected) in [
         (r#"lastcall_recoveries_total{result="recovered"}"#, clients),
-        (r#"lastcall_recoveries_total{result="lost"}"#, 0),
+        (r#"lastcall_recoveries_total{result="not_recovered"}"#, 0),
         ("lastcall_connections_opened_total", clients),
         ("lastcall_slow_consumers_total", 0),
     ] {
@@ -359,5 +359,5 @@ async fn clients_that_come_back_while_a_thousand_publications_a_second_are_made_
     }
     let connections: usize = soon("the last publication", clients.join_all()).await.into_iter().sum();
     assert_eq!(server.metric(r#"lastcall_recoveries_total{result="recovered"}"#).await, connections as f64);
-    assert_eq!(server.metric(r#"lastcall_recoveries_total{result="lost"}"#).await, 0.0);
+    assert_eq!(server.metric(r#"lastcall_recoveries_total{result="not_recovered"}"#).await, 0.0);
 }

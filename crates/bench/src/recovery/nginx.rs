@@ -37,7 +37,9 @@ impl NginxFiles {
     pub(super) fn find() -> anyhow::Result<Self> {
         let find = |paths: [&str; 3], package| {
             let found = paths.iter().map(PathBuf::from).find(|path| path.exists());
-            found.with_context(|| format!("there is no {}: install the package {package}", paths[0]))
+            found.with_context(|| {
+                format!("none of {} exists: install the package {package}", paths.join(", "))
+            })
         };
         Ok(Self { program: find(PROGRAMS, "nginx")?, module: find(MODULES, "libnginx-mod-nchan")? })
     }

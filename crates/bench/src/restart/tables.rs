@@ -25,7 +25,7 @@ pub(super) fn upgrades(full: &Outcome) -> String {
     }
     let calm = |message: &Message| full.is_calm(message);
     text += &format!(
-        "| none | {:.0} | | | | |\n\n{} disconnects, {} deliveries lost, {} doubled or out of order, of {}. Longest \
+        "| none | {:.0} | | | | |\n\n{} disconnects, {} deliveries lost, {} duplicated or out of order, of {}. Longest \
          from sending to receipt: {:.0} ms, without an upgrade {:.0} ms.\n",
         full.longest(calm, |message| message.silence_ms),
         full.cut,
@@ -41,7 +41,7 @@ pub(super) fn upgrades(full: &Outcome) -> String {
 /// Returns a row for each server.
 pub(super) fn beside(beside: &[Outcome]) -> String {
     let mut text =
-        "| server | clients | cut off | messages lost, per client | doubled or out of order | longest \
+        "| server | clients | cut off | messages lost, per client | duplicated or out of order | longest \
                     silence, ms | until all were back, s |\n|---|---|---|---|---|---|---|\n"
             .to_owned();
     for one in beside {

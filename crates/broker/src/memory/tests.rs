@@ -358,7 +358,7 @@ proptest! {
                 Step::Expire(limit) => drop(broker.drop_expired(&mut broker.lock(), now, limit.into())),
             }
         }
-        // Later, all that nobody subscribes to is gone.
+        // Once everything has expired, only channels with subscribers are left.
         let all_left: usize = models.values().map(|model| usize::from(model.subscribers > 0)).sum();
         while broker.drop_expired(&mut broker.lock(), now + TTL, 3) {}
         prop_assert_eq!(broker.lock().channels.len(), all_left);

@@ -83,7 +83,7 @@ pub const SPECS: [Spec; 28] = [
         MESSAGES,
         "WHAT",
         Some("\"broadcast\""),
-        "What a client's text does: broadcast to all clients, ignore, or echo (for diagnosis)",
+        "What a client's text does: broadcast (in the client's first channel), ignore, or echo (for diagnosis)",
     ),
     spec(
         "history_size",
@@ -140,7 +140,7 @@ pub const SPECS: [Spec; 28] = [
         UPGRADE,
         "DURATION",
         Some("30"),
-        "How long a new process has to get ready before an upgrade is given up",
+        "How long a new process has to get ready and take over the history; after that, the upgrade fails",
     ),
     spec(
         "runtime_dir",

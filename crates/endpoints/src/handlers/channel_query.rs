@@ -41,7 +41,7 @@ pub(crate) fn parse(query: &str) -> Result<Vec<ChannelRequest>, ApiError> {
             channels.push(ChannelRequest { name, since });
         }
         if channels.len() > MAX_CHANNELS {
-            return Err(bad_channel(format!("A connection may have {MAX_CHANNELS} channels.")));
+            return Err(bad_channel(format!("A connection may have at most {MAX_CHANNELS} channels.")));
         }
     }
     Ok(channels)

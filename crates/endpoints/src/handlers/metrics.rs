@@ -167,7 +167,7 @@ impl Collector for Metrics {
         gauge(&mut to, "history_bytes", help, usage.history_bytes as f64)?;
         let help = "Clients that came back with a position, by what became of what they had missed";
         let mut family = counters(&mut to, *format, "recoveries_total", help)?;
-        for (result, recoveries) in [("recovered", stats.recovered), ("lost", stats.not_recovered)] {
+        for (result, recoveries) in [("recovered", stats.recovered), ("not_recovered", stats.not_recovered)] {
             count(family.encode_family(&[("result", result)])?, *format, recoveries)?;
         }
         gauge(&mut to, "queue_bytes", "Bytes that are queued for clients", stats.queued_bytes as f64)?;

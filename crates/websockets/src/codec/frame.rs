@@ -130,8 +130,7 @@ pub(crate) fn unmask(payload: &mut [u8], mask: [u8; 4], offset: u64) {
 pub(crate) struct Frame(Bytes);
 
 impl Frame {
-    /// Encodes a text message in one frame.
-    /// Encodes a text, which is UTF-8.
+    /// Encodes a text message in one frame. The text must be UTF-8.
     pub(crate) fn text(text: impl AsRef<[u8]>) -> Self {
         Self::encode(Opcode::Text, text.as_ref())
     }

@@ -33,7 +33,7 @@ struct Queue {
     written: usize,
     /// Bytes of all chunks that are not written. A replay has none until they are encoded.
     waiting: usize,
-    /// How many of these were the rest of replays in another process: they do not count as what a slow client has caused.
+    /// Of these, bytes of replays that the old process encoded. They do not count towards `max_queue`.
     replayed: usize,
 }
 
@@ -213,7 +213,7 @@ impl Queue {
         true
     }
 
-    /// Encodes frames of a replay if they are the next ones to be written.
+    /// Encodes the next page of a replay, if it is to be written next.
     fn encode_next(&mut self) {
         while let Some(Chunk::Replay(replay)) = self.chunks.front_mut() {
             if let Some(page) = replay.next_page() {

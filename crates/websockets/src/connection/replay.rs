@@ -11,12 +11,12 @@ use crate::{
     protocol::{ServerMessage, event_stream},
 };
 
-/// About how many bytes are encoded at once: what a socket takes at once, and not much more for a client that does not
-/// read.
+/// About how many bytes are encoded at once: as much as a socket usually takes, so that a client that does not read costs
+/// little memory.
 const PAGE: usize = 16 << 10;
 
-/// Publications that are encoded as the socket takes them. Until then, they cost a pointer each, as the history has them
-/// too.
+/// Publications that are encoded as the socket takes them. Until then, each costs one pointer: its memory is shared with the
+/// history and with other replays.
 #[derive(Debug, Clone)]
 pub(crate) struct Replay {
     channel: ChannelName,

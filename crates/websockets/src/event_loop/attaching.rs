@@ -28,7 +28,7 @@ impl EventLoop {
         announced: bool,
     ) {
         let Some(entry) = self.connections.get_mut(connection.slot) else { return };
-        let (subscription, channel) = self.subscriptions.begin(channel);
+        let (subscription, channel) = self.subscriptions.add_pending(channel);
         entry.subscriptions.push(subscription);
         let (mailboxes, index, name) = (Arc::clone(&self.mailboxes), self.config.index, channel.clone());
         let asked = since != Since::Now;
@@ -42,7 +42,7 @@ impl EventLoop {
     /// Begins a subscription: everything that is delivered in its channel from now on is for this connection, too.
     pub(super) fn attach(&mut self, attachment: Attachment) {
         let Attachment { connection, channel, subscribed, announced, asked } = attachment;
-        // It waits for this, so it is there.
+        // The channel has a pending subscription, so it is still there.
         let Some(id) = self.subscriptions.find(&channel) else { return };
         let Some(slot) = self.connections.slot(connection) else {
             self.subscriptions.abandon(id);
@@ -58,12 +58,12 @@ impl EventLoop {
         let Some(entry) = self.connections.get_mut(slot) else { return };
         let Slot { connection, subscriptions, .. } = entry;
         if let Some(member) = member {
-            subscriptions.begin(id, member);
+            subscriptions.set_member(id, member);
         }
         if !announced || !connection.is_open() {
             return;
         }
-        // Where the client is now: if it goes before it has everything that it missed, it comes back with this one.
+        // The client's position now: if it disconnects before it has everything that it missed, it recovers from here.
         let start = Position { offset: top.offset - missed.len() as u64, ..top };
         let message = ServerMessage::Subscribed { channel: &channel, id: start, recovered };
         let mut outcome;

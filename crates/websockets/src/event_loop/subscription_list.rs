@@ -7,25 +7,25 @@ use super::{
     subscriptions::{LocalChannelId, PENDING, Subscription},
 };
 
-/// The subscriptions of a connection, in the order of its URL. One, as most connections have, needs no memory of its own.
+/// The subscriptions of a connection, in the order of its URL. A single one, as most connections have, is stored inline.
 #[derive(Debug, Default)]
 pub(crate) enum SubscriptionList {
     #[default]
     None,
     One(Subscription),
-    Several(Box<Several>),
+    Several(Box<SeveralSubscriptions>),
 }
 
-/// What only connections with several channels have.
-#[derive(Debug, Default)]
-pub(crate) struct Several {
+/// The subscriptions of a connection with several channels.
+#[derive(Debug)]
+pub(crate) struct SeveralSubscriptions {
     subscriptions: Vec<Subscription>,
     /// The positions that are the id of the client's events, if it gets server-sent events.
     positions: Option<StreamPositions>,
 }
 
 impl SubscriptionList {
-    /// Makes room for so many subscriptions in all.
+    /// Reserves room for this many subscriptions in total.
     pub(super) fn reserve(&mut self, subscriptions: usize) {
         if subscriptions > 1 {
             self.several().subscriptions.reserve_exact(subscriptions);
@@ -40,8 +40,8 @@ impl SubscriptionList {
         }
     }
 
-    /// Notes that a subscription has begun. `member`: its index among the members of its channel.
-    pub(super) fn begin(&mut self, channel: LocalChannelId, member: u32) {
+    /// Records that a pending subscription has begun. `member`: its index among the members of its channel.
+    pub(super) fn set_member(&mut self, channel: LocalChannelId, member: u32) {
         let waits = |one: &&mut Subscription| one.channel == channel && one.member == PENDING;
         if let Some(subscription) = self.as_mut_slice().iter_mut().find(waits) {
             subscription.member = member;
@@ -53,8 +53,8 @@ impl SubscriptionList {
         self.several().positions = Some(positions);
     }
 
-    /// Returns the positions that are the id of the client's events, and which of them is that of this channel. `None`: the
-    /// id is the position in the only channel.
+    /// Returns the positions that form the id of the client's events, and the index of this channel among them. `None`: the
+    /// client gets no server-sent events, or has only one channel, whose position is the id.
     pub(super) fn positions(&mut self, channel: LocalChannelId) -> Option<(&mut StreamPositions, usize)> {
         let Self::Several(several) = self else { return None };
         let index = several.subscriptions.iter().position(|one| one.channel == channel);
@@ -67,15 +67,15 @@ impl SubscriptionList {
         several.positions.as_ref().map(StreamPositions::to_texts).unwrap_or_default()
     }
 
-    /// Returns what a connection with several channels has.
-    fn several(&mut self) -> &mut Several {
+    /// Turns the list into one of several subscriptions, and returns it.
+    fn several(&mut self) -> &mut SeveralSubscriptions {
         if !matches!(self, Self::Several(_)) {
             let subscriptions = self.to_vec();
-            *self = Self::Several(Box::new(Several { subscriptions, positions: None }));
+            *self = Self::Several(Box::new(SeveralSubscriptions { subscriptions, positions: None }));
         }
         match self {
             Self::Several(several) => several,
-            Self::None | Self::One(_) => unreachable!("it was changed above"),
+            Self::None | Self::One(_) => unreachable!("the list was made `Several` above"),
         }
     }
 

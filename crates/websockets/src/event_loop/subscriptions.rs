@@ -64,8 +64,8 @@ impl Subscriptions {
         self.channels.get_mut(id.0 as usize)
     }
 
-    /// Adds a subscription that waits for the broker. Returns it with the name of its channel as it is kept.
-    pub(super) fn begin(&mut self, name: &ChannelName) -> (Subscription, ChannelName) {
+    /// Adds a pending subscription: the broker has not answered yet. Returns it, and the name of its channel as it is kept.
+    pub(super) fn add_pending(&mut self, name: &ChannelName) -> (Subscription, ChannelName) {
         let Self { channels, by_name, hasher, .. } = self;
         let hash = hasher.hash_one(name);
         let entry = by_name.entry(
@@ -152,8 +152,8 @@ mod tests {
     #[test]
     fn a_channel_is_there_as_long_as_it_has_a_subscription_or_one_that_waits() {
         let mut subscriptions = Subscriptions::default();
-        let (first, _) = subscriptions.begin(&name("a"));
-        let (second, _) = subscriptions.begin(&name("a"));
+        let (first, _) = subscriptions.add_pending(&name("a"));
+        let (second, _) = subscriptions.add_pending(&name("a"));
         assert_eq!(first.channel, second.channel);
         assert!(subscriptions.has_pending());
         let top = Position { offset: 3, ..Position::default() };
@@ -171,7 +171,8 @@ mod tests {
     #[test]
     fn channels_are_found_by_name() {
         let mut subscriptions = Subscriptions::default();
-        let ids: Vec<_> = (0..1000).map(|n| subscriptions.begin(&name(&format!("c{n}"))).0.channel).collect();
+        let ids: Vec<_> =
+            (0..1000).map(|n| subscriptions.add_pending(&name(&format!("c{n}"))).0.channel).collect();
         for (n, id) in ids.iter().enumerate() {
             assert_eq!(subscriptions.find(&name(&format!("c{n}"))), Some(*id));
         }
