@@ -140,6 +140,8 @@ struct Client {
     channels: Vec<usize>,
     /// The offset up to which it has everything, for each channel, once it is subscribed.
     last: Vec<Option<u64>>,
+    /// The last id of each channel; empty: none yet.
+    ids: Vec<String>,
     /// The id of the last event, as an `EventSource` has it.
     last_event_id: String,
     /// Of which channels it has sent an id, as a client of server-sent events.
@@ -150,11 +152,6 @@ struct Client {
 }
 
 impl Client {
-    fn id(&self, index: usize) -> Option<String> {
-        let epoch = self.shared.model.lock().unwrap().epochs.get(&self.channels[index]).cloned();
-        Some(format!("{}-{}", epoch?, self.last[index]?))
-    }
-
     /// Connects, and asks for what follows the last id. `None`: the server refuses the client now.
     async fn connect(&mut self) -> Option<Input> {
         let socket = TcpSocket::new_v4().unwrap();
@@ -167,9 +164,7 @@ impl Client {
             self.channels.iter().map(|one| format!("channel={}", channel_name(*one))).collect();
         let mut lines: Vec<String> = Vec::new();
         match self.wire {
-            Wire::WebSocket => query.extend(
-                (0..self.channels.len()).map(|index| format!("since={}", self.id(index).unwrap_or_default())),
-            ),
+            Wire::WebSocket => query.extend(self.ids.iter().map(|id| format!("since={id}"))),
             Wire::EventStream if self.last_event_id.is_empty() => {}
             Wire::EventStream => lines.push(format!("Last-Event-ID: {}", self.last_event_id)),
         }
@@ -233,6 +228,7 @@ impl Client {
             other => panic!("a {other}"),
         }
         *last = Some(offset);
+        self.ids[index] = format!("{epoch}-{offset}");
         if let Some(id) = &received.event_id {
             self.last_event_id.clone_from(id);
         }
@@ -346,6 +342,7 @@ async fn check_all(event_loops: usize) {
             random,
             wire: if number % 2 == 0 { Wire::WebSocket } else { Wire::EventStream },
             last: vec![None; channels.len()],
+            ids: vec![String::new(); channels.len()],
             channels,
             last_event_id: String::new(),
             asked: Vec::new(),
