@@ -4,7 +4,7 @@ use std::{collections::VecDeque, sync::Arc};
 
 use lastcall_core::{Epoch, Position, Publication};
 
-use crate::{HistoryPage, ReceiverSet, Since, Subscribed, rules::RuleId};
+use crate::{HistoryPage, ReceiverSet, Since, Subscribed, retention_rules::RuleId};
 
 /// What a kept publication costs beside its data.
 const PUBLICATION_OVERHEAD: usize = 100;

@@ -3,7 +3,7 @@
 //!
 //! - [`Broker`] is the interface; its documentation is the contract that every implementation keeps.
 //! - [`MemoryBroker`] (`memory`) keeps everything in this process. Its parts: `channel` (the position, the kept
-//!   publications and the receivers of one channel), `rules` (how much is kept of which channel), `age_queue` (which
+//!   publications and the receivers of one channel), `retention_rules` (how much is kept of which channel), `age_queue` (which
 //!   channel has the oldest publication), and `idempotency` (which requests were answered already).
 //!   [`MemoryExport`] copies what it keeps, in parts (`snapshot`), and [`MemoryBroker::import`] takes them over.
 //! - [`ReceiverSet`] (`receiver_set`) says which receivers get a channel's publications: for the server, its event loops.
@@ -14,7 +14,7 @@ mod config;
 mod idempotency;
 mod memory;
 mod receiver_set;
-mod rules;
+mod retention_rules;
 mod snapshot;
 
 use std::{fmt, future::Future, pin::Pin, sync::Arc};

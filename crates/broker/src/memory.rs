@@ -20,7 +20,7 @@ use crate::{
     age_queue::AgeQueue,
     channel::Channel,
     idempotency::IdempotencyCache,
-    rules::{Rules, ttl_ms},
+    retention_rules::{RetentionRules, ttl_ms},
 };
 use journal::Journals;
 
@@ -38,7 +38,7 @@ const EXPIRED_WITH_PUBLICATION: usize = 8;
 pub struct MemoryBroker {
     delivery: Box<dyn Delivery>,
     max_bytes: usize,
-    rules: Rules,
+    rules: RetentionRules,
     state: Mutex<State>,
 }
 
@@ -58,7 +58,7 @@ impl MemoryBroker {
     /// Returns a broker without channels.
     pub fn new(config: Config, delivery: Box<dyn Delivery>) -> Self {
         let Config { retention, namespaces, max_bytes } = config;
-        let rules = Rules::new(retention, namespaces);
+        let rules = RetentionRules::new(retention, namespaces);
         let queues = (0..rules.len()).map(|_| AgeQueue::default()).collect();
         let channels = HashMap::new();
         let (idempotency, journals) = (IdempotencyCache::default(), Journals::default());

@@ -49,7 +49,8 @@ use crate::{
     budget::Budget,
     codec::CloseReason,
     connection::{ConnectionConfig, Outcome},
-    mailbox::{BatchItem, Mailboxes},
+    mailbox::BatchItem,
+    mailboxes::Mailboxes,
     notice::ShutdownNotice,
     stats::Stats,
 };

@@ -16,9 +16,10 @@
 //!
 //! - `admission` counts connections, and refuses new ones when there are too many or during a drain. A permit is the right to one
 //!   connection; dropping it gives it back.
-//! - `mailbox` has one mailbox for each event loop: commands, subscriptions that begin, and publications of the channels
-//!   that the loop receives. All loops have the publications of a channel in the same order. Publishers wait while one is
-//!   too full.
+//! - `mailboxes` has one `mailbox` for each event loop: commands, subscriptions that begin, and publications of the channels
+//!   that the loop receives, which come from the broker by `mailbox_delivery`. All loops have the publications of a channel
+//!   in the same order. Publishers wait while a mailbox is too full. `excess_capacity` returns the memory of queues after a
+//!   burst.
 //! - `encoded` is a publication on its way: encoded once in each form that a client needs.
 //! - `placement` chooses the event loop of a new connection.
 //! - `budget` limits how fast clients' texts are published, so that one client cannot fill the queues of all others.
@@ -29,7 +30,7 @@
 //!   mailbox, and then the timers; each part stops after a slice of time, so none delays the others for long. Its files:
 //!   `jobs` (one queue: fan-outs, commands, the next look at the mailbox), `fanout` (one write for each connection),
 //!   `commands`, `reading`, `registration`, `attaching` (subscriptions begin and end), `subscriptions` and `members` (which
-//!   connections have which channel), `run_fanout` (publications of a channel joined for one write), `stream_positions` (the
+//!   connections have which channel), `subscription_list` (the subscriptions of one connection), `run_fanout` (publications of a channel joined for one write), `stream_positions` (the
 //!   ids of events of several channels), `timers` (all of them, with one `next` and one `due`), `heartbeat` and `clock`
 //!   (when clients are pinged, by a clock that stands still while the process does), and `connections` (slots, and keys
 //!   that know their connection).
@@ -56,6 +57,8 @@ mod event_loop;
 mod excess_capacity;
 mod handshake;
 mod mailbox;
+mod mailbox_delivery;
+mod mailboxes;
 mod manager;
 mod notice;
 mod notifier;

@@ -26,7 +26,9 @@ use crate::{
     connection::ConnectionConfig,
     encoded::EncodedPublication,
     handshake::Handshake,
-    mailbox::{ConnectionSource, LoopCommand, MailboxDelivery, Mailboxes, NewConnection},
+    mailbox::{ConnectionSource, LoopCommand, NewConnection},
+    mailbox_delivery::MailboxDelivery,
+    mailboxes::Mailboxes,
     phases::Phases,
     protocol::{ServerInfo, ServerMessage},
 };

@@ -5,7 +5,8 @@ use std::{os::fd::BorrowedFd, sync::Arc};
 use super::{connection::ConnectionSnapshot, frozen_loop::FrozenLoop, manager::ManagerSnapshot};
 use crate::{
     admission::{ConnectionCounts, Disconnect},
-    mailbox::{LoopCommand, Mailboxes},
+    mailbox::LoopCommand,
+    mailboxes::Mailboxes,
     stats::Stats,
 };
 

@@ -1,11 +1,21 @@
-use std::{sync::Barrier, thread, time::Duration};
+use std::{net::TcpStream, sync::Barrier, thread, time::Duration};
 
+use lastcall_broker::Subscribed;
 use lastcall_core::Position;
 use mio::{Events, Poll, Token};
 use tokio::time::timeout;
 
 use super::*;
-use crate::{admission::Admission, phases::Phases};
+use crate::{
+    admission::Admission,
+    client_id::ClientId,
+    event_loop::connections::ConnectionKey,
+    handshake::Handshake,
+    mailbox::{
+        BatchItem, ConnectionSource, MAX_ATTACH_BATCH, MAX_NEW_CONNECTIONS, MAX_OPEN_RUNS, MAX_WRITE_BATCH,
+    },
+    phases::Phases,
+};
 
 fn mailboxes(loops: usize, connections_per_loop: usize) -> (Arc<Mailboxes>, Vec<Poll>) {
     let polls: Vec<_> = (0..loops).map(|_| Poll::new().unwrap()).collect();

@@ -1,4 +1,4 @@
-//! Which rule a channel follows.
+//! Which rule of retention a channel follows.
 
 use std::collections::HashMap;
 
@@ -19,12 +19,12 @@ impl RuleId {
 
 /// The rules for all channels. The first one is for channels without a rule of their own.
 #[derive(Debug)]
-pub(crate) struct Rules {
+pub(crate) struct RetentionRules {
     retentions: Vec<Retention>,
     by_namespace: HashMap<String, RuleId>,
 }
 
-impl Rules {
+impl RetentionRules {
     pub(crate) fn new(default: Retention, namespaces: Vec<NamespaceRule>) -> Self {
         let mut retentions = vec![default];
         let mut by_namespace = HashMap::new();
@@ -74,7 +74,7 @@ mod tests {
             name: name.to_owned(),
             retention: Retention { size, ttl: Duration::from_secs(1) },
         };
-        let rules = Rules::new(Retention::default(), vec![rule("chat", 7), rule("chat2", 8)]);
+        let rules = RetentionRules::new(Retention::default(), vec![rule("chat", 7), rule("chat2", 8)]);
         let size = |name: &str| rules.retention(rules.find(&name.parse().unwrap())).size;
         assert_eq!(size("chat:room"), 7);
         assert_eq!(size("chat2:room:1"), 8);
