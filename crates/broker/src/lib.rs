@@ -91,8 +91,8 @@ pub trait Broker: fmt::Debug + Send + Sync {
     /// Returns what is known of a channel on this node; `None`: nothing.
     fn channel(&self, name: &ChannelName) -> Option<ChannelInfo>;
 
-    /// Returns what is known of all channels on this node, by name.
-    fn channels(&self) -> Vec<ChannelInfo>;
+    /// Returns what is known of the channels on this node: of at most `limit`, the first ones by name after `after`.
+    fn channels(&self, after: Option<&ChannelName>, limit: usize) -> Vec<ChannelInfo>;
 
     /// Returns how much this node keeps.
     fn usage(&self) -> Usage;

@@ -5,7 +5,7 @@ mod import;
 mod journal;
 
 use std::{
-    collections::HashMap,
+    collections::{BinaryHeap, HashMap},
     future::ready,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -24,10 +24,11 @@ use crate::{
 };
 use journal::Journals;
 
-/// How much is dropped while the lock is held.
+/// Most publications or channels that are dropped before the lock is released, so that other calls need not wait for long.
 const EXPIRED_AT_ONCE: usize = 1000;
 
-/// How much that is too old is dropped with each publication: more than it adds.
+/// Most publications or channels that are dropped for their age by one call of `publish`, so that its time is bounded.
+/// [`MemoryBroker::expire`] drops the rest.
 const EXPIRED_WITH_PUBLICATION: usize = 8;
 
 /// Keeps all channels in memory. What is kept is lost with the process.
@@ -195,6 +196,34 @@ impl MemoryBroker {
         page
     }
 
+    fn channels_at(&self, now: i64, after: Option<&ChannelName>, limit: usize) -> Vec<ChannelInfo> {
+        let mut state = self.lock();
+        // The last of the first ones is on top: with many channels, most are compared with that one alone.
+        let mut first = BinaryHeap::new();
+        for (name, channel) in &state.channels {
+            let is_gone = channel.is_idle()
+                && channel.used_ms.saturating_add(ttl_ms(self.rules.retention(channel.rule))) <= now;
+            if is_gone || after.is_some_and(|after| name <= after) {
+                continue;
+            }
+            if first.len() < limit {
+                first.push(name);
+            } else if let Some(mut last) = first.peek_mut()
+                && name < *last
+            {
+                *last = name;
+            }
+        }
+        let names: Vec<_> = first.into_sorted_vec().into_iter().cloned().collect();
+        names
+            .iter()
+            .filter_map(|name| {
+                self.drop_expired_of(&mut state, name, now);
+                state.channels.get(name).map(|channel| info(name, channel))
+            })
+            .collect()
+    }
+
     /// Returns a channel that may have no subscribers. Adds it, unless it keeps nothing: then there is nothing to
     /// remember, and `None` is returned.
     fn find_or_keep<'a>(
@@ -326,13 +355,8 @@ impl Broker for MemoryBroker {
         state.channels.get(name).map(|channel| info(name, channel))
     }
 
-    fn channels(&self) -> Vec<ChannelInfo> {
-        self.expire();
-        let state = self.lock();
-        let mut channels: Vec<_> = state.channels.iter().map(|(name, channel)| info(name, channel)).collect();
-        drop(state);
-        channels.sort_unstable_by(|one, other| one.name.cmp(&other.name));
-        channels
+    fn channels(&self, after: Option<&ChannelName>, limit: usize) -> Vec<ChannelInfo> {
+        self.channels_at(now_ms(), after, limit)
     }
 
     fn usage(&self) -> Usage {

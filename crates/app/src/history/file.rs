@@ -151,12 +151,14 @@ impl HistoryFile {
     /// Sets a file aside that is there although the broker has its history from the old process, and logs that. After a
     /// `kill -9`, the next start would give its offsets a second time.
     pub(crate) fn set_aside_superseded(&self) {
-        if fs::symlink_metadata(&self.path).is_ok() {
-            let error = ReadError::Superseded;
-            let kept = self.set_aside(&error);
-            let path = self.path.display();
-            warn!("the history in {path} is not used: {error}; {kept}");
+        let is_absent = |error: io::Error| error.kind() == io::ErrorKind::NotFound;
+        if fs::symlink_metadata(&self.path).is_err_and(is_absent) {
+            return;
         }
+        let error = ReadError::Superseded;
+        let kept = self.set_aside(&error);
+        let path = self.path.display();
+        warn!("the history in {path} is not used: {error}; {kept}");
     }
 
     fn try_write(&self, broker: &Arc<MemoryBroker>) -> Result<Summary, WriteError> {
@@ -298,7 +300,7 @@ mod tests {
         let read = file.try_read(&new).unwrap().unwrap();
         assert_eq!((read.channels, read.publications, read.bytes), (2, 21, written.bytes));
         new.finish_import();
-        assert_eq!(new.channels(), old.channels());
+        assert_eq!(new.channels(None, 100), old.channels(None, 100));
         assert_eq!(new.usage().history_bytes, old.usage().history_bytes);
         assert!(file.try_read(&new).unwrap().is_none(), "it is used once");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);

@@ -242,7 +242,17 @@ async fn channels_and_their_history_can_be_looked_at() {
     let list = server.get("/api/channels").await.json();
     let names: Vec<_> = list["channels"].as_array().unwrap().iter().map(|one| &one["channel"]).collect();
     assert_eq!(names, ["a/b", "orders"]);
-    assert_eq!(list["channels"][1], orders);
+    assert_eq!((&list["channels"][1], &list["more"]), (&orders, &json!(false)));
+    let first = server.get("/api/channels?limit=1").await.json();
+    assert_eq!((&first["channels"][0]["channel"], &first["more"]), (&json!("a/b"), &json!(true)));
+    let second = server.get("/api/channels?limit=1&after=a/b").await.json();
+    assert_eq!(second, json!({"channels": [orders], "more": false}));
+    for (query, code) in
+        [("limit=0", "bad_request"), ("before=x", "bad_request"), ("after=a%20b", "bad_channel")]
+    {
+        let answer = server.get(&format!("/api/channels?{query}")).await;
+        assert_eq!(answer.error(), (400, code.to_owned()), "{query}");
+    }
     assert_eq!(server.get("/api/channels/orders").await.json(), orders);
     assert_eq!(server.get("/api/channels/a%2Fb").await.json()["clients"], 1);
     assert_eq!(server.get("/api/channels/none").await.error(), (404, "unknown_channel".to_owned()));

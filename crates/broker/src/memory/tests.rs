@@ -1,4 +1,5 @@
 mod export;
+mod seam;
 
 use std::collections::BTreeMap;
 
@@ -229,7 +230,7 @@ fn expire_says_when_something_is_too_old() {
     assert!(next > Duration::from_secs(30) && next <= Duration::from_secs(60), "{next:?}");
     publish(&broker, now_ms() - 60_000, "b");
     broker.expire();
-    let left: Vec<_> = broker.channels().into_iter().map(|channel| channel.name).collect();
+    let left: Vec<_> = broker.channels(None, 100).into_iter().map(|channel| channel.name).collect();
     assert_eq!(left, [name("a")]);
 }
 
@@ -363,6 +364,29 @@ proptest! {
         while broker.drop_expired(&mut broker.lock(), now + TTL, 3) {}
         prop_assert_eq!(broker.lock().channels.len(), all_left);
         prop_assert_eq!(broker.usage().history_bytes, 0);
+    }
+
+    #[test]
+    fn channels_are_listed_by_name_in_pages(
+        names in prop::collection::btree_set("[a-c]{1,3}", 0..30),
+        limit in 1_usize..8,
+    ) {
+        let broker = keeping(10, 1000);
+        names.iter().for_each(|name| _ = publish(&broker, 500, name));
+        // Gone by then, and not dropped yet.
+        publish(&broker, 0, "aaaa");
+        let mut listed = Vec::new();
+        loop {
+            let after: Option<ChannelName> = listed.last().cloned();
+            let page = broker.channels_at(1200, after.as_ref(), limit);
+            prop_assert!(page.len() <= limit);
+            prop_assert!(page.iter().all(|channel| channel.kept == 1));
+            if page.is_empty() {
+                break;
+            }
+            listed.extend(page.into_iter().map(|channel| channel.name));
+        }
+        prop_assert_eq!(listed, names.iter().map(|text| name(text)).collect::<Vec<_>>());
     }
 
     #[test]

@@ -27,13 +27,15 @@ use crate::{
 /// Publications of a page of the history, if the caller names no number.
 const DEFAULT_LIMIT: usize = 100;
 
-/// Most publications of a page of the history.
+/// Most publications of a page of the history, and most channels of a page of the list.
 const MAX_LIMIT: usize = 1000;
 
-/// All channels, by name.
+/// Channels, by name.
 #[derive(Serialize)]
 pub(crate) struct ChannelList {
     channels: Vec<ChannelState>,
+    /// Whether there are others after these.
+    more: bool,
 }
 
 /// What is known of a channel on this node.
@@ -75,15 +77,41 @@ pub(crate) struct HistoryQuery {
     limit: Option<usize>,
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ListQuery {
+    after: Option<String>,
+    limit: Option<usize>,
+}
+
 pub(crate) async fn list(
     State(state): State<Arc<AppState>>,
     Extension(PeerAddr(peer)): Extension<PeerAddr>,
+    query: Result<Query<ListQuery>, QueryRejection>,
     target: Target,
     headers: HeaderMap,
 ) -> Result<Json<ChannelList>, ApiError> {
     check(&state, peer, &headers, &target)?;
-    let channels = state.manager.broker().channels().into_iter().map(ChannelState::from).collect();
-    Ok(Json(ChannelList { channels }))
+    let Query(ListQuery { after, limit: asked }) = query.map_err(|error| {
+        ApiError::new(ErrorCode::BadRequest, format!("The query may have `after` and `limit`: {error}."))
+    })?;
+    let after = after.map(|name| channel_name(Some(&name))).transpose()?;
+    let limit = limit(asked, MAX_LIMIT)?;
+    // One more shows whether there are more.
+    let mut channels = state.manager.broker().channels(after.as_ref(), limit + 1);
+    let more = channels.len() > limit;
+    channels.truncate(limit);
+    Ok(Json(ChannelList { channels: channels.into_iter().map(ChannelState::from).collect(), more }))
+}
+
+/// Returns how many entries a page has: as many as the caller asked for, or `usual`.
+fn limit(asked: Option<usize>, usual: usize) -> Result<usize, ApiError> {
+    let limit = asked.unwrap_or(usual);
+    if !(1..=MAX_LIMIT).contains(&limit) {
+        let what = format!("`limit` must be a number from 1 to {MAX_LIMIT}, not {limit}.");
+        return Err(ApiError::new(ErrorCode::BadRequest, what));
+    }
+    Ok(limit)
 }
 
 pub(crate) async fn show(
@@ -124,11 +152,7 @@ pub(crate) async fn history(
     let Query(HistoryQuery { since: id, limit }) = query.map_err(|error| {
         ApiError::new(ErrorCode::BadRequest, format!("The query may have `since` and `limit`: {error}."))
     })?;
-    let limit = limit.unwrap_or(DEFAULT_LIMIT);
-    if !(1..=MAX_LIMIT).contains(&limit) {
-        let what = format!("`limit` must be a number from 1 to {MAX_LIMIT}, not {limit}.");
-        return Err(ApiError::new(ErrorCode::BadRequest, what));
-    }
+    let limit = self::limit(limit, DEFAULT_LIMIT)?;
     let since = match since(&id) {
         Since::Now => None,
         Since::Position(position) => Some(position),

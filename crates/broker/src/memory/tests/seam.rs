@@ -1,0 +1,103 @@
+//! Subscriptions that begin while other threads publish.
+
+use std::{
+    sync::{
+        Barrier,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+};
+
+use super::*;
+
+const PUBLISHERS: usize = 2;
+const SUBSCRIBERS: usize = 2;
+const PUBLICATIONS: usize = 5000;
+
+/// What a receiver gets.
+#[derive(Debug)]
+enum Event {
+    /// A publication, by its offset.
+    Delivered(u64),
+    /// A subscription begins: the offset that it asked for, and what it got.
+    Attached(u64, Subscribed),
+}
+
+/// What the receiver has got, in the order of the calls.
+#[derive(Debug, Clone, Default)]
+struct Log(Arc<Mutex<Vec<Event>>>);
+
+impl Delivery for Log {
+    fn deliver(&self, _: &ChannelName, _: Epoch, publications: &[Arc<Publication>], _: ReceiverSet) {
+        self.0.lock().unwrap().extend(publications.iter().map(|one| Event::Delivered(one.offset)));
+    }
+}
+
+/// Subscribes after this position. Returns the position at which the subscription begins.
+fn attach(broker: &MemoryBroker, log: &Log, since: Position) -> Position {
+    let top = Arc::new(Mutex::new(since));
+    let (log, begun) = (log.clone(), Arc::clone(&top));
+    let attach = move |subscribed: Subscribed| {
+        *begun.lock().unwrap() = subscribed.top;
+        log.0.lock().unwrap().push(Event::Attached(since.offset, subscribed));
+    };
+    broker.subscribe_at(0, &name("a"), Since::Position(since), 0, Box::new(attach));
+    *top.lock().unwrap()
+}
+
+#[test]
+fn a_subscription_that_begins_while_other_threads_publish_misses_and_doubles_none() {
+    let log = Log::default();
+    let config = Config { retention: retention(1_000_000, 1_000_000), ..Config::default() };
+    let broker = MemoryBroker::new(config, Box::new(log.clone()));
+    // It stays, so that everything is delivered.
+    let start = attach(&broker, &log, publish(&broker, 0, "a"));
+    let (barrier, publishing) = (Barrier::new(PUBLISHERS + SUBSCRIBERS), AtomicUsize::new(PUBLISHERS));
+    thread::scope(|scope| {
+        for _ in 0..PUBLISHERS {
+            scope.spawn(|| {
+                barrier.wait();
+                for number in 0..PUBLICATIONS {
+                    // One at a time, and several at once.
+                    let publications = (0..=number % 3).map(|_| publication(0, "1")).collect();
+                    broker.publish_at(0, &name("a"), publications, None);
+                }
+                publishing.fetch_sub(1, Ordering::Relaxed);
+            });
+        }
+        for _ in 0..SUBSCRIBERS {
+            scope.spawn(|| {
+                barrier.wait();
+                let mut since = start;
+                loop {
+                    let is_last = publishing.load(Ordering::Relaxed) == 0;
+                    since = attach(&broker, &log, since);
+                    broker.unsubscribe_at(0, &name("a"), 0, false);
+                    if is_last {
+                        break;
+                    }
+                }
+            });
+        }
+    });
+    let events = log.0.lock().unwrap();
+    let mut delivered = 1;
+    for event in events.iter() {
+        match event {
+            Event::Delivered(offset) => {
+                assert_eq!(*offset, delivered + 1);
+                delivered = *offset;
+            }
+            Event::Attached(since, subscribed) => {
+                let missed: Vec<_> = (since + 1..=delivered).collect();
+                assert_eq!(
+                    (subscribed.top.offset, subscribed.recovered, offsets(&subscribed.missed)),
+                    (delivered, true, missed)
+                );
+            }
+        }
+    }
+    // 5,000 publications of each publisher are 1, 2, 3, 1, 2, … at once.
+    let each: u64 = (0..PUBLICATIONS as u64).map(|number| 1 + number % 3).sum();
+    assert_eq!(delivered, 1 + PUBLISHERS as u64 * each);
+}
