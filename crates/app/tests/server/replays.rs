@@ -197,11 +197,16 @@ async fn publish_order(server: &Server, data: Value) -> Order {
     (publish(server, &[("orders", data.clone())]).await.remove(0), data)
 }
 
-/// Publishes more than a client that does not read takes away from the server, by twice `MAX_QUEUE`, after one
-/// publication that clients have. Returns the id of that, and the others.
+/// Publishes one publication that clients have, and then more than a client takes that does not read. Returns the id of
+/// the first one, and the others.
 async fn publish_large_replay(server: &Server) -> (String, Vec<Order>) {
-    const BATCH: usize = 20;
     let (since, _) = publish_order(server, json!("known")).await;
+    (since, publish_more_than_a_client_takes(server).await)
+}
+
+/// Publishes so much that twice `MAX_QUEUE` bytes stay in the server if a client does not read.
+async fn publish_more_than_a_client_takes(server: &Server) -> Vec<Order> {
+    const BATCH: usize = 20;
     let mut missed = Vec::new();
     let mut bytes = 0;
     while bytes < largest_send_buffer() + 2 * MAX_QUEUE {
@@ -211,7 +216,7 @@ async fn publish_large_replay(server: &Server) -> (String, Vec<Order>) {
         let publications: Vec<_> = data.iter().map(|data| ("orders", data.clone())).collect();
         missed.extend(publish(server, &publications).await.into_iter().zip(data));
     }
-    (since, missed)
+    missed
 }
 
 /// Returns the most bytes that the kernel takes from a server for one client that does not read (tcp(7)). The receive
@@ -223,7 +228,7 @@ fn largest_send_buffer() -> usize {
 
 /// Connects a client of `orders` with a small receive buffer, which has the publication `since`. Reads up to the start of
 /// its replay.
-async fn come_back_and_read_slowly(server: &Server, wire: Wire, since: &str) -> Input {
+async fn come_back_with_a_small_buffer(server: &Server, wire: Wire, since: &str) -> Input {
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
     come_back(socket.connect(server.address).await.unwrap(), wire, since).await
@@ -275,7 +280,7 @@ async fn upgrades_in_the_middle_of_a_replay_lose_and_double_nothing() {
     let (since, mut expected) = publish_large_replay(&server).await;
     let mut inputs = Vec::new();
     for wire in [Wire::WebSocket, Wire::EventStream] {
-        let mut input = come_back_and_read_slowly(&server, wire, &since).await;
+        let mut input = come_back_with_a_small_buffer(&server, wire, &since).await;
         expect_orders(&mut input, &expected[..1]).await;
         inputs.push(input);
     }
@@ -304,7 +309,7 @@ async fn a_client_that_leaves_in_the_middle_of_a_replay_gets_exactly_the_rest() 
         let mut has = 0;
         // It leaves before the first publication, after it, and after some more.
         for reads in [0, 1, 3] {
-            let mut input = come_back_and_read_slowly(&server, wire, &since).await;
+            let mut input = come_back_with_a_small_buffer(&server, wire, &since).await;
             expect_orders(&mut input, &expected[has..has + reads]).await;
             has += reads;
             if let Some(last) = has.checked_sub(1) {
@@ -314,12 +319,40 @@ async fn a_client_that_leaves_in_the_middle_of_a_replay_gets_exactly_the_rest() 
             server.has_clients(0).await;
             expected.push(publish_order(&server, json!("missed meanwhile")).await);
         }
-        let mut input = come_back_and_read_slowly(&server, wire, &since).await;
+        let mut input = come_back_with_a_small_buffer(&server, wire, &since).await;
         expect_orders(&mut input, &expected[has..]).await;
         expected.push(publish_order(&server, json!("the last one")).await);
         expect_orders(&mut input, &expected[expected.len() - 1..]).await;
         drop(input);
         server.has_clients(0).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_is_closed_as_too_slow_gets_the_rest_when_it_comes_back() {
+    let server = server_with_a_large_history().await;
+    for (wire, slow_before) in [(Wire::WebSocket, 0), (Wire::EventStream, 1)] {
+        let (mut since, _) = publish_order(&server, json!("known")).await;
+        let mut input = come_back_with_a_small_buffer(&server, wire, &since).await;
+        // It does not read meanwhile.
+        let expected = publish_more_than_a_client_takes(&server).await;
+        let mut has = 0;
+        while let Some(message) = soon("a message, or the end", input.next()).await {
+            let message = message.json();
+            assert_eq!(
+                (message["id"].as_str(), &message["data"]),
+                (Some(&*expected[has].0), &expected[has].1)
+            );
+            since.clone_from(&expected[has].0);
+            has += 1;
+        }
+        assert!(has < expected.len(), "it was closed");
+        drop(input);
+        let mut input = come_back_with_a_small_buffer(&server, wire, &since).await;
+        expect_orders(&mut input, &expected[has..]).await;
+        drop(input);
+        server.has_clients(0).await;
+        assert_eq!(server.metric("lastcall_slow_consumers_total").await, f64::from(slow_before + 1));
     }
 }
 
