@@ -27,29 +27,37 @@ use crate::{
     restart,
 };
 
-/// Clients of each measurement, and channels of each client where there are several.
+/// Clients of each measurement.
 const CLIENTS: usize = 10_000;
+
+/// Channels of each client, in measurements with several.
 const CHANNELS_PER_CLIENT: usize = 10;
 
-/// Requests that are measured at once, and connections of the publisher.
+/// Requests in one measurement.
 const REQUESTS: usize = 20_000;
+
+/// Connections of the publisher.
 const CONNECTIONS: usize = 16;
 
-/// Texts that the floor is sent at once: it reads them together, so that its writes are all that counts.
+/// Texts that the floor is sent together: it reads them in one call, so that only its writes count.
 const FLOOR_TEXTS: usize = 50;
 
 /// The longest that their deliveries may take.
 const FLOOR_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Publications in a batch, and batches that are measured at once.
+/// Publications in a batch.
 const BATCH: usize = 100;
+
+/// Batches in one measurement.
 const BATCHES: usize = 2000;
 
-/// Publications whose memory is measured, and the channels that they are in.
+/// Publications whose memory is measured.
 const KEPT: usize = 200_000;
+
+/// The channels that they are spread over.
 const KEPT_CHANNELS: usize = 100;
 
-/// Bytes of history that an upgrade takes along.
+/// Bytes of history that an upgrade hands over.
 const HISTORY: usize = 64 << 20;
 
 /// How long a server has to settle before its memory is read.
@@ -64,7 +72,7 @@ pub(crate) struct Plan {
 }
 
 /// Figures by name, from each round.
-type Figures = BTreeMap<&'static str, Vec<f64>>;
+type Figures = BTreeMap<String, Vec<f64>>;
 
 type Measure = fn(&Plan, &mut Figures) -> anyhow::Result<()>;
 
@@ -148,30 +156,22 @@ impl Plan {
 
     /// A publication to a channel with one subscriber, alone and among many.
     fn measure_one_of_many(&self, figures: &mut Figures) -> anyhow::Result<()> {
-        let alone = Layout { clients: 1, channels_per_client: 1, shared: false };
-        let (floor, cost) = (self.floor(alone.clients)?, self.publication_to_one(alone)?);
-        add(
-            figures,
-            "1 client, 1 channel: CPU of a request that is delivered to no client, µs",
-            cost.request,
-        );
-        add(figures, "1 client, 1 channel: CPU of a delivery, µs", cost.delivery);
-        add(figures, "1 client, 1 channel: CPU of a delivery, × floor's write", cost.delivery / floor);
-        add(figures, "1 client: CPU of the floor's write, µs", floor);
-        let many = Layout { clients: CLIENTS, channels_per_client: CHANNELS_PER_CLIENT, shared: false };
-        let (floor, cost) = (self.floor(many.clients)?, self.publication_to_one(many)?);
-        add(
-            figures,
-            "10,000 clients, 100,000 channels: CPU of a request that is delivered to no client, µs",
-            cost.request,
-        );
-        add(figures, "10,000 clients, 100,000 channels: CPU of a delivery, µs", cost.delivery);
-        add(
-            figures,
-            "10,000 clients, 100,000 channels: CPU of a delivery, × floor's write",
-            cost.delivery / floor,
-        );
-        add(figures, "10,000 clients: CPU of the floor's write, µs", floor);
+        for (name, clients, channels_per_client) in [
+            ("1 client, 1 channel", 1, 1),
+            ("10,000 clients, 10,000 channels", CLIENTS, 1),
+            ("10,000 clients, 100,000 channels", CLIENTS, CHANNELS_PER_CLIENT),
+        ] {
+            let layout = Layout { clients, channels_per_client, shared: false };
+            let (floor, cost) = (self.floor(clients)?, self.publication_to_one(layout)?);
+            for (what, value) in [
+                ("CPU of a request that is delivered to no client, µs", cost.request),
+                ("CPU of a delivery, µs", cost.delivery),
+                ("CPU of a delivery, × floor's write", cost.delivery / floor),
+                ("CPU of the floor's write, µs", floor),
+            ] {
+                add(figures, format!("{name}: {what}"), value);
+            }
+        }
         Ok(())
     }
 
@@ -310,8 +310,8 @@ fn batch(channels: impl IntoIterator<Item = usize>, payload: usize) -> String {
     format!(r#"{{"publications":[{}]}}"#, publications.join(","))
 }
 
-fn add(figures: &mut Figures, name: &'static str, value: f64) {
-    figures.entry(name).or_default().push(value);
+fn add(figures: &mut Figures, name: impl Into<String>, value: f64) {
+    figures.entry(name.into()).or_default().push(value);
 }
 
 fn micros(cpu: Duration, count: usize) -> f64 {

@@ -23,7 +23,7 @@ mod stuck;
 use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Context;
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 
 use crate::{contestant::Servers, load::Load, restart::Plan};
 
@@ -52,6 +52,24 @@ struct Cli {
     command: Option<Command>,
 }
 
+#[derive(Args)]
+struct Folders {
+    /// The folder with the built binaries
+    #[arg(long)]
+    binaries: PathBuf,
+    /// Where to write the figures, as JSON, and the chart if there is one
+    #[arg(long)]
+    out: PathBuf,
+}
+
+impl Folders {
+    /// Returns what starts lastcall, and the other servers in `peers`, if others are measured.
+    fn servers(self, peers: Option<PathBuf>) -> Servers {
+        let runtime_dir = self.out.join("run");
+        Servers { peers: peers.unwrap_or_default(), binaries: self.binaries, runtime_dir }
+    }
+}
+
 #[derive(Subcommand)]
 enum Command {
     /// Measure lastcall beside other servers, pair by pair with a floor; write tables and a chart
@@ -59,12 +77,8 @@ enum Command {
         /// The folder with the peers, made by `just bench`
         #[arg(long)]
         peers: PathBuf,
-        /// The folder with the built binaries
-        #[arg(long)]
-        binaries: PathBuf,
-        /// Where to write benchmarks.json and the chart
-        #[arg(long)]
-        out: PathBuf,
+        #[command(flatten)]
+        folders: Folders,
         /// Pairs for each figure
         #[arg(long, default_value_t = 9, value_parser = arguments::count)]
         pairs: usize,
@@ -77,12 +91,8 @@ enum Command {
     },
     /// Measure what channels, publications and history cost lastcall; write a table
     Channels {
-        /// The folder with the built binaries
-        #[arg(long)]
-        binaries: PathBuf,
-        /// Where to write channels.json
-        #[arg(long)]
-        out: PathBuf,
+        #[command(flatten)]
+        folders: Folders,
         /// How often each figure is measured
         #[arg(long, default_value_t = 5, value_parser = arguments::count)]
         rounds: usize,
@@ -95,12 +105,8 @@ enum Command {
     },
     /// Let clients miss publications and come back together: to lastcall, and to nginx with nchan; write a table
     Recovery {
-        /// The folder with the built binaries
-        #[arg(long)]
-        binaries: PathBuf,
-        /// Where to write recovery.json
-        #[arg(long)]
-        out: PathBuf,
+        #[command(flatten)]
+        folders: Folders,
         /// Clients that come back
         #[arg(long, default_value_t = 10_000, value_parser = arguments::count)]
         clients: usize,
@@ -116,12 +122,8 @@ enum Command {
         /// The folder with the peers, made by `just bench-upgrade`
         #[arg(long)]
         peers: PathBuf,
-        /// The folder with the built binaries
-        #[arg(long)]
-        binaries: PathBuf,
-        /// Where to write restarts.json and the chart
-        #[arg(long)]
-        out: PathBuf,
+        #[command(flatten)]
+        folders: Folders,
         /// Clients of lastcall's upgrades in a row
         #[arg(long, default_value_t = 10_000, value_parser = arguments::count)]
         clients: usize,
@@ -151,22 +153,21 @@ fn run() -> anyhow::Result<()> {
         }
         (Some(Command::Recovery { .. }), _) if cli.check => recovery::check_programs(),
         _ if cli.check => Ok(()),
-        (Some(Command::Channels { binaries, out, rounds, only, list: false }), _) => {
-            // No other server is measured.
-            let servers = Servers { peers: PathBuf::new(), binaries, runtime_dir: out.join("run") };
-            channels::Plan { servers, rounds, only }.run(&out)
+        (Some(Command::Channels { folders, rounds, only, list: false }), _) => {
+            let out = folders.out.clone();
+            channels::Plan { servers: folders.servers(None), rounds, only }.run(&out)
         }
-        (Some(Command::Compare { peers, binaries, out, pairs, only, list: false }), _) => {
-            let servers = Servers { peers, binaries, runtime_dir: out.join("run") };
-            compare::Suite { servers, pairs, only }.run(&out)
+        (Some(Command::Compare { peers, folders, pairs, only, list: false }), _) => {
+            let out = folders.out.clone();
+            compare::Suite { servers: folders.servers(Some(peers)), pairs, only }.run(&out)
         }
-        (Some(Command::Recovery { binaries, out, clients, channels, rounds }), _) => {
-            let servers = Servers { peers: PathBuf::new(), binaries, runtime_dir: out.join("run") };
-            recovery::Plan { servers, clients, channels, rounds }.run(&out)
+        (Some(Command::Recovery { folders, clients, channels, rounds }), _) => {
+            let out = folders.out.clone();
+            recovery::Plan { servers: folders.servers(None), clients, channels, rounds }.run(&out)
         }
-        (Some(Command::Restart { peers, binaries, out, clients, fewer, rate, upgrades }), _) => {
-            let servers = Servers { peers, binaries, runtime_dir: out.join("run") };
-            Plan { servers, clients, rate, upgrades }.run(fewer, &out)
+        (Some(Command::Restart { peers, folders, clients, fewer, rate, upgrades }), _) => {
+            let out = folders.out.clone();
+            Plan { servers: folders.servers(Some(peers)), clients, rate, upgrades }.run(fewer, &out)
         }
         (None, Some(url)) => {
             let outcome = load::run(&url, &cli.load, true)?;

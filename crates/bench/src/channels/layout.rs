@@ -13,8 +13,11 @@ use crate::fleet::Fleet;
 /// Clients that connect at once: enough for the server to notice a burst, and to free what it needed for it.
 const AT_ONCE: usize = 2048;
 
-/// How long the server has to settle after its clients have connected.
-const SETTLE: Duration = Duration::from_millis(1500);
+/// How long messages to new clients are read before the wait begins.
+const READ_TIME: Duration = Duration::from_millis(500);
+
+/// How long the server has to release the memory of a burst of connections.
+const RELEASE_TIME: Duration = Duration::from_millis(1500);
 
 /// Clients and their channels.
 #[derive(Debug, Clone, Copy)]
@@ -40,8 +43,8 @@ impl Layout {
     pub(super) fn connect_part(self, url: &Url, clients: Range<usize>) -> anyhow::Result<Fleet> {
         let path = |client| self.path(url, clients.start + client);
         let mut fleet = Fleet::connect_each(url, clients.len(), AT_ONCE, false, path)?;
-        fleet.receive(Instant::now() + Duration::from_millis(500), |_, _| false)?;
-        sleep(SETTLE);
+        fleet.receive(Instant::now() + READ_TIME, |_, _| false)?;
+        sleep(RELEASE_TIME);
         Ok(fleet)
     }
 
