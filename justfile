@@ -153,13 +153,13 @@ bench *arguments:
 bench-upgrade *arguments:
     @{{ just }} measure restart "$@"
 
-# Measure what channels, publications and history cost: a table on stdout; takes ten minutes. `just bench-channels --list`: the measurements
+# Measure what channels, publications and history cost: a table on stdout; takes four minutes. `just bench-channels --list`: the measurements
 [group('check')]
 [positional-arguments]
 bench-channels *arguments:
     @{{ just }} measure channels "$@"
 
-# Let 10,000 clients come back at once, to lastcall and to nginx with its module nchan: a table on stdout; takes ten minutes
+# Let 10,000 clients come back at once, to lastcall and to nginx with its module nchan: a table on stdout; takes six minutes
 [group('check')]
 [positional-arguments]
 bench-recovery *arguments:
