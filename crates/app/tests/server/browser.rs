@@ -7,7 +7,9 @@ use std::{fs, path::PathBuf};
 use fantoccini::{Client, Locator, wd::TimeoutConfiguration};
 use serde_json::json;
 
-use crate::support::{Chromium, Driver, STEP_TIMEOUT, Server, Signal, Start, soon};
+use crate::support::{
+    Chromium, Driver, STEP_TIMEOUT, Server, Signal, Start, folder_for_programs, install_script, soon,
+};
 
 /// Returns what the console has got since it was last asked: the level and the message of each line.
 async fn console(browser: &Client) -> Vec<(String, String)> {
@@ -247,4 +249,25 @@ async fn a_tab_that_was_closed_comes_back_when_the_last_notice_said() {
     until(&desktop, "!document.querySelector('#banner').hidden").await;
 
     soon("the browser's end", desktop.close()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_driver_that_finds_its_port_taken_is_started_again() {
+    let folder = folder_for_programs();
+    let program = folder.path().join("driver");
+    let started = folder.path().join("started");
+    // Chromedriver exits with 1 when the port that the system chose for IPv4 is another program's for IPv6.
+    install_script(
+        &program,
+        &format!(
+            "echo once >>'{0}'
+             [ $(wc -l <'{0}') = 3 ] || {{ echo 'bind() failed: Address already in use (98)'; exit 1; }}
+             echo 'ChromeDriver was started successfully on port 4711.'
+             exec sleep 60",
+            started.display()
+        ),
+    );
+    let driver = Driver::of(&program).await;
+    assert_eq!(driver.url(), "http://127.0.0.1:4711");
+    assert_eq!(fs::read_to_string(&started).unwrap().lines().count(), 3);
 }

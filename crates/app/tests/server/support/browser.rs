@@ -1,6 +1,9 @@
 //! Headless Chromium, driven over WebDriver (W3C).
 
-use std::{path::PathBuf, process::Stdio};
+use std::{
+    path::{Path, PathBuf},
+    process::Stdio,
+};
 
 use fantoccini::{Client, ClientBuilder, wd::WebDriverCompatibleCommand};
 use http::Method;
@@ -13,6 +16,9 @@ use tokio::{
 
 use super::{process::ProcessGroup, soon};
 
+/// How often chromedriver is started before a test gives up.
+const MAX_STARTS: usize = 20;
+
 /// Chromedriver and the browsers that it started; both end with this.
 pub(crate) struct Driver {
     _process: Child,
@@ -24,7 +30,26 @@ pub(crate) struct Driver {
 
 impl Driver {
     pub(crate) async fn start() -> Self {
-        let mut process = Command::new(program("CHROMEDRIVER", "chromedriver"))
+        Self::of(&program("CHROMEDRIVER", "chromedriver")).await
+    }
+
+    /// Starts this program. Chromedriver has the system choose a port for IPv4, and then takes the same one for IPv6: when
+    /// another program has that, it ends, and is started again.
+    pub(crate) async fn of(program: &Path) -> Self {
+        for _ in 0..MAX_STARTS {
+            if let Some(driver) = soon("chromedriver starts", Self::try_start(program)).await {
+                return driver;
+            }
+        }
+        panic!(
+            "{} ended {MAX_STARTS} times without having said its port; its output says why",
+            program.display()
+        )
+    }
+
+    /// Returns `None` if the program ends before it says its port.
+    async fn try_start(program: &Path) -> Option<Self> {
+        let mut process = Command::new(program)
             .arg("--port=0")
             .stdout(Stdio::piped())
             // A group of its own: the browsers that it starts belong to it.
@@ -34,23 +59,22 @@ impl Driver {
             .unwrap_or_else(|error| missing("chromedriver", &error));
         let processes = ProcessGroup::of(&process);
         let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
-        let port: u16 = soon("the port of chromedriver", async {
-            loop {
-                let line = lines.next_line().await.unwrap().expect("chromedriver to say its port");
-                if let Some((_, port)) = line.split_once("started successfully on port ") {
-                    return port.trim_end_matches('.').parse().unwrap();
-                }
+        let port: u16 = loop {
+            let line = lines.next_line().await.unwrap()?;
+            eprintln!("chromedriver: {line}");
+            if let Some((_, port)) = line.split_once("started successfully on port ") {
+                break port.trim_end_matches('.').parse().unwrap();
             }
-        })
-        .await;
+        };
         // What it says later must go somewhere, or it blocks.
         tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
-        Self {
-            _process: process,
-            _processes: processes,
-            url: format!("http://127.0.0.1:{port}"),
-            profiles: Vec::new(),
-        }
+        let url = format!("http://127.0.0.1:{port}");
+        Some(Self { _process: process, _processes: processes, url, profiles: Vec::new() })
+    }
+
+    /// Returns where it listens.
+    pub(crate) fn url(&self) -> &str {
+        &self.url
     }
 
     /// Opens a browser of its own, as wide and high as said.

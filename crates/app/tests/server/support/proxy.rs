@@ -82,7 +82,9 @@ impl Software {
                 "    location /api/ {\n        proxy_pass http://lastcall;\n    }\n",
             ),
             (Api::Routed, Self::Haproxy) => replace(&config, "# acl is_outside", "acl is_outside"),
-            (Api::Routed, Self::Caddy) => replace(&config, "path / /ws\n", "path / /ws /api/*\n"),
+            (Api::Routed, Self::Caddy) => {
+                replace(&config, "path / /ws /events\n", "path / /ws /events /api/*\n")
+            }
         };
         match self {
             // What the main file of nginx has; the example is a part of it.
