@@ -93,11 +93,11 @@ package folder="target/package":
     sha256sum ./*.tar.gz >SHA256SUMS
     echo "$PWD/$name.tar.gz"
 
-# Run all tests; arguments go to cargo: `just test -p lastcall-websockets`
+# Run all tests, also after one has failed; arguments go to cargo: `just test -p lastcall-websockets`
 [group('check')]
 [positional-arguments]
 test *arguments: test-programs
-    JUST={{ quote(just_executable()) }} cargo test --locked "${@:---workspace}"
+    JUST={{ quote(just_executable()) }} cargo test --locked --no-fail-fast "${@:---workspace}"
 
 # Check format, lints and documentation
 [group('check')]
