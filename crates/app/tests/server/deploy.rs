@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::support::{Start, folder, installed, soon};
+use crate::support::{Start, folder, folder_for_programs, install_script, installed, soon};
 
 fn read(path: &str) -> String {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap();
@@ -138,4 +138,46 @@ fn the_container_runs_the_program_itself() {
     let file = read("Dockerfile");
     assert!(file.contains("\nSTOPSIGNAL SIGTERM\n") && file.contains("\nHEALTHCHECK "));
     assert!(file.contains("ENTRYPOINT [\"/usr/local/bin/lastcall\"]"), "signals must reach it");
+}
+
+/// The instructions of the image's first stage are followed, with a cargo that checks the workspace in place of building it.
+#[test]
+fn the_image_copies_the_manifest_and_the_sources_of_every_crate() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap();
+    let (folder, programs) = (folder(), folder_for_programs());
+    let cargo = programs.path().join("cargo");
+    let check =
+        format!("\"{}\" tree --quiet --locked --offline --package lastcall >/dev/null", env!("CARGO"));
+    install_script(&cargo, &format!("echo once >>\"$0.calls\"; {check}"));
+    let path = format!("{}:{}", programs.path().display(), std::env::var("PATH").unwrap());
+    let run = |command: &str, arguments: &[&std::ffi::OsStr]| {
+        let mut shell = std::process::Command::new("sh");
+        shell.args(["-c", command, "sh"]).args(arguments).current_dir(folder.path()).env("PATH", &path);
+        let output = shell.output().unwrap();
+        assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    let file = read("Dockerfile").replace("\\\n", "");
+    let stage = file.split("\nFROM ").nth(1).unwrap();
+    for line in stage.lines() {
+        match line.split_once(' ') {
+            Some(("COPY", paths)) => {
+                let paths: Vec<_> = paths.split_whitespace().collect();
+                let (to, from) = paths.split_last().unwrap();
+                for path in from {
+                    // As a builder does, the contents of a folder, and whatever is on the way there.
+                    let to = if to.ends_with('/') { format!("{to}/.") } else { (*to).to_owned() };
+                    let script = "mkdir -p \"$2\"; if [ -d \"$1\" ]; then cp -r \"$1/.\" \"$2\"; else cp \"$1\" \"$2\"; fi";
+                    run(script, &[root.join(path).as_os_str(), to.as_ref()]);
+                }
+            }
+            Some(("RUN", command)) => run(command, &[]),
+            _ => {}
+        }
+    }
+    let calls = std::fs::read_to_string(programs.path().join("cargo.calls")).unwrap();
+    assert_eq!(calls.lines().count(), 2, "once for the dependencies, and once for the program");
+    for name in std::fs::read_dir(root.join("crates")).unwrap().map(|entry| entry.unwrap().file_name()) {
+        let manifest = format!("COPY crates/{0}/Cargo.toml crates/{0}/\n", name.display());
+        assert!(stage.contains(&manifest), "{manifest}");
+    }
 }
