@@ -2,19 +2,7 @@
 //! the sources differ from it. Without a git repository, as in a source archive, there is no such variable; SOURCE_COMMIT can say
 //! it there.
 
-use std::{env, path::Path, process::Command};
-
-/// What the program is made from, relative to the root of the repository.
-const SOURCES: [&str; 8] = [
-    "Cargo.lock",
-    "Cargo.toml",
-    "crates/app/src",
-    "crates/core/src",
-    "crates/endpoints/src",
-    "crates/handover/src",
-    "crates/lifecycle/src",
-    "crates/websockets/src",
-];
+use std::{env, fs, iter, path::Path, process::Command};
 
 /// Where git notes which commit is checked out. A file that is not there would be taken for changed each time.
 const STATE: [&str; 3] = ["HEAD", "logs/HEAD", "packed-refs"];
@@ -34,7 +22,7 @@ fn is_commit(text: &str) -> bool {
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b))
 }
 
-/// The commit that is checked out here.
+/// Returns the commit that is checked out here.
 fn commit() -> Option<String> {
     let package = env::var_os("CARGO_MANIFEST_DIR")?;
     let root = Path::new(&package).ancestors().nth(2)?;
@@ -52,15 +40,30 @@ fn commit() -> Option<String> {
             println!("cargo::rerun-if-changed={}", path.display());
         }
     }
-    for source in SOURCES.into_iter().chain(["templates"]) {
+    let sources = sources(root)?;
+    for source in &sources {
         println!("cargo::rerun-if-changed={}", root.join(source).display());
     }
-    let status = ["--no-optional-locks", "status", "--porcelain", "--untracked-files=no", "--", "templates"];
-    let changes = git(root, &[&status[..], &SOURCES].concat())?;
+    let mut status = vec!["--no-optional-locks", "status", "--porcelain", "--untracked-files=no", "--"];
+    status.extend(sources.iter().map(String::as_str));
+    let changes = git(root, &status)?;
     Some(if changes.is_empty() { commit } else { format!("{commit}-dirty") })
 }
 
-/// What git prints, if it succeeds.
+/// Returns what the program is made from, relative to the root of the repository: this crate, and those that the
+/// workspace has as dependencies.
+fn sources(root: &Path) -> Option<Vec<String>> {
+    let manifest = fs::read_to_string(root.join("Cargo.toml")).ok()?;
+    let paths = manifest.lines().filter_map(|line| line.split_once("path = \"crates/")?.1.split('"').next());
+    let mut sources =
+        ["Cargo.lock", "Cargo.toml", "templates", "crates/app/build.rs"].map(String::from).to_vec();
+    for folder in iter::once("app").chain(paths) {
+        sources.extend(["Cargo.toml", "src"].map(|part| format!("crates/{folder}/{part}")));
+    }
+    Some(sources)
+}
+
+/// Returns what git prints, if it succeeds.
 fn git(root: &Path, arguments: &[&str]) -> Option<String> {
     let output = Command::new("git").arg("-C").arg(root).args(arguments).output().ok()?;
     let text = String::from_utf8(output.stdout).ok()?;

@@ -8,6 +8,16 @@ use std::{
     process::Command,
 };
 
+fn workspace() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap()
+}
+
+/// Returns the folders of all crates of the workspace.
+fn crates() -> Vec<String> {
+    let folders = fs::read_dir(workspace().join("crates")).unwrap();
+    folders.map(|folder| folder.unwrap().file_name().into_string().unwrap()).collect()
+}
+
 /// The build script, compiled, in a folder that has the layout of the repository.
 struct Tree {
     dir: tempfile::TempDir,
@@ -24,8 +34,17 @@ impl Tree {
             Command::new(rustc).args(["--edition", "2024", "-o"]).arg(&script).arg(source).status();
         assert!(compiled.unwrap().success());
         let tree = Self { dir, script };
-        fs::create_dir_all(tree.root().join("crates/app/src")).unwrap();
-        fs::write(tree.root().join("crates/app/src/main.rs"), "fn main() {}").unwrap();
+        for crate_of_ours in crates() {
+            let folder = tree.root().join("crates").join(crate_of_ours);
+            fs::create_dir_all(folder.join("src")).unwrap();
+            fs::write(folder.join("Cargo.toml"), "[package]\n").unwrap();
+            fs::write(folder.join("src/lib.rs"), "fn main() {}").unwrap();
+        }
+        fs::create_dir(tree.root().join("templates")).unwrap();
+        fs::copy(workspace().join("Cargo.toml"), tree.root().join("Cargo.toml")).unwrap();
+        for file in ["Cargo.lock", "README.md", "templates/index.html", "crates/app/build.rs"] {
+            fs::write(tree.root().join(file), "").unwrap();
+        }
         tree
     }
 
@@ -40,8 +59,8 @@ impl Tree {
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     }
 
-    /// Returns the commit that a build in this tree would have.
-    fn commit(&self, environment: &[(&str, &str)]) -> Option<String> {
+    /// Returns what the build script says to cargo.
+    fn output(&self, environment: &[(&str, &str)]) -> String {
         let mut command = Command::new(&self.script);
         command.env_clear().env("PATH", env::var_os("PATH").unwrap_or_default());
         // No repository above the folder of this test counts.
@@ -49,8 +68,13 @@ impl Tree {
         command.env("CARGO_MANIFEST_DIR", self.root().join("crates/app"));
         let output = command.envs(environment.iter().copied()).output().unwrap();
         assert!(output.status.success(), "{output:?}");
-        let text = String::from_utf8(output.stdout).unwrap();
-        text.lines().find_map(|line| line.strip_prefix("cargo::rustc-env=COMMIT=")).map(str::to_owned)
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Returns the commit that a build in this tree would have.
+    fn commit(&self, environment: &[(&str, &str)]) -> Option<String> {
+        let output = self.output(environment);
+        output.lines().find_map(|line| line.strip_prefix("cargo::rustc-env=COMMIT=")).map(str::to_owned)
     }
 }
 
@@ -79,8 +103,25 @@ fn a_repository_tells_its_commit_and_whether_the_sources_differ_from_it() {
     }
     let first = tree.git(&root, &["rev-parse", "HEAD"])[..12].to_owned();
     assert_eq!(tree.commit(&[]), Some(first.clone()));
-    fs::write(root.join("crates/app/src/main.rs"), "fn main() { loop {} }").unwrap();
-    assert_eq!(tree.commit(&[]), Some(format!("{first}-dirty")));
+    let mut parts = ["Cargo.toml", "Cargo.lock", "templates/index.html", "crates/app/build.rs"]
+        .map(String::from)
+        .to_vec();
+    for name in crates().iter().filter(|name| *name != "bench") {
+        parts.extend(["Cargo.toml", "src/lib.rs"].map(|file| format!("crates/{name}/{file}")));
+    }
+    for part in parts {
+        let path = root.join(&part);
+        let is_watched =
+            |line: &str| line.strip_prefix("cargo::rerun-if-changed=").is_some_and(|at| path.starts_with(at));
+        assert!(tree.output(&[]).lines().any(is_watched), "cargo looks at {part}");
+        fs::write(root.join(&part), "changed").unwrap();
+        assert_eq!(tree.commit(&[]), Some(format!("{first}-dirty")), "{part}");
+        tree.git(&root, &["checkout", "-q", "--", &part]);
+    }
+    for other in ["README.md", "crates/bench/src/lib.rs"] {
+        fs::write(root.join(other), "changed").unwrap();
+        assert_eq!(tree.commit(&[]), Some(first.clone()), "{other} is no part of the program");
+    }
     tree.git(&root, &["commit", "-q", "-a", "-m", "second"]);
     let second = tree.commit(&[]).unwrap();
     assert!(second != first && !second.contains("dirty"), "{second}");
