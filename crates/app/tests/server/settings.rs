@@ -65,6 +65,39 @@ async fn a_value_that_may_mean_something_else_is_refused_with_the_reason() {
 }
 
 #[tokio::test]
+async fn a_key_that_did_not_arrive_stops_the_start_and_an_upgrade() {
+    const GOOD: &str = "0123456789abcdef";
+    let with_file = || Start::default().file("config/lastcall.toml", &format!("api_keys = [\"{GOOD}\"]\n"));
+    for (start, source) in [
+        (with_file().env("API_KEYS", " "), "environment variable API_KEYS"),
+        (with_file().env("API_KEYS", ""), "environment variable API_KEYS"),
+        (with_file().env("LASTCALL_API_KEYS", ","), "environment variable LASTCALL_API_KEYS"),
+        (with_file().env("ALLOWED_ORIGINS", "\n"), "environment variable ALLOWED_ORIGINS"),
+        (with_file().args(&["--api-keys="]), "command line --api-keys"),
+        (with_file().args(&["config", "--allowed-origins", ""]), "command line --allowed-origins"),
+        (with_file().file(".env", "API_KEYS=\n"), "API_KEYS in .env"),
+        (Start::default().file("config/lastcall.toml", "api_keys = []\n"), "config/lastcall.toml:1"),
+        (Start::default().file("config/lastcall.toml", "allowed_origins = ['']\n"), "config/lastcall.toml:1"),
+        (
+            with_file().env("API_KEYS", GOOD).file("config/lastcall.toml", "\napi_keys = ''"),
+            "config/lastcall.toml:2",
+        ),
+    ] {
+        let ended = start.end().await;
+        let refusal = refusal(&ended);
+        assert!(refusal.contains(&format!("({source}): it is there and has nothing in it")), "{refusal}");
+    }
+    let other = Start::default().env("LOG_DIR", "").env("CLIENT_MESSAGES", "").args(&["config"]).end().await;
+    assert_eq!(other.code, Some(0), "an empty variable of another setting is none: {}", other.stderr);
+
+    let server = with_file().serve().await;
+    assert_eq!(server.publish(r#"{"data":1}"#).await.status, 401);
+    std::fs::write(server.dir.path().join("config/lastcall.toml"), "api_keys = [\" \"]\n").unwrap();
+    server.failed_upgrade().await;
+    assert_eq!(server.publish(r#"{"data":1}"#).await.status, 401);
+}
+
+#[tokio::test]
 async fn another_programs_variables_and_lines_do_not_stop_the_start() {
     let dot_env = "\u{feff}A=b c\r\nGREETING=it's fine\r\nLOG_LEVEL=debug\r\nno line\r\n";
     let start = || {

@@ -25,6 +25,8 @@ pub enum Problem {
         /// What would be right.
         expected: String,
     },
+    /// The setting is there, has nothing in it, and must not be without.
+    Empty,
     /// There is no such setting.
     Unknown {
         /// What to write instead, or where the settings that exist are listed.
@@ -54,6 +56,12 @@ impl fmt::Display for SettingError {
                 write_setting(f, key, value.as_deref(), source)?;
                 f.write_str(reason)?;
                 write_hint(f, key, source)
+            }
+            Problem::Empty => {
+                write!(
+                    f,
+                    "{key} ({source}): it is there and has nothing in it; give it a value, or remove it"
+                )
             }
             Problem::Unknown { advice } => write!(f, "{key} ({source}): unknown setting; {advice}"),
             Problem::File(what) => write!(f, "{source}: {what}"),

@@ -18,7 +18,7 @@ use super::{
     key_lines::{key_lines, line_at},
     layer::{Kind, Layer},
     loader::Loader,
-    text, text_file, value,
+    spec, text, text_file, value,
     variable::{PREFIX, in_capitals, is_service_link, is_setting, key_of, misspelt},
 };
 
@@ -151,8 +151,10 @@ impl Loader {
         for prefixed in [false, true] {
             let mut layer = Layer::new(kind);
             for (name, text) in variables {
-                // An empty variable is the usual way to unset one.
-                if name.starts_with(PREFIX) != prefixed || text.is_empty() || is_service_link(name, text) {
+                if name.starts_with(PREFIX) != prefixed
+                    || is_service_link(name, text)
+                    || text.is_empty() && !is_refused_when_empty(name)
+                {
                     continue;
                 }
                 match key_of(name) {
@@ -213,6 +215,12 @@ impl Loader {
             }
         }
     }
+}
+
+/// Returns true if a variable must not be empty. For others, that is the usual way to unset one.
+fn is_refused_when_empty(variable: &str) -> bool {
+    let key = key_of(&in_capitals(variable).unwrap_or_else(|| variable.to_owned()));
+    key.is_some_and(|key| spec::needs_content(misspelt(&key).unwrap_or(&key)))
 }
 
 /// Returns the value of an environment variable.

@@ -9,7 +9,7 @@ use figment::{
     value::{Dict, Map, Value},
 };
 
-use super::{SPECS, Source, namespace::NAMESPACE};
+use super::{SPECS, Source, namespace::NAMESPACE, spec, text};
 
 /// What kind of source a layer is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,16 +97,25 @@ impl Layer {
     pub(super) fn take_unknown(&mut self) -> Vec<(String, Source)> {
         let in_file = self.is_file();
         let is_known = |key: &String| SPECS.iter().any(|spec| spec.key == key) || in_file && key == NAMESPACE;
-        let unknown: Vec<_> = self.values.keys().filter(|key| !is_known(key)).cloned().collect();
-        self.values.retain(|key, _| is_known(key));
+        self.take(|key, _| !is_known(key))
+    }
+
+    /// Removes the values that have nothing in them and must have, and returns their keys and sources.
+    pub(super) fn take_empty(&mut self) -> Vec<(String, Source)> {
+        self.take(|key, value| spec::needs_content(key) && text::is_blank(value))
+    }
+
+    fn take(&mut self, is_wanted: impl Fn(&String, &Value) -> bool) -> Vec<(String, Source)> {
         let metadata = self.metadata();
-        unknown
-            .into_iter()
-            .map(|key| {
-                let source = source(&metadata, &key);
-                (key, source)
-            })
-            .collect()
+        let (taken, kept) =
+            std::mem::take(&mut self.values).into_iter().partition(|(key, value)| is_wanted(key, value));
+        self.values = kept;
+        let taken: Dict = taken;
+        let with_source = |key: String| {
+            let source = source(&metadata, &key);
+            (key, source)
+        };
+        taken.into_keys().map(with_source).collect()
     }
 }
 

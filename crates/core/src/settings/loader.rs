@@ -30,7 +30,8 @@ impl Loader {
         }
     }
 
-    /// Merges the values of a source, which win over those that were merged before. Rejects unknown settings.
+    /// Merges the values of a source, which win over those that were merged before. Rejects unknown settings, and
+    /// those that must not be empty, also where another source would win.
     pub(super) fn merge(&mut self, mut layer: Layer) {
         for (key, source) in layer.take_unknown() {
             let in_file = layer.is_file().then_some(NAMESPACE);
@@ -40,6 +41,9 @@ impl Loader {
                 None => "`lastcall --help` lists all".to_owned(),
             };
             self.errors.push(SettingError { key, source, problem: Problem::Unknown { advice } });
+        }
+        for (key, source) in layer.take_empty() {
+            self.errors.push(SettingError { key, source, problem: Problem::Empty });
         }
         let figment = std::mem::take(&mut self.figment);
         self.figment = figment.merge(layer);

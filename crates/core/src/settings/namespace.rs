@@ -10,6 +10,7 @@ use figment::value::{Dict, Value};
 use super::{
     EffectiveSetting, Problem, SPECS, SettingError, Source,
     loader::{Loader, similar},
+    spec,
     text::{self, Expected},
     value,
 };
@@ -210,6 +211,11 @@ impl Loader {
         fallback: T,
     ) -> T {
         let Some(value) = table.values.get(key) else { return inherited };
+        if spec::needs_content(key) && text::is_blank(value) {
+            let (key, source) = (table.full_key(key), self.source_in(table, key));
+            self.errors.push(SettingError { key, source, problem: Problem::Empty });
+            return fallback;
+        }
         text::check(value).and_then(|()| read(value)).unwrap_or_else(|expected| {
             self.reject_in(table, key, expected);
             fallback

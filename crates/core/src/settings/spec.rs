@@ -37,6 +37,12 @@ impl Spec {
         self.key.to_ascii_uppercase()
     }
 
+    /// Returns true if the setting decides who may do what: of the group Access. A value that is there and has nothing in it
+    /// is refused, wherever it is: a secret that did not arrive must not open a door.
+    pub(super) fn needs_content(&self) -> bool {
+        self.group == ACCESS
+    }
+
     /// Returns the command line flag, without its dashes.
     pub fn flag(&self) -> String {
         self.key.replace('_', "-")
@@ -51,6 +57,11 @@ const fn spec(
     help: &'static str,
 ) -> Spec {
     Spec { key, group, placeholder, default, help, secret: false }
+}
+
+/// Returns true if a value of this setting must have something in it.
+pub(super) fn needs_content(key: &str) -> bool {
+    SPECS.iter().any(|spec| spec.key == key && spec.needs_content())
 }
 
 /// Every setting.

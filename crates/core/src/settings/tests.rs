@@ -1,5 +1,6 @@
 //! Settings as operators write them.
 
+mod access;
 mod as_written;
 mod foreign;
 mod history;

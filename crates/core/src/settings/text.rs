@@ -67,6 +67,16 @@ fn is_invisible(c: char) -> bool {
         )
 }
 
+/// Returns true if there is nothing in a value: no text, or a list without any.
+pub(super) fn is_blank(value: &Value) -> bool {
+    match value {
+        Value::String(_, text) => text.split(',').all(|member| member.trim().is_empty()),
+        Value::Array(_, items) => items.iter().all(is_blank),
+        Value::Dict(_, members) => members.is_empty(),
+        _ => false,
+    }
+}
+
 /// Returns a text that is not empty.
 pub(super) fn word(value: &Value) -> Option<&str> {
     match value {

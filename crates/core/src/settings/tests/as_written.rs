@@ -177,8 +177,6 @@ fn a_value_with_more_than_one_meaning_is_refused_wherever_it_is_written() {
                 "{\"0123456789abcdef\"}",
                 "0123456789abcdef,,fedcba9876543210",
                 ",0123456789abcdef",
-                ",",
-                ",,",
                 "0123456789abcdef,,",
                 "0123456789abcdef\nfedcba9876543210",
                 "0123456789abcdef fedcba9876543210",
@@ -189,12 +187,7 @@ fn a_value_with_more_than_one_meaning_is_refused_wherever_it_is_written() {
         ),
         (
             "allowed_origins",
-            &[
-                "\"https://a.example\"",
-                "[\"https://a.example\"]",
-                "https://a.example,,https://b.example",
-                ",",
-            ],
+            &["\"https://a.example\"", "[\"https://a.example\"]", "https://a.example,,https://b.example"],
         ),
     ] {
         for value in values {
