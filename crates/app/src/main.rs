@@ -78,7 +78,8 @@ fn serve(loaded: &Loaded) -> anyhow::Result<ExitCode> {
     let inherited =
         Inherited { handover: upgrade::inherited_descriptor(HANDOVER_VARIABLE)?, role: Role::detect()? };
     // Before the log: that may have a thread.
-    let preallocated = preallocate_descriptor_table(settings.max_connections);
+    let connections = settings.max_connections.saturating_add(settings.max_http_connections);
+    let preallocated = preallocate_descriptor_table(connections);
     // Dropped last: what is logged on the way down is written, too.
     let (mut log, unusable) = match logging::init(settings) {
         Ok(log) => (Some(log), Vec::new()),

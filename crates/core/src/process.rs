@@ -1,15 +1,27 @@
 //! What the process has from the operating system: its limit of open files, its table of file descriptors, its
 //! heap.
 
-use std::{fs::File, io};
+use std::{fs::File, io, ops::RangeInclusive, thread};
 
 use rustix::{
     io::fcntl_dupfd_cloexec,
     process::{Resource, getrlimit, setrlimit},
 };
 
-/// File descriptors that are not for clients: log files, the listening socket, requests in flight.
-pub(crate) const RESERVED_DESCRIPTORS: usize = 64;
+/// File descriptors that are for no connection of a client, without those of the event loops: standard streams, the
+/// runtime, sockets that listen, log files (24 in all); the connections of the control socket (32); what an upgrade
+/// opens (16); connections that are being told that there is no room (16); the history file, looking up a host (8).
+const RESERVED_WITHOUT_LOOPS: usize = 96;
+
+/// File descriptors of an event loop, of which there is one for each core.
+const DESCRIPTORS_PER_LOOP: usize = 2;
+
+/// The share of the limit that is for HTTP connections unless it is set, and the least and the most that it is.
+const HTTP_SHARE: usize = 8;
+const HTTP_CONNECTIONS: RangeInclusive<usize> = 64..=4096;
+
+/// A limit that leaves room for fewer clients is reported at the start.
+const FEW_CLIENTS: usize = 64;
 
 /// With a lower limit of open files, not even the async runtime starts.
 const MIN_OPEN_FILES: usize = 16;
@@ -47,30 +59,46 @@ impl OpenFileLimit {
         self.0
     }
 
-    /// Returns how many clients the limit leaves room for; at least 1.
-    pub(crate) fn max_connections(self) -> usize {
-        self.0.saturating_sub(RESERVED_DESCRIPTORS).max(1)
+    /// Returns the default of `max_http_connections`.
+    pub(crate) fn max_http_connections(self) -> usize {
+        (self.0 / HTTP_SHARE).clamp(*HTTP_CONNECTIONS.start(), *HTTP_CONNECTIONS.end())
     }
 
-    /// Returns a warning for the operator if the limit leaves room for fewer clients than the number of
-    /// descriptors that the server keeps for itself.
-    pub(crate) fn warning(self) -> Option<String> {
-        let (limit, max) = (self.0, self.max_connections());
-        (max < RESERVED_DESCRIPTORS).then(|| {
+    /// Returns the most HTTP connections that the limit has room for beside one client.
+    pub(crate) fn most_http_connections(self) -> usize {
+        self.0.saturating_sub(reserved_descriptors()).saturating_sub(1).max(self.max_http_connections())
+    }
+
+    /// Returns how many clients the limit leaves room for beside this many HTTP connections; at least 1.
+    pub(crate) fn max_connections(self, max_http_connections: usize) -> usize {
+        self.0.saturating_sub(reserved_descriptors()).saturating_sub(max_http_connections).max(1)
+    }
+
+    /// Returns a warning for the operator if the limit leaves room for few clients beside this many HTTP connections.
+    pub(crate) fn warning(self, max_http_connections: usize) -> Option<String> {
+        let (limit, max) = (self.0, self.max_connections(max_http_connections));
+        (max < FEW_CLIENTS).then(|| {
             format!(
-                "the limit of {limit} open files leaves room for {max} client{}, as {RESERVED_DESCRIPTORS} are kept \
-                 for the server itself; raise it (ulimit -n, or LimitNOFILE= of systemd)",
+                "the limit of {limit} open files leaves room for {max} client{}, as {max_http_connections} are for \
+                 HTTP connections and {} for the server itself; raise it (ulimit -n, or LimitNOFILE= of systemd)",
                 if max == 1 { "" } else { "s" },
+                reserved_descriptors(),
             )
         })
     }
 }
 
+/// Returns how many file descriptors are for no connection of a client.
+pub(crate) fn reserved_descriptors() -> usize {
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    RESERVED_WITHOUT_LOOPS + DESCRIPTORS_PER_LOOP * cores
+}
+
 /// The limit of open files is too low for a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "the limit of {} open files is too low: the server keeps {RESERVED_DESCRIPTORS} for itself, and needs one for each \
-     client; raise it (ulimit -n, or LimitNOFILE= of systemd)", .0.get()
+    "the limit of {} open files is too low: the server keeps {} for itself, and needs one for each client; raise it \
+     (ulimit -n, or LimitNOFILE= of systemd)", .0.get(), reserved_descriptors()
 )]
 pub struct OpenFileLimitTooLow(OpenFileLimit);
 
@@ -81,8 +109,8 @@ impl OpenFileLimitTooLow {
     }
 }
 
-/// Makes the kernel's descriptor table of this process large enough for `max_connections` clients. Call it
-/// before the second thread starts.
+/// Makes the kernel's descriptor table of this process large enough for this many connections, of clients and of HTTP
+/// together. Call it before the second thread starts.
 ///
 /// Otherwise the kernel doubles the table whenever it is full, and in a process with threads, the thread that
 /// needs the descriptor waits until no processor reads the old table any more (an RCU grace period): 10 to 40 ms,
@@ -91,9 +119,9 @@ impl OpenFileLimitTooLow {
 ///
 /// # Errors
 /// When a descriptor cannot be opened. The server works without, but slower.
-pub fn preallocate_descriptor_table(max_connections: usize) -> io::Result<()> {
-    let highest = max_connections
-        .saturating_add(RESERVED_DESCRIPTORS)
+pub fn preallocate_descriptor_table(connections: usize) -> io::Result<()> {
+    let highest = connections
+        .saturating_add(reserved_descriptors())
         .min(OpenFileLimit::current().get())
         .min(MAX_PREALLOCATED)
         .saturating_sub(1);
@@ -123,18 +151,28 @@ mod tests {
 
     #[test]
     fn a_limit_leaves_at_least_one_client_and_warns_while_it_is_low() {
-        let limit = |files| OpenFileLimit(files).max_connections();
-        assert_eq!((limit(16), limit(65), limit(1024)), (1, 1, 960));
-        let warning = OpenFileLimit(65).warning().unwrap();
-        assert!(warning.contains("65 open files leaves room for 1 client, as 64 are kept"), "{warning}");
-        assert!(OpenFileLimit(127).warning().unwrap().contains("63 clients"));
-        assert_eq!(OpenFileLimit(128).warning(), None);
+        let reserved = reserved_descriptors();
+        let most = |files| OpenFileLimit(files).max_connections(64);
+        assert_eq!((most(16), most(reserved + 65), most(reserved + 1064)), (1, 1, 1000));
+        let warning = OpenFileLimit(65).warning(64).unwrap();
+        assert!(warning.contains("65 open files leaves room for 1 client, as 64 are for HTTP"), "{warning}");
+        assert!(OpenFileLimit(reserved + 64 + 63).warning(64).unwrap().contains("63 clients"));
+        assert_eq!(OpenFileLimit(reserved + 64 + 64).warning(64), None);
+    }
+
+    #[test]
+    fn an_eighth_of_the_limit_is_for_http_connections_within_bounds() {
+        let http = |files| OpenFileLimit(files).max_http_connections();
+        assert_eq!((http(16), http(512), http(1024), http(20_000)), (64, 64, 128, 2500));
+        assert_eq!((http(1 << 20), http(usize::MAX)), (4096, 4096));
+        let most = |files| OpenFileLimit(files).most_http_connections();
+        assert_eq!((most(16), most(reserved_descriptors() + 1000)), (64, 999));
     }
 
     #[test]
     fn a_table_is_preallocated_for_any_number_of_clients() {
-        for max_connections in [0, 1, 1000, usize::MAX] {
-            preallocate_descriptor_table(max_connections).unwrap();
+        for connections in [0, 1, 1000, usize::MAX] {
+            preallocate_descriptor_table(connections).unwrap();
         }
     }
 

@@ -111,6 +111,8 @@ pub struct Settings {
     pub client_messages: ClientMessages,
     /// The highest number of clients at a time.
     pub max_connections: usize,
+    /// The highest number of HTTP connections at a time, besides.
+    pub max_http_connections: usize,
     /// Largest message a client may send, in bytes.
     pub max_message_size: usize,
     /// Bytes that may wait for one slow client.

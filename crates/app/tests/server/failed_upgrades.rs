@@ -111,10 +111,10 @@ async fn a_program_that_cannot_serve_is_reported_and_the_old_process_goes_on() {
     assert!(told.contains("the new process has room for 1 clients, but 2 are here"), "{told}");
     fs::write(&config, "").unwrap();
 
-    // The real one, with too few files for all clients, but enough to start: 64 are kept for what is no client,
-    // and it has more than that without clients only with many cores.
+    // The real one, with too few files for all clients, but enough to start.
     let open_files = server.open_files();
-    let limit = open_files + 64;
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let limit = open_files + 64 + 96 + 2 * cores;
     install_script(&program, &format!("ulimit -n {limit}; exec {} \"$@\"", env!("CARGO_BIN_EXE_lastcall")));
     let _more = server.clients(open_files - 1).await;
     let told = server.failed_upgrade().await;

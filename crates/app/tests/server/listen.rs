@@ -160,19 +160,25 @@ async fn few_descriptors_are_reported_at_the_start() {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let few = (12 + 4 * cores).max(40);
     let server = Start::default().open_files(few).serve().await;
-    if few < 128 {
-        let clients = few.saturating_sub(64).max(1);
-        let start = format!("settings: the limit of {few} open files leaves room for {clients} client");
-        assert_eq!(server.logged(&start).await["level"], "WARN");
-    }
+    let start = format!("settings: the limit of {few} open files leaves room for 1 client");
+    assert_eq!(server.logged(&start).await["level"], "WARN");
     server.client().await;
-    let server = Start::default().open_files(100).serve().await;
-    server.logged("settings: the limit of 100 open files leaves room for 36 clients").await;
-    let server = Start::default().open_files(256).serve().await;
+    // The least that leaves room for one client beside 64 HTTP connections and what the server needs for itself.
+    let one = 96 + 2 * cores + 64 + 1;
+    let server = Start::default().open_files(one + 62).serve().await;
+    server
+        .logged(&format!("settings: the limit of {} open files leaves room for 63 clients", one + 62))
+        .await;
+    let server = Start::default().open_files(one + 63).serve().await;
     assert_eq!(server.log_lines("settings: ").len(), 0);
-    let ended = Start::default().open_files(100).env("MAX_CONNECTIONS", "37").end().await;
+    let ended = Start::default().open_files(one + 63).env("MAX_CONNECTIONS", "65").end().await;
     assert_eq!(ended.code, Some(2));
-    assert!(ended.stderr.contains("from 1 to 36, which the limit of 100 open files"), "{}", ended.stderr);
+    let limit = format!("from 1 to 64, which the limit of {} open files", one + 63);
+    assert!(ended.stderr.contains(&limit), "{}", ended.stderr);
+    assert!(ended.stderr.contains("beside max_http_connections, which is 64"), "{}", ended.stderr);
+    let ended = Start::default().open_files(one + 63).env("MAX_HTTP_CONNECTIONS", "128").end().await;
+    assert_eq!(ended.code, Some(2));
+    assert!(ended.stderr.contains("from 1 to 127, which the limit of"), "{}", ended.stderr);
 }
 
 #[tokio::test]

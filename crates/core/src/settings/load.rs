@@ -43,11 +43,15 @@ impl Loader {
     ) -> Result<Loaded, SettingsErrors> {
         use value::{
             client_messages, connections, duration, duration_or_auto, file, folder, history_bytes,
-            history_size, host, interval, keys, log_format, log_level, nonzero_duration, origins, port, rate,
-            size,
+            history_size, host, http_connections, interval, keys, log_format, log_level, nonzero_duration,
+            origins, port, rate, size,
         };
         let open_files = OpenFileLimit::current();
         let shutdown_timeout = self.read("shutdown_timeout", Duration::ZERO, duration);
+        let max_http_connections =
+            self.read("max_http_connections", open_files.max_http_connections(), |value| {
+                http_connections(value, open_files)
+            });
         // The values after the keys only matter while errors are gathered, or where there is no default.
         let history_size = self.read("history_size", 1, history_size);
         let history_ttl = self.read("history_ttl", Duration::ZERO, nonzero_duration);
@@ -79,9 +83,12 @@ impl Loader {
                 Some(path) => RuntimeDir::Chosen(working_dir.join(path)),
                 None => RuntimeDir::default(xdg_runtime_dir),
             },
-            max_connections: self.read("max_connections", open_files.max_connections(), |value| {
-                connections(value, open_files)
-            }),
+            max_connections: self.read(
+                "max_connections",
+                open_files.max_connections(max_http_connections),
+                |value| connections(value, open_files, max_http_connections),
+            ),
+            max_http_connections,
             max_message_size: self.read("max_message_size", 1, size),
             max_queue: self.read("max_queue", usize::MAX, size),
             max_client_rate: self.read("max_client_rate", None, rate),
@@ -95,8 +102,8 @@ impl Loader {
             log_dir: self.read("log_dir", None, folder),
         };
         self.check_conflicts(&settings);
-        if settings.max_connections == open_files.max_connections() {
-            self.warnings.extend(open_files.warning());
+        if settings.max_connections == open_files.max_connections(max_http_connections) {
+            self.warnings.extend(open_files.warning(max_http_connections));
         }
         if !self.errors.is_empty() {
             return Err(SettingsErrors(self.errors));
@@ -160,6 +167,10 @@ impl Loader {
                 "max_connections" => {
                     let limit = OpenFileLimit::current().get();
                     (settings.max_connections.to_string(), Source::OpenFiles(limit))
+                }
+                "max_http_connections" => {
+                    let limit = OpenFileLimit::current().get();
+                    (settings.max_http_connections.to_string(), Source::OpenFiles(limit))
                 }
                 "runtime_dir" => (settings.runtime_dir.path().display().to_string(), Source::Default),
                 "allowed_origins" => ("(same host)".to_owned(), Source::Default),

@@ -3,7 +3,6 @@
 use std::fmt;
 
 use super::variable::PREFIX;
-use crate::process::RESERVED_DESCRIPTORS;
 
 /// Where a value came from. Displayed in words for the operator.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,9 +37,7 @@ impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Default => f.write_str("default"),
-            Self::OpenFiles(limit) => {
-                write!(f, "default (file descriptor limit {limit}, less {RESERVED_DESCRIPTORS} in reserve)")
-            }
+            Self::OpenFiles(limit) => write!(f, "default, from the limit of {limit} open files"),
             Self::File(place) => f.write_str(place),
             Self::DotEnv(variable) => write!(f, "{variable} in .env"),
             Self::Variable(variable) => write!(f, "environment variable {variable}"),

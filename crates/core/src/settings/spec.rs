@@ -65,7 +65,7 @@ pub(super) fn needs_content(key: &str) -> bool {
 }
 
 /// Every setting.
-pub const SPECS: [Spec; 28] = [
+pub const SPECS: [Spec; 29] = [
     spec(
         "host",
         NETWORK,
@@ -165,7 +165,14 @@ pub const SPECS: [Spec; 28] = [
         LIMITS,
         "NUMBER",
         None,
-        "Most clients at once; default: the file descriptor limit, less 64 in reserve",
+        "Most clients at once; default: the limit of open files, less HTTP connections and a reserve",
+    ),
+    spec(
+        "max_http_connections",
+        LIMITS,
+        "NUMBER",
+        None,
+        "Most HTTP connections at once; default: an eighth of the limit of open files, 64 to 4096",
     ),
     spec(
         "max_message_size",

@@ -65,14 +65,28 @@ pub(super) fn port(value: &Value) -> Result<u16, Expected> {
         .ok_or_else(|| "a whole number from 0 to 65535, such as 8000".into())
 }
 
-pub(super) fn connections(value: &Value, open_files: OpenFileLimit) -> Result<usize, Expected> {
-    let (max, limit) = (open_files.max_connections(), open_files.get());
-    let number = whole_number(value).and_then(|number| number.try_into().ok());
-    number.filter(|n| (1..=max).contains(n)).ok_or_else(|| {
+/// `http` is how many HTTP connections there may be besides.
+pub(super) fn connections(value: &Value, open_files: OpenFileLimit, http: usize) -> Result<usize, Expected> {
+    let limit = open_files.get();
+    up_to(value, open_files.max_connections(http)).map_err(|range| {
         format!(
-            "a whole number from 1 to {max}, which the limit of {limit} open files (ulimit -n) leaves for clients"
+            "{range}, which the limit of {limit} open files (ulimit -n) leaves for clients beside \
+             max_http_connections, which is {http}"
         )
     })
+}
+
+pub(super) fn http_connections(value: &Value, open_files: OpenFileLimit) -> Result<usize, Expected> {
+    let limit = open_files.get();
+    up_to(value, open_files.most_http_connections()).map_err(|range| {
+        format!("{range}, which the limit of {limit} open files (ulimit -n) leaves for HTTP connections")
+    })
+}
+
+/// Returns a whole number from 1 to `max`, or the words for these.
+fn up_to(value: &Value, max: usize) -> Result<usize, Expected> {
+    let number = whole_number(value).and_then(|number| number.try_into().ok());
+    number.filter(|n| (1..=max).contains(n)).ok_or_else(|| format!("a whole number from 1 to {max}"))
 }
 
 /// Units of time. What is longer or shorter is hardly meant, and humantime's `M` is a month.

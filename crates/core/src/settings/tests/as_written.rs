@@ -27,6 +27,7 @@ fn a_value_with_more_than_one_meaning_is_refused_wherever_it_is_written() {
             &["+5", "08000", "0x10", "1e3", "1_000", "80 80", "٣", "8000.0", "\u{200b}8000", "80\u{a0}"][..],
         ),
         ("max_connections", &["+5", "010", "0x10", "1e1", "1_0", "５"]),
+        ("max_http_connections", &["+5", "010", "0x10", "1e1", "1_0", "５"]),
         (
             "shutdown_timeout",
             &[

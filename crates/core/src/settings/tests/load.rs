@@ -28,11 +28,12 @@ fn the_defaults_are_those_of_the_contract() {
     assert_eq!(settings.log_format, LogFormat::Auto);
     assert_eq!((settings.log_dir, settings.templates_dir), (None, None));
     let limit = OpenFileLimit::current();
-    assert_eq!(settings.max_connections, limit.max_connections());
-    assert_eq!(
-        Operator::new().source("max_connections"),
-        format!("default (file descriptor limit {}, less 64 in reserve)", limit.get())
-    );
+    assert_eq!(settings.max_http_connections, limit.max_http_connections());
+    assert_eq!(settings.max_connections, limit.max_connections(settings.max_http_connections));
+    for key in ["max_connections", "max_http_connections"] {
+        let source = format!("default, from the limit of {} open files", limit.get());
+        assert_eq!(Operator::new().source(key), source);
+    }
 }
 
 #[test]

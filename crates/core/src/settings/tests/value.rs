@@ -60,6 +60,8 @@ fn every_kind_of_bad_value_is_reported_with_its_place_and_what_would_be_right() 
         ("ping_interval", "10 fortnights", "a number of seconds"),
         ("max_connections", "0", "a whole number from 1 to"),
         ("max_connections", "99999999999", "open files"),
+        ("max_http_connections", "0", "a whole number from 1 to"),
+        ("max_http_connections", "99999999999", "open files"),
         ("max_message_size", "big", "a number of bytes"),
         ("max_message_size", "0", "from 1 byte"),
         ("max_queue", "5GiB", "from 1 byte to 1GiB"),
