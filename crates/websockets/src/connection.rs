@@ -185,6 +185,12 @@ impl<S: Stream> Connection<S> {
         !self.outbox.is_empty()
     }
 
+    /// Returns true if the socket may take more of what is queued, although no event will say so: call
+    /// [`Connection::flush`] again when others have had their turn.
+    pub(crate) fn awaits_turn(&self) -> bool {
+        self.outbox.turn_ended()
+    }
+
     /// Returns why the server closed the connection, if it did.
     pub(crate) fn close_reason(&self) -> Option<CloseReason> {
         self.close_reason
@@ -294,7 +300,7 @@ impl<S: Stream> Connection<S> {
         Outcome::CloseStarted.max(self.flush())
     }
 
-    /// Writes what is queued, as far as the socket takes it.
+    /// Writes what is queued, as far as the socket takes it and the turn lasts.
     pub(crate) fn flush(&mut self) -> Outcome {
         let Ok(written) = self.outbox.flush(&mut self.stream) else { return self.disconnected() };
         // Not by what is queued: that may grow meanwhile, as replays are encoded when their turn comes.

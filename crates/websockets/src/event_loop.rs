@@ -1,7 +1,7 @@
 //! One thread that owns its share of the sockets: no task, no lock and no buffer per client.
 //!
-//! An iteration: poll the kernel, read from the clients that sent something, run the jobs from the mailbox, then the
-//! timers. Each part stops after [`SLICE`] and continues in the next iteration, so neither a flood from one client nor
+//! An iteration: poll the kernel, write what clients can take now, read from those that sent something, run the jobs from the
+//! mailbox, then the timers. Each part stops after [`SLICE`] and continues in the next iteration, so neither a flood from one client nor
 //! a broadcast to ten thousand delays the others for long.
 
 mod attaching;
@@ -21,6 +21,7 @@ pub(crate) mod subscriptions;
 #[cfg(test)]
 mod tests;
 mod timers;
+mod writing;
 
 use std::{
     collections::VecDeque,
@@ -94,6 +95,8 @@ pub(crate) struct EventLoop {
     timers: Timers,
     /// Connections to read from, each once. They take turns, one read each.
     read_queue: VecDeque<ConnectionKey>,
+    /// Connections to write to, each once. They take turns, one flush each.
+    write_queue: VecDeque<ConnectionKey>,
     /// Whether reads are paused for all connections.
     reads_paused: bool,
     /// What new connections are told once a drain has started.
@@ -133,6 +136,7 @@ impl EventLoop {
             jobs: Jobs::default(),
             timers: Timers::new(clock, heartbeat),
             read_queue: VecDeque::new(),
+            write_queue: VecDeque::new(),
             reads_paused: false,
             notice: None,
             close_reason: None,
@@ -177,7 +181,7 @@ impl EventLoop {
             }
             let slot = event.token().0;
             if event.is_writable() {
-                self.flush(slot);
+                self.queue_write(slot);
             }
             if event.is_read_closed()
                 && let Some(entry) = self.connections.get_mut(slot)
@@ -191,6 +195,7 @@ impl EventLoop {
                 self.end_if_throttled(slot);
             }
         }
+        self.write();
         self.read();
         self.run_jobs();
         self.run_timers();
@@ -205,7 +210,10 @@ impl EventLoop {
     fn poll_timeout(&self) -> Option<Duration> {
         // One moment for both questions: if the budget allowed reads again between them, neither would see it.
         let now = Instant::now();
-        if !self.jobs.is_empty() || (!self.read_queue.is_empty() && self.may_read(now)) {
+        if !self.jobs.is_empty()
+            || !self.write_queue.is_empty()
+            || (!self.read_queue.is_empty() && self.may_read(now))
+        {
             return Some(Duration::ZERO);
         }
         // All timers concern connections. mio rounds up to milliseconds, the unit of epoll: to wake early would mean
@@ -355,6 +363,10 @@ impl EventLoop {
 
     /// Has the poll report when the socket can be written again, if output is queued.
     fn watch_output(&mut self, slot: usize) {
+        let Some(entry) = self.connections.get_mut(slot) else { return };
+        if entry.connection.awaits_turn() {
+            self.queue_write(slot);
+        }
         let Some(entry) = self.connections.get_mut(slot) else { return };
         if entry.write_interest || !entry.connection.has_output() {
             return;

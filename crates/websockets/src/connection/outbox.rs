@@ -14,6 +14,9 @@ use crate::wire_form::WireForm;
 /// Most chunks in one call of writev(2).
 const MAX_SLICES: usize = 16;
 
+/// Bytes after which a flush lets other connections have their turn.
+const TURN: usize = 128 << 10;
+
 /// What is queued for one client, in order. Its chunks are shared with other clients, not copied.
 ///
 /// Plain data: it is serialized for the new process, which may be another build. The serialized names stay.
@@ -35,6 +38,8 @@ struct Queue {
     waiting: usize,
     /// Of these, bytes of replays that the old process encoded. They do not count towards `max_queue`.
     replayed: usize,
+    /// Whether the last flush ended with its turn: the socket may take more.
+    turn_ended: bool,
 }
 
 impl Serialize for Queue {
@@ -99,7 +104,7 @@ impl TryFrom<UncheckedQueue> for Queue {
         // A replay may have ended with an empty chunk.
         let chunks = chunks.into_iter().filter(|chunk| !chunk.is_empty()).map(Chunk::Bytes).collect();
         let waiting = all - written;
-        Ok(Self { waiting, chunks, written, replayed: replayed.min(waiting) })
+        Ok(Self { waiting, chunks, written, replayed: replayed.min(waiting), turn_ended: false })
     }
 }
 
@@ -140,13 +145,22 @@ impl Outbox {
         self.queue.get_or_insert_default().chunks.push_back(Chunk::Replay(Box::new(replay)));
     }
 
-    /// Writes until nothing is queued or `socket` would block. Returns how many bytes were written.
+    /// Returns true if the last flush ended with its turn. No event of the poll says when to go on.
+    pub(crate) fn turn_ended(&self) -> bool {
+        self.queue.as_ref().is_some_and(|queue| queue.turn_ended)
+    }
+
+    /// Writes until nothing is queued, `socket` would block, or the turn is over. Returns how many bytes were written.
     ///
     /// # Errors
     /// Those of `socket`, except `WouldBlock` and `Interrupted`.
     pub(crate) fn flush(&mut self, mut socket: impl Write) -> io::Result<usize> {
         let mut written = 0;
         while let Some(queue) = &mut self.queue {
+            queue.turn_ended = written >= TURN;
+            if queue.turn_ended {
+                break;
+            }
             queue.encode_next();
             let mut slices = [IoSlice::new(&[]); MAX_SLICES];
             let mut skip = queue.written;

@@ -23,6 +23,8 @@ pub(crate) struct Slot {
     pub(crate) used: Used,
     /// Whether the connection is in the read queue, or will be when it is no longer throttled.
     pub(crate) read_queued: bool,
+    /// Whether the connection is in the write queue.
+    pub(crate) write_queued: bool,
     /// Whether reads are paused because the client sent too much.
     pub(crate) throttled: bool,
     /// Whether the poll reports when the socket can be written.
@@ -40,6 +42,7 @@ impl Slot {
             subscriptions: SubscriptionList::default(),
             used: Used::default(),
             read_queued: false,
+            write_queued: false,
             throttled: false,
             write_interest,
         }

@@ -121,22 +121,6 @@ impl EventLoop {
             self.apply_outcome(slot, outcome);
         }
     }
-
-    /// Writes what is queued for a client whose socket can be written again.
-    pub(super) fn flush(&mut self, slot: usize) {
-        let Some(entry) = self.connections.get_mut(slot) else { return };
-        let connection = &mut entry.connection;
-        if !connection.has_output() {
-            return;
-        }
-        let outcome = connection.flush();
-        let resumes_reads = !connection.has_output();
-        self.apply_outcome(slot, outcome);
-        if resumes_reads {
-            // Reads may have been paused because output was queued.
-            self.queue_read(slot);
-        }
-    }
 }
 
 /// Returns a client's text as a publication.

@@ -102,12 +102,37 @@ fn one_run_of_frames_may_exceed_the_limit_if_nothing_is_queued() {
     assert_eq!(connection.send(large.bytes(), &CONFIG), Outcome::TooSlow);
 }
 
-#[test]
-fn a_client_that_reads_its_replay_is_not_overdue_also_in_another_process() {
+/// Returns a replay of so many publications of 1,000 bytes.
+fn replay(publications: u64, form: ReplayForm) -> Replay {
     let publication = |offset| {
         let data = serde_json::value::to_raw_value(&format!("{:1000}", "")).unwrap();
         Arc::new(Publication { offset, ..Publication::new(Publisher::Api, data) })
     };
+    let missed = (1..=publications).map(publication).collect();
+    Replay::new(ChannelName::broadcast(), Epoch::default(), missed, form)
+}
+
+#[test]
+fn a_client_that_reads_fast_has_turns() {
+    let mut connection = connection(usize::MAX);
+    assert_eq!(connection.replay(replay(1000, ReplayForm::WebSocket)), Outcome::Unchanged);
+    let mut turns = 1;
+    while connection.awaits_turn() {
+        let before = connection.stream.written.len();
+        assert_eq!(connection.flush(), Outcome::Unchanged);
+        let written = connection.stream.written.len() - before;
+        assert!(written < 150_000, "{written} bytes in one turn");
+        turns += 1;
+    }
+    assert!(!connection.has_output() && turns >= 8, "{turns} turns for a million bytes");
+    // Where the socket takes no more, an event tells when to go on.
+    connection.stream.capacity = 1000;
+    assert_eq!(connection.replay(replay(1000, ReplayForm::WebSocket)), Outcome::Unchanged);
+    assert!(connection.has_output() && !connection.awaits_turn());
+}
+
+#[test]
+fn a_client_that_reads_its_replay_is_not_overdue_also_in_another_process() {
     for (form, replay_form) in [
         (WireForm::WebSocket, ReplayForm::WebSocket),
         (WireForm::EventStream, ReplayForm::EventStream { before: String::new(), after: String::new() }),
@@ -115,13 +140,7 @@ fn a_client_that_reads_its_replay_is_not_overdue_also_in_another_process() {
         for upgrades in [false, true] {
             let mut connection = connection(0);
             connection.form = form;
-            let replay = Replay::new(
-                ChannelName::broadcast(),
-                Epoch::default(),
-                (1..=100).map(publication).collect(),
-                replay_form.clone(),
-            );
-            assert_eq!(connection.replay(replay), Outcome::Unchanged);
+            assert_eq!(connection.replay(replay(100, replay_form.clone())), Outcome::Unchanged);
             assert!(connection.ping.is_needed());
             assert_eq!(
                 connection.send_ping(&ConnectionConfig { max_queue: 1 << 20, ..CONFIG }),

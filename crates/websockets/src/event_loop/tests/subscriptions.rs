@@ -288,3 +288,35 @@ fn a_replay_that_moves_to_another_process_does_not_make_its_client_look_slow() {
     reader.join().unwrap();
     assert!(new.event_loop.connections.iter().all(|(_, entry)| entry.connection.is_open()));
 }
+
+#[test]
+fn clients_with_long_replays_take_turns() {
+    const MISSED: u64 = 100;
+    let mut harness = Harness::new(Options::default());
+    // One write in each iteration.
+    harness.event_loop.slice = Duration::ZERO;
+    let _keeps = harness.connect_to(&[("a", Since::Now)]);
+    harness.settle();
+    let text = "x".repeat(20_000);
+    let publication =
+        |_| Publication::new(Publisher::Api, to_raw_value(&text).expect("a text is valid JSON"));
+    drop(harness.event_loop.broker.publish(&name("a"), (0..MISSED).map(publication).collect(), None));
+    harness.settle();
+    let since = harness.position("a", 0);
+    let readers: Vec<_> = (0..3)
+        .map(|_| {
+            let mut client = harness.connect_to(&[("a", since)]);
+            std::thread::spawn(move || {
+                client.expect_welcome();
+                assert!(client.read_subscribed("a").1);
+                for offset in 1..=MISSED {
+                    let message = client.read_json();
+                    assert!(message["id"].as_str().unwrap().ends_with(&format!("-{offset}")), "{message}");
+                }
+            })
+        })
+        .collect();
+    harness.iterate_until(|_| readers.iter().all(std::thread::JoinHandle::is_finished));
+    readers.into_iter().for_each(|reader| reader.join().unwrap());
+    assert!(harness.event_loop.write_queue.is_empty());
+}
