@@ -25,6 +25,10 @@ pub(crate) fn log_api_is_local(address: SocketAddr, takes_over: bool) {
     if takes_over || address.ip().to_canonical().is_loopback() {
         info!("no api_keys are set: only this machine may call /api/");
     } else {
-        warn!("no api_keys are set: only this machine may call /api/, while others can reach {address}");
+        warn!(
+            "no api_keys are set: only this machine may call /api/, while others can reach {address}. What a TCP \
+             forwarder on this machine passes on (a proxy in TCP mode, stunnel, `ssh -R`, the ports of a rootless \
+             container) counts as this machine: with one of these, set `api_keys`"
+        );
     }
 }

@@ -54,7 +54,11 @@ impl FromStr for Host {
 
     fn from_str(text: &str) -> Result<Self, Malformed> {
         if let Some(address) = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
-            return address.parse().map(|ip: Ipv6Addr| Self::Address(ip.into())).map_err(|_| Malformed);
+            // An IPv4 address in an IPv6 one (RFC 4291 section 2.5.5.2) is that address.
+            return address
+                .parse()
+                .map(|ip: Ipv6Addr| Self::Address(ip.to_canonical()))
+                .map_err(|_| Malformed);
         }
         if let Ok(ip) = text.parse::<Ipv4Addr>() {
             return Ok(Self::Address(ip.into()));
@@ -92,6 +96,7 @@ mod tests {
             ("192.0.2.7:65535", "192.0.2.7", Some(65535)),
             ("[::1]", "[::1]", None),
             ("[0:0::0001]:80", "[::1]", Some(80)),
+            ("[::ffff:7f00:1]:80", "127.0.0.1", Some(80)),
         ] {
             let authority: Authority = text.parse().unwrap_or_else(|_| panic!("{text}"));
             assert_eq!((authority.host.to_string().as_str(), authority.port), (host, port), "{text}");

@@ -10,7 +10,6 @@ mod idle_connection;
 mod lingering_close;
 mod listener;
 mod listener_state;
-mod peer_addr;
 mod pending_connection;
 mod request_body;
 mod response_body;
@@ -27,6 +26,7 @@ use tokio::{
 };
 use tracing::info;
 
+pub(crate) use self::pending_connection::{Confirmed, PendingConnection};
 use self::{
     descriptor_shortage::DescriptorShortage,
     shared::Shared,
@@ -36,10 +36,6 @@ pub use self::{
     idle_connection::IdleConnection,
     listener::{BindError, Listener, SystemdSocketError},
     listener_state::ListenerState,
-};
-pub(crate) use self::{
-    peer_addr::PeerAddr,
-    pending_connection::{Confirmed, PendingConnection},
 };
 use crate::{auth::own_hosts::OnLoopback, refusals::Refusals};
 

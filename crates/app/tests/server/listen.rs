@@ -8,7 +8,7 @@ use std::{
 use serde_json::Value;
 use tokio::net::TcpStream;
 
-use crate::support::{Server, Signal, Start, message, own_address, soon};
+use crate::support::{Server, Signal, Start, installed, message, own_address, soon};
 
 /// Returns true if this machine has IPv6.
 fn has_ipv6() -> bool {
@@ -88,6 +88,37 @@ async fn all_ipv6_addresses_include_ipv4_where_the_system_separates_them() {
         .output()
         .unwrap();
     assert!(status.stdout.starts_with(SERVING.as_bytes()), "{status:?}");
+}
+
+/// A caller that has a loopback address is on this machine only if it calls a loopback address: what forwards from
+/// elsewhere may have one, too.
+#[tokio::test]
+async fn without_keys_a_call_to_an_address_of_the_network_is_not_from_this_machine() {
+    let setup = "ip link set lo up && ip address add 192.0.2.1/32 dev lo";
+    let Some(curl) = installed("curl").filter(|_| may(&["--net"], setup)) else { return };
+    let hosts: &[&str] = if has_ipv6() { &["0.0.0.0", "::"] } else { &["0.0.0.0"] };
+    for host in hosts {
+        let server = Start::default().in_namespaces(&["--net"], setup).args(&["--host", host]).serve().await;
+        let (pid, port) = (server.pid().as_raw_nonzero().to_string(), server.address.port());
+        // In the server's own network, from a loopback address.
+        let publish = |to: &str| {
+            let called = Command::new("nsenter")
+                .args(["--preserve-credentials", "--user", "--net", "--target", &pid])
+                .args([curl.to_str().unwrap(), "-s", "--interface", "127.0.0.1"])
+                .args(["-H", "Content-Type: application/json", "-H", "Host: 203.0.113.7"])
+                .args(["-d", r#"{"data":1}"#, &format!("http://{to}:{port}/api/publish")])
+                .output()
+                .unwrap();
+            String::from_utf8(called.stdout).unwrap()
+        };
+        let refused = publish("192.0.2.1");
+        assert!(refused.contains(r#""code":"loopback_only""#), "{refused}");
+        let published = publish("127.0.0.1");
+        assert!(published.contains(r#""clients":0"#), "{published}");
+        // A client of IPv4 has its address of IPv4, wherever the server listens.
+        let line = server.log().line(|line| line["fields"]["code"] == "loopback_only").await;
+        assert!(line["fields"]["peer"].as_str().unwrap().starts_with("127.0.0.1:"), "{line}");
+    }
 }
 
 #[tokio::test]

@@ -40,23 +40,68 @@ async fn a_page_whose_name_points_to_this_machine_may_neither_connect_nor_publis
     }
 }
 
+/// Fields that a page can set with `fetch`, and one that it cannot.
+const FORWARDED: [&str; 7] = [
+    "X-Forwarded-For: 192.0.2.7",
+    "X-Forwarded-Proto: https",
+    "X-Real-IP: 192.0.2.7",
+    "Forwarded: for=192.0.2.7",
+    "CF-Connecting-IP: 192.0.2.7",
+    "X-Client-IP: 192.0.2.7",
+    "Via: 1.1 proxy",
+];
+
 #[tokio::test]
-async fn a_proxy_on_the_same_machine_may_pass_on_any_host_to_the_websocket() {
-    let server = Server::start().await;
-    let origin = "Origin: https://example.org";
-    for forwarded in [
-        "X-Forwarded-For: 192.0.2.7",
-        "X-Forwarded-Proto: https",
-        "X-Real-IP: 192.0.2.7",
-        "Forwarded: for=192.0.2.7",
-        "Via: 1.1 proxy",
-    ] {
-        assert_eq!(dial(&server, "example.org", &[origin, forwarded]).await, 101, "{forwarded}");
-        let answer = publish(&server, "example.org", &[origin, forwarded]).await;
-        assert_eq!(answer.error(), (403, "loopback_only".into()), "{forwarded}");
+async fn no_field_that_a_page_can_set_opens_anything() {
+    let listed = Start::default().env("ALLOWED_ORIGINS", "https://app.example").serve().await;
+    for server in [Server::start().await, listed] {
+        let host = format!("evil.example:{}", server.address.port());
+        let origin = format!("Origin: http://{host}");
+        // A browser has no `Origin` in a GET of the page's own host.
+        for fields in FORWARDED.iter().map(|field| vec![*field]).chain([vec![], FORWARDED.to_vec()]) {
+            for (method, code) in [("GET", "host_not_allowed"), ("HEAD", "")] {
+                let head = format!(
+                    "{method} /events?channel=a HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n{}\r\n",
+                    fields.iter().map(|field| format!("{field}\r\n")).collect::<String>()
+                );
+                let answer = server.exchange(head).await;
+                assert_eq!(answer.status, 403, "{method} {fields:?}");
+                assert!(answer.body.contains(code), "{answer:?}");
+            }
+            let with_origin = [&[origin.as_str()], &*fields].concat();
+            assert_eq!(dial(&server, &host, &with_origin).await, 403, "{fields:?}");
+            assert_eq!(publish(&server, &host, &fields).await.status, 403, "{fields:?}");
+            assert_eq!(publish(&server, &host, &with_origin).await.status, 403, "{fields:?}");
+        }
+        // By one of the server's own names, each of them refuses publishing all the same.
+        for field in FORWARDED {
+            let answer = publish(&server, "localhost", &[field]).await;
+            assert_eq!(answer.error(), (403, "loopback_only".into()), "{field}");
+        }
     }
+}
+
+#[tokio::test]
+async fn a_proxy_on_the_same_machine_needs_the_origin_of_its_name_in_allowed_origins() {
+    let origin = "Origin: https://example.org";
+    let forwarded = "X-Forwarded-For: 192.0.2.7";
+    let events = async |server: &Server, fields: &[&str]| {
+        let fields: String = fields.iter().map(|field| format!("{field}\r\n")).collect();
+        server.status(&format!("GET /events HTTP/1.1\r\nHost: example.org\r\n{fields}\r\n")).await
+    };
+    let server = Server::start().await;
+    for fields in [&[origin][..], &[origin, forwarded]] {
+        assert_eq!(dial(&server, "example.org", fields).await, 403);
+        assert_eq!(events(&server, fields).await, 403);
+    }
+    let said = server.logged("a WebSocket handshake was refused: ").await;
+    assert!(said.to_string().contains("behind a proxy"), "it says what to do: {said}");
     assert_eq!(dial(&server, "example.org", &[]).await, 101, "not a page");
-    assert_eq!(dial(&server, "example.org", &[origin]).await, 403);
+    let server = Start::default().env("ALLOWED_ORIGINS", "https://example.org").serve().await;
+    for fields in [&[origin][..], &[origin, forwarded], &[forwarded], &[]] {
+        assert_eq!(dial(&server, "example.org", fields).await, 101);
+        assert_eq!(events(&server, fields).await, 200);
+    }
 }
 
 #[tokio::test]

@@ -80,6 +80,14 @@ async fn a_page_whose_name_was_pointed_to_this_machine_is_refused() {
                 .then((answer) => done(answer.status));";
         let status = soon("an answer", browser.execute_async(script, vec![])).await.unwrap();
         assert_eq!(status, json!(if own { 200 } else { 403 }), "{host}");
+        // As a proxy would set them: a page may do that, too.
+        let script = "
+            const done = arguments[0], stop = new AbortController();
+            const headers = { 'X-Forwarded-For': '192.0.2.7', 'X-Real-IP': '192.0.2.7', 'Forwarded': 'for=_a' };
+            fetch('/events?channel=a', { headers, signal: stop.signal })
+                .then((answer) => { done(answer.status); stop.abort(); });";
+        let status = soon("an answer", browser.execute_async(script, vec![])).await.unwrap();
+        assert_eq!(status, json!(if own { 200 } else { 403 }), "{host}");
     }
     soon("the browser's end", browser.close()).await.unwrap();
 }

@@ -2,8 +2,14 @@
 
 use std::{net::SocketAddr, time::Duration};
 
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
 use crate::support::{
-    Answer, Api, EventStream, Proxy, Server, Signal, Software, Start, dial, exchange, refusal_of,
+    Answer, Api, EventStream, HANDSHAKE, Proxy, Server, Signal, Software, Start, dial, exchange, refusal_of,
+    soon,
 };
 
 const KEY: &str = "0123456789abcdef";
@@ -51,6 +57,33 @@ async fn a_websocket_through_a_proxy_stays_over_upgrades_and_is_told_of_the_drai
         server.signal(Signal::TERM);
         assert_eq!(client.closed().await.0, (1012, "service restart".to_owned()), "{software:?}");
         assert_eq!(server.exit_code().await, 0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_of_a_name_pass_a_proxy_if_their_origin_is_listed() {
+    let ask = async |proxy: &Proxy, path: &str, fields: &[&str]| {
+        let mut stream = TcpStream::connect(proxy.address).await.unwrap();
+        let fields: String = fields.iter().map(|field| format!("{field}\r\n")).collect();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: example.org\r\n{fields}\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut line = [0; 12];
+        soon("a status line", stream.read_exact(&mut line)).await.unwrap();
+        String::from_utf8(line[9..].to_vec()).unwrap()
+    };
+    let page = "Origin: https://example.org";
+    let handshake = [&HANDSHAKE[..], &[page]].concat();
+    for software in Software::ALL {
+        for (listed, websocket, events) in [(false, "403", "403"), (true, "101", "200")] {
+            let start = Start::default();
+            let start = if listed { start.env("ALLOWED_ORIGINS", "https://example.org") } else { start };
+            let server = start.serve().await;
+            let Some(proxy) = Proxy::start(software, server.address, Api::AsItStands).await else { continue };
+            assert_eq!(ask(&proxy, "/ws", &handshake).await, websocket, "{software:?} {listed}");
+            for fields in [&[][..], &[page]] {
+                assert_eq!(ask(&proxy, "/events", fields).await, events, "{software:?} {listed} {fields:?}");
+            }
+        }
     }
 }
 

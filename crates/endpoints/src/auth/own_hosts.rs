@@ -4,7 +4,7 @@
 use axum::http::{HeaderMap, header::ORIGIN};
 
 use crate::{
-    auth::{forwarded::is_forwarded, origin::Allowed},
+    auth::origin::Allowed,
     authority::Host,
     error::{ApiError, ErrorCode},
     target::Target,
@@ -48,8 +48,9 @@ impl OwnHosts {
                 ErrorCode::HostNotAllowed,
                 format!(
                     "The request is for the host `{}`, which may be any web page's name for this machine. Use an \
-                     address or `localhost`; or on the server, set `host` to the name, or list the page's origin \
-                     in `allowed_origins`, or set `api_keys` for `/api/`.",
+                     address or `localhost`; or on the server, list the origin of that host in `allowed_origins`, as \
+                     is needed behind a proxy on the same machine, or set `host` to the name, or set `api_keys` for \
+                     `/api/`.",
                     target.host
                 ),
             )),
@@ -57,9 +58,9 @@ impl OwnHosts {
         }
     }
 
-    /// The same for a web page that connects, where `allowed` means pages of the host that the request names. That
-    /// host is no proof if only this machine can connect, unless a proxy on it has forwarded the request.
-    pub(crate) fn check_page(
+    /// The same for a handshake at `/ws`. One without an `Origin` is no page's: browsers have it in every handshake, and
+    /// no page can remove or change it (it is a forbidden request-header of the Fetch Standard, section 2.2.2, as `Host` is).
+    pub(crate) fn check_websocket(
         &self,
         allowed: &Allowed,
         on_loopback: OnLoopback,
@@ -67,22 +68,23 @@ impl OwnHosts {
         target: &Target,
     ) -> Result<(), ApiError> {
         if headers.contains_key(ORIGIN) {
-            return self.check_same_host(allowed, on_loopback, headers, target);
+            return self.check_page(allowed, on_loopback, headers, target);
         }
         Ok(())
     }
 
     /// The same for a request that may come from a page of the host that it names without saying so, as browsers have no
-    /// `Origin` in a `GET`.
-    pub(crate) fn check_same_host(
+    /// `Origin` in a `GET` of the page's own host. That host is no proof if only this machine can connect, whatever
+    /// other fields say.
+    pub(crate) fn check_page(
         &self,
         allowed: &Allowed,
         on_loopback: OnLoopback,
         headers: &HeaderMap,
         target: &Target,
     ) -> Result<(), ApiError> {
-        // A page cannot set these fields.
-        if on_loopback.0 && matches!(allowed, Allowed::SameHost) && !is_forwarded(headers) {
+        let is_listed = headers.contains_key(ORIGIN) && matches!(allowed, Allowed::List(_));
+        if on_loopback.0 && !is_listed {
             return self.check(target);
         }
         Ok(())
@@ -129,14 +131,23 @@ mod tests {
             let allowed = Allowed::from(setting);
             let fields = fields.iter().map(|name| (name.parse().unwrap(), "x".parse().unwrap())).collect();
             let own = OwnHosts::new("127.0.0.1", &allowed);
-            own.check_page(&allowed, OnLoopback(on_loopback), &fields, &target("evil.example")).is_ok()
+            let (on_loopback, target) = (OnLoopback(on_loopback), target("evil.example"));
+            let at_websocket = own.check_websocket(&allowed, on_loopback, &fields, &target).is_ok();
+            (at_websocket, own.check_page(&allowed, on_loopback, &fields, &target).is_ok())
         };
         let list = AllowedOrigins::List(vec!["https://app.example".into()]);
-        assert!(!check(&AllowedOrigins::SameHost, true, &["origin"]));
-        assert!(check(&AllowedOrigins::SameHost, true, &[]), "not a page");
-        assert!(check(&AllowedOrigins::SameHost, false, &["origin"]), "the network can connect as well");
-        assert!(check(&AllowedOrigins::SameHost, true, &["origin", "x-forwarded-for"]), "through a proxy");
-        assert!(check(&list, true, &["origin"]), "the list is the proof");
-        assert!(check(&AllowedOrigins::Any, true, &["origin"]));
+        let same_host = AllowedOrigins::SameHost;
+        assert_eq!(check(&same_host, true, &["origin"]), (false, false));
+        assert_eq!(check(&same_host, true, &[]), (true, false), "a page's only if it is no handshake");
+        assert_eq!(check(&same_host, false, &["origin"]), (true, true), "the network can connect as well");
+        for field in ["x-forwarded-for", "x-real-ip", "forwarded", "via"] {
+            assert_eq!(check(&same_host, true, &["origin", field]), (false, false), "{field} proves nothing");
+            assert_eq!(check(&same_host, true, &[field]), (true, false), "{field} proves nothing");
+            assert_eq!(check(&list, true, &[field]), (true, false), "{field} proves nothing");
+        }
+        assert_eq!(check(&list, true, &["origin"]), (true, true), "the list is the proof");
+        assert_eq!(check(&list, true, &[]), (true, false), "a GET of the page's own host");
+        assert_eq!(check(&AllowedOrigins::Any, true, &["origin"]), (true, true));
+        assert_eq!(check(&AllowedOrigins::Any, true, &[]), (true, true));
     }
 }

@@ -17,9 +17,8 @@ use serde_json::value::RawValue;
 
 use super::{channel_query::since, publish::channel_name};
 use crate::{
-    auth::api_key,
+    auth::api_key::{self, FromThisMachine},
     error::{ApiError, ErrorCode},
-    server::PeerAddr,
     state::AppState,
     target::Target,
 };
@@ -86,12 +85,12 @@ pub(crate) struct ListQuery {
 
 pub(crate) async fn list(
     State(state): State<Arc<AppState>>,
-    Extension(PeerAddr(peer)): Extension<PeerAddr>,
+    Extension(from_this_machine): Extension<FromThisMachine>,
     query: Result<Query<ListQuery>, QueryRejection>,
     target: Target,
     headers: HeaderMap,
 ) -> Result<Json<ChannelList>, ApiError> {
-    check(&state, peer, &headers, &target)?;
+    check(&state, from_this_machine, &headers, &target)?;
     let Query(ListQuery { after, limit: asked }) = query.map_err(|error| {
         ApiError::new(ErrorCode::BadRequest, format!("The query may have `after` and `limit`: {error}."))
     })?;
@@ -116,12 +115,12 @@ fn limit(asked: Option<usize>, usual: usize) -> Result<usize, ApiError> {
 
 pub(crate) async fn show(
     State(state): State<Arc<AppState>>,
-    Extension(PeerAddr(peer)): Extension<PeerAddr>,
+    Extension(from_this_machine): Extension<FromThisMachine>,
     name: Result<Path<String>, PathRejection>,
     target: Target,
     headers: HeaderMap,
 ) -> Result<Json<ChannelState>, ApiError> {
-    check(&state, peer, &headers, &target)?;
+    check(&state, from_this_machine, &headers, &target)?;
     let name = channel_of(name)?;
     let info = state.manager.broker().channel(&name).ok_or_else(|| {
         let what =
@@ -141,13 +140,13 @@ fn channel_of(name: Result<Path<String>, PathRejection>) -> Result<ChannelName, 
 
 pub(crate) async fn history(
     State(state): State<Arc<AppState>>,
-    Extension(PeerAddr(peer)): Extension<PeerAddr>,
+    Extension(from_this_machine): Extension<FromThisMachine>,
     name: Result<Path<String>, PathRejection>,
     query: Result<Query<HistoryQuery>, QueryRejection>,
     target: Target,
     headers: HeaderMap,
 ) -> Result<Json<HistoryResult>, ApiError> {
-    check(&state, peer, &headers, &target)?;
+    check(&state, from_this_machine, &headers, &target)?;
     let channel = channel_of(name)?;
     let Query(HistoryQuery { since: id, limit }) = query.map_err(|error| {
         ApiError::new(ErrorCode::BadRequest, format!("The query may have `since` and `limit`: {error}."))
@@ -172,10 +171,10 @@ pub(crate) async fn history(
 
 fn check(
     state: &AppState,
-    peer: std::net::SocketAddr,
+    from_this_machine: FromThisMachine,
     headers: &HeaderMap,
     target: &Target,
 ) -> Result<(), ApiError> {
     state.allowed_origins.check(headers, target)?;
-    api_key::check(&state.api_keys, &state.own_hosts, peer, headers, target)
+    api_key::check(&state.api_keys, &state.own_hosts, from_this_machine, headers, target)
 }

@@ -69,7 +69,7 @@ fn channels_of(
     }
     let headers = request.headers();
     state.allowed_origins.check(headers, target)?;
-    state.own_hosts.check_same_host(&state.allowed_origins, on_loopback, headers, target)?;
+    state.own_hosts.check_page(&state.allowed_origins, on_loopback, headers, target)?;
     let query = request.uri().query().unwrap_or_default();
     let last_event_id = headers.get(LAST_EVENT_ID).map(HeaderValue::as_bytes);
     channel_query::parse_for_events(query, last_event_id)

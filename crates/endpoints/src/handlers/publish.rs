@@ -16,9 +16,8 @@ use tokio::time::timeout;
 
 use super::api_body::{bad_body, check_data, parse, read};
 use crate::{
-    auth::api_key,
+    auth::api_key::{self, FromThisMachine},
     error::{ApiError, ErrorCode},
-    server::PeerAddr,
     state::AppState,
     target::Target,
 };
@@ -56,14 +55,14 @@ impl From<Published> for PublishResult {
 
 pub(crate) async fn publish(
     State(state): State<Arc<AppState>>,
-    Extension(PeerAddr(peer)): Extension<PeerAddr>,
+    Extension(from_this_machine): Extension<FromThisMachine>,
     target: Target,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<PublishResult>, ApiError> {
     // A page of another host must not publish through a browser on this machine.
     state.allowed_origins.check(&headers, &target)?;
-    api_key::check(&state.api_keys, &state.own_hosts, peer, &headers, &target)?;
+    api_key::check(&state.api_keys, &state.own_hosts, from_this_machine, &headers, &target)?;
     let body = read(body, &headers, state.limits.max_message_size, "the server's `max_message_size`").await?;
     let PublishBody { data, channel } = parse(&body, SHAPE)?;
     check_data(data).map_err(|error| bad_body(SHAPE, &error))?;

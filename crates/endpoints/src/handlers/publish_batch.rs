@@ -13,9 +13,8 @@ use super::{
     publish::{IDEMPOTENCY_KEY, PublishResult, channel_name, idempotency_key, publish_all},
 };
 use crate::{
-    auth::api_key,
+    auth::api_key::{self, FromThisMachine},
     error::{ApiError, ErrorCode},
-    server::PeerAddr,
     state::AppState,
     target::Target,
 };
@@ -56,13 +55,13 @@ pub(crate) struct BatchResult {
 
 pub(crate) async fn publish_batch(
     State(state): State<Arc<AppState>>,
-    Extension(PeerAddr(peer)): Extension<PeerAddr>,
+    Extension(from_this_machine): Extension<FromThisMachine>,
     target: Target,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<BatchResult>, ApiError> {
     state.allowed_origins.check(&headers, &target)?;
-    api_key::check(&state.api_keys, &state.own_hosts, peer, &headers, &target)?;
+    api_key::check(&state.api_keys, &state.own_hosts, from_this_machine, &headers, &target)?;
     if headers.contains_key(IDEMPOTENCY_KEY) {
         // To ignore it would publish all of them again when the request is repeated.
         return Err(ApiError::new(

@@ -79,7 +79,7 @@ fn check_page(
     target: &Target,
 ) -> Result<(), ApiError> {
     state.allowed_origins.check(headers, target)?;
-    state.own_hosts.check_page(&state.allowed_origins, on_loopback, headers, target)
+    state.own_hosts.check_websocket(&state.allowed_origins, on_loopback, headers, target)
 }
 
 /// Returns the error for a client that is not admitted.

@@ -22,11 +22,11 @@ use tower::ServiceExt;
 use super::*;
 use crate::{
     Config, HealthReport, ProcessReport, Refusals, UpgradeStats,
-    auth::own_hosts::OnLoopback,
+    auth::{api_key::FromThisMachine, own_hosts::OnLoopback},
     handlers::page::Page,
     health::Health,
     limits::Limits,
-    server::{PeerAddr, PendingConnection},
+    server::PendingConnection,
 };
 
 /// How long a test waits for what must happen.
@@ -119,15 +119,14 @@ impl Routes {
     }
 
     async fn response(&self, request: Call<'_>) -> TestResponse {
-        let Call { method, path, peer, fields, body } = request;
+        let Call { method, path, is_here, fields, body } = request;
         let mut request = Request::builder().method(method).uri(path);
         for (name, value) in fields {
             request = request.header(*name, *value);
         }
         let mut request = request.body(Body::from(body.to_owned())).unwrap();
-        let peer = PeerAddr(peer.parse().unwrap());
         request.headers_mut().entry(header::HOST).or_insert(HeaderValue::from_static("localhost:8000"));
-        request.extensions_mut().insert(peer);
+        request.extensions_mut().insert(FromThisMachine(is_here));
         request.extensions_mut().insert(OnLoopback(true));
         request.extensions_mut().insert(PendingConnection::default());
         let (head, body) = self.router.clone().oneshot(request).await.unwrap().into_parts();
@@ -163,14 +162,14 @@ type Fields<'a> = &'a [(&'a str, &'a str)];
 struct Call<'a> {
     method: Method,
     path: &'a str,
-    peer: &'a str,
+    is_here: bool,
     fields: Fields<'a>,
     body: &'a str,
 }
 
 impl Default for Call<'_> {
     fn default() -> Self {
-        Self { method: Method::GET, path: "/", peer: "127.0.0.1:5", fields: &[], body: "" }
+        Self { method: Method::GET, path: "/", is_here: true, fields: &[], body: "" }
     }
 }
 

@@ -36,7 +36,6 @@ use super::{
     http_stream::HttpStream,
     idle_connection::IdleConnection,
     lingering_close::close_in_stages,
-    peer_addr::PeerAddr,
     pending_connection::{Confirmed, PendingConnection},
     request_body::RequestBody,
     response_body::ResponseBody,
@@ -44,6 +43,7 @@ use super::{
     stop::StopLevel,
 };
 use crate::{
+    auth::api_key::FromThisMachine,
     error::{ApiError, ErrorCode},
     refusals::{Refusal, RequestSummary},
 };
@@ -61,6 +61,10 @@ pub(super) async fn serve_connection(
     peer: SocketAddr,
     shared: Arc<Shared>,
 ) -> Option<IdleConnection> {
+    // An IPv6 socket has IPv4 clients, too.
+    let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+    let local = connection.stream.local_addr().ok().map(|address| address.ip());
+    let caller = Caller { peer, from_this_machine: FromThisMachine::of(peer.ip(), local) };
     loop {
         if shared.stop.has_reached(StopLevel::ReturnIdle) {
             return Some(connection);
@@ -84,8 +88,15 @@ pub(super) async fn serve_connection(
                 },
             }
         }
-        connection = Box::pin(serve_http(connection, peer, &shared)).await?;
+        connection = Box::pin(serve_http(connection, caller, &shared)).await?;
     }
+}
+
+/// Where the requests of a connection come from.
+#[derive(Debug, Clone, Copy)]
+struct Caller {
+    peer: SocketAddr,
+    from_this_machine: FromThisMachine,
 }
 
 /// How hyper's part ended.
@@ -98,12 +109,13 @@ enum Ended {
 
 /// Answers requests until there is none, then returns the connection. Returns `None` if it has ended, or has become
 /// a WebSocket.
-async fn serve_http(connection: IdleConnection, peer: SocketAddr, shared: &Shared) -> Option<IdleConnection> {
+async fn serve_http(connection: IdleConnection, caller: Caller, shared: &Shared) -> Option<IdleConnection> {
+    let peer = caller.peer;
     let (exchange, pending) = (Exchange::default(), PendingConnection::default());
     let service = service_fn(|request: hyper::Request<Incoming>| {
         exchange.request_begins();
         // hyper only gives the socket back where this may be moved.
-        Box::pin(respond(request, peer, shared, exchange.clone(), pending.clone()))
+        Box::pin(respond(request, caller, shared, exchange.clone(), pending.clone()))
     });
     let socket = HttpStream::new(connection, exchange.clone());
     let socket = DeferredHandshake::new(socket, pending.clone());
@@ -190,7 +202,7 @@ fn took_too_long() -> Response {
 /// Answers one request by the routes.
 async fn respond(
     request: hyper::Request<Incoming>,
-    peer: SocketAddr,
+    Caller { peer, from_this_machine }: Caller,
     shared: &Shared,
     exchange: Exchange,
     pending: PendingConnection,
@@ -199,7 +211,7 @@ async fn respond(
     let (mut head, body) = request.into_parts();
     let summary = RequestSummary::new(peer, &head);
     let (body, rest) = RequestBody::new(body);
-    head.extensions.insert(PeerAddr(peer));
+    head.extensions.insert(from_this_machine);
     head.extensions.insert(pending);
     let request = hyper::Request::from_parts(head, Body::new(body));
     let (mut response, body_has_ended) = tokio::select! {
