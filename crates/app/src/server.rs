@@ -87,10 +87,7 @@ pub(crate) async fn run(
     };
     let signals = Signals::listen(in_foreground).context("cannot handle signals")?;
     let handover = match handover {
-        Some(descriptor) => Some(
-            IncomingHandover::connect(descriptor, files.iter().map(|file| file.path.clone()).collect())
-                .await?,
-        ),
+        Some(descriptor) => Some(IncomingHandover::connect(descriptor, files).await?),
         None => None,
     };
     let Prepared { page, listener } = prepare(loaded, handover, unusable).await?;
@@ -200,7 +197,7 @@ pub(crate) async fn run(
         },
         handover: OutgoingHandover {
             program,
-            files: files.iter().filter(|file| file.needed).cloned().collect(),
+            files: files.iter().filter(|file| file.has_settings).cloned().collect(),
             role,
             activated,
             signals: signals.clone(),

@@ -29,6 +29,7 @@
 
 mod control_socket;
 pub mod failpoint;
+mod path;
 mod protocol;
 mod receiver;
 mod sender;

@@ -9,6 +9,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::path;
+
 /// The version of the handover. Both sides must have the same.
 ///
 /// 1: the new process connected to the control socket. 2: it inherits a socket of its own, and says when it serves.
@@ -36,7 +38,11 @@ pub struct Hello {
     /// The number of the process.
     pub pid: u32,
     /// The settings files that it has read, by their absolute paths.
+    #[serde(with = "path::list")]
     pub files: Vec<PathBuf>,
+    /// Of these, the ones without any setting.
+    #[serde(with = "path::list", skip_serializing_if = "Vec::is_empty")]
+    pub empty_files: Vec<PathBuf>,
 }
 
 /// A command of an operator to a running server.
@@ -56,6 +62,7 @@ pub enum UpgradeProgress {
         /// The number of the new process.
         pid: u32,
         /// The file that it runs.
+        #[serde(with = "path")]
         program: PathBuf,
         /// The longest that the upgrade may take from here, in seconds.
         most_seconds: u64,
@@ -65,6 +72,7 @@ pub enum UpgradeProgress {
         /// The number of the new process.
         pid: u32,
         /// The file that it runs.
+        #[serde(with = "path")]
         program: PathBuf,
         /// Its version.
         version: String,
@@ -72,6 +80,7 @@ pub enum UpgradeProgress {
         #[serde(default)]
         old_version: Option<String>,
         /// The settings files that the new process has read, by their absolute paths.
+        #[serde(with = "path::list")]
         files: Vec<PathBuf>,
         /// Clients that were handed over.
         clients: usize,
@@ -149,7 +158,8 @@ mod tests {
 
     #[test]
     fn messages_have_the_names_of_every_build_of_this_protocol() {
-        let hello = Hello { protocol: PROTOCOL, version: "1".into(), pid: 2, files: vec!["/f".into()] };
+        let files = vec!["/f".into()];
+        let hello = Hello { protocol: PROTOCOL, version: "1".into(), pid: 2, files, ..Hello::default() };
         let described = json!({ "protocol": 3, "version": "1", "pid": 2, "files": ["/f"] });
         assert_eq!(on_the_wire(FirstMessage::Hello(hello.clone())), json!({ "hello": described }));
         assert_eq!(

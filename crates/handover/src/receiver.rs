@@ -2,7 +2,6 @@
 
 use std::{
     os::fd::OwnedFd,
-    path::PathBuf,
     time::{Duration, Instant},
 };
 
@@ -80,21 +79,16 @@ pub struct ReceivedHandover<S, C> {
 }
 
 impl HandoverReceiver {
-    /// Says hello to the old process, which is at the other end of `stream`. `files` are the settings files that
-    /// this process has read.
+    /// Says hello to the old process, which is at the other end of `stream`. The numbers of the protocol and of this process
+    /// are added to `hello`.
     ///
     /// # Errors
     /// When the old process is gone, or refuses.
-    pub fn begin(
-        stream: FramedStream,
-        version: &str,
-        files: Vec<PathBuf>,
-        timeout: Duration,
-    ) -> Result<Self, ReceiveError> {
+    pub fn begin(stream: FramedStream, hello: Hello, timeout: Duration) -> Result<Self, ReceiveError> {
         let deadline = Instant::now() + timeout;
         hit(Step::Started);
         let protocol = if hit(Step::OtherProtocol) { PROTOCOL + 1 } else { PROTOCOL };
-        let hello = Hello { protocol, version: version.to_owned(), pid: std::process::id(), files };
+        let hello = Hello { protocol, pid: std::process::id(), ..hello };
         stream.send(&FirstMessage::Hello(hello), deadline)?;
         hit(Step::SentHello);
         match stream.receive::<FromOld<(), ()>>(deadline)? {

@@ -12,7 +12,7 @@ use std::{
 };
 
 use lastcall_handover::{
-    FramedStream, HandoverReceiver, HandoverSender, OutgoingClient, OutgoingServer, ReceivedClient,
+    FramedStream, HandoverReceiver, HandoverSender, Hello, OutgoingClient, OutgoingServer, ReceivedClient,
 };
 
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -41,7 +41,8 @@ fn everything_arrives_in_order_with_its_descriptors() {
     let (old, new) = FramedStream::pair().unwrap();
     let new_process = thread::spawn(|| {
         let stream = FramedStream::new(new.into()).unwrap();
-        let receiver = HandoverReceiver::begin(stream, "2", vec!["/settings".into()], TIMEOUT).unwrap();
+        let hello = Hello { version: "2".into(), files: vec!["/settings".into()], ..Hello::default() };
+        let receiver = HandoverReceiver::begin(stream, hello, TIMEOUT).unwrap();
         assert_eq!(receiver.old_process().version, "1");
         let mut parts = Vec::new();
         let take_part = |part| {
@@ -87,7 +88,7 @@ fn a_server_without_clients_is_handed_over() {
     let (old, new) = FramedStream::pair().unwrap();
     let new_process = thread::spawn(|| {
         let stream = FramedStream::new(new.into()).unwrap();
-        let receiver = HandoverReceiver::begin(stream, "2", Vec::new(), TIMEOUT).unwrap();
+        let receiver = HandoverReceiver::begin(stream, Hello::default(), TIMEOUT).unwrap();
         let received = receiver.receive::<u8, ()>(0, TIMEOUT, |_| Ok(())).unwrap();
         received.commit(TIMEOUT).unwrap().clients.len()
     });

@@ -3,7 +3,6 @@
 use std::{
     io, iter,
     os::fd::OwnedFd,
-    path::PathBuf,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -11,9 +10,9 @@ use std::{
 use anyhow::Context;
 use bytes::Bytes;
 use lastcall_broker::MemoryBroker;
-use lastcall_core::settings::Settings;
+use lastcall_core::settings::{Settings, SettingsFile};
 use lastcall_endpoints::{IdleConnection, Listener, ListenerState, RefusalCounts, UpgradeStats};
-use lastcall_handover::{Committed, ControlSocket, FramedStream, HandoverReceiver, OldProcess};
+use lastcall_handover::{Committed, ControlSocket, FramedStream, HandoverReceiver, Hello, OldProcess};
 use lastcall_websockets::{ConnectionManager, ConnectionSnapshot};
 use tokio::{net::TcpStream, task::spawn_blocking};
 use tracing::info;
@@ -49,10 +48,20 @@ impl IncomingHandover {
     ///
     /// # Errors
     /// When the old process is gone, or refuses.
-    pub(crate) async fn connect(descriptor: OwnedFd, files: Vec<PathBuf>) -> anyhow::Result<Self> {
+    pub(crate) async fn connect(descriptor: OwnedFd, files: &[SettingsFile]) -> anyhow::Result<Self> {
         let stream = FramedStream::new(descriptor.into()).context("what was inherited is no socket")?;
-        let hello = move || HandoverReceiver::begin(stream, version::full(), files, HELLO_TIMEOUT);
-        Ok(Self { receiver: spawn_blocking(hello).await?? })
+        let hello = Hello {
+            version: version::full().to_owned(),
+            files: files.iter().map(|file| file.path.clone()).collect(),
+            empty_files: files
+                .iter()
+                .filter(|file| !file.has_settings)
+                .map(|file| file.path.clone())
+                .collect(),
+            ..Hello::default()
+        };
+        let begin = move || HandoverReceiver::begin(stream, hello, HELLO_TIMEOUT);
+        Ok(Self { receiver: spawn_blocking(begin).await?? })
     }
 
     /// Says that this process is ready, and takes over: the channels go to `broker`, the clients to `manager`. Nothing of

@@ -18,7 +18,9 @@ use super::{
     key_lines::{key_lines, line_at},
     layer::{Kind, Layer},
     loader::Loader,
-    spec, text, text_file, value,
+    spec, text,
+    text_file::{self, Content},
+    value,
     variable::{PREFIX, in_capitals, is_service_link, is_setting, key_of, misspelt},
 };
 
@@ -50,24 +52,27 @@ impl Loader {
         };
         let whole = Source::File(shown.clone());
         let is_named = sources.config_file.is_some();
-        let bytes =
-            match text_file::read(&path, if is_named { NAMED_FILE_TIMEOUT } else { FOUND_FILE_TIMEOUT }) {
-                Ok(bytes) => bytes,
-                // NotADirectory: a file is called `config`.
-                Err(error)
-                    if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
-                        && !is_named =>
-                {
-                    return;
-                }
-                Err(error) => return self.reject_source(whole, format!("cannot be read: {error}")),
-            };
-        self.files.push(SettingsFile { path, needed: true });
+        let wait = if is_named { NAMED_FILE_TIMEOUT } else { FOUND_FILE_TIMEOUT };
+        let Content { bytes, stays } = match text_file::read(&path, wait) {
+            Ok(content) => content,
+            // NotADirectory: a file is called `config`.
+            Err(error)
+                if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) && !is_named =>
+            {
+                return self.warn_if_dangling(&path, &whole);
+            }
+            Err(error) => return self.reject_source(whole, format!("cannot be read: {error}")),
+        };
         let Some(text) = text_file::decode(bytes) else {
             return self.reject_source(whole, "cannot be read: it is not UTF-8 text".into());
         };
         match <Toml as Format>::from_str::<Dict>(&text) {
             Ok(dict) => {
+                let has_settings = !dict.is_empty();
+                if !has_settings && is_named {
+                    self.warnings.push(format!("{whole}: there is no setting in it"));
+                }
+                self.add_file(SettingsFile { path, has_settings, stays }, &whole);
                 let mut layer = Layer::new(Kind::File);
                 for (key, value) in dict {
                     layer.insert(&key, shown.as_str(), value);
@@ -89,10 +94,13 @@ impl Loader {
     /// `.env` may be another program's, or shared with one: only a line about a setting can be wrong.
     pub(super) fn dot_env(&mut self, working_dir: &Path) {
         let at = |line| Source::File(place(DOT_ENV, line));
-        let bytes = match text_file::read(&working_dir.join(DOT_ENV), FOUND_FILE_TIMEOUT) {
-            Ok(bytes) => bytes,
+        let path = working_dir.join(DOT_ENV);
+        let Content { bytes, stays } = match text_file::read(&path, FOUND_FILE_TIMEOUT) {
+            Ok(content) => content,
             // A folder of that name is usually a virtual environment of Python.
-            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::IsADirectory) => return,
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::IsADirectory) => {
+                return self.warn_if_dangling(&path, &at(None));
+            }
             Err(error) => return self.warnings.push(format!("{}: not read, as {error}", at(None))),
         };
         if bytes.contains(&0) {
@@ -120,13 +128,31 @@ impl Loader {
                 Err(_) => variables.push((name, "?".into())),
             }
         }
-        let needed = variables.iter().any(|(name, _)| is_setting(name));
-        self.files.push(SettingsFile { path: working_dir.join(DOT_ENV), needed });
+        let has_settings = variables.iter().any(|(name, _)| is_setting(name));
+        self.add_file(SettingsFile { path, has_settings, stays }, &at(None));
         self.variables(&variables, Kind::DotEnv, Source::DotEnv);
         if let [first, more @ ..] = others.as_slice() {
             let more =
                 if more.is_empty() { String::new() } else { format!(", nor are {} more lines", more.len()) };
             self.warnings.push(format!("{}: not read, as it is not NAME=value{more}", at(Some(*first))));
+        }
+    }
+
+    /// Notes a file that was read.
+    fn add_file(&mut self, file: SettingsFile, source: &Source) {
+        if file.has_settings && !file.stays {
+            self.warnings.push(format!(
+                "{source}: it can be read only once, so there will be no upgrade; with a file, there is"
+            ));
+        }
+        self.files.push(file);
+    }
+
+    /// Warns of a file that is not there if a link should lead to it.
+    fn warn_if_dangling(&mut self, path: &Path, source: &Source) {
+        if text_file::is_dangling(path) {
+            self.warnings
+                .push(format!("{source}: not read, as a symbolic link on the way to it leads nowhere"));
         }
     }
 

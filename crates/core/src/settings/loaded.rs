@@ -23,8 +23,10 @@ pub struct Loaded {
 pub struct SettingsFile {
     /// Its path: absolute if the working directory is known.
     pub path: PathBuf,
-    /// Whether it is needed: a settings file, or a `.env` with a setting in it.
-    pub needed: bool,
+    /// Whether there is a setting in it.
+    pub has_settings: bool,
+    /// Whether it can be read again: not so for a FIFO or a device, such as the `<(…)` of a shell.
+    pub stays: bool,
 }
 
 impl Loaded {

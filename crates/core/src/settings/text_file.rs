@@ -16,12 +16,19 @@ use rustix::{
 /// The largest file that is read, in bytes: no settings are larger, but other files, and devices without an end, are.
 const MAX_SIZE: usize = 1 << 20;
 
+/// What was in a file.
+pub(super) struct Content {
+    pub(super) bytes: Vec<u8>,
+    /// Whether the same can be read again: what came through a FIFO or a device is gone.
+    pub(super) stays: bool,
+}
+
 /// Reads a whole file. If it is a FIFO or a device, what comes from it within `wait` must be complete: a FIFO
 /// that no process writes to (fifo(7)) would otherwise be waited for without end.
 ///
 /// # Errors
 /// When it cannot be read, is larger than 1 MiB, or does not come to its end in time.
-pub(super) fn read(path: &Path, wait: Duration) -> io::Result<Vec<u8>> {
+pub(super) fn read(path: &Path, wait: Duration) -> io::Result<Content> {
     let deadline = Instant::now() + wait;
     // Without O_NONBLOCK, opening a FIFO waits for its writer. A regular file is read as usual all the same.
     let mut file = File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
@@ -32,7 +39,7 @@ pub(super) fn read(path: &Path, wait: Duration) -> io::Result<Vec<u8>> {
             wait_readable(&file, deadline)?;
         }
         match file.read(&mut chunk) {
-            Ok(0) => return Ok(bytes),
+            Ok(0) => return Ok(Content { bytes, stays: is_regular }),
             Ok(count) => bytes.extend_from_slice(&chunk[..count]),
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
             Err(error) => return Err(error),
@@ -59,6 +66,11 @@ fn wait_readable(file: &File, deadline: Instant) -> io::Result<()> {
     }
 }
 
+/// Returns true if there is a symbolic link on the way to a file that is not there.
+pub(super) fn is_dangling(path: &Path) -> bool {
+    path.ancestors().any(|path| path.is_symlink() && !path.exists())
+}
+
 /// Returns the text, without the byte order mark (U+FEFF) that some editors put first. `None` if it is not UTF-8.
 pub(super) fn decode(bytes: Vec<u8>) -> Option<String> {
     let text = String::from_utf8(bytes).ok()?;
@@ -82,7 +94,7 @@ mod tests {
     #[test]
     fn a_fifo_without_a_writer_is_given_up() {
         let dir = tempfile::tempdir().unwrap();
-        let error = read(&fifo(&dir), Duration::from_millis(50)).unwrap_err();
+        let error = read(&fifo(&dir), Duration::from_millis(50)).map(drop).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::TimedOut);
     }
 
@@ -98,20 +110,36 @@ mod tests {
                 fifo.write_all(b"1\n").unwrap();
             }
         });
-        assert_eq!(read(&path, Duration::from_secs(30)).unwrap(), b"port = 1\n");
+        let content = read(&path, Duration::from_secs(30)).unwrap();
+        assert_eq!((content.bytes.as_slice(), content.stays), (&b"port = 1\n"[..], false));
         writing.join().unwrap();
     }
 
     #[test]
     fn devices_folders_and_sockets_do_not_hold_the_reader() {
         let wait = Duration::from_secs(30);
-        assert_eq!(read(Path::new("/dev/null"), wait).unwrap(), b"");
-        assert_eq!(read(Path::new("/dev/zero"), wait).unwrap_err().kind(), ErrorKind::FileTooLarge);
+        let error = |path: &Path| read(path, wait).map(drop).unwrap_err().kind();
+        assert_eq!(read(Path::new("/dev/null"), wait).unwrap().bytes, b"");
+        assert_eq!(error(Path::new("/dev/zero")), ErrorKind::FileTooLarge);
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(read(dir.path(), wait).unwrap_err().kind(), ErrorKind::IsADirectory);
+        assert_eq!(error(dir.path()), ErrorKind::IsADirectory);
         let socket = dir.path().join("socket");
         let _listener = UnixListener::bind(&socket).unwrap();
-        read(&socket, wait).unwrap_err();
+        error(&socket);
+    }
+
+    #[test]
+    fn a_link_that_leads_nowhere_is_distinguished_from_no_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        std::os::unix::fs::symlink("nowhere", at("link")).unwrap();
+        std::os::unix::fs::symlink(".", at("here")).unwrap();
+        for (name, dangling) in [("link", true), ("link/file", true), ("here/file", false), ("file", false)] {
+            assert_eq!(is_dangling(&at(name)), dangling, "{name}");
+        }
+        assert!(read(&at("here/link"), Duration::ZERO).is_err() && is_dangling(&at("here/link")));
+        std::fs::write(at("nowhere"), "").unwrap();
+        assert!(!is_dangling(&at("link")) && read(&at("link"), Duration::ZERO).unwrap().stays);
     }
 
     #[test]

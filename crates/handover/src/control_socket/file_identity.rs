@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 #[serde(default)]
 pub struct FileIdentity {
     /// The path of the socket.
+    #[serde(with = "crate::path")]
     pub path: PathBuf,
     device: u64,
     inode: u64,

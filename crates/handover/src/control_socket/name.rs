@@ -1,8 +1,10 @@
 //! The name of a control socket in its folder, and the search for the socket of a server.
 
 use std::{
+    ffi::OsStr,
     fs,
     net::{IpAddr, SocketAddr},
+    os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
 };
 
@@ -58,10 +60,12 @@ pub fn find_socket(folder: &Path, addresses: &[SocketAddr]) -> Option<PathBuf> {
 /// Returns the paths of the control sockets that are bound on this machine, whatever their folder: unix(7) lists
 /// them in /proc/net/unix. Without /proc, there are none.
 pub fn bound_sockets() -> Vec<PathBuf> {
-    let text = fs::read_to_string("/proc/net/unix").unwrap_or_default();
-    let mut paths: Vec<_> = text
-        .lines()
-        .filter_map(|line| line.split_once('/').map(|(_, path)| PathBuf::from(format!("/{path}"))))
+    // The sockets of other programs may have names of any bytes.
+    let bytes = fs::read("/proc/net/unix").unwrap_or_default();
+    let mut paths: Vec<_> = bytes
+        .split(|byte| *byte == b'\n')
+        .filter_map(|line| Some(&line[line.iter().position(|byte| *byte == b'/')?..]))
+        .map(|path| PathBuf::from(OsStr::from_bytes(path)))
         .filter(|path| {
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or("");
             name == OWN_FOLDER_NAME || name.starts_with("lastcall-") && name.ends_with(".sock")
@@ -84,6 +88,19 @@ mod tests {
         let path = SocketName::Address("127.0.0.1:8000".parse().unwrap()).path(folder.path());
         let _socket = ControlSocket::bind(&path).unwrap();
         assert!(bound_sockets().contains(&path), "{:?}", bound_sockets());
+    }
+
+    #[test]
+    fn a_name_that_is_not_utf8_hides_no_socket_and_is_found_itself() {
+        let folder = tempfile::tempdir().unwrap();
+        let odd = folder.path().join(OsStr::from_bytes(b"\xff"));
+        let address: SocketAddr = "127.0.0.1:8000".parse().unwrap();
+        let _socket = ControlSocket::bind(&SocketName::Address(address).path(folder.path())).unwrap();
+        let _other = ControlSocket::bind(&SocketName::Address(address).path(&odd)).unwrap();
+        for folder in [folder.path(), &odd] {
+            let path = find_socket(folder, &[address]).unwrap();
+            assert!(bound_sockets().contains(&path), "{:?}", bound_sockets());
+        }
     }
 
     #[test]

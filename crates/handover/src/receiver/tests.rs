@@ -51,11 +51,12 @@ fn send(stream: &FramedStream, messages: &[Sent]) {
 /// soon.
 fn take_over(stream: FramedStream, hangs: Option<At>) -> (At, Option<ReceiveError>) {
     let timeout = |step| if hangs == Some(step) { Duration::from_millis(50) } else { TIMEOUT };
-    let receiver = match HandoverReceiver::begin(stream, "2.0.0", Vec::new(), timeout(At::Begin)) {
+    let hello = Hello { version: "2.0.0".into(), ..Hello::default() };
+    let receiver = match HandoverReceiver::begin(stream, hello, timeout(At::Begin)) {
         Ok(receiver) => receiver,
         Err(error) => return (At::Begin, Some(error)),
     };
-    assert_eq!(receiver.old_process(), &hello());
+    assert_eq!(receiver.old_process(), &self::hello());
     let mut parts = Vec::new();
     let take_part = |part: Vec<u8>| match part.len() {
         0 => Err("an empty part".into()),
@@ -176,7 +177,7 @@ fn the_time_for_the_rest_begins_with_the_last_part() {
     let (old, new) = pair();
     send(&old, &all()[..1]);
     let thread = thread::spawn(|| {
-        let receiver = HandoverReceiver::begin(new, "2.0.0", Vec::new(), TIMEOUT).unwrap();
+        let receiver = HandoverReceiver::begin(new, Hello::default(), TIMEOUT).unwrap();
         receiver.receive::<String, u32>(5, Duration::from_millis(500), |_| Ok(())).err()
     });
     for _ in 0..4 {
