@@ -48,7 +48,7 @@ use crate::{
 pub(crate) struct OutgoingHandover {
     /// Or why no new process can be started.
     pub(crate) program: anyhow::Result<Program>,
-    /// The settings files that this process has read.
+    /// The files from which this process has settings.
     pub(crate) files: Vec<SettingsFile>,
     pub(crate) role: Role,
     /// Whether a service manager chose the listening socket.
@@ -114,6 +114,13 @@ impl OutgoingHandover {
     /// it with the stream to it.
     fn start(&mut self) -> anyhow::Result<(Attempt, FramedStream)> {
         let program = self.program.as_ref().map_err(|error| anyhow!("{error:#}"))?;
+        if let Some(once) = self.files.iter().find(|file| !file.stays) {
+            bail!(
+                "this process has settings from {}, which can be read only once: write them into a file, and restart \
+                 the server with that",
+                once.path.display()
+            );
+        }
         if let Some(gone) = self.files.iter().map(|file| &file.path).find(|path| !path.exists()) {
             bail!(
                 "the settings file {} was read at the start and is gone: bring it back, or restart the server \
@@ -171,11 +178,18 @@ impl OutgoingHandover {
             _ = attempt.child.wait() => return Err(SendError::Stream(StreamError::Gone).into()),
             _ = interrupted => bail!("this process was asked to end meanwhile"),
         };
-        let read = &sender.new_process().files;
-        if let Some(unread) = self.files.iter().find(|file| !read.contains(&file.path)) {
+        let Hello { files, empty_files, .. } = sender.new_process();
+        if let Some(unread) = self.files.iter().find(|file| !files.contains(&file.path)) {
             bail!(
                 "it could not read the settings file {}, which this process has read",
                 unread.path.display()
+            );
+        }
+        if let Some(empty) = self.files.iter().find(|file| empty_files.contains(&file.path)) {
+            bail!(
+                "it found no setting in {}, where this process had found some: bring them back, or restart the server \
+                 without them",
+                empty.path.display()
             );
         }
         Ok(sender)

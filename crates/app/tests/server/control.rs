@@ -182,43 +182,6 @@ async fn a_working_directory_behind_a_link_is_entered_anew() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn settings_that_are_gone_stop_the_upgrade() {
-    let server = Start::default().file("app/config/lastcall.toml", "api_keys = \"0123456789abcdef\"");
-    let dir = server.folder().join("app");
-    let script = format!("cd {} && exec \"$0\"", dir.display());
-    let mut server = server.under(Path::new("/bin/sh"), &["-c", &script]).serve().await;
-    assert_eq!(server.publish(r#"{"data": 1}"#).await.status, 401);
-    let config = dir.join("config/lastcall.toml");
-    let kept = fs::read(&config).unwrap();
-    fs::remove_file(&config).unwrap();
-    let told = server.failed_upgrade().await;
-    assert!(told.contains(&format!("the settings file {} was read", config.display())), "{told}");
-    fs::write(&config, kept).unwrap();
-    let moved = server.dir.path().join("moved");
-    fs::rename(&dir, &moved).unwrap();
-    let told = server.failed_upgrade().await;
-    assert!(told.contains(&dir.display().to_string()) && told.contains("is gone"), "{told}");
-    assert_eq!(server.publish(r#"{"data": 1}"#).await.status, 401);
-    fs::rename(&moved, &dir).unwrap();
-    server.upgrade().await;
-    assert_eq!(server.publish(r#"{"data": 1}"#).await.status, 401);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn settings_that_cannot_be_read_any_more_stop_the_upgrade() {
-    let mut server = Start::default().file(".env", "API_KEYS=0123456789abcdef\n").serve().await;
-    let dot_env = server.dir.path().join(".env");
-    let kept = fs::read(&dot_env).unwrap();
-    // It is there, but not read: it is no UTF-8 text.
-    fs::write(&dot_env, b"\0").unwrap();
-    let told = server.failed_upgrade().await;
-    assert!(told.contains(&format!("could not read the settings file {}", dot_env.display())), "{told}");
-    assert_eq!(server.publish(r#"{"data": 1}"#).await.status, 401);
-    fs::write(&dot_env, kept).unwrap();
-    server.upgrade().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_drains_refuses_an_upgrade_at_once() {
     let mut server = Server::start().await;
     let client = server.client().await;
