@@ -3,7 +3,7 @@
 use serde_json::json;
 use tokio::net::TcpStream;
 
-use crate::support::{EventStream, Server, Signal, Start};
+use crate::support::{EventStream, HANDSHAKE, Server, Signal, Start};
 
 async fn quiet_server() -> Server {
     Start::default().env("NOTIFICATION_INTERVAL", "0").serve().await
@@ -54,6 +54,53 @@ async fn a_client_gets_events_with_ids_and_recovers_with_the_last_one() {
             assert_eq!(stream.next().await.unwrap().id.as_ref(), Some(id));
         }
     }
+}
+
+#[tokio::test]
+async fn the_id_of_the_last_event_has_any_spelling_in_the_url() {
+    let server = quiet_server().await;
+    let ids = publish(&server, "orders", 1..=30).await;
+    for name in ["last_event_id", "lastEventId", "LastEventId", "last-event-id", "Last-Event-ID"] {
+        let mut stream = server.events(&format!("?channel=orders&{name}={}", ids[17]), &[]).await;
+        assert_eq!(stream.next().await.unwrap().data["recovered"], true, "{name}");
+        for id in &ids[18..] {
+            assert_eq!(stream.next().await.unwrap().id.as_ref(), Some(id), "{name}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn another_spelling_of_channel_is_refused_with_the_right_one() {
+    let server = quiet_server().await;
+    let address = server.address;
+    for key in [
+        "channel[]",
+        "channel%5B%5D",
+        "channel[0]",
+        "Channel",
+        "channels",
+        "CHANNELS",
+        "chanel",
+        "topic",
+        "topics",
+        "topics[]",
+        "since[]",
+    ] {
+        for path in ["/events", "/ws"] {
+            for other in ["", "channel=b&"] {
+                let fields = HANDSHAKE.join("\r\n");
+                let fields = if path == "/ws" { format!("{fields}\r\n") } else { String::new() };
+                let request =
+                    format!("GET {path}?{other}{key}=a HTTP/1.1\r\nHost: {address}\r\n{fields}\r\n");
+                assert_eq!(server.status(&request).await, 400, "{request}");
+            }
+        }
+        let answer = server.get(&format!("/events?{key}=a")).await;
+        assert_eq!(answer.error(), (400, "bad_channel".into()), "{key}");
+        assert!(answer.body.contains("`channel=a&channel=b`"), "{answer:?}");
+    }
+    // Others are none of ours.
+    server.events("?channel=a&token=b&channel_id=c&subtopic=d", &[]).await;
 }
 
 #[tokio::test]

@@ -73,6 +73,55 @@ async fn a_publication_that_is_refused_is_explained_and_reaches_no_client() {
 }
 
 #[tokio::test]
+async fn what_would_reach_more_people_than_was_meant_is_refused() {
+    let server = Start::default().env("NOTIFICATION_INTERVAL", "0").serve().await;
+    let mut client = server.client().await;
+    let (one, many) = ("/api/publish", "/api/publish/batch");
+    let batch = r#"{"publications":[{"data":1}]}"#;
+    for (target, fields, body, part) in [
+        // A variable that was never set.
+        (one, "", r#"{"channel":null,"data":1}"#, "null"),
+        (many, "", r#"{"publications":[{"channel":null,"data":1}]}"#, "null"),
+        (many, "", r#"{"publications":[{"channel":"broadcast","data":1,"idempotency_key":null}]}"#, "null"),
+        (many, "", r#"{"publications":null}"#, "null"),
+        (one, "", r#"{"channel":["orders"],"data":1}"#, "string"),
+        (one, "", r#"{"channel":"orders","channel":"broadcast","data":1}"#, "duplicate"),
+        // A member of the body that stands elsewhere.
+        ("/api/publish?channel=orders", "", r#"{"data":1}"#, r#"`channel` would do nothing"#),
+        ("/api/publish?channel=orders", "", r#"{"data":1,"channel":"orders"}"#, r#"body, `\"channel\"`"#),
+        ("/api/publish?ch%61nnel=orders&a=b", "", r#"{"data":1}"#, "`channel`"),
+        ("/api/publish?Channel=orders", "", r#"{"data":1}"#, "`Channel`"),
+        ("/api/publish?channel[]=orders", "", r#"{"data":1}"#, "`channel[]`"),
+        ("/api/publish?topic=orders", "", r#"{"data":1}"#, "`topic`"),
+        ("/api/publish?data=2", "", r#"{"data":1}"#, "`data`"),
+        ("/api/publish?idempotency_key=a", "", r#"{"data":1}"#, "the header field `Idempotency-Key`"),
+        ("/api/publish?Idempotency-Key=a", "", r#"{"data":1}"#, "the header field `Idempotency-Key`"),
+        (one, "Channel: orders", r#"{"data":1}"#, "header field `channel`"),
+        (one, "X-Channel: orders", r#"{"data":1}"#, "header field `x-channel`"),
+        (one, "X-Topic: orders", r#"{"data":1}"#, "header field `x-topic`"),
+        (one, "X-Idempotency-Key: a", r#"{"data":1}"#, "the header field `Idempotency-Key`"),
+        ("/api/publish/batch?channel=orders", "", batch, "`channel`"),
+        ("/api/publish/batch?idempotency_key=a", "", batch, "the `idempotency_key` of a publication"),
+        (many, "Channel: orders", batch, "`channel`"),
+        (many, "Idempotency-Key: a", batch, "`idempotency_key`"),
+        // Beside the publications, for all of them.
+        (many, "", r#"{"channel":"orders","publications":[{"data":1}]}"#, "channel"),
+    ] {
+        let fields = [JSON, fields];
+        let fields = if fields[1].is_empty() { &fields[..1] } else { &fields };
+        let answer = server.request("POST", target, fields, body).await;
+        assert_eq!(answer.status, 400, "{target} {fields:?} {body}: {answer:?}");
+        answer.error();
+        assert!(answer.body.contains(part), "{target} {fields:?} {body}: {answer:?}");
+    }
+    // `null` is data like any other, and other parameters are no one's business.
+    let answer =
+        server.request("POST", "/api/publish?trace=1", &[JSON, "X-Trace: 1"], r#"{"data":null}"#).await;
+    assert_eq!((answer.status, &answer.json()["clients"]), (200, &json!(1)));
+    assert_eq!(client.next().await["data"], json!(null), "it is the first one that is published");
+}
+
+#[tokio::test]
 async fn calls_need_a_key_if_keys_are_set() {
     let server = Start::default().env("API_KEYS", "0123456789abcdef, fedcba9876543210").serve().await;
     let with = async |authorization: &str| {

@@ -5,15 +5,17 @@ use std::{fmt::Display, time::Duration};
 use axum::{
     body::{Body, to_bytes},
     http::{
-        HeaderMap,
+        HeaderMap, Uri,
         header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE},
     },
 };
 use bytes::Bytes;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 use tokio::time::timeout;
+use url::form_urlencoded;
 
+use super::{channel_query::other_spelling, publish::IDEMPOTENCY_KEY};
 use crate::{
     error::{ApiError, ErrorCode},
     fields,
@@ -89,6 +91,46 @@ pub(crate) fn parse<'a, T: Deserialize<'a>>(body: &'a [u8], shape: &str) -> Resu
         },
     }
     serde_json::from_slice(body).map_err(|error| wrong(&error))
+}
+
+/// Reads a member that may be left out, and is a value where it is there: `null` comes from a variable that was never
+/// set, and what is left out may mean everybody.
+///
+/// # Errors
+/// When it is no such value.
+pub(crate) fn value<'a, D: Deserializer<'a>, T: Deserialize<'a>>(member: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(member).map(Some)
+}
+
+/// The members of the bodies of the API.
+const MEMBERS: [&str; 4] = ["channel", "data", "publications", "idempotency_key"];
+
+/// Refuses a call that has a member of its body in the query or in a header field: it would be ignored, and what is left
+/// out of the body may mean everybody. `key_place` is where an idempotency key belongs.
+///
+/// # Errors
+/// When there is one.
+pub(crate) fn refuse_outside_body(uri: &Uri, headers: &HeaderMap, key_place: &str) -> Result<(), ApiError> {
+    let in_query = form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes());
+    let in_query = in_query.map(|(key, _)| ("query", key.into_owned()));
+    // That one is a field, or refused by those that have none.
+    let in_header = headers.keys().filter(|name| *name != IDEMPOTENCY_KEY);
+    let in_header = in_header.map(|name| ("header field", name.as_str().to_owned()));
+    for (place, written) in in_query.chain(in_header) {
+        let plain = written.to_ascii_lowercase().replace('-', "_");
+        let plain = plain.strip_prefix("x_").unwrap_or(&plain);
+        let member = other_spelling(plain).or_else(|| MEMBERS.into_iter().find(|member| *member == plain));
+        let right = match member {
+            Some("idempotency_key") => key_place.to_owned(),
+            Some(member) => format!("a member of the body, `\"{member}\"`"),
+            None => continue,
+        };
+        return Err(ApiError::new(
+            ErrorCode::BadRequest,
+            format!("The {place} `{written}` would do nothing here: make it {right}. Nothing was published."),
+        ));
+    }
+    Ok(())
 }
 
 /// Checks that clients can read this JSON. It was not looked into when the body was read, and may have half a surrogate

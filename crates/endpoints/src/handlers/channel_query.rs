@@ -21,7 +21,14 @@ pub(crate) fn parse(query: &str) -> Result<Vec<ChannelRequest>, ApiError> {
             "channel" => names.push(value.parse().map_err(|_| bad_channel(format!("{CHANNEL_NAME_RULE}.")))?),
             "since" => sinces.push(since(&value)),
             // Of others: proxies and clients add parameters of their own.
-            _ => {}
+            key => {
+                if let Some(right) = other_spelling(key) {
+                    return Err(bad_channel(format!(
+                        "The parameter `{key}` is not known: it is `{right}`, once for each channel, as in \
+                         `channel=a&channel=b`."
+                    )));
+                }
+            }
         }
     }
     if names.is_empty() && !sinces.is_empty() {
@@ -45,6 +52,26 @@ pub(crate) fn parse(query: &str) -> Result<Vec<ChannelRequest>, ApiError> {
         }
     }
     Ok(channels)
+}
+
+/// Returns the parameter that a client hardly means to have ignored, as it would get too little, or other channels: its
+/// name where another program has lists, a plural or a misspelling, in any case.
+pub(crate) fn other_spelling(key: &str) -> Option<&'static str> {
+    let lower = key.to_ascii_lowercase();
+    let name = lower.split_once('[').map_or(&*lower, |(name, _)| name);
+    match name {
+        "channel" if key != "channel" => Some("channel"),
+        "channels" | "chanel" | "chanels" | "topic" | "topics" => Some("channel"),
+        "since" if key != "since" => Some("since"),
+        _ => None,
+    }
+}
+
+/// Returns true if a parameter is the id of the last event, whatever its case and its dashes: `lastEventId` is what
+/// clients in JavaScript send that cannot set the header field.
+fn is_last_event_id(key: &str) -> bool {
+    let letters = key.bytes().filter(|byte| !b"-_".contains(byte));
+    letters.map(|byte| byte.to_ascii_lowercase()).eq(*b"lasteventid")
 }
 
 /// Returns the channels of a client of `/events`: without any, `broadcast`. The id of the last event, from `field` (the
@@ -74,7 +101,7 @@ fn last_event_id(query: &str, field: Option<&[u8]>) -> Option<String> {
     let field = field.map(|id| String::from_utf8_lossy(id).into_owned());
     let parameter = || {
         let mut pairs = form_urlencoded::parse(query.as_bytes());
-        pairs.find(|(key, _)| key == "last_event_id").map(|(_, id)| id.into_owned())
+        pairs.find(|(key, _)| is_last_event_id(key)).map(|(_, id)| id.into_owned())
     };
     field.or_else(parameter).filter(|id| !id.is_empty())
 }
@@ -111,6 +138,7 @@ mod tests {
         for (query, expected) in [
             ("", vec![]),
             ("token=a", vec![]),
+            ("channel_id=a&topical=b&my_channel=c&sinces=d&[]=e&", vec![]),
             ("channel=a", vec![("a", Since::Now)]),
             ("channel=b&channel=a&channel=b", vec![("b", Since::Now), ("a", Since::Now)]),
             ("channel=chat%3Aroom%201".trim_end_matches("%201"), vec![("chat:room", Since::Now)]),
@@ -132,6 +160,19 @@ mod tests {
     }
 
     #[test]
+    fn the_last_event_id_has_its_name_in_any_case_with_any_dashes() {
+        for key in ["last_event_id", "lastEventId", "last-event-id", "Last-Event-ID", "LASTEVENTID"] {
+            let channels = parse_for_events(&format!("channel=a&{key}=000000000000000a-3"), None).unwrap();
+            let at = Since::Position(Position { epoch: Epoch(10), offset: 3 });
+            assert_eq!(channels[0].since, at, "{key}");
+        }
+        for key in ["last_event", "event_id", "lastEventIds", "mylastEventId"] {
+            let channels = parse_for_events(&format!("channel=a&{key}=000000000000000a-3"), None).unwrap();
+            assert_eq!(channels[0].since, Since::Now, "{key}");
+        }
+    }
+
+    #[test]
     fn a_query_that_names_no_valid_channel_is_refused() {
         let too_many: Vec<_> = (0..=MAX_CHANNELS).map(|number| format!("channel=c{number}")).collect();
         for query in [
@@ -144,6 +185,17 @@ mod tests {
             "channel=a&since=&since=",
             "channel=a&channel=b&since=",
             "since=&since=",
+            "channel[]=a",
+            "channel%5B%5D=a&channel%5B%5D=b",
+            "channel[0]=a",
+            "channel=a&Channel=b",
+            "channel=a&channels=b",
+            "CHANNELS=a,b",
+            "chanel=a",
+            "topic=a",
+            "topics[]=a",
+            "since[]=a",
+            "channel=a&Since=x",
             &too_many.join("&"),
         ] {
             let status = parse(query).unwrap_err().into_response().status();

@@ -6,7 +6,7 @@ use axum::{
     Extension, Json,
     body::Body,
     extract::State,
-    http::{HeaderMap, HeaderName},
+    http::{HeaderMap, HeaderName, Uri},
 };
 use lastcall_core::{CHANNEL_NAME_RULE, ChannelName, Position, Publication, Publisher};
 use lastcall_websockets::{IdempotencyKey, PublishError, PublishRequest, Published};
@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tokio::time::timeout;
 
-use super::api_body::{bad_body, check_data, parse, read};
+use super::api_body::{bad_body, check_data, parse, read, refuse_outside_body, value};
 use crate::{
     auth::api_key::{self, FromThisMachine},
     error::{ApiError, ErrorCode},
@@ -35,6 +35,7 @@ const SHAPE: &str = "{\"data\": any JSON, \"channel\": \"broadcast\"}";
 struct PublishBody<'a> {
     #[serde(borrow)]
     data: &'a RawValue,
+    #[serde(default, deserialize_with = "value")]
     channel: Option<String>,
 }
 
@@ -57,12 +58,14 @@ pub(crate) async fn publish(
     State(state): State<Arc<AppState>>,
     Extension(from_this_machine): Extension<FromThisMachine>,
     target: Target,
+    uri: Uri,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<PublishResult>, ApiError> {
     // A page of another host must not publish through a browser on this machine.
     state.allowed_origins.check(&headers, &target)?;
     api_key::check(&state.api_keys, &state.own_hosts, from_this_machine, &headers, &target)?;
+    refuse_outside_body(&uri, &headers, "the header field `Idempotency-Key`")?;
     let body = read(body, &headers, state.limits.max_message_size, "the server's `max_message_size`").await?;
     let PublishBody { data, channel } = parse(&body, SHAPE)?;
     check_data(data).map_err(|error| bad_body(SHAPE, &error))?;

@@ -2,14 +2,19 @@
 
 use std::{borrow::Cow, sync::Arc};
 
-use axum::{Extension, Json, body::Body, extract::State, http::HeaderMap};
+use axum::{
+    Extension, Json,
+    body::Body,
+    extract::State,
+    http::{HeaderMap, Uri},
+};
 use lastcall_core::{Position, Publication, Publisher};
 use lastcall_websockets::{PublishRequest, Published};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::{
-    api_body::{bad_body, check_data, parse, read},
+    api_body::{bad_body, check_data, parse, read, refuse_outside_body, value},
     publish::{IDEMPOTENCY_KEY, PublishResult, channel_name, idempotency_key, publish_all},
 };
 use crate::{
@@ -40,12 +45,16 @@ struct BatchBody<'a> {
 struct BatchItem<'a> {
     #[serde(borrow)]
     data: &'a RawValue,
-    // Borrowed where the text has no escapes.
-    #[serde(borrow)]
-    channel: Option<Cow<'a, str>>,
-    #[serde(borrow)]
-    idempotency_key: Option<Cow<'a, str>>,
+    #[serde(borrow, default, deserialize_with = "value")]
+    channel: Option<Text<'a>>,
+    #[serde(borrow, default, deserialize_with = "value")]
+    idempotency_key: Option<Text<'a>>,
 }
+
+/// A text of the body, borrowed where it has no escapes.
+#[derive(Deserialize)]
+#[serde(transparent)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
 /// The results, in the order of the publications.
 #[derive(Serialize)]
@@ -57,6 +66,7 @@ pub(crate) async fn publish_batch(
     State(state): State<Arc<AppState>>,
     Extension(from_this_machine): Extension<FromThisMachine>,
     target: Target,
+    uri: Uri,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<BatchResult>, ApiError> {
@@ -69,6 +79,7 @@ pub(crate) async fn publish_batch(
             "A batch has no `Idempotency-Key`; give each of its publications an `idempotency_key`.",
         ));
     }
+    refuse_outside_body(&uri, &headers, "the `idempotency_key` of a publication")?;
     let most = MAX_BODY.max(state.limits.max_message_size);
     let body = read(body, &headers, most, "the limit of a batch").await?;
     let BatchBody { publications } = parse(&body, SHAPE)?;
@@ -102,15 +113,17 @@ fn requests(items: &[BatchItem<'_>], max_message_size: usize) -> Result<Vec<Publ
         check_data(item.data)
             .map_err(|error| bad_body(SHAPE, &format_args!("publication {number}: {error}")))?;
         let publication = Publication::new(Publisher::Api, item.data.to_owned());
-        let key = item.idempotency_key.as_deref().map(idempotency_key).transpose().map_err(in_item)?;
+        let channel = item.channel.as_ref().map(|text| &*text.0);
+        let key = item.idempotency_key.as_ref().map(|text| idempotency_key(&text.0));
+        let key = key.transpose().map_err(in_item)?;
         if let Some(last) = requests.last_mut()
             && (last.key.is_none() && key.is_none())
-            && item.channel.as_deref().unwrap_or("broadcast") == last.channel.as_str()
+            && channel.unwrap_or("broadcast") == last.channel.as_str()
         {
             last.publications.push(publication);
             continue;
         }
-        let channel = channel_name(item.channel.as_deref()).map_err(in_item)?;
+        let channel = channel_name(channel).map_err(in_item)?;
         requests.push(PublishRequest { channel, publications: vec![publication], key });
     }
     Ok(requests)

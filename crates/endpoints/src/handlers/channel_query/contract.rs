@@ -21,7 +21,15 @@ pub(crate) fn check(query: &str, field: Option<&[u8]>) {
     let mut distinct = names.clone();
     distinct.sort_unstable();
     distinct.dedup();
+    // Other spellings of them.
+    let is_other = |key: &str| {
+        let lower = key.to_ascii_lowercase();
+        let spellings = ["channel", "channels", "chanel", "chanels", "topic", "topics", "since"];
+        !["channel", "since"].contains(&key)
+            && spellings.iter().any(|one| lower == *one || lower.starts_with(&format!("{one}[")))
+    };
     let is_allowed = names.iter().all(|name| is_name(name))
+        && !pairs.iter().any(|(key, _)| is_other(key))
         && (sinces.is_empty() || sinces.len() == names.len())
         && distinct.len() <= MOST;
     let (for_websocket, for_events) = (parse(query), parse_for_events(query, field));
@@ -45,7 +53,11 @@ pub(crate) fn check(query: &str, field: Option<&[u8]>) {
     }
     let id = match field {
         Some(field) => String::from_utf8_lossy(field).into_owned(),
-        None => values("last_event_id").first().map(|id| (*id).to_owned()).unwrap_or_default(),
+        None => {
+            let plain = |key: &str| key.replace(['-', '_'], "").to_ascii_lowercase();
+            let id = pairs.iter().find(|(key, _)| plain(key) == "lasteventid");
+            id.map(|(_, id)| id.clone()).unwrap_or_default()
+        }
     };
     if !id.is_empty() {
         let ids: Vec<_> = id.split(',').collect();
@@ -161,8 +173,10 @@ mod tests {
         let key = prop_oneof![
             6 => Just("channel"),
             3 => Just("since"),
-            1 => Just("last_event_id"),
-            1 => prop::sample::select(vec!["ch%61nnel", "channels", "Channel", "token", ""]),
+            1 => prop::sample::select(vec!["last_event_id", "lastEventId", "Last-Event-ID"]),
+            1 => prop::sample::select(vec![
+                "ch%61nnel", "channels", "Channel", "channel[]", "topic", "since%5B%5D", "token", ""
+            ]),
         ];
         // What is not escaped may have a meaning in a query.
         let value = (any_value(), any::<Option<bool>>())
