@@ -84,8 +84,8 @@ impl Refusal {
         // A browser that is not told that the page may does not send the page's request.
         let is_refused =
             request.is_preflight() && !response.headers().contains_key(ACCESS_CONTROL_ALLOW_ORIGIN);
-        let message = "The page's browser asks whether it may publish here, and it may not: add its origin to \
-                       `allowed_origins` on the server.";
+        let message = "The page's browser asks whether the page may send a request, and it may not: add its origin \
+                       to `allowed_origins` on the server.";
         is_refused.then(|| Self::new(&ApiError::new(ErrorCode::OriginNotAllowed, message), request))
     }
 

@@ -8,8 +8,9 @@ use axum::{
     http::{HeaderValue, Method, StatusCode, Uri, header},
     middleware::{Next, from_fn, map_request},
     response::{IntoResponse, Response},
-    routing::{get, post},
+    routing::{MethodRouter, get, post},
 };
+use tower_http::cors::CorsLayer;
 
 use crate::{
     auth::cors,
@@ -27,16 +28,17 @@ const ALL: &str = "GET,HEAD,POST,OPTIONS";
 /// Returns all routes of the server.
 pub fn router(state: AppState) -> Router {
     let read = async || allow(READ);
-    let mut publish = post(publish::publish).options(async || allow(PUBLISH));
-    let mut batch = post(publish_batch::publish_batch).options(async || allow(PUBLISH));
-    if let Some(cors) = cors::layer(&state.allowed_origins) {
-        publish = publish.layer(cors.clone()).layer(from_fn(allow_after_cors));
-        batch = batch.layer(cors).layer(from_fn(allow_after_cors));
-    }
+    let publish = post(publish::publish).options(async || allow(PUBLISH));
+    let batch = post(publish_batch::publish_batch).options(async || allow(PUBLISH));
+    let events = get(events::events).options(read);
+    let for_publishing = cors::publish(&state.allowed_origins);
+    let publish = with_cors(publish, for_publishing.clone(), PUBLISH);
+    let batch = with_cors(batch, for_publishing, PUBLISH);
+    let events = with_cors(events, cors::events(&state.allowed_origins), READ);
     Router::new()
         .route("/", get(index).options(read))
         .route("/ws", get(websocket::upgrade).options(read))
-        .route("/events", get(events::events).options(read))
+        .route("/events", events)
         .route("/health/live", get(health::live).options(read))
         .route("/health/ready", get(health::ready).options(read))
         .route("/metrics", get(metrics::metrics).options(read))
@@ -60,15 +62,25 @@ fn allow(methods: &'static str) -> Response {
     (StatusCode::NO_CONTENT, [(header::ALLOW, methods)]).into_response()
 }
 
-/// The CORS layer answers every `OPTIONS`, also what is no browser's question, and without `Allow`.
-async fn allow_after_cors(request: Request, next: Next) -> Response {
-    let is_options = request.method() == Method::OPTIONS;
-    let mut response = next.run(request).await;
-    if is_options && response.status() == StatusCode::OK {
-        *response.status_mut() = StatusCode::NO_CONTENT;
-        response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(PUBLISH));
-    }
-    response
+/// Adds CORS to a route that has these methods.
+fn with_cors(
+    route: MethodRouter<Arc<AppState>>,
+    cors: Option<CorsLayer>,
+    methods: &'static str,
+) -> MethodRouter<Arc<AppState>> {
+    let Some(cors) = cors else { return route };
+    // The layer answers every `OPTIONS`, also what is no browser's question, and without `Allow`.
+    let allow_after_cors = move |request: Request, next: Next| async move {
+        let is_options = request.method() == Method::OPTIONS;
+        let mut response = next.run(request).await;
+        if is_options && response.status() == StatusCode::OK {
+            *response.status_mut() = StatusCode::NO_CONTENT;
+            response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(methods));
+        }
+        response
+    };
+    // Added here, the answer to other methods is for the page, too.
+    route.fallback(method_not_allowed).layer(cors).layer(from_fn(allow_after_cors))
 }
 
 async fn not_found(method: Method, uri: Uri) -> Response {

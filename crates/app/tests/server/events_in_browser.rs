@@ -77,3 +77,54 @@ async fn an_event_source_recovers_by_itself_over_a_restart() {
     server.signal(Signal::TERM);
     assert_eq!(server.exit_code().await, 0);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_source_of_another_origin_gets_events_where_its_origin_is_listed() {
+    let mut driver = Driver::start().await;
+    let browser = driver.browser((800, 600)).await;
+    let page = Server::start().await;
+    let origin = page.url("");
+    let listed = Start::default().env("ALLOWED_ORIGINS", &origin).serve().await;
+    let any = Start::default().env("ALLOWED_ORIGINS", "*").serve().await;
+    let other = Start::default().env("ALLOWED_ORIGINS", "https://app.example").serve().await;
+    browser.goto(&page.url("/health/live")).await.unwrap();
+    // An `EventSource` that may not have the response ends, and never comes back.
+    let listen = "
+        const [url, withCredentials, done] = arguments, source = new EventSource(url, { withCredentials });
+        source.addEventListener('subscribed', (event) => { done(JSON.parse(event.data).channel); source.close(); });
+        source.onerror = () => { if (source.readyState === EventSource.CLOSED) done('closed'); };";
+    for (server, with_credentials, expected) in [
+        (&listed, false, "a"),
+        (&listed, true, "a"),
+        (&any, false, "a"),
+        (&any, true, "closed"),
+        (&other, false, "closed"),
+        (&other, true, "closed"),
+    ] {
+        let arguments = vec![json!(server.url("/events?channel=a")), json!(with_credentials)];
+        let got = soon("an event, or the end", browser.execute_async(listen, arguments)).await.unwrap();
+        assert_eq!(got, expected, "{} {with_credentials}", server.address);
+    }
+    // A client that is written in JavaScript asks beforehand, and can read why it was refused.
+    let fetched = "
+        const [url, credentials, done] = arguments, stop = new AbortController();
+        const headers = { 'Last-Event-ID': '', 'Cache-Control': 'no-cache', Authorization: 'Bearer x' };
+        fetch(url, { headers, credentials, signal: stop.signal }).then(async (answer) => {
+            done(answer.ok ? 'ok' : (await answer.json()).error.code);
+            stop.abort();
+        }, () => done('kept from the page'));";
+    for (server, query, credentials, expected) in [
+        (&listed, "channel=a", "include", "ok"),
+        (&listed, "channel=a", "omit", "ok"),
+        (&listed, "channel[]=a", "include", "bad_channel"),
+        (&any, "channel=a", "omit", "ok"),
+        (&any, "channel=a", "include", "kept from the page"),
+        (&any, "channel[]=a", "omit", "bad_channel"),
+        (&other, "channel=a", "omit", "kept from the page"),
+    ] {
+        let arguments = vec![json!(server.url(&format!("/events?{query}"))), json!(credentials)];
+        let got = soon("an answer", browser.execute_async(fetched, arguments)).await.unwrap();
+        assert_eq!(got, expected, "{} {query} {credentials}", server.address);
+    }
+    soon("the browser's end", browser.close()).await.unwrap();
+}

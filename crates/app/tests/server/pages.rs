@@ -1,6 +1,6 @@
 //! Which web pages may connect and publish, and by which names of the server.
 
-use crate::support::{Answer, Server, Start, handshake_with};
+use crate::support::{Answer, EventStream, Server, Start, handshake_with};
 
 const JSON: &str = "Content-Type: application/json";
 const TEXT: &str = r#"{"data":1}"#;
@@ -173,9 +173,100 @@ async fn pages_of_listed_origins_are_told_that_they_may_publish_and_others_are_n
     assert_eq!((answer.status, answer.header("access-control-allow-origin")), (204, Some("*")));
     let answer = any.request("POST", "/api/publish", &["Origin: null", JSON], TEXT).await;
     assert_eq!((answer.status, answer.header("access-control-allow-origin")), (200, Some("*")));
-    // Only publishing is for pages elsewhere.
+    // Not what is no page's business.
     let metrics = any.request("GET", "/metrics", &["Origin: https://anyone.example"], "").await;
     assert_eq!((metrics.status, metrics.header("access-control-allow-origin")), (200, None));
+}
+
+#[tokio::test]
+async fn pages_of_listed_origins_may_read_events_with_credentials_and_any_page_without() {
+    let listed =
+        Start::default().env("ALLOWED_ORIGINS", "https://app.example, http://[::1]:3000").serve().await;
+    let any = Start::default().env("ALLOWED_ORIGINS", "*").serve().await;
+    let same_host = Server::start().await;
+    let own = format!("http://{}", same_host.address);
+    let asked = "authorization,cache-control,last-event-id";
+    for (server, origin, allowed, credentials) in [
+        (&listed, "https://app.example", Some("https://app.example"), Some("true")),
+        (&listed, "http://[::1]:3000", Some("http://[::1]:3000"), Some("true")),
+        (&listed, "https://evil.example", None, None),
+        (&listed, "null", None, None),
+        (&any, "https://anyone.example", Some("*"), None),
+        (&any, "null", Some("*"), None),
+        (&same_host, "https://app.example", None, None),
+        (&same_host, &own, None, None),
+    ] {
+        let origin_field = format!("Origin: {origin}");
+        let preflight = [
+            &origin_field,
+            "Access-Control-Request-Method: GET",
+            &format!("Access-Control-Request-Headers: {asked}"),
+        ];
+        let answer = server.request("OPTIONS", "/events?channel=a", &preflight, "").await;
+        assert_eq!((answer.status, answer.header("allow")), (204, Some("GET,HEAD,OPTIONS")), "{origin}");
+        assert_eq!(answer.header("access-control-allow-origin"), allowed, "{origin}");
+        assert_eq!(answer.header("access-control-allow-credentials"), credentials, "{origin}");
+        if allowed.is_some() {
+            assert_eq!(answer.header("access-control-allow-headers"), Some(asked));
+            assert_eq!(answer.header("access-control-allow-methods"), Some("GET"));
+            assert_eq!(answer.header("access-control-max-age"), Some("3600"));
+        }
+        // The stream, its head, and what refuses it.
+        let may = allowed.is_some() || origin == own;
+        let mut heads = vec![
+            EventStream::open(&server.address.to_string(), "/events?channel=a", &[&origin_field]).await.head,
+        ];
+        assert_eq!(heads[0].starts_with("HTTP/1.1 200 OK\n"), may, "{origin}: {heads:?}");
+        for (method, path, status) in
+            [("HEAD", "/events", 200), ("GET", "/events?channel=a+b", 400), ("PUT", "/events", 405)]
+        {
+            let answer = server.request(method, path, &[&origin_field], "").await;
+            let status = if may || status == 405 { status } else { 403 };
+            assert_eq!(answer.status, status, "{method} {path} {origin}");
+            heads.push(answer.head);
+        }
+        for head in heads {
+            let header = |name: &str| {
+                let mut lines = head.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+                (lines.next(), lines.next())
+            };
+            assert_eq!(header("access-control-allow-origin"), (allowed, None), "{origin}: {head}");
+            assert_eq!(header("access-control-allow-credentials"), (credentials, None), "{origin}: {head}");
+            let varies = header("vary").0.is_some_and(|vary| vary.contains("origin"));
+            assert_eq!(
+                varies,
+                std::ptr::eq(server, &listed),
+                "only a list has several answers: {origin}: {head}"
+            );
+        }
+        // The API has no credentials, whoever asks.
+        for (method, path) in [
+            ("OPTIONS", "/api/publish"),
+            ("POST", "/api/publish"),
+            ("OPTIONS", "/api/publish/batch"),
+            ("OPTIONS", "/api/channels"),
+            ("GET", "/api/channels"),
+            ("GET", "/api/channels/a/history"),
+        ] {
+            let answer = server.request(method, path, &preflight, "").await;
+            assert_eq!(answer.header("access-control-allow-credentials"), None, "{method} {path} {origin}");
+        }
+    }
+    // An operator sees who was refused.
+    let line = listed.logged("a request for events was refused: ").await;
+    assert_eq!((&line["fields"]["origin"], &line["level"]), (&"https://evil.example".into(), &"INFO".into()));
+}
+
+#[tokio::test]
+async fn a_full_server_tells_pages_of_other_origins_so() {
+    let start = Start::default().env("ALLOWED_ORIGINS", "https://app.example").env("MAX_CONNECTIONS", "1");
+    let server = start.serve().await;
+    let _client = server.client().await;
+    let path = "/events?channel=a";
+    let mut stream =
+        EventStream::open(&server.address.to_string(), path, &["Origin: https://app.example"]).await;
+    assert!(stream.head.contains("access-control-allow-origin: https://app.example\n"), "{}", stream.head);
+    assert_eq!(stream.next().await.unwrap().data["code"], "full");
 }
 
 #[tokio::test]

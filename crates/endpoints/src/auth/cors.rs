@@ -1,34 +1,53 @@
-//! Lets pages of other origins publish where `allowed_origins` names them: browsers ask beforehand what such a
-//! page may send, and keep the response from it unless the server agrees (CORS: Fetch Standard, section 3.2).
+//! Lets pages of other origins publish and read events where `allowed_origins` names them: browsers ask beforehand what
+//! such a page may send, and keep the response from it unless the server agrees (CORS: Fetch Standard, section 3.2).
 
 use std::time::Duration;
 
 use axum::http::{
-    Method,
-    header::{AUTHORIZATION, CONTENT_TYPE},
+    HeaderValue, Method,
+    header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE},
+    request::Parts,
 };
-use tower_http::cors::{AllowOrigin, CorsLayer};
+use tower_http::cors::{AllowCredentials, AllowOrigin, CorsLayer};
 
-use crate::{auth::origin::Allowed, handlers::publish::IDEMPOTENCY_KEY, target::Target};
+use crate::{
+    auth::origin::Allowed,
+    handlers::{events::LAST_EVENT_ID, publish::IDEMPOTENCY_KEY},
+    target::Target,
+};
 
 /// How long a browser need not ask again. Chromium keeps it for two hours at most.
 const MAX_AGE: Duration = Duration::from_secs(3600);
 
-/// Returns the layer for what may be published; `None` if pages of no other origin may.
-pub(crate) fn layer(allowed: &Allowed) -> Option<CorsLayer> {
+/// Returns the layer for what may be published; `None` if pages of no other origin may. The API knows keys, and no
+/// credentials that a browser adds by itself.
+pub(crate) fn publish(allowed: &Allowed) -> Option<CorsLayer> {
+    let layer = layer(allowed)?;
+    Some(layer.allow_methods([Method::POST]).allow_headers([AUTHORIZATION, CONTENT_TYPE, IDEMPOTENCY_KEY]))
+}
+
+/// Returns the layer for server-sent events; `None` if pages of no other origin may have them. Credentials, such as a
+/// cookie, are for a proxy that authenticates clients; origins that are listed by name may send them.
+pub(crate) fn events(allowed: &Allowed) -> Option<CorsLayer> {
+    let credentials = match allowed {
+        Allowed::SameHost | Allowed::Any => AllowCredentials::from(false),
+        Allowed::List(_) => AllowCredentials::predicate(is_listed(allowed)),
+    };
+    let layer = layer(allowed)?.allow_credentials(credentials);
+    Some(layer.allow_methods([Method::GET]).allow_headers([AUTHORIZATION, CACHE_CONTROL, LAST_EVENT_ID]))
+}
+
+fn layer(allowed: &Allowed) -> Option<CorsLayer> {
     let origin = match allowed {
         Allowed::SameHost => return None,
         Allowed::Any => AllowOrigin::any(),
-        Allowed::List(_) => {
-            let allowed = allowed.clone();
-            // Where a request goes to does not matter to a list.
-            AllowOrigin::predicate(move |origin, _| allowed.includes(origin, &Target(None)))
-        }
+        Allowed::List(_) => AllowOrigin::predicate(is_listed(allowed)),
     };
-    let layer = CorsLayer::new()
-        .allow_origin(origin)
-        .allow_methods([Method::POST])
-        .allow_headers([AUTHORIZATION, CONTENT_TYPE, IDEMPOTENCY_KEY])
-        .max_age(MAX_AGE);
-    Some(layer)
+    Some(CorsLayer::new().allow_origin(origin).max_age(MAX_AGE))
+}
+
+fn is_listed(allowed: &Allowed) -> impl Fn(&HeaderValue, &Parts) -> bool + Clone + Send + Sync + 'static {
+    let allowed = allowed.clone();
+    // Where a request goes to does not matter to a list.
+    move |origin, _| allowed.includes(origin, &Target(None))
 }

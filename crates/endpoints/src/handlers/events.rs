@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// The id of the last event, from a client that comes back (HTML Standard, section 9.2.4).
-const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+pub(crate) const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
 /// Tells nginx to pass each event on at once (ngx_http_proxy_module, `proxy_buffering`).
 const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");

@@ -51,15 +51,19 @@ impl RequestSummary {
         self.path().is_some_and(|path| path.starts_with("/api/"))
     }
 
-    /// Returns true if an operator should see that it was refused: unlike a page's icon, which no server needs to have.
-    pub(super) fn is_for_clients(&self) -> bool {
-        self.is_handshake || self.is_api_call() || self.line.is_none()
+    fn is_for_events(&self) -> bool {
+        self.path() == Some("/events")
     }
 
-    /// Returns true if a browser asks if a page may call the API (Fetch Standard, section 3.2.2).
+    /// Returns true if an operator should see that it was refused: unlike a page's icon, which no server needs to have.
+    pub(super) fn is_for_clients(&self) -> bool {
+        self.is_handshake || self.is_api_call() || self.is_for_events() || self.line.is_none()
+    }
+
+    /// Returns true if a browser asks if a page may call the API, or have events (Fetch Standard, section 3.2.2).
     pub(super) fn is_preflight(&self) -> bool {
         let is_options = self.line.as_ref().is_some_and(|(method, _)| method == Method::OPTIONS);
-        is_options && self.origin.is_some() && self.is_api_call()
+        is_options && self.origin.is_some() && (self.is_api_call() || self.is_for_events())
     }
 
     /// Returns what it was, for a sentence.
@@ -67,6 +71,7 @@ impl RequestSummary {
         match &self.line {
             _ if self.is_handshake => "a WebSocket handshake",
             _ if self.is_api_call() => "an API call",
+            _ if self.is_for_events() => "a request for events",
             Some(_) => "a request",
             None => "a connection",
         }
