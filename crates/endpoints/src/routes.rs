@@ -87,11 +87,12 @@ async fn not_found(method: Method, uri: Uri) -> Response {
     if method == Method::OPTIONS && uri.path() == "*" {
         return allow(ALL);
     }
-    ApiError::new(
-        ErrorCode::NotFound,
-        "There is nothing here; the test page is at `/`, the WebSocket at `/ws`.",
-    )
-    .into_response()
+    let message = if uri.path().starts_with("/api/channels/") {
+        "There is nothing here. In the path, a `/` of a channel's name is `%2F`: `/api/channels/a%2Fb/history`."
+    } else {
+        "There is nothing here; the test page is at `/`, the WebSocket at `/ws`, events at `/events`."
+    };
+    ApiError::new(ErrorCode::NotFound, message).into_response()
 }
 
 async fn method_not_allowed() -> ApiError {

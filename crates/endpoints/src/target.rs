@@ -7,11 +7,12 @@ use axum::{
     http::{
         HeaderName, Version,
         header::{
-            ACCESS_CONTROL_REQUEST_METHOD, AUTHORIZATION, CONTENT_TYPE, HOST, ORIGIN, SEC_WEBSOCKET_KEY,
-            SEC_WEBSOCKET_VERSION, TRANSFER_ENCODING,
+            ACCESS_CONTROL_REQUEST_METHOD, AUTHORIZATION, CONNECTION, CONTENT_TYPE, HOST, ORIGIN,
+            SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, TRANSFER_ENCODING,
         },
         request::Parts,
     },
+    response::{IntoResponse, Response},
 };
 
 use crate::{
@@ -49,10 +50,18 @@ impl<S: Sync> FromRequestParts<S> for Target {
 }
 
 /// Refuses a request whose fields contradict each other or the protocol, and tells the routes its [`Target`].
-pub(crate) async fn check(mut request: Request) -> Result<Request, ApiError> {
-    let target = target(&request)?;
-    request.extensions_mut().insert(target);
-    Ok(request)
+pub(crate) async fn check(mut request: Request) -> Result<Request, Response> {
+    match target(&request) {
+        Ok(target) => {
+            request.extensions_mut().insert(target);
+            Ok(request)
+        }
+        // Programs on the way may not agree on where its body ends.
+        Err(error) if request.headers().contains_key(TRANSFER_ENCODING) => {
+            Err(([(CONNECTION, "close")], error).into_response())
+        }
+        Err(error) => Err(error.into_response()),
+    }
 }
 
 fn target(request: &Request) -> Result<Target, ApiError> {
@@ -67,6 +76,10 @@ fn target(request: &Request) -> Result<Target, ApiError> {
             ErrorCode::UnsupportedTransferEncoding,
             "Only the transfer coding `chunked` is understood; send the body without compression.",
         ));
+    }
+    // RFC 9112 section 6.1: a sender must not apply it more than once.
+    if list(headers, &TRANSFER_ENCODING).count() > 1 {
+        return Err(bad_header("The request has `Transfer-Encoding: chunked` more than once; send it once."));
     }
     let host = match headers.get(HOST) {
         // RFC 9112 section 3.2. HTTP/1.0 has no such field.
@@ -98,7 +111,7 @@ fn bad_header(message: impl Into<Cow<'static, str>>) -> ApiError {
 
 #[cfg(test)]
 mod tests {
-    use axum::{body::Body, response::IntoResponse};
+    use axum::body::Body;
 
     use super::*;
 
@@ -142,5 +155,6 @@ mod tests {
         let coded = |coding| read(Version::HTTP_11, "/", &[("host", "a"), ("transfer-encoding", coding)]);
         assert!(coded("Chunked").is_ok());
         assert_eq!(coded("gzip, chunked"), Err(501));
+        assert_eq!(coded("chunked, chunked"), Err(400));
     }
 }

@@ -101,6 +101,11 @@ async fn a_field_that_must_be_single_is_refused_twice() {
         (400, &[&host, JSON, "Content-Length: 9"]),
         (400, &[&host, JSON, "Content-Length: 10, 10"]),
         (501, &[&host, JSON, "Transfer-Encoding: gzip, chunked"]),
+        (400, &[&host, JSON, "Transfer-Encoding: chunked, chunked"]),
+        (400, &[&host, JSON, "Transfer-Encoding: chunked", "Transfer-Encoding: chunked"]),
+        (400, &[&host, JSON, "Transfer-Encoding: chunked, identity"]),
+        (400, &[&host, JSON, "Transfer-Encoding: chunked;a=b"]),
+        (400, &[&host, JSON, "Transfer-Encoding:"]),
     ] {
         assert_eq!(publish(&server, "/api/publish", fields).await.status, status, "{fields:?}");
     }
@@ -207,6 +212,63 @@ async fn options_tells_the_methods_of_every_route_and_head_answers_where_get_doe
 }
 
 #[tokio::test]
+async fn a_method_that_is_not_known_is_one_that_the_route_does_not_have() {
+    let server = Start::default().env("ALLOWED_ORIGINS", "https://app.example").serve().await;
+    for (path, methods) in [
+        ("/", "GET,HEAD,OPTIONS"),
+        ("/ws", "GET,HEAD,OPTIONS"),
+        ("/events", "GET,HEAD,OPTIONS"),
+        ("/metrics", "GET,HEAD,OPTIONS"),
+        ("/health/ready", "GET,HEAD,OPTIONS"),
+        ("/api/channels", "GET,HEAD,OPTIONS"),
+        ("/api/channels/a/history", "GET,HEAD,OPTIONS"),
+        ("/api/publish", "POST,OPTIONS"),
+        ("/api/publish/batch", "POST,OPTIONS"),
+    ] {
+        for method in ["FOO", "PROPFIND", "QUERY", "TRACE", "get", "DELETE", "PATCH"] {
+            let answer = server.request(method, path, &[], "").await;
+            assert_eq!(answer.error(), (405, "method_not_allowed".into()), "{method} {path}");
+            assert_eq!(answer.header("allow"), Some(methods), "{method} {path}");
+        }
+    }
+    assert_eq!(server.request("FOO", "/nothing", &[], "").await.status, 404);
+}
+
+#[tokio::test]
+async fn the_head_of_events_is_that_of_a_stream_without_a_length() {
+    let server = Server::start().await;
+    let head = server.request("HEAD", "/events?channel=a", &[], "").await;
+    assert_eq!((head.status, head.body.as_str(), head.header("content-length")), (200, "", None), "{head:?}");
+    let stream = server.events("?channel=a", &[]).await;
+    for name in ["content-type", "cache-control", "x-accel-buffering", "connection"] {
+        let value = head.header(name).unwrap_or_else(|| panic!("{name} in {head:?}"));
+        assert!(stream.head.contains(&format!("{name}: {value}\n")), "{name}: {}", stream.head);
+    }
+    assert_eq!(server.request("HEAD", "/events?channel=a+b", &[], "").await.status, 400);
+}
+
+#[tokio::test]
+async fn a_request_by_http_1_0_and_an_unencoded_slash_are_told_what_would_be_right() {
+    let server = Server::start().await;
+    for (path, status) in [("/ws", 426), ("/events", 400)] {
+        let fields = [&LISTS[..], &HANDSHAKE].concat().join("\r\n");
+        for fields in ["Connection: close", &fields] {
+            let head = format!("GET {path} HTTP/1.0\r\nHost: localhost\r\n{fields}\r\n\r\n");
+            let answer = server.exchange(head).await;
+            assert_eq!(answer.status, status, "{answer:?}");
+            assert!(answer.body.contains("`proxy_http_version 1.1`"), "{answer:?}");
+        }
+    }
+    server.publish(r#"{"channel":"a/b","data":1}"#).await;
+    for path in ["/api/channels/a/b", "/api/channels/a/b/history", "/api/channels/a/"] {
+        let answer = server.get(path).await;
+        assert_eq!(answer.error(), (404, "not_found".into()), "{path}");
+        assert!(answer.body.contains("`%2F`"), "{answer:?}");
+    }
+    assert_eq!(server.get("/api/channels/a%2Fb").await.json()["history"], 1);
+}
+
+#[tokio::test]
 async fn a_head_may_have_a_hundred_fields_and_sixteen_kilobytes() {
     let server = Server::start().await;
     let with = async |count: usize, length: usize| {
@@ -266,6 +328,25 @@ async fn data_is_passed_on_as_it_was_written() {
         let text = client.next_frame().await.into_text().unwrap();
         assert!(text.ends_with(&format!(r#""data":{data}}}"#)), "{text}");
     }
-    let beyond = server.publish(r#"{"data": 1e400}"#).await;
-    assert_eq!(beyond.error(), (400, "bad_request".into()), "a double cannot hold it");
+    let nested = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+    assert_eq!(server.publish(&format!(r#"{{"data":{}}}"#, nested(127))).await.status, 200);
+    let text = client.next_frame().await.into_text().unwrap();
+    assert!(text.ends_with(&format!(r#""data":{}}}"#, nested(127))), "{text}");
+    for (data, why) in [
+        ("1e400", "no double can hold the number"),
+        (r#""\ud83d""#, "half a surrogate pair"),
+        (r#""\ude00""#, "half a surrogate pair"),
+        (r#"{"\ud83dx":1}"#, "half a surrogate pair"),
+        (&nested(128), "at most 127 deep"),
+        (&nested(30_000), "at most 127 deep"),
+    ] {
+        for (path, body) in [
+            ("/api/publish", format!(r#"{{"data":{data}}}"#)),
+            ("/api/publish/batch", format!(r#"{{"publications":[{{"data":{data}}}]}}"#)),
+        ] {
+            let answer = server.request("POST", path, &[JSON], &body).await;
+            assert_eq!(answer.error(), (400, "bad_request".into()), "{why}");
+            assert!(answer.body.contains(why), "{answer:?}");
+        }
+    }
 }

@@ -253,7 +253,7 @@ async fn pages_of_listed_origins_may_read_events_with_credentials_and_any_page_w
         }
     }
     // An operator sees who was refused.
-    let line = listed.logged("a request for events was refused: ").await;
+    let line = listed.logged("a request for events was refused: Pages of ").await;
     assert_eq!((&line["fields"]["origin"], &line["level"]), (&"https://evil.example".into(), &"INFO".into()));
 }
 

@@ -138,8 +138,20 @@ pub(crate) fn refuse_outside_body(uri: &Uri, headers: &HeaderMap, key_place: &st
 ///
 /// # Errors
 /// What is wrong with it.
-pub(crate) fn check_data(data: &RawValue) -> Result<(), serde_json::Error> {
-    serde_json::from_str::<serde_json::Value>(data.get()).map(drop)
+pub(crate) fn check_data(data: &RawValue) -> Result<(), String> {
+    let Err(error) = serde_json::from_str::<serde_json::Value>(data.get()) else { return Ok(()) };
+    let error = error.to_string();
+    // Most parsers of clients refuse these, too, or make something else of them.
+    let why = if error.contains("hex escape") {
+        "half a surrogate pair is no character: write both halves, as in \"\\ud83d\\ude00\", or the character itself"
+    } else if error.starts_with("recursion limit") {
+        "arrays and objects may be at most 127 deep in each other"
+    } else if error.starts_with("number out of range") {
+        "no double can hold the number: send it as a string"
+    } else {
+        return Err(format!("the data is wrong: {error}"));
+    };
+    Err(format!("the data is wrong: {why} ({error} of the data)"))
 }
 
 /// Returns the error for a body that is not what it must be.

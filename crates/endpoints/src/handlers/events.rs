@@ -12,6 +12,7 @@ use axum::{
     },
     response::{IntoResponse, Response},
 };
+use http_body_util::BodyExt;
 use lastcall_websockets::{ChannelRequest, WireForm};
 
 use super::{channel_query, websocket::refusal};
@@ -38,7 +39,7 @@ pub(crate) async fn events(
 ) -> Response {
     match channels_of(&state, on_loopback, &target, &request) {
         Err(error) => error.into_response(),
-        Ok(_) if request.method() == Method::HEAD => stream_head(StatusCode::OK, Body::empty()),
+        Ok(_) if request.method() == Method::HEAD => head_of_stream(),
         Ok(channels) => match state.manager.admit() {
             Ok(permit) => {
                 pending.confirm(Confirmed { permit, form: WireForm::EventStream, channels });
@@ -84,6 +85,12 @@ fn stream_head(status: StatusCode, body: Body) -> Response {
         (X_ACCEL_BUFFERING, HeaderValue::from_static("no")),
     ];
     (status, headers, body).into_response()
+}
+
+/// Returns the response to `HEAD`.
+fn head_of_stream() -> Response {
+    // An empty body has a length, 0, which that of `GET` has not; one whose frames are mapped has none beforehand.
+    stream_head(StatusCode::OK, Body::new(Body::empty().map_frame(|frame| frame)))
 }
 
 /// Returns the response to a client that is not admitted now. After any status but 200, an `EventSource` would never come

@@ -7,7 +7,7 @@ use axum::{
     body::{Body, HttpBody},
     extract::{Request, State},
     http::{
-        HeaderMap, HeaderName, HeaderValue,
+        HeaderMap, HeaderName, HeaderValue, Version,
         header::{CONNECTION, SEC_WEBSOCKET_VERSION, UPGRADE},
     },
     response::{IntoResponse, Response},
@@ -32,6 +32,10 @@ pub(crate) async fn upgrade(
     target: Target,
     mut request: Request,
 ) -> Response {
+    if request.version() < Version::HTTP_11 {
+        // nginx speaks HTTP/1.0 unless it is told otherwise.
+        return upgrade_required("A WebSocket needs HTTP/1.1; for nginx, set `proxy_http_version 1.1`.");
+    }
     simplify(request.headers_mut());
     let response = match create_response_with_body(&request, Body::empty) {
         Ok(response) => response,
@@ -96,26 +100,26 @@ pub(super) fn refusal(error: AdmitError) -> ApiError {
 }
 
 fn refuse_handshake(error: &Error) -> Response {
-    let (code, message) = match error {
-        Error::Protocol(ProtocolError::MissingSecWebSocketVersionHeader) => (
-            ErrorCode::UpgradeRequired,
-            "Only version 13 of the WebSocket protocol (RFC 6455) is spoken here.",
-        ),
-        Error::Protocol(ProtocolError::MissingSecWebSocketKey | ProtocolError::InvalidSecWebSocketKey) => (
-            ErrorCode::BadHandshake,
-            "`Sec-WebSocket-Key` must be there, and be 16 random bytes in base64 (RFC 6455 section 4.1).",
-        ),
-        _ => (
-            ErrorCode::UpgradeRequired,
+    match error {
+        Error::Protocol(ProtocolError::MissingSecWebSocketVersionHeader) => {
+            upgrade_required("Only version 13 of the WebSocket protocol (RFC 6455) is spoken here.")
+        }
+        Error::Protocol(ProtocolError::MissingSecWebSocketKey | ProtocolError::InvalidSecWebSocketKey) => {
+            let message =
+                "`Sec-WebSocket-Key` must be there, and be 16 random bytes in base64 (RFC 6455 section 4.1).";
+            ApiError::new(ErrorCode::BadHandshake, message).into_response()
+        }
+        _ => upgrade_required(
             "This is a WebSocket endpoint: connect with a WebSocket client, such as `new WebSocket(url)` in a browser.",
         ),
-    };
-    let mut response = ApiError::new(code, message).into_response();
-    if code == ErrorCode::UpgradeRequired {
-        let headers = response.headers_mut();
-        headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
-        headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
-        headers.insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
     }
+}
+
+fn upgrade_required(message: &'static str) -> Response {
+    let mut response = ApiError::new(ErrorCode::UpgradeRequired, message).into_response();
+    let headers = response.headers_mut();
+    headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+    headers.insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
     response
 }
