@@ -4,7 +4,7 @@ use std::{fs, os::unix::fs::symlink, path::Path};
 
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 
-use crate::support::{Server, Signal, Start, message};
+use crate::support::{Server, Signal, Start, message, until};
 
 /// A settings file after which publishing needs a key.
 const LOCKED: &str = "api_keys = [\"0123456789abcdef\"]\n";
@@ -78,8 +78,10 @@ async fn a_source_that_had_settings_and_has_none_stops_the_upgrade() {
             assert!(told.contains(&expected), "{path}, {nothing:?}: {told}");
             assert_eq!(publish(&server).await, 401, "{path}, {nothing:?}");
         }
+        let failed = server.log_lines("the upgrade failed; ").len();
         server.signal(Signal::USR2);
-        server.logged("the upgrade failed; ").await;
+        until("a line for the signal", async || server.log_lines("the upgrade failed; ").len() > failed)
+            .await;
         assert_eq!(publish(&server).await, 401);
         fs::write(&full, locked).unwrap();
         server.upgrade().await;
