@@ -129,6 +129,24 @@ async fn another_programs_variables_and_lines_do_not_stop_the_start() {
 }
 
 #[tokio::test]
+async fn a_log_filter_for_another_program_is_left_out_with_one_warning() {
+    for (filter, level, lines) in [("my_app=debug", "debug", 1), ("my_app=debug,hyper=trace", "info", 1)] {
+        let server = Start::default().env("RUST_LOG", filter).env("LOG_LEVEL", level).serve().await;
+        let warnings = warnings(&server);
+        assert_eq!(warnings.len(), lines, "{warnings:?}");
+        let expected =
+            "environment variable RUST_LOG: left out, as it is not a filter that names a level for lastcall";
+        assert!(warnings[0].starts_with(expected), "{warnings:?}");
+        let shown =
+            Start::default().env("RUST_LOG", filter).env("LOG_LEVEL", level).args(&["config"]).end().await;
+        let row = shown.stdout.lines().find(|line| line.starts_with("log_level")).unwrap();
+        assert!(row.contains(level) && row.contains("LOG_LEVEL"), "{row}");
+    }
+    let ended = Start::default().env("LOG_LEVEL", "my_app=debug").end().await;
+    assert!(refusal(&ended).contains("a level for lastcall, too"), "{}", ended.stderr);
+}
+
+#[tokio::test]
 async fn a_variable_that_is_close_to_a_setting_stops_the_start() {
     for (variable, meant) in [("LASTCALL_PROT", "port"), ("LASTCALL_API_KEY", "api_keys")] {
         let ended = Start::default().env(variable, "1").end().await;

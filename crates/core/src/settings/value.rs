@@ -246,23 +246,37 @@ pub(super) fn log_format(value: &Value) -> Result<LogFormat, Expected> {
     }
 }
 
+/// What the targets of our log lines begin with: the names of our crates.
+const LOG_TARGET: &str = "lastcall";
+
 /// Levels, directives with a level, and our own crates without one. Any other lone word would count as a
-/// target and turn everything else off, which is hardly what a misspelt level is meant to do.
+/// target and turn everything else off, which is hardly what a misspelt level is meant to do. Nor is a filter meant for
+/// us that names only targets of others: it would turn all of our lines off.
 pub(super) fn log_level(value: &Value) -> Result<String, Expected> {
-    word(value)
-        .filter(|text| {
-            let levels = ["off", "error", "warn", "info", "debug", "trace"];
-            let is_level = |word: &str| levels.iter().any(|level| word.trim().eq_ignore_ascii_case(level));
-            let is_directive = |part: &str| match part.rsplit_once('=') {
-                Some((_, level)) => is_level(level),
-                None => is_level(part) || part.trim().starts_with("lastcall"),
-            };
-            text.split(',').all(is_directive) && EnvFilter::builder().parse(text).is_ok()
-        })
-        .map(str::to_owned)
-        .ok_or_else(|| {
-            "error, warn, info, debug or trace, or directives, such as info,lastcall_websockets=debug".into()
-        })
+    let levels = ["off", "error", "warn", "info", "debug", "trace"];
+    let is_level = |word: &str| levels.iter().any(|level| word.trim().eq_ignore_ascii_case(level));
+    let is_directive = |part: &str| match part.rsplit_once('=') {
+        Some((_, level)) => is_level(level),
+        None => is_level(part) || part.trim().starts_with(LOG_TARGET),
+    };
+    // A filter takes a target for all that begin with it.
+    let is_ours = |part: &str| {
+        let target = part.split(['=', '[']).next().unwrap_or(part).trim();
+        is_level(part)
+            || target.starts_with(LOG_TARGET)
+            || !target.is_empty() && LOG_TARGET.starts_with(target)
+    };
+    let is_filter =
+        |text: &&str| text.split(',').all(is_directive) && EnvFilter::builder().parse(text).is_ok();
+    let text = word(value)
+        .filter(is_filter)
+        .ok_or("error, warn, info, debug or trace, or directives, such as info,lastcall_websockets=debug")?;
+    if text.split(',').any(is_ours) {
+        return Ok(text.to_owned());
+    }
+    Err(format!(
+        "a filter that names a level for {LOG_TARGET}, too, such as info,{text}: this one turns all of its lines off"
+    ))
 }
 
 pub(super) fn folder(value: &Value) -> Result<Option<PathBuf>, Expected> {

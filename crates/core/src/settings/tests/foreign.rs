@@ -164,12 +164,46 @@ fn a_byte_order_mark_and_crlf_are_no_part_of_the_settings() {
 
 #[test]
 fn rust_log_for_another_program_is_a_warning() {
-    for text in ["myapp", "myapp=loud", "\"info\"", "info,myapp"] {
+    for text in [
+        "myapp",
+        "myapp=loud",
+        "\"info\"",
+        "info,myapp",
+        "my_app=debug",
+        "hyper=debug,tower_http=trace",
+        "my_lastcall=debug",
+        "[span]=debug",
+        "other[lastcall]=info",
+        "my_app=off",
+    ] {
         let operator = Operator::new().env("RUST_LOG", text).env("LOG_LEVEL", "debug");
         assert_eq!(operator.settings().log_level, "debug", "{text}");
         let warnings = operator.warnings();
         assert!(warnings.len() == 1 && warnings[0].contains("RUST_LOG: left out"), "{warnings:?}");
     }
+    for text in [
+        "debug",
+        "off",
+        "my_app=debug,warn",
+        "my_app=debug,lastcall=info",
+        "lastcall_broker[x]=debug",
+        "last=info",
+    ] {
+        let operator = Operator::new().env("RUST_LOG", text).env("LOG_LEVEL", "trace");
+        assert_eq!((operator.settings().log_level.as_str(), operator.warnings().len()), (text, 0), "{text}");
+    }
+}
+
+#[test]
+fn a_log_level_that_turns_every_line_off_is_refused_unless_it_says_so() {
+    for text in ["my_app=debug", "hyper=info,tokio=info", "[span]=trace"] {
+        let complaints = Operator::new().env("LOG_LEVEL", text).complaints();
+        assert!(
+            complaints.len() == 1 && complaints[0].contains("a level for lastcall, too"),
+            "{complaints:?}"
+        );
+    }
+    assert_eq!(Operator::new().env("LOG_LEVEL", "off").settings().log_level, "off");
 }
 
 #[cfg(unix)]
