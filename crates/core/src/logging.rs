@@ -13,7 +13,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tracing_appender::rolling::InitError;
 use tracing_subscriber::{
     EnvFilter, Layer, Registry,
     filter::ParseError,
@@ -25,9 +24,9 @@ use tracing_subscriber::{
 use crate::settings::{LogFormat, Settings};
 use daily_file::DailyFile;
 use queue::LineQueue;
-use streams::Stdout;
+use streams::{Stdout, stdout_takes_colors};
 
-pub use streams::stderr_line;
+pub use streams::{stderr_line, stdout_takes_escapes};
 
 /// The log cannot be set up.
 #[derive(Debug, thiserror::Error)]
@@ -41,7 +40,7 @@ pub enum LoggingError {
         /// The folder.
         dir: PathBuf,
         /// Why not.
-        source: InitError,
+        source: io::Error,
     },
     /// The system gives no thread that could write.
     #[error("cannot start a thread for the log")]
@@ -103,13 +102,17 @@ impl Drop for LogGuard {
 pub fn init(settings: &Settings) -> Result<LogGuard, LoggingError> {
     let filter = EnvFilter::builder().parse(&settings.log_level)?;
     let stdout = LineQueue::start("stdout", Stdout)?;
-    let mut layers = vec![layer(settings.log_format, io::stdout().is_terminal(), stdout.clone())];
+    let for_people = match settings.log_format {
+        LogFormat::Auto => io::stdout().is_terminal(),
+        format => format == LogFormat::Pretty,
+    };
+    let mut layers = vec![layer(for_people, stdout_takes_colors(), stdout.clone())];
     let mut outputs = vec![(stdout, STDOUT_STALL_TIMEOUT)];
     if let Some(dir) = &settings.log_dir {
         let file =
             DailyFile::open(dir).map_err(|source| LoggingError::Dir { dir: dir.to_owned(), source })?;
         let file = LineQueue::start("log_dir", file)?;
-        layers.push(layer(settings.log_format, false, file.clone()));
+        layers.push(layer(settings.log_format == LogFormat::Pretty, false, file.clone()));
         // Before stdout, which has less time.
         outputs.insert(0, (file, FILE_STALL_TIMEOUT));
     }
@@ -119,15 +122,11 @@ pub fn init(settings: &Settings) -> Result<LogGuard, LoggingError> {
 
 type Output = Box<dyn Layer<Registry> + Send + Sync>;
 
-fn layer<W>(format: LogFormat, terminal: bool, writer: W) -> Output
+fn layer<W>(for_people: bool, colors: bool, writer: W) -> Output
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
     // What goes wrong in there would go to stderr, which may be closed: that panics.
-    let layer = fmt::layer().with_writer(writer).with_ansi(terminal).log_internal_errors(false);
-    match format {
-        LogFormat::Json => layer.json().boxed(),
-        LogFormat::Auto if !terminal => layer.json().boxed(),
-        LogFormat::Auto | LogFormat::Pretty => layer.boxed(),
-    }
+    let layer = fmt::layer().with_writer(writer).with_ansi(colors).log_internal_errors(false);
+    if for_people { layer.boxed() } else { layer.json().boxed() }
 }

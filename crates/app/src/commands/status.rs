@@ -1,7 +1,7 @@
 //! `lastcall status`: prints how the server that runs is doing.
 
 use std::{
-    io::{self, IsTerminal},
+    io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     process::ExitCode,
     time::Duration,
@@ -13,7 +13,7 @@ use humantime::format_duration;
 use hyper::{Request, body::Bytes, client::conn::http1, header::HOST};
 use hyper_util::rt::TokioIo;
 use indicatif::{ProgressBar, ProgressStyle};
-use lastcall_core::{phase::Phase, settings::Settings};
+use lastcall_core::{logging::stdout_takes_escapes, phase::Phase, settings::Settings};
 use serde::Deserialize;
 use tokio::{
     net::{TcpStream, lookup_host},
@@ -102,7 +102,7 @@ fn duration(seconds: f64) -> String {
 /// When no server answers, or stdout takes nothing.
 pub(crate) async fn status(settings: &Settings) -> anyhow::Result<ExitCode> {
     let mut now = fetch_status(settings).await?;
-    if !now.is_shutting_down() || !io::stdout().is_terminal() {
+    if !now.is_shutting_down() || !stdout_takes_escapes() {
         print_line(&now.lines())?;
         return Ok(now.exit_code());
     }

@@ -2,7 +2,8 @@
 //! with other processes, and its other end may be gone.
 
 use std::{
-    io::{self, Write},
+    env,
+    io::{self, IsTerminal, Write},
     os::fd::BorrowedFd,
     time::Duration,
 };
@@ -36,6 +37,16 @@ impl Write for Stdout {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
+}
+
+/// Returns true if stdout is a terminal that understands escape sequences.
+pub fn stdout_takes_escapes() -> bool {
+    io::stdout().is_terminal() && env::var_os("TERM").is_none_or(|kind| kind != "dumb")
+}
+
+/// Returns true if lines on stdout may have colours: not if NO_COLOR is set and not empty (no-color.org).
+pub(super) fn stdout_takes_colors() -> bool {
+    stdout_takes_escapes() && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
 /// Writes a line to stderr. Waits at most a second for room there; a line that it does not take is lost, as there
