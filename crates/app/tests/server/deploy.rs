@@ -46,6 +46,7 @@ async fn systemd_waits_long_enough_and_ends_before_a_reboot_is_forced() {
     assert!(line("ExecReload").contains(" upgrade "));
     assert_eq!((line("Type"), line("NotifyAccess")), ("notify".into(), "main".into()));
     assert_eq!(line("RestartPreventExitStatus"), "2");
+    assert!(!unit.contains("\nWatchdogSec="), "systemd would end a server that sends it nothing");
     assert!(read("systemd/lastcall.socket").contains("\nListenStream=127.0.0.1:8000\n"));
 }
 

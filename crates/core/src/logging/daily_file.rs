@@ -1,21 +1,25 @@
 //! The log file of the day.
 
 use std::{
+    fs::{self, File, Metadata},
     io::{self, Write},
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use tracing_appender::rolling::{InitError, RollingFileAppender, Rotation};
+use jiff::{Timestamp, tz::Offset};
+use rustix::process::geteuid;
+use tracing_appender::rolling::{RollingFileAppender, Rotation};
 
 const SECONDS_OF_A_DAY: u64 = 24 * 60 * 60;
 
 /// How long to wait before a file that could not be opened is tried again.
 const REOPEN_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A file for each day (UTC) in a folder: `lastcall.2026-01-31.log`.
+/// A file for each day (UTC) in a folder: `lastcall.2026-01-31.log`, for this user alone. None is ever removed.
 ///
-/// `RollingFileAppender` changes files by itself, but when it cannot, it tells stderr alone, and panics when
+/// `RollingFileAppender` could change files by itself, but when it cannot, it tells stderr alone, and panics when
 /// stderr is closed. So the next day's is opened here, and an error is returned.
 pub(super) struct DailyFile {
     dir: PathBuf,
@@ -29,11 +33,13 @@ pub(super) struct DailyFile {
 
 impl DailyFile {
     /// Opens the file of today; makes the folder if it is not there.
-    pub(super) fn open(dir: &Path) -> Result<Self, InitError> {
+    ///
+    /// # Errors
+    /// When the file cannot be opened, or is not one of this user's own.
+    pub(super) fn open(dir: &Path) -> io::Result<Self> {
         let today = today;
-        // Before it is opened: if the day changes meanwhile, it is opened once more.
         let day = today();
-        Ok(Self { dir: dir.to_owned(), file: open(dir)?, day, retry: None, today })
+        Ok(Self { dir: dir.to_owned(), file: open(dir, day)?, day, retry: None, today })
     }
 
     fn follow_the_day(&mut self) -> io::Result<()> {
@@ -45,7 +51,7 @@ impl DailyFile {
             return Err(io::Error::other("the file of a new day could not be opened"));
         }
         self.retry = Some(Instant::now() + REOPEN_INTERVAL);
-        self.file = open(&self.dir).map_err(io::Error::other)?;
+        self.file = open(&self.dir, day)?;
         (self.day, self.retry) = (day, None);
         Ok(())
     }
@@ -62,12 +68,54 @@ impl Write for DailyFile {
     }
 }
 
-fn open(dir: &Path) -> Result<RollingFileAppender, InitError> {
-    RollingFileAppender::builder()
-        .rotation(Rotation::DAILY)
-        .filename_prefix("lastcall")
+/// Opens the file of a day. Somebody who may write in the folder could have put a link there, which leads to
+/// another file, or a FIFO, which takes nothing.
+fn open(dir: &Path, day: u64) -> io::Result<RollingFileAppender> {
+    fs::create_dir_all(dir)?;
+    let stem = format!("lastcall.{}", date(day));
+    let path = dir.join(format!("{stem}.log"));
+    let mut options = File::options();
+    options.append(true).create(true).mode(0o600);
+    // Without O_NONBLOCK, opening a FIFO waits for its reader.
+    let file = options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY).open(&path);
+    let file = file.map_err(|error| check(&path).err().unwrap_or(error))?;
+    let opened = check(&path)?;
+    // It would change files by itself, too, and open whatever is there.
+    let appender = RollingFileAppender::builder()
+        .rotation(Rotation::NEVER)
+        .filename_prefix(stem)
         .filename_suffix("log")
         .build(dir)
+        .map_err(io::Error::other)?;
+    let id = |metadata: &Metadata| (metadata.dev(), metadata.ino());
+    let is_same = |metadata: &Metadata| id(metadata) == id(&opened);
+    if !is_same(&file.metadata()?) || !is_same(&check(&path)?) {
+        return Err(io::Error::other(format!("{} was replaced while it was opened", path.display())));
+    }
+    Ok(appender)
+}
+
+/// Checks that a path leads to a file of this user, and not to somewhere else.
+fn check(path: &Path) -> io::Result<Metadata> {
+    let metadata = fs::symlink_metadata(path)?;
+    let what = if metadata.is_symlink() {
+        "is a symbolic link".to_owned()
+    } else if !metadata.is_file() {
+        "is not a regular file".to_owned()
+    } else if metadata.uid() != geteuid().as_raw() {
+        format!("belongs to another user, number {}", metadata.uid())
+    } else {
+        return Ok(metadata);
+    };
+    Err(io::Error::other(format!("{} {what}: remove it, or choose another folder", path.display())))
+}
+
+/// Returns a day as in `2026-01-31`.
+fn date(day: u64) -> String {
+    let seconds = i64::try_from(day.saturating_mul(SECONDS_OF_A_DAY)).unwrap_or(i64::MAX);
+    // A clock that is set to a later time has the last day that there is a name for.
+    let time = Timestamp::from_second(seconds).unwrap_or(Timestamp::MAX);
+    Offset::UTC.to_datetime(time).date().to_string()
 }
 
 /// Returns days since 1970.
@@ -101,5 +149,57 @@ mod tests {
             std::fs::read_to_string(files[0].as_ref().unwrap().path()).unwrap()
         };
         assert_eq!((text(&kept), text(&logs)), ("first\n".into(), "second\n".into()));
+    }
+
+    #[test]
+    fn a_file_is_for_this_user_alone_and_is_continued() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(format!("lastcall.{}.log", date(today())));
+        for text in ["first\n", "first\nsecond\n"] {
+            let mut file = DailyFile::open(dir.path()).unwrap();
+            file.write_all(text.lines().last().unwrap().as_bytes()).unwrap();
+            file.write_all(b"\n").unwrap();
+            assert_eq!(fs::read_to_string(&path).unwrap(), text);
+        }
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o600);
+    }
+
+    #[test]
+    fn what_has_the_name_of_a_day_and_is_no_file_of_ours_is_refused_each_day_until_it_is_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let victim = dir.path().join("victim");
+        fs::write(&victim, "kept").unwrap();
+        let mut running = DailyFile::open(dir.path()).unwrap();
+        running.today = || today() + 1;
+        let path = dir.path().join(format!("lastcall.{}.log", date(today() + 1)));
+        let link = |to: &str| std::os::unix::fs::symlink(to, &path).unwrap();
+        let fifo = || {
+            use rustix::fs::{CWD, FileType, Mode, mknodat};
+            mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        };
+        for (make, why) in [
+            (&(|| link("victim")) as &dyn Fn(), "is a symbolic link"),
+            (&|| link("nothing"), "is a symbolic link"),
+            (&|| link("/dev/null"), "is a symbolic link"),
+            (&fifo, "is not a regular file"),
+            (&|| fs::create_dir(&path).unwrap(), "is not a regular file"),
+        ] {
+            make();
+            running.retry = None;
+            let error = running.write_all(b"line\n").unwrap_err().to_string();
+            assert!(error.contains(why), "{error}");
+            fs::remove_file(&path).or_else(|_| fs::remove_dir(&path)).unwrap();
+        }
+        assert_eq!(fs::read_to_string(&victim).unwrap(), "kept");
+        assert!(!dir.path().join("nothing").exists());
+        running.retry = None;
+        running.write_all(b"line\n").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "line\n");
+    }
+
+    #[test]
+    fn a_day_has_a_name_whatever_the_clock_says() {
+        assert_eq!((date(0).as_str(), date(20_484).as_str()), ("1970-01-01", "2026-01-31"));
+        assert_eq!((date(2_932_896).as_str(), date(u64::MAX).as_str()), ("9999-12-30", "9999-12-30"));
     }
 }

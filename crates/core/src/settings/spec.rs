@@ -241,7 +241,13 @@ pub const SPECS: [Spec; 29] = [
         Some("\"auto\""),
         "pretty, json, or auto: pretty on a terminal, else json",
     ),
-    spec("log_dir", LOGGING, "FOLDER", None, "Folder for log files too, a new one each day"),
+    spec(
+        "log_dir",
+        LOGGING,
+        "FOLDER",
+        None,
+        "Folder for log files too, a new one each day (UTC); none is ever removed",
+    ),
 ];
 
 #[cfg(test)]
