@@ -49,21 +49,35 @@ impl Ingress {
         let SuspendedIngress { http, notifier } = suspended;
         let manager = || self.manager.clone();
         let notifier = self.notification_interval.map(|every| Notifier::start(manager(), every, notifier));
-        let (router, refusals) = (self.router.clone(), self.refusals.clone());
-        let http = HttpServer::start(http, router, manager(), self.keep_alive_timeout, refusals);
-        *self.running() = Some(Running { http, notifier });
+        *self.running() = Some(Running { http: self.start_http(http), notifier });
     }
 
     /// Stops accepting, finishes the requests in flight and stops the notifier: nothing is published after this.
     /// Returns `None` if it was suspended already.
+    ///
+    /// # Errors
+    /// When the accept loop or the notifier has failed, which ends the process ([`VitalTasks`](lastcall_websockets::VitalTasks)).
+    /// Until then, the HTTP server continues if it can.
     pub(crate) async fn suspend(&self, timeouts: StopTimeouts) -> anyhow::Result<Option<SuspendedIngress>> {
         let Some(Running { http, notifier }) = self.running().take() else { return Ok(None) };
-        let http = http.stop(timeouts).await.context("the HTTP server had failed")?;
-        let notifier = match notifier {
-            Some(notifier) => notifier.stop().await.context("the notifier had failed")?,
-            None => NotifierState::default(),
+        // The listening socket is lost with it.
+        let http = http.stop(timeouts).await.context("the accept loop has failed")?;
+        let stopped = match notifier {
+            Some(notifier) => notifier.stop().await,
+            None => Ok(NotifierState::default()),
         };
-        Ok(Some(SuspendedIngress { http, notifier }))
+        match stopped {
+            Ok(notifier) => Ok(Some(SuspendedIngress { http, notifier })),
+            Err(error) => {
+                *self.running() = Some(Running { http: self.start_http(http), notifier: None });
+                Err(error).context("the notifier has failed")
+            }
+        }
+    }
+
+    fn start_http(&self, state: ListenerState) -> HttpServer {
+        let (router, manager, refusals) = (self.router.clone(), self.manager.clone(), self.refusals.clone());
+        HttpServer::start(state, router, manager, self.keep_alive_timeout, refusals)
     }
 
     fn running(&self) -> MutexGuard<'_, Option<Running>> {

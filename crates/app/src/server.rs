@@ -24,7 +24,7 @@ use lastcall_handover::{
     failpoint::{self, Step},
 };
 use lastcall_lifecycle::{ExitReason, Hooks, Lifecycle, NewProcess, Signal, Signals, is_in_foreground};
-use lastcall_websockets::{ConnectionManager, NotifierState, Phases};
+use lastcall_websockets::{ConnectionManager, NotifierState, Phases, VitalTasks};
 use tokio::{task::spawn_blocking, time::timeout};
 use tracing::{info, warn};
 
@@ -85,16 +85,17 @@ pub(crate) async fn run(
         Some(said) => said == "1",
         None => is_in_foreground(),
     };
-    let signals = Signals::listen(in_foreground).context("cannot handle signals")?;
+    let vital_tasks = VitalTasks::with_failpoint(failpoint::hit_task);
+    let signals = Signals::listen(in_foreground, &vital_tasks).context("cannot handle signals")?;
     let handover = match handover {
         Some(descriptor) => Some(IncomingHandover::connect(descriptor, files).await?),
         None => None,
     };
     let Prepared { page, listener } = prepare(loaded, handover, unusable).await?;
     let phases = Phases::default();
-    let started = ConnectionManager::start(config::manager(settings)?, phases.clone(), |delivery| {
-        Arc::new(MemoryBroker::new(config::broker(settings), delivery))
-    });
+    let new_broker = |delivery| Arc::new(MemoryBroker::new(config::broker(settings), delivery));
+    let manager_config = config::manager(settings)?;
+    let started = ConnectionManager::start(manager_config, phases.clone(), vital_tasks.clone(), new_broker);
     let (manager, broker) = started.context("cannot start the event loops")?;
     let path = settings.history_file.clone();
     let history_file = path.map(|path| HistoryFile::new(path, settings.history_bytes));
@@ -138,8 +139,9 @@ pub(crate) async fn run(
     let hooks = Hooks::default()
         .add("history", HOOK_TIMEOUT, {
             let expiry = history::expire(Arc::clone(&broker), config::broker(settings));
-            async {
-                let expiry = tokio::spawn(expiry);
+            let vital_tasks = vital_tasks.clone();
+            async move {
+                let expiry = vital_tasks.spawn("the expiry of the history", expiry);
                 Ok(async move {
                     expiry.abort();
                     Ok(())
@@ -163,7 +165,7 @@ pub(crate) async fn run(
     let takes_over = served_before.is_some();
     let life = Lifecycle::start(hooks, phases, signals.clone(), takes_over).await?;
     if let Role::Supervised(link) = &mut role {
-        link.serve(signals.clone()).context("cannot use the link to the supervisor")?;
+        link.serve(signals.clone(), &vital_tasks).context("cannot use the link to the supervisor")?;
         failpoint::hit(Step::Reported);
     }
     if let Some((frozen_at, old_process)) = served_before {
@@ -193,6 +195,7 @@ pub(crate) async fn run(
                 control_path(settings, address),
                 matches!(settings.runtime_dir, RuntimeDir::Default(_)),
                 inherited_control,
+                &vital_tasks,
             )),
         },
         handover: OutgoingHandover {

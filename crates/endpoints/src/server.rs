@@ -77,7 +77,9 @@ impl HttpServer {
         let shortage = DescriptorShortage::new(shared.refusals.clone());
         // Unconstrained: it takes all connections that wait before other tasks run. A handshake takes longer than
         // to connect does, and the backlog would overflow meanwhile.
-        let accepting = tokio::spawn(unconstrained(accept::accept(state, shortage, Arc::clone(&shared))));
+        let vital_tasks = shared.manager.vital_tasks().clone();
+        let accepting = accept::accept(state, shortage, Arc::clone(&shared));
+        let accepting = vital_tasks.spawn("the accept loop", unconstrained(accepting));
         Self { shared, accepting }
     }
 

@@ -6,7 +6,7 @@ use std::{
 };
 
 use lastcall_core::phase::Phase;
-use lastcall_websockets::{ConnectionManager, GracefulShutdown, Phases, ShutdownConfig};
+use lastcall_websockets::{ConnectionManager, GracefulShutdown, Phases, ShutdownConfig, VitalTasks};
 use tokio::time::sleep;
 use tracing::{error, warn};
 
@@ -22,7 +22,7 @@ use crate::{
 pub enum ExitReason {
     /// It was asked to end, and everything has stopped in order.
     Graceful,
-    /// A shutdown hook has failed, or an event loop; the log says which.
+    /// A shutdown hook has failed, or a vital task; the log says which.
     Failed,
     /// The third signal: nothing is waited for.
     Immediate(Signal),
@@ -72,9 +72,9 @@ impl Lifecycle {
                 warn!(signal = signal.name(), "third signal: exiting at once");
                 ExitReason::Immediate(signal)
             }
-            never = end_after_failure(&manager, &signals) => match never {},
+            never = end_after_failure(manager.vital_tasks(), &signals) => match never {},
             reason = self.run_to_completion(manager.clone(), shutdown, upgrade) => match reason {
-                ExitReason::Graceful if manager.has_failed() => ExitReason::Failed,
+                ExitReason::Graceful if manager.vital_tasks().has_failed() => ExitReason::Failed,
                 reason => reason,
             },
         }
@@ -142,10 +142,10 @@ async fn report_to_service_manager(phases: &Phases, max_duration: Duration) -> I
     }
 }
 
-/// Has the process end when an event loop has failed: it would serve some clients, and not others.
-async fn end_after_failure(manager: &ConnectionManager, signals: &Signals) -> Infallible {
-    manager.failed().await;
-    error!("an event loop failed: closing all connections, and ending");
+/// Has the process end when a vital task has failed: it would serve some clients and not others, or none, and seem well.
+async fn end_after_failure(vital_tasks: &VitalTasks, signals: &Signals) -> Infallible {
+    let name = vital_tasks.failed().await;
+    error!("{name} failed: closing all connections, and ending");
     signals.close_now();
     std::future::pending().await
 }

@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use lastcall_websockets::VitalTasks;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{broadcast, watch},
@@ -126,11 +127,11 @@ impl Signals {
     ///
     /// SIGHUP asks a process that was started in the foreground of a terminal to end, as its terminal is gone. It asks
     /// any other process for an upgrade, as a service manager means it. `in_foreground` is about the process that was
-    /// started first, if this one takes over from it.
+    /// started first, if this one takes over from it. The tasks that receive signals are among the `vital_tasks`.
     ///
     /// # Errors
     /// When the system does not allow a handler.
-    pub fn listen(in_foreground: bool) -> io::Result<Self> {
+    pub fn listen(in_foreground: bool, vital_tasks: &VitalTasks) -> io::Result<Self> {
         let signals = Self::new(in_foreground);
         for number in MEANINGLESS {
             // A handler is enough to keep the signal from ending the process.
@@ -139,7 +140,7 @@ impl Signals {
         for kind in Signal::ALL.into_iter().filter(|signal| !signal.is_ignored()) {
             let mut stream = signal(SignalKind::from_raw(kind.number().into()))?;
             let signals = signals.clone();
-            tokio::spawn(async move {
+            vital_tasks.spawn("the handling of signals", async move {
                 while stream.recv().await.is_some() {
                     signals.receive(kind, Via::Direct);
                 }

@@ -54,7 +54,11 @@ use crate::{
     mailboxes::Mailboxes,
     notice::ShutdownNotice,
     stats::Stats,
+    vital_tasks::VitalTasks,
 };
+
+/// The name of each loop among the vital tasks.
+pub(crate) const VITAL_NAME: &str = "an event loop";
 
 const WAKE: Token = Token(usize::MAX);
 
@@ -79,6 +83,8 @@ pub(crate) struct LoopConfig {
     pub(crate) close_timeout: Duration,
     /// `None`: no pings.
     pub(crate) heartbeat: Option<HeartbeatConfig>,
+    /// For its failpoint.
+    pub(crate) vital_tasks: VitalTasks,
 }
 
 pub(crate) struct EventLoop {
@@ -149,18 +155,20 @@ impl EventLoop {
 
     /// Serves until [`LoopCommand::Stop`](crate::mailbox::LoopCommand::Stop), and then ends the connections that are
     /// left.
-    pub(crate) fn run(mut self) {
+    ///
+    /// # Errors
+    /// When the sockets cannot be polled any more.
+    pub(crate) fn run(mut self) -> io::Result<()> {
         let mut events = Events::with_capacity(EVENTS);
-        while !self.stopped {
-            if let Err(error) = self.iterate(&mut events) {
-                tracing::error!(%error, "an event loop cannot continue: its clients are cut off");
-                break;
-            }
+        let mut served = Ok(());
+        while served.is_ok() && !self.stopped {
+            served = self.iterate(&mut events);
         }
         self.end_all_subscriptions();
         for slot in self.connections.drain() {
             slot.connection.finish(Disconnect::Forced);
         }
+        served
     }
 
     /// Runs one iteration. Blocks until there is something to do.
@@ -169,6 +177,9 @@ impl EventLoop {
         let polled = self.config.poll.poll(events, timeout);
         let woke_at = Instant::now();
         self.timers.clock().after_wait(woke_at, timeout);
+        if self.config.vital_tasks.failpoint(VITAL_NAME) {
+            return Err(io::Error::other("a test has it fail"));
+        }
         match polled {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(()),

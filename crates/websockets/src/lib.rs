@@ -11,6 +11,7 @@
 //! - [`GracefulShutdown`] (`shutdown`) is the whole drain: delay, notice, reminders, spread closes, deadline. It uses
 //!   `notice` (what clients are told) and `close_schedule` (in which order and when a loop closes its connections).
 //! - [`Phases`] (`phases`) publishes the phase of the process. The drain moves it, and admission reads it.
+//! - [`VitalTasks`] (`vital_tasks`) watches the tasks and threads that must not end by themselves, here and in the crates above.
 //!
 //! # Between the manager and the event loops
 //!
@@ -68,6 +69,7 @@ mod protocol;
 mod shutdown;
 mod snapshot;
 mod stats;
+mod vital_tasks;
 mod wire_form;
 
 pub use admission::{AdmitError, ConnectionCounts, Permit};
@@ -75,13 +77,14 @@ pub use client_id::ClientId;
 pub use event_loop::HeartbeatConfig;
 pub use handshake::{ChannelRequest, Handshake, MAX_CHANNELS};
 pub use lastcall_broker::{ChannelInfo, IdempotencyKey, Published, Since, Usage};
-pub use manager::{ConnectionManager, ManagerConfig, PublishError, PublishRequest};
+pub use manager::{ConnectionManager, LoopEnded, ManagerConfig, PublishError, PublishRequest};
 pub use notifier::{Notifier, NotifierState};
 pub use phases::Phases;
 pub use protocol::message_of;
 pub use shutdown::{GracefulShutdown, ShutdownConfig};
 pub use snapshot::{ConnectionSnapshot, Frozen, ManagerSnapshot};
 pub use stats::{Histogram, Stats};
+pub use vital_tasks::VitalTasks;
 pub use wire_form::WireForm;
 
 /// The decoder, for the fuzzer only: it is not part of the interface.

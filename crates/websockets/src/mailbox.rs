@@ -57,6 +57,8 @@ pub(crate) struct Mailbox {
     bytes: usize,
     /// Whether the loop has been woken and has not emptied its mailbox since: it need not be woken again.
     wake_pending: bool,
+    /// Whether the loop has ended: nothing is taken in.
+    closed: bool,
 }
 
 impl Mailbox {
@@ -74,16 +76,35 @@ impl Mailbox {
         self.new_connections.len()
     }
 
+    /// Takes nothing in from now on, as the loop has ended. Returns what was in the mailbox, to be dropped: whoever waits for
+    /// an answer to it waits no longer.
+    pub(crate) fn close(&mut self) -> Self {
+        std::mem::replace(self, Self { closed: true, ..Self::default() })
+    }
+
+    /// Returns true if the loop has ended.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed
+    }
+
+    /// Adds a connection. The mailbox must not be closed: a connection that is dropped locks more than the mailboxes.
     pub(crate) fn push_connection(&mut self, connection: NewConnection) {
+        debug_assert!(!self.closed);
         self.new_connections.push_back(connection);
         self.assigned += 1;
     }
 
     pub(crate) fn push_command(&mut self, command: LoopCommand) {
+        if self.closed {
+            return;
+        }
         self.entries.push_back(Entry::Command(command, self.assigned));
     }
 
     pub(crate) fn push_attachment(&mut self, attachment: Attachment) {
+        if self.closed {
+            return;
+        }
         self.entries.push_back(Entry::Attach(Box::new(attachment)));
         self.attachments += 1;
     }
@@ -95,6 +116,9 @@ impl Mailbox {
         publications: &[Arc<EncodedPublication>],
         bytes: usize,
     ) {
+        if self.closed {
+            return;
+        }
         let entries = publications.iter().cloned();
         self.entries.extend(entries.map(|entry| Entry::Publication(channel.clone(), entry)));
         self.bytes += bytes;
@@ -117,7 +141,7 @@ impl Mailbox {
 
     /// Wakes the loop, unless it has been woken since it emptied the mailbox.
     pub(crate) fn wake(&mut self, waker: &Waker) {
-        if self.wake_pending {
+        if self.wake_pending || self.closed {
             return;
         }
         match waker.wake() {

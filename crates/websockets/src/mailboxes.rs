@@ -113,12 +113,22 @@ impl Mailboxes {
         }
     }
 
-    /// Gives a connection to one of the loops without waking it. Returns what wakes the loop when it is dropped; `None`: a
-    /// wake is deferred already, and it is for this connection, too.
+    /// Gives a connection to one of the loops without waking it; drops it if all loops have ended. Returns what wakes the loop
+    /// when it is dropped; `None`: a wake is deferred already, and it is for this connection, too.
     pub(crate) fn assign(self: &Arc<Self>, connection: NewConnection) -> Option<DeferredWake> {
         let mut state = self.lock();
         let mailboxes = &mut state.mailboxes;
-        let index = self.placement.choose(|index| mailboxes[index].new_connections());
+        let waiting = |index: usize| match mailboxes[index].is_closed() {
+            true => usize::MAX,
+            false => mailboxes[index].new_connections(),
+        };
+        let index = self.placement.choose(waiting);
+        if mailboxes[index].is_closed() {
+            // Not under the lock: its permit has one of its own.
+            drop(state);
+            drop(connection);
+            return None;
+        }
         mailboxes[index].push_connection(connection);
         self.defer(&mut state)
     }
@@ -164,6 +174,23 @@ impl Mailboxes {
         let mut state = self.lock();
         let mailboxes = &mut state.mailboxes;
         let batch = mailboxes[index].take();
+        self.return_capacity(mailboxes);
+        batch
+    }
+
+    /// Closes the mailbox of a loop that has ended: nothing is taken in for it, nobody waits for it, and what was in it is
+    /// dropped.
+    pub(crate) fn close(&self, index: usize) {
+        let mut state = self.lock();
+        let left = state.mailboxes[index].close();
+        self.return_capacity(&mut state.mailboxes);
+        // Not under the lock: permits have one of their own.
+        drop(state);
+        drop(left);
+    }
+
+    /// Has publishers continue if all mailboxes have room again.
+    fn return_capacity(&self, mailboxes: &mut [Mailbox]) {
         if !self.has_capacity() && mailboxes.iter().all(|mailbox| mailbox.bytes() <= LOW_WATER_MARK) {
             self.full.store(false, Ordering::Relaxed);
             self.capacity_returned.notify_waiters();
@@ -172,7 +199,6 @@ impl Mailboxes {
                 mailbox.wake(waker);
             }
         }
-        batch
     }
 
     /// Takes only new connections of loop `index`: see [`Mailbox::take_new_connections`]. The loop calls [`Mailboxes::take`]

@@ -22,7 +22,7 @@ use crate::{
     client_id::ClientId,
     codec::CloseReason,
     connection::ConnectionConfig,
-    event_loop::{EventLoop, HeartbeatConfig, LoopConfig},
+    event_loop::{EventLoop, HeartbeatConfig, LoopConfig, VITAL_NAME},
     handshake::Handshake,
     mailbox::{ConnectionSource, LoopCommand, NewConnection},
     mailbox_delivery::MailboxDelivery,
@@ -32,6 +32,7 @@ use crate::{
     placement::CONNECTIONS_PER_LOOP,
     snapshot::{ConnectionSnapshot, Frozen, ManagerSnapshot, ReadsPaused},
     stats::Stats,
+    vital_tasks::VitalTasks,
 };
 
 /// The settings of the connection manager.
@@ -135,19 +136,24 @@ struct Inner {
     /// The statistics of the processes before this one.
     previous_stats: OnceLock<Stats>,
     threads: Mutex<Vec<JoinHandle<()>>>,
-    /// Whether an event loop has panicked.
-    failed: watch::Sender<bool>,
+    vital_tasks: VitalTasks,
 }
 
+/// An event loop has ended, by a failure or because it was stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("an event loop has ended")]
+pub struct LoopEnded;
+
 impl ConnectionManager {
-    /// Starts the event loops. Connections are admitted as long as the phase allows it. `broker` makes the broker that
-    /// delivers to them, which is returned, too.
+    /// Starts the event loops, which are among the `vital_tasks`. Connections are admitted as long as the phase allows it.
+    /// `broker` makes the broker that delivers to them, which is returned, too.
     ///
     /// # Errors
     /// When the system gives no epoll instance or no thread.
     pub fn start<B: Broker + 'static>(
         config: ManagerConfig,
         phases: Phases,
+        vital_tasks: VitalTasks,
         broker: impl FnOnce(Box<dyn Delivery>) -> Arc<B>,
     ) -> io::Result<(Self, Arc<B>)> {
         let mut polls = Vec::new();
@@ -169,7 +175,7 @@ impl ConnectionManager {
                 broker: Arc::clone(&broker),
                 previous_stats: OnceLock::new(),
                 threads: Mutex::default(),
-                failed: watch::Sender::new(false),
+                vital_tasks: vital_tasks.clone(),
             }),
         };
         for (index, poll) in polls.into_iter().enumerate() {
@@ -180,13 +186,19 @@ impl ConnectionManager {
                 budget: Arc::clone(&budget),
                 close_timeout: config.close_timeout,
                 heartbeat: config.heartbeat,
+                vital_tasks: vital_tasks.clone(),
             };
             let event_loop = EventLoop::new(setup, Arc::clone(&mailboxes), Arc::clone(&broker));
-            let failed = manager.inner.failed.clone();
+            let (vital_tasks, mailboxes) = (vital_tasks.clone(), Arc::clone(&mailboxes));
             let run = move || {
-                // The panic drops the loop's connections: their state cannot be trusted any more.
-                if panic::catch_unwind(AssertUnwindSafe(|| event_loop.run())).is_err() {
-                    failed.send_replace(true);
+                // A panic drops the loop's connections: their state cannot be trusted any more.
+                let ended = panic::catch_unwind(AssertUnwindSafe(|| event_loop.run()));
+                mailboxes.close(index);
+                if let Ok(Err(error)) = &ended {
+                    tracing::error!(%error, "an event loop cannot continue: its clients are cut off");
+                }
+                if !matches!(ended, Ok(Ok(()))) {
+                    vital_tasks.fail(VITAL_NAME);
                 }
             };
             let spawned = thread::Builder::new().name(format!("event-loop-{index}")).spawn(run);
@@ -229,7 +241,14 @@ impl ConnectionManager {
 
     /// Continues with the connections of the old process, and waits until each is subscribed to its channels: what is
     /// published after this is for them. To be called once, before any connection is admitted.
-    pub async fn restore(&self, state: ManagerSnapshot, connections: Vec<(OwnedFd, ConnectionSnapshot)>) {
+    ///
+    /// # Errors
+    /// When an event loop has ended, with its part of the connections.
+    pub async fn restore(
+        &self,
+        state: ManagerSnapshot,
+        connections: Vec<(OwnedFd, ConnectionSnapshot)>,
+    ) -> Result<(), LoopEnded> {
         let ManagerSnapshot { stats, by_client, by_server, forced } = state;
         // An error means that this is not the first call.
         let _ = self.inner.previous_stats.set(stats);
@@ -237,7 +256,7 @@ impl ConnectionManager {
         let permits = self.inner.admission.restore(totals, connections.len());
         // What a client says is published once all connections are subscribed.
         let reads_paused = ReadsPaused(Arc::clone(&self.inner.mailboxes));
-        self.acknowledged(LoopCommand::PauseReads).await;
+        self.acknowledged(LoopCommand::PauseReads).await?;
         // Dropped at the end, which wakes the loops once for all connections.
         let mut wake = None;
         for ((socket, state), permit) in connections.into_iter().zip(permits) {
@@ -247,27 +266,33 @@ impl ConnectionManager {
         }
         drop(wake);
         // A loop registers new connections before it does anything that came after them.
-        self.acknowledged(LoopCommand::Acknowledge).await;
+        self.acknowledged(LoopCommand::Acknowledge).await?;
         drop(reads_paused);
+        Ok(())
     }
 
-    /// Sends a command to all loops and waits until each has acknowledged it. Returns `None` if a loop has ended.
-    async fn acknowledged(&self, command: impl FnOnce(mpsc::Sender<()>) -> LoopCommand) -> Option<()> {
+    /// Sends a command to all loops and waits until each has acknowledged it.
+    async fn acknowledged(
+        &self,
+        command: impl FnOnce(mpsc::Sender<()>) -> LoopCommand,
+    ) -> Result<(), LoopEnded> {
         let loops = self.inner.mailboxes.loops();
         let (ack, mut acks) = mpsc::channel(loops);
         self.inner.mailboxes.send(&command(ack));
         for _ in 0..loops {
-            acks.recv().await?;
+            acks.recv().await.ok_or(LoopEnded)?;
         }
-        Some(())
+        Ok(())
     }
 
     /// Stops all event loops once each has written, or queued, everything that was published. The caller has stopped
-    /// everything else that publishes. Returns `None` if a loop has ended. Dropping the future, or what it returns, lets
-    /// the loops continue.
+    /// everything else that publishes. Dropping the future, or what it returns, lets the loops continue.
     ///
     /// Has no timeout of its own; the caller needs one.
-    pub async fn freeze(&self) -> Option<Frozen> {
+    ///
+    /// # Errors
+    /// When a loop has ended. The others continue.
+    pub async fn freeze(&self) -> Result<Frozen, LoopEnded> {
         let loops = self.inner.mailboxes.loops();
         // Two steps: what one loop reads, the others have to write. So first all stop reading.
         let reads_paused = ReadsPaused(Arc::clone(&self.inner.mailboxes));
@@ -276,9 +301,9 @@ impl ConnectionManager {
         self.inner.mailboxes.send(&LoopCommand::Freeze(reply));
         let mut frozen = Vec::new();
         for _ in 0..loops {
-            frozen.push(replies.recv().await?);
+            frozen.push(replies.recv().await.ok_or(LoopEnded)?);
         }
-        Some(Frozen {
+        Ok(Frozen {
             loops: frozen,
             previous_stats: self.inner.previous_stats.get().cloned().unwrap_or_default(),
             counts: self.counts(),
@@ -286,18 +311,21 @@ impl ConnectionManager {
         })
     }
 
-    /// Returns the statistics of all loops and of the processes before this one; `None` if a loop has ended.
+    /// Returns the statistics of all loops and of the processes before this one.
     ///
     /// Has no timeout of its own; the caller needs one.
-    pub async fn stats(&self) -> Option<Stats> {
+    ///
+    /// # Errors
+    /// When a loop has ended.
+    pub async fn stats(&self) -> Result<Stats, LoopEnded> {
         let loops = self.inner.mailboxes.loops();
         let (reply, mut replies) = mpsc::channel(loops);
         self.inner.mailboxes.send(&LoopCommand::CollectStats(reply));
         let mut stats = self.inner.previous_stats.get().cloned().unwrap_or_default();
         for _ in 0..loops {
-            stats.add(&replies.recv().await?);
+            stats.add(&replies.recv().await.ok_or(LoopEnded)?);
         }
-        Some(stats)
+        Ok(stats)
     }
 
     /// Publishes, and returns the results in the order of the requests. Waits while the mailboxes are full. See
@@ -387,16 +415,9 @@ impl ConnectionManager {
         let _ = self.watch().wait_for(|counts| counts.connections == 0).await;
     }
 
-    /// Waits until an event loop has panicked, which is a bug. Its connections are lost and the loop is not restarted:
-    /// the process should end.
-    pub async fn failed(&self) {
-        // An error means that the sender is gone, and `self` holds it.
-        let _ = self.inner.failed.subscribe().wait_for(|failed| *failed).await;
-    }
-
-    /// Returns true if an event loop has panicked.
-    pub fn has_failed(&self) -> bool {
-        *self.inner.failed.borrow()
+    /// Returns the tasks without which this server does not work.
+    pub fn vital_tasks(&self) -> &VitalTasks {
+        &self.inner.vital_tasks
     }
 
     /// Ends the event loops, which close the sockets that are left. Blocks for one iteration of a loop, until the threads

@@ -42,7 +42,8 @@ impl Notifier {
     /// Sends a notification every `interval`, the first one after that time or when `state` says so.
     pub fn start(manager: ConnectionManager, interval: Duration, state: NotifierState) -> Self {
         let (stop, stopped) = oneshot::channel();
-        Self { stop, task: tokio::spawn(notify(manager, interval, state, stopped)) }
+        let tasks = manager.vital_tasks().clone();
+        Self { stop, task: tasks.spawn("the notifier", notify(manager, interval, state, stopped)) }
     }
 
     /// Stops, and returns where it has stopped. A notification that waits for the event loops is left to the notifier
@@ -117,13 +118,17 @@ mod tests {
         codec::CloseReason,
         manager::{ManagerConfig, tests::memory_broker},
         phases::Phases,
+        vital_tasks::VitalTasks,
     };
 
     const INTERVAL: Duration = Duration::from_secs(10);
 
     fn start(state: NotifierState) -> (ConnectionManager, Notifier) {
         let config = ManagerConfig { event_loops: 1, ..ManagerConfig::default() };
-        let manager = ConnectionManager::start(config, Phases::default(), memory_broker).unwrap().0;
+        let manager =
+            ConnectionManager::start(config, Phases::default(), VitalTasks::default(), memory_broker)
+                .unwrap()
+                .0;
         (manager.clone(), Notifier::start(manager, INTERVAL, state))
     }
 

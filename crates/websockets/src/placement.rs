@@ -27,10 +27,12 @@ impl Placement {
     }
 
     /// Returns the loop for one more connection: the first that has fewer than `connections_per_loop`, or else the one
-    /// that has the fewest. `waiting` returns how many connections wait for a loop, which has not counted them yet.
+    /// that has the fewest. `waiting` returns how many connections wait for a loop, which has not counted them yet; a loop for which
+    /// that is `usize::MAX` is the last to be chosen.
     pub(crate) fn choose(&self, waiting: impl Fn(usize) -> usize) -> usize {
         let loads = self.loads.iter().enumerate();
-        let loads = loads.map(|(index, load)| (index, load.load(Ordering::Relaxed) + waiting(index)));
+        let loads =
+            loads.map(|(index, load)| (index, load.load(Ordering::Relaxed).saturating_add(waiting(index))));
         let first = loads.clone().find(|(_, load)| *load < self.connections_per_loop);
         first.or_else(|| loads.min_by_key(|(_, load)| *load)).map_or(0, |(index, _)| index)
     }

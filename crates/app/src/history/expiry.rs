@@ -1,23 +1,31 @@
 //! Has the broker drop what is too old while nothing is published.
 
-use std::{sync::Arc, time::Duration};
+use std::{convert::Infallible, future::pending, panic::resume_unwind, sync::Arc, time::Duration};
 
 use lastcall_broker::{Config, MemoryBroker};
-use tokio::{task::spawn_blocking, time::sleep};
+use tokio::{
+    task::{JoinError, spawn_blocking},
+    time::sleep,
+};
 
 /// The shortest time from one look to the next one: what expires meanwhile is not recovered any more, and only costs
 /// memory.
 const MIN_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Drops what is too old whenever there is something. Returns only when the broker has panicked, which the log says.
-pub(crate) async fn expire(broker: Arc<MemoryBroker>, config: Config) {
+/// Drops what is too old whenever there is something. Panics when the broker does.
+pub(crate) async fn expire(broker: Arc<MemoryBroker>, config: Config) -> Infallible {
     // What is published after a look is not too old before this time is over.
     let ttls = config.namespaces.iter().map(|namespace| namespace.retention.ttl);
     let shortest_ttl = ttls.fold(config.retention.ttl, Duration::min);
     loop {
         let looking = Arc::clone(&broker);
         // A channel for each of many clients may be too old at once, so this may take a while.
-        let Ok(next) = spawn_blocking(move || looking.expire()).await else { return };
+        let next = match spawn_blocking(move || looking.expire()).await.map_err(JoinError::try_into_panic) {
+            Ok(next) => next,
+            Err(Ok(panic)) => resume_unwind(panic),
+            // The runtime is shutting down.
+            Err(Err(_)) => pending().await,
+        };
         sleep(next.unwrap_or(shortest_ttl).min(shortest_ttl).max(MIN_INTERVAL)).await;
     }
 }

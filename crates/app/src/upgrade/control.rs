@@ -10,6 +10,7 @@ mod watch;
 use std::path::PathBuf;
 
 use lastcall_handover::ControlSocket;
+use lastcall_websockets::VitalTasks;
 use tokio::{sync::mpsc, task::JoinHandle, time::timeout};
 use tracing::warn;
 
@@ -30,15 +31,21 @@ pub(crate) struct ControlServer {
 
 impl ControlServer {
     /// Accepts connections at `path`: at the socket of the old process if there is one, or at a new one, which is made
-    /// now or when that becomes possible, and again when it is removed. `is_default`: its folder was not set.
-    pub(crate) fn start(path: PathBuf, is_default: bool, inherited: Option<ControlSocket>) -> Self {
+    /// now or when that becomes possible, and again when it is removed. `is_default`: its folder was not set. What accepts
+    /// is among the `vital_tasks`.
+    pub(crate) fn start(
+        path: PathBuf,
+        is_default: bool,
+        inherited: Option<ControlSocket>,
+        vital_tasks: &VitalTasks,
+    ) -> Self {
         // Another one is for another address, or in another folder: it is removed.
         let inherited = inherited.filter(|socket| socket.path() == path);
         let socket = SharedSocket::new(inherited);
         let (sender, requests) = mpsc::channel(MAX_CONNECTIONS);
         let acceptor = Acceptor { path, is_default, socket: socket.clone(), requests: sender };
         let waiting = acceptor.prepare();
-        let accepting = tokio::spawn(acceptor.run(waiting));
+        let accepting = vital_tasks.spawn("the control socket", acceptor.run(waiting));
         Self { socket, requests, accepting }
     }
 

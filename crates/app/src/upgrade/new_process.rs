@@ -91,7 +91,7 @@ impl IncomingHandover {
         let state = server.state;
         let count = clients.len();
         let clients = clients.into_iter().map(|client| (client.socket, client.state)).collect();
-        manager.restore(state.manager, clients).await;
+        manager.restore(state.manager, clients).await?;
         broker.finish_import();
         info!(
             clients = count,

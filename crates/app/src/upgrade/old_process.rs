@@ -235,9 +235,9 @@ impl OutgoingHandover {
         let suspended = self.ingress.suspend(STOP_TIMEOUTS).await?.context("this process does not serve")?;
         let suspended = attempt.suspended.insert(suspended);
         let frozen_at = Instant::now();
-        let frozen = timeout(FREEZE_TIMEOUT, self.manager.freeze()).await.ok().flatten();
+        let frozen = timeout(FREEZE_TIMEOUT, self.manager.freeze()).await;
         let frozen =
-            frozen.with_context(|| format!("the event loops did not stop within {FREEZE_TIMEOUT:?}"))?;
+            frozen.with_context(|| format!("the event loops did not stop within {FREEZE_TIMEOUT:?}"))??;
         let frozen = attempt.frozen.insert(frozen);
         // Now, as it may have been made again meanwhile.
         let control = control.map(|control| control.copy()).transpose();

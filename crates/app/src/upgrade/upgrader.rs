@@ -43,7 +43,11 @@ impl Upgrade for Upgrader {
                 Some(new)
             }
             Err(error) => {
-                let reason = if error.is::<Disconnected>() {
+                let reason = if self.handover.manager.vital_tasks().has_failed() {
+                    let reason = format!("the server ends, as a part of it has failed: {error:#}");
+                    error!("the upgrade failed; {reason}");
+                    reason
+                } else if error.is::<Disconnected>() {
                     let reason = format!("the server continues without its clients: {error:#}");
                     error!("the upgrade failed; {reason}");
                     reason

@@ -5,7 +5,7 @@
 //! - HTTP: `http_*`, `publish`, `pages`, `pages_in_browser`, `refusals`, `proxies`.
 //! - The page in a browser: `browser`, `page_*`.
 //! - The life of the process: `startup`, `listen`, `settings`, `settings_sources`, `signals`, `drain`, `shutdown`, `parents`, `processes`,
-//!   `task_limit`, `leaks`.
+//!   `task_limit`, `leaks`, `vital_tasks`.
 //! - Upgrades: `upgrade`, `failed_upgrades`, `control`, `http_upgrade`.
 //! - What operators see: `operate` (status, health), `metrics`, `logging`, `log_lines`, `deploy`, `recipes`.
 
@@ -58,3 +58,4 @@ mod startup;
 mod support;
 mod task_limit;
 mod upgrade;
+mod vital_tasks;

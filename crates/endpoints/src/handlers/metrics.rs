@@ -57,7 +57,7 @@ struct Metrics {
 struct Process(ProcessReport);
 
 pub(crate) async fn metrics(State(state): State<Arc<AppState>>, headers: HeaderMap) -> Response {
-    let Ok(Some(stats)) = timeout(STATS_TIMEOUT, state.manager.stats()).await else {
+    let Ok(Ok(stats)) = timeout(STATS_TIMEOUT, state.manager.stats()).await else {
         return ApiError::new(
             ErrorCode::Overloaded,
             "The event loops did not answer in time; try again later.",

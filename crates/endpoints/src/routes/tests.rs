@@ -14,7 +14,7 @@ use lastcall_core::{
     phase::Phase,
     settings::{AllowedOrigins, ApiKey},
 };
-use lastcall_websockets::{ConnectionManager, Handshake, ManagerConfig, Phases};
+use lastcall_websockets::{ConnectionManager, Handshake, ManagerConfig, Phases, VitalTasks};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tower::ServiceExt;
@@ -104,10 +104,11 @@ impl Routes {
         };
         let phases = Phases::default();
         phases.enter(report.phase);
-        let (manager, _) = ConnectionManager::start(manager_config, phases, |delivery| {
-            Arc::new(MemoryBroker::new(lastcall_broker::Config::default(), delivery))
-        })
-        .unwrap();
+        let (manager, _) =
+            ConnectionManager::start(manager_config, phases, VitalTasks::default(), |delivery| {
+                Arc::new(MemoryBroker::new(lastcall_broker::Config::default(), delivery))
+            })
+            .unwrap();
         let page = Page::load(None, limits.max_message_size).unwrap();
         let state =
             AppState::new(config, manager.clone(), Box::new(Process(report)), page, Refusals::default());

@@ -102,7 +102,7 @@ mod tests {
     use std::sync::Arc;
 
     use lastcall_broker::MemoryBroker;
-    use lastcall_websockets::{ConnectionManager, ManagerConfig, Phases, WireForm};
+    use lastcall_websockets::{ConnectionManager, ManagerConfig, Phases, VitalTasks, WireForm};
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
     use super::*;
@@ -114,11 +114,13 @@ mod tests {
     fn deferred() -> (DeferredHandshake<DuplexStream>, DuplexStream, impl FnOnce()) {
         let (socket, client) = duplex(1024);
         let pending = PendingConnection::default();
-        let (manager, _) =
-            ConnectionManager::start(ManagerConfig::default(), Phases::default(), |delivery| {
-                Arc::new(MemoryBroker::new(lastcall_broker::Config::default(), delivery))
-            })
-            .unwrap();
+        let (manager, _) = ConnectionManager::start(
+            ManagerConfig::default(),
+            Phases::default(),
+            VitalTasks::default(),
+            |delivery| Arc::new(MemoryBroker::new(lastcall_broker::Config::default(), delivery)),
+        )
+        .unwrap();
         let stream = DeferredHandshake::new(socket, pending.clone());
         (stream, client, move || {
             pending.confirm(Confirmed {

@@ -94,10 +94,11 @@ impl Process {
     async fn start(stops: Result<(), &'static str>) -> Self {
         let (phases, signals, events) = (Phases::default(), Signals::new(false), Events::default());
         let config = ManagerConfig { event_loops: 1, ..ManagerConfig::default() };
-        let (manager, _) = ConnectionManager::start(config, phases.clone(), |delivery| {
-            Arc::new(MemoryBroker::new(lastcall_broker::Config::default(), delivery))
-        })
-        .unwrap();
+        let (manager, _) =
+            ConnectionManager::start(config, phases.clone(), VitalTasks::default(), |delivery| {
+                Arc::new(MemoryBroker::new(lastcall_broker::Config::default(), delivery))
+            })
+            .unwrap();
         let hooks = hooks(&events, stops);
         let lifecycle = Lifecycle::start(hooks, phases.clone(), signals.clone(), false).await.unwrap();
         assert_eq!(phases.now(), Phase::Serving);
@@ -162,6 +163,18 @@ async fn a_shutdown_hook_that_fails_is_reported() {
     let process = Process::start(Err("no")).await;
     process.signals.forwarded(Signal::Terminate);
     assert_eq!(process.ended().await.0, ExitReason::Failed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_vital_task_that_fails_closes_the_connections_and_ends_the_process() {
+    let process = Process::start(Ok(())).await;
+    let client = process.manager.admit().unwrap();
+    process.manager.vital_tasks().fail("a task");
+    process.phases.reached(Phase::Closing).await;
+    drop(client);
+    let (reason, events) = process.ended().await;
+    assert_eq!(reason, ExitReason::Failed);
+    assert_eq!(events, ["+loops", "+http", "-http", "-loops"]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -68,6 +68,7 @@ impl Harness {
         let (poll, waker): (Poll, Waker) = EventLoop::poll().unwrap();
         let mailboxes = Arc::new(Mailboxes::new(vec![waker], 1));
         let config = LoopConfig {
+            vital_tasks: crate::vital_tasks::VitalTasks::default(),
             index: 0,
             poll,
             connection: ConnectionConfig {

@@ -1,11 +1,20 @@
-use std::{collections::HashMap, net, sync::Barrier};
+use std::{
+    collections::HashMap,
+    net,
+    sync::{
+        Barrier,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
-use lastcall_core::phase::Phase;
-use serde_json::Value;
+use lastcall_broker::ReceiverSet;
+use lastcall_core::{Epoch, Publisher, phase::Phase};
+use serde_json::{Value, value::RawValue};
 use tokio::net::TcpListener;
 use tungstenite::{Message, WebSocket, protocol::Role};
 
 use super::*;
+use crate::encoded::EncodedPublication;
 
 /// A client that has made its handshake.
 type Client = WebSocket<net::TcpStream>;
@@ -19,7 +28,7 @@ pub(crate) fn memory_broker(delivery: Box<dyn Delivery>) -> Arc<lastcall_broker:
 }
 
 fn start(config: ManagerConfig) -> ConnectionManager {
-    ConnectionManager::start(config, Phases::default(), memory_broker).unwrap().0
+    ConnectionManager::start(config, Phases::default(), VitalTasks::default(), memory_broker).unwrap().0
 }
 
 /// Returns both ends of a TCP connection.
@@ -65,17 +74,67 @@ async fn a_client_is_welcomed_with_its_id_and_closed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_event_loop_that_panics_is_reported_and_its_clients_are_disconnected() {
+async fn an_event_loop_that_panics_is_noticed_and_its_clients_are_disconnected() {
     let manager = start(ManagerConfig { event_loops: 2, ..ManagerConfig::default() });
     let (mut client, _) = connect(&manager).await;
     read(&mut client);
-    assert!(!manager.has_failed());
-    manager.inner.mailboxes.send(&LoopCommand::Panic);
-    manager.failed().await;
-    assert!(manager.has_failed());
+    assert!(!manager.vital_tasks().has_failed());
+    manager.inner.mailboxes.send_to(0, LoopCommand::Panic);
+    assert_eq!(manager.vital_tasks().failed().await, VITAL_NAME);
     assert!(client.read().is_err());
     manager.wait_until_empty().await;
+    assert_an_ended_loop_keeps_nobody_waiting(&manager).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_loop_that_cannot_poll_is_noticed_and_its_clients_are_disconnected() {
+    static FAILS: AtomicUsize = AtomicUsize::new(0);
+    let vital_tasks = VitalTasks::with_failpoint(|_| {
+        FAILS.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok()
+    });
+    let config = ManagerConfig { event_loops: 2, ..ManagerConfig::default() };
+    let started = ConnectionManager::start(config, Phases::default(), vital_tasks, memory_broker);
+    let manager = started.unwrap().0;
+    let (mut client, _) = connect(&manager).await;
+    read(&mut client);
+    // From here on, neither loop has anything to do.
+    manager.stats().await.unwrap();
+    FAILS.store(1, Ordering::Relaxed);
+    manager.inner.mailboxes.send_to(0, LoopCommand::Remind);
+    assert_eq!(manager.vital_tasks().failed().await, VITAL_NAME);
+    assert!(client.read().is_err());
+    manager.wait_until_empty().await;
+    assert_an_ended_loop_keeps_nobody_waiting(&manager).await;
+}
+
+/// Asserts that publishers do not wait for the first of two loops, which has ended, nor anybody for its answer; and that
+/// new clients get the other one.
+async fn assert_an_ended_loop_keeps_nobody_waiting(manager: &ConnectionManager) {
+    let mut waits_for_it = mpsc::channel(1);
+    manager.inner.mailboxes.send_to(0, LoopCommand::Acknowledge(waits_for_it.0));
+    assert_eq!(waits_for_it.1.recv().await, None);
+    assert_eq!(manager.stats().await.unwrap_err(), LoopEnded);
+    assert_eq!(manager.freeze().await.unwrap_err(), LoopEnded);
+    assert_eq!(manager.restore(ManagerSnapshot::default(), Vec::new()).await.unwrap_err(), LoopEnded);
+    // To the ended one, too: far more than a mailbox has room for.
+    let bytes = "1".repeat(1 << 20);
+    let publication = Publication::new(Publisher::Api, RawValue::from_string(bytes).unwrap());
+    let publication = Arc::new(EncodedPublication::new(Epoch::default(), Arc::new(publication)));
+    let mut receivers = ReceiverSet::default();
+    receivers.insert(0);
+    for _ in 0..4 {
+        manager.inner.mailboxes.publish(&ChannelName::broadcast(), &[Arc::clone(&publication)], receivers);
+    }
+    assert!(manager.inner.mailboxes.has_capacity());
+    let (mut client, _) = connect(manager).await;
+    assert_eq!(read(&mut client)["type"], "welcome");
+    // Two connections of one client count as one load: none may wait for the ended loop.
+    let (mut another, _) = connect(manager).await;
+    assert_eq!(read(&mut another)["type"], "welcome");
     manager.stop();
+    assert_eq!(manager.count(), 0);
+    drop(connect(manager).await);
+    manager.wait_until_empty().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -178,7 +237,7 @@ async fn hand_over(old: &ConnectionManager, config: ManagerConfig) -> Connection
     let connections =
         frozen.connections().map(|(socket, state)| (socket.try_clone_to_owned().unwrap(), state)).collect();
     let new = start(config);
-    new.restore(frozen.manager(), connections).await;
+    new.restore(frozen.manager(), connections).await.unwrap();
     frozen.release();
     old.stop();
     new

@@ -22,6 +22,7 @@ use crate::{
     manager::tests::memory_broker,
     manager::{ManagerConfig, PublishError, PublishRequest},
     phases::Phases,
+    vital_tasks::VitalTasks,
 };
 
 /// The log lines, each with the second at which it was written, by the paused clock.
@@ -80,7 +81,7 @@ fn manager() -> ConnectionManager {
     let phases = Phases::default();
     phases.enter(Phase::Serving);
     let config = ManagerConfig { event_loops: 1, ..ManagerConfig::default() };
-    ConnectionManager::start(config, phases, memory_broker).unwrap().0
+    ConnectionManager::start(config, phases, VitalTasks::default(), memory_broker).unwrap().0
 }
 
 fn permits(manager: &ConnectionManager, count: usize) -> Vec<Permit> {

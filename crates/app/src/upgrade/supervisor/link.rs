@@ -10,6 +10,7 @@ use std::{
 };
 
 use lastcall_lifecycle::{Signal, Signals};
+use lastcall_websockets::VitalTasks;
 use rustix::process::Pid;
 use tokio::{io::AsyncReadExt, task::JoinHandle};
 use tracing::{debug, error};
@@ -44,16 +45,18 @@ impl Link {
         &self.descriptor
     }
 
-    /// Tells the supervisor that this process serves, and takes signals from it from now on.
+    /// Tells the supervisor that this process serves, and takes signals from it from now on. The task that does is among
+    /// the `vital_tasks`.
     ///
     /// # Errors
     /// When the descriptor cannot be used.
-    pub(crate) fn serve(&mut self, signals: Signals) -> io::Result<()> {
+    pub(crate) fn serve(&mut self, signals: Signals, vital_tasks: &VitalTasks) -> io::Result<()> {
         let stream = UnixStream::from(self.descriptor.try_clone()?);
         stream.set_nonblocking(true)?;
         self.report();
         let stream = tokio::net::UnixStream::from_std(stream)?;
-        self.receiving = Some(tokio::spawn(receive_signals(stream, signals)));
+        self.receiving =
+            Some(vital_tasks.spawn("the link to the supervisor", receive_signals(stream, signals)));
         Ok(())
     }
 

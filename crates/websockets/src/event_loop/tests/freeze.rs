@@ -19,7 +19,7 @@ struct Running {
 impl Running {
     fn start(harness: Harness) -> Self {
         let Harness { event_loop, mailboxes, .. } = harness;
-        Self { mailboxes, thread: thread::spawn(|| event_loop.run()) }
+        Self { mailboxes, thread: thread::spawn(|| event_loop.run().unwrap()) }
     }
 
     fn freeze(&self) -> FrozenLoop {
