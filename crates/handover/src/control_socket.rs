@@ -132,6 +132,7 @@ impl ControlSocket {
         let folder = path.parent().unwrap_or(Path::new("."));
         let error = |source| SocketError::Connect { path: path.into(), source };
         let metadata = fs::metadata(folder).map_err(error)?;
+        folder::check_links(folder, metadata.uid())?;
         let uid = geteuid();
         if metadata.mode() & 0o022 != 0 || !(uid.is_root() || metadata.uid() == uid.as_raw()) {
             return Err(SocketError::not_private(folder, &metadata));
@@ -249,6 +250,33 @@ mod tests {
         new.listener().accept().unwrap();
         drop(new);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_folder_behind_another_users_link_is_refused() {
+        // Only root can give a link away.
+        if !geteuid().is_root() {
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let (own, link) = (folder.path().join("own"), folder.path().join("link"));
+        std::os::unix::fs::symlink("own", &link).unwrap();
+        for in_link in [link.clone(), link.join("below")] {
+            let path = SocketName::OwnFolder.path(&in_link);
+            fs::create_dir(&own).unwrap();
+            std::os::unix::fs::lchown(&link, Some(65534), None).unwrap();
+            let refused = |error| matches!(error, SocketError::ForeignLink { owner: 65534, .. });
+            assert!(refused(ControlSocket::bind(&path).unwrap_err()));
+            assert!(refused(ControlSocket::check_folder(&in_link, SocketName::OwnFolder).unwrap_err()));
+            assert_eq!(fs::read_dir(&own).unwrap().count(), 0);
+            std::os::unix::fs::lchown(&link, Some(0), None).unwrap();
+            let socket = ControlSocket::bind(&path).unwrap();
+            ControlSocket::connect(&path).unwrap();
+            std::os::unix::fs::lchown(&link, Some(65534), None).unwrap();
+            assert!(refused(ControlSocket::connect(&path).unwrap_err()));
+            drop(socket);
+            fs::remove_dir_all(&own).unwrap();
+        }
     }
 
     #[test]

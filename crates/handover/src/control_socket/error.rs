@@ -30,6 +30,18 @@ pub enum SocketError {
         /// Its mode.
         mode: u32,
     },
+    /// Another user decides where the folder is.
+    #[error(
+        "the way to the folder {folder} is a symbolic link of user {owner}, {link}: remove it, or choose another folder"
+    )]
+    ForeignLink {
+        /// The folder.
+        folder: PathBuf,
+        /// The link.
+        link: PathBuf,
+        /// The owner of the link.
+        owner: u32,
+    },
     /// The socket cannot be made.
     #[error("cannot listen on {path}")]
     Listen {

@@ -32,13 +32,36 @@ const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(5);
 /// When it cannot be made, or when other users could write it.
 pub(super) fn make(folder: &Path) -> Result<(), SocketError> {
     let error = |source| SocketError::Folder { folder: folder.into(), source };
+    check_links(folder, geteuid().as_raw())?;
     DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(error)?;
+    // Somebody may have made one meanwhile.
+    check_links(folder, geteuid().as_raw())?;
     let metadata = fs::metadata(folder).map_err(error)?;
     // systemd makes a RuntimeDirectory for the service's user, with mode 0755: other users may look, not write.
     if metadata.uid() == geteuid().as_raw() && metadata.mode() & 0o022 == 0 {
         return Ok(());
     }
     Err(SocketError::not_private(folder, &metadata))
+}
+
+/// Checks that no other user decides where the folder is: in `/tmp`, anybody can make a symbolic link of its name, which
+/// leads to another folder of this user's. A link of root's, of this user's, or of `owner`, whose folder it is, may be on the way.
+///
+/// # Errors
+/// When there is such a link.
+pub(super) fn check_links(folder: &Path, owner: u32) -> Result<(), SocketError> {
+    let trusted = [0, geteuid().as_raw(), owner];
+    for link in folder.ancestors() {
+        let Ok(metadata) = fs::symlink_metadata(link) else { continue };
+        if metadata.is_symlink() && !trusted.contains(&metadata.uid()) {
+            return Err(SocketError::ForeignLink {
+                folder: folder.into(),
+                link: link.into(),
+                owner: metadata.uid(),
+            });
+        }
+    }
+    Ok(())
 }
 
 /// Locks the folder against other processes that make or remove sockets, until the file is dropped.
