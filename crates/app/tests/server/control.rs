@@ -275,3 +275,72 @@ async fn root_may_upgrade_the_server_of_another_user() {
     server.signal(Signal::TERM);
     assert_eq!(server.exit_code().await, 0);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_link_of_another_user_in_the_place_of_the_folder_is_not_followed() {
+    // Only root can give a link away.
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let start = Start::default().file("victim/file", "");
+    let link = start.path("lastcall-0");
+    symlink("victim", &link).unwrap();
+    std::os::unix::fs::lchown(&link, Some(65534), None).unwrap();
+    let chosen = Start::default().env("RUNTIME_DIR", link.display()).end().await;
+    assert_eq!(chosen.code, Some(2), "{}", chosen.stderr);
+    assert!(chosen.stderr.contains("a symbolic link of user 65534"), "{}", chosen.stderr);
+    // The folder that is used where none was set is in TMPDIR.
+    let tmp = start.folder().to_owned();
+    let server = start.env("TMPDIR", tmp.display()).env_remove("RUNTIME_DIR").serve().await;
+    let line = server.logged("there is no control socket").await;
+    assert!(crate::support::message(&line).contains("a symbolic link of user 65534"), "{line}");
+    assert_eq!(fs::read_dir(tmp.join("victim")).unwrap().count(), 1);
+    server.signal(Signal::USR2);
+    server.logged("took over").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn paths_that_are_not_utf8_work_over_upgrades_and_in_what_the_command_says() {
+    use std::{ffi::OsString, os::unix::ffi::OsStringExt};
+
+    let odd = |name: &str| OsString::from_vec([name.as_bytes(), b"-\xff"].concat());
+    let programs = folder_for_programs();
+    let folder = programs.path().join(odd("folder"));
+    fs::create_dir(&folder).unwrap();
+    let program = folder.join(odd("program"));
+    install_server(&program);
+    let start = Start::default();
+    // The working directory, and the settings file, by a relative and by an absolute path; the folder of the control socket.
+    let below = start.path("").join(odd("below"));
+    fs::create_dir(&below).unwrap();
+    let config = below.join(odd("settings"));
+    fs::write(&config, "api_keys = [\"0123456789abcdef\"]\n").unwrap();
+    for config in [PathBuf::from(odd("settings")), config] {
+        let arguments = ["--config".into(), config.clone().into_os_string()];
+        let mut server = Start::default()
+            .program(&program)
+            .os_args(&arguments)
+            .env_remove("RUNTIME_DIR")
+            .os_env("XDG_RUNTIME_DIR", below.as_os_str())
+            .in_folder(&below)
+            .serve()
+            .await;
+        let mut before = server.pid();
+        for _ in 0..2 {
+            let upgrade = server.command("upgrade").env_remove("RUNTIME_DIR");
+            let ended = upgrade.os_env("XDG_RUNTIME_DIR", below.as_os_str()).end().await;
+            assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""));
+            let said = ended.stdout;
+            assert!(
+                said.contains("/folder-\u{fffd}/program-\u{fffd}") && said.contains("settings-\u{fffd}"),
+                "{said}"
+            );
+            server.serves_as(&said);
+            assert_ne!(std::mem::replace(&mut before, server.pid()), server.pid());
+            assert_eq!(program_of(&server), program);
+            assert_eq!(server.publish(r#"{"data": 1}"#).await.status, 401);
+        }
+        let status = server.run("status").await;
+        assert_eq!(status.code, Some(0), "{}", status.stderr);
+    }
+}

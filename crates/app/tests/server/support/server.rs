@@ -101,10 +101,15 @@ impl Server {
     pub(crate) async fn upgrade(&mut self) -> String {
         let ended = self.run("upgrade").await;
         assert_eq!(ended.code, Some(0), "{}{}", ended.stdout, ended.stderr);
-        let line = ended.stdout.lines().find(|line| line.contains(" has taken over "));
-        let pid = line.and_then(|line| line.split(' ').nth(1)).and_then(|pid| pid.parse().ok());
-        self.serving = Pid::from_raw(pid.unwrap_or_else(|| panic!("{}", ended.stdout)));
+        self.serves_as(&ended.stdout);
         ended.stdout
+    }
+
+    /// Another process serves, as `lastcall upgrade` has said.
+    pub(crate) fn serves_as(&mut self, said: &str) {
+        let line = said.lines().find(|line| line.contains(" has taken over "));
+        let pid = line.and_then(|line| line.split(' ').nth(1)).and_then(|pid| pid.parse().ok());
+        self.serving = Pid::from_raw(pid.unwrap_or_else(|| panic!("{said}")));
     }
 
     /// Another process has taken over, and the old one ends with code 0: a service manager follows it.

@@ -1,6 +1,7 @@
 //! How a server, or a command, is started: the real binary, as its users run it.
 
 use std::{
+    ffi::{OsStr, OsString},
     net::TcpListener,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
@@ -73,6 +74,24 @@ impl Start {
 
     pub(crate) fn args(mut self, args: &[&str]) -> Self {
         self.command.args(args);
+        self
+    }
+
+    /// Adds arguments that need not be UTF-8.
+    pub(crate) fn os_args(mut self, args: &[OsString]) -> Self {
+        self.command.args(args);
+        self
+    }
+
+    /// Sets a variable to what need not be UTF-8.
+    pub(crate) fn os_env(mut self, name: &str, value: &OsStr) -> Self {
+        self.command.env(name, value);
+        self
+    }
+
+    /// Starts it in this folder.
+    pub(crate) fn in_folder(mut self, folder: &Path) -> Self {
+        self.command.current_dir(folder);
         self
     }
 
