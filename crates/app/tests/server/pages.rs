@@ -286,3 +286,25 @@ async fn a_refused_page_is_told_why_and_what_to_do() {
         assert!(refusal.body.contains(words), "{refusal:?}");
     }
 }
+
+#[tokio::test]
+async fn the_page_may_do_what_it_needs_and_is_in_no_frame() {
+    let server = Server::start().await;
+    for method in ["GET", "HEAD"] {
+        let page = server.request(method, "/", &[], "").await;
+        assert_eq!(page.header("x-content-type-options"), Some("nosniff"));
+        let policy = page.header("content-security-policy").unwrap();
+        for part in
+            ["default-src 'none'", "script-src 'sha256-", "style-src 'sha256-", "frame-ancestors 'none'"]
+        {
+            assert!(policy.contains(part), "{policy}");
+        }
+        assert!(!policy.contains("unsafe") && !policy.contains('*'), "{policy}");
+    }
+    // An operator's own page has what it likes, but is in no frame of another origin either.
+    let server =
+        Start::default().file("pages/index.html", "<p>own").env("TEMPLATES_DIR", "pages").serve().await;
+    let page = server.get("/").await;
+    assert_eq!(page.header("content-security-policy"), Some("frame-ancestors 'self'"));
+    assert_eq!(page.header("x-content-type-options"), Some("nosniff"));
+}

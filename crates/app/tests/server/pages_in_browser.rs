@@ -4,7 +4,7 @@ use fantoccini::Client;
 use serde_json::json;
 
 use crate::{
-    browser::{shown, until},
+    browser::{open, shown, until},
     support::{Driver, PrefixProxy, Server, Start, soon},
 };
 
@@ -43,7 +43,8 @@ async fn a_page_of_a_listed_origin_publishes_and_another_does_not() {
         .serve()
         .await;
     let mut client = listed.client().await;
-    browser.goto(&page.url("/")).await.unwrap();
+    // Not the page of the server, which connects to no other.
+    browser.goto(&page.url("/health/live")).await.unwrap();
     let answer = publish(&browser, &listed, "Bearer 0123456789abcdef").await;
     let answer: serde_json::Value = serde_json::from_str(&answer).unwrap();
     let notification = client.next().await;
@@ -114,5 +115,32 @@ async fn the_page_works_under_a_prefix() {
     until(&browser, "document.querySelector('#clients').textContent === '1 client'").await;
     server.publish(r#"{"data": "under a prefix"}"#).await;
     until(&browser, &shown("under a prefix")).await;
+    soon("the browser's end", browser.close()).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_pages_policy_lets_it_work_and_keeps_it_out_of_frames() {
+    let mut driver = Driver::start().await;
+    let browser = driver.browser((800, 600)).await;
+    let server = Start::default().env("NOTIFICATION_INTERVAL", "0").serve().await;
+    open(&browser, &server).await;
+    let refused = "
+        const done = arguments[0], script = document.createElement('script');
+        window.ran = false;
+        script.textContent = 'window.ran = true';
+        document.addEventListener('securitypolicyviolation',
+            (event) => done([event.effectiveDirective, window.ran]));
+        document.body.append(script);";
+    let refused = soon("a violation", browser.execute_async(refused, vec![])).await.unwrap();
+    assert_eq!(refused, json!(["script-src-elem", false]), "a script that is not the page's own");
+    // In a frame of a page of its own origin, too.
+    browser.goto(&server.url("/health/live")).await.unwrap();
+    let framed = "
+        const [url, done] = arguments, frame = document.createElement('iframe');
+        frame.src = url;
+        frame.onload = () => done(frame.contentDocument === null);
+        document.body.append(frame);";
+    let framed = soon("a frame", browser.execute_async(framed, vec![json!(server.url("/"))])).await.unwrap();
+    assert_eq!(framed, json!(true), "the browser shows an error of its own there");
     soon("the browser's end", browser.close()).await.unwrap();
 }

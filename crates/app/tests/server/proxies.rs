@@ -128,12 +128,12 @@ async fn a_proxy_shows_the_page_and_the_websocket_only() {
             "/metrics?a=b",
             "/ws/../metrics",
             "/ws/..%2fmetrics",
-            "/metrics/..",
             "/health/live",
             "/health/ready",
             "/ws/../health/ready",
-            "/health/ready/../..",
             "/api/publish",
+            "/api/channels",
+            "/api/channels/a/history",
             absolute.as_str(),
         ] {
             for method in ["GET", "POST"] {
@@ -141,6 +141,52 @@ async fn a_proxy_shows_the_page_and_the_websocket_only() {
                 assert!((400..500).contains(&answer.status), "{software:?}: {method} {target}: {answer:?}");
                 assert!(!answer.body.contains("lastcall_"), "{software:?}: {method} {target}: {answer:?}");
             }
+        }
+    }
+}
+
+/// A proxy that decodes a target takes some for the page, the WebSocket or events that are a channel of the API for the
+/// server, or nothing that is there.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_server_gets_what_a_proxy_takes_a_target_for() {
+    for software in Software::ALL {
+        let server = Server::start().await;
+        let Some(proxy) = Proxy::start(software, server.address, Api::AsItStands).await else { continue };
+        for target in [
+            "/metrics/..",
+            "/health/ready/../..",
+            "/health/ready/..%2f..",
+            "/api/channels/..%2f..%2fws",
+            "/api/channels/..%2F..%2Fevents",
+            "/api/channels/..%2f..%2f",
+            "/api/channels/%2e%2e%2f%2e%2e%2fws",
+            "/api/channels/a/../..%2f..%2fws",
+            "/api/channels/a%2f..%2f..%2f..%2fws",
+            "/api/channels/..%2f..%2f..%2fws/history",
+            "/api/channels//..%2f..%2f..%2fws",
+            "/api/channels/..%5c..%5cws",
+            "/api/channels/..%252f..%252fws",
+            "/%77s",
+            "//ws",
+        ] {
+            let mut stream = TcpStream::connect(proxy.address).await.unwrap();
+            let address = proxy.address;
+            let request = format!("GET {target} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+            stream.write_all(request.as_bytes()).await.unwrap();
+            let mut answer = Vec::new();
+            // What is refused ends; events do not.
+            while !(answer.starts_with(b"HTTP/1.1 200") && answer.windows(4).any(|end| end == b"\r\n\r\n")) {
+                if soon("an answer", stream.read_buf(&mut answer)).await.unwrap() == 0 {
+                    break;
+                }
+            }
+            let answer = String::from_utf8_lossy(&answer).into_owned();
+            let head = answer.split("\r\n\r\n").next().unwrap().to_ascii_lowercase();
+            let is_outside = head.contains("text/html") || head.contains("text/event-stream");
+            let code = answer.split(r#""code":""#).nth(1).and_then(|rest| rest.split('"').next());
+            let is_refused = !head.starts_with("http/1.1 200")
+                && [None, Some("not_found"), Some("upgrade_required")].contains(&code);
+            assert!(is_outside || is_refused, "{software:?}: {target}: {head} {code:?}");
         }
     }
 }
@@ -161,6 +207,15 @@ async fn publishing_through_a_proxy_needs_a_key() {
         let answer = publish(&proxy, Some(KEY), r#"{"data": "with a key"}"#).await;
         assert_eq!((answer.status, &answer.json()["clients"]), (200, &1.into()), "{software:?}");
         assert_eq!(client.next().await["data"], "with a key", "{software:?}");
+        // The name of a channel arrives as it was written.
+        let body = r#"{"channel": "a/b%2Fc", "data": 1}"#;
+        assert_eq!(publish(&proxy, Some(KEY), body).await.status, 200, "{software:?}");
+        let key = format!("Authorization: Bearer {KEY}");
+        for path in ["/api/channels/a%2Fb%252Fc", "/api/channels/a%2Fb%252Fc/history"] {
+            let answer = request(proxy.address, "GET", path, &[&key], "").await;
+            assert_eq!(answer.status, 200, "{software:?} {path}: {answer:?}");
+            assert_eq!(answer.json()["channel"], "a/b%2Fc", "{software:?} {path}");
+        }
     }
 }
 

@@ -5,10 +5,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use axum::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS};
 use axum::response::IntoResponse;
 use bytes::Bytes;
+use data_encoding::BASE64;
 use minijinja::{Environment, context};
+use sha2::{Digest, Sha256};
 
 /// The page, and the parts that it includes.
 const NAME: &str = "index.html";
@@ -41,7 +43,11 @@ pub enum PageError {
 
 /// The test page, ready to be sent.
 #[derive(Debug, Clone)]
-pub struct Page(Bytes);
+pub struct Page {
+    html: Bytes,
+    /// What a browser lets it do (Content Security Policy, level 3).
+    policy: String,
+}
 
 impl Page {
     /// Renders the page, once: it is the same for all clients. It says how many bytes a text may have.
@@ -73,14 +79,45 @@ impl Page {
         environment
             .get_template(NAME)
             .and_then(|template| template.render(values))
-            .map(|html| Self(html.into()))
+            .map(|html| {
+                // An operator's page may have scripts, styles and pictures from anywhere.
+                let policy = if templates_dir.is_none() {
+                    policy_of_built_in(&html)
+                } else {
+                    "frame-ancestors 'self'".to_owned()
+                };
+                Self { html: html.into(), policy }
+            })
             .map_err(|source| PageError::Render { path: page, source })
     }
 
     pub(crate) fn response(&self) -> impl IntoResponse + use<> {
-        // Asked for anew each time: after an upgrade the page speaks the new server's protocol.
-        ([(CONTENT_TYPE, "text/html; charset=utf-8"), (CACHE_CONTROL, "no-cache")], self.0.clone())
+        let headers = [
+            (CONTENT_TYPE, "text/html; charset=utf-8"),
+            // Asked for anew each time: after an upgrade the page speaks the new server's protocol.
+            (CACHE_CONTROL, "no-cache"),
+            (X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        ];
+        (headers, [(CONTENT_SECURITY_POLICY, self.policy.clone())], self.html.clone())
     }
+}
+
+/// Returns what the built-in page needs: its own script and style, its icon, and connections. No page may have it in a frame,
+/// where a click could be meant for something else.
+fn policy_of_built_in(html: &str) -> String {
+    let source = |begin: &str, end: &str| {
+        let text = html.split_once(begin).and_then(|(_, rest)| rest.split_once(end)).map(|(text, _)| text);
+        text.map_or_else(
+            || "'none'".to_owned(),
+            |text| format!("'sha256-{}'", BASE64.encode(&Sha256::digest(text))),
+        )
+    };
+    let (script, style) = (source("<script>", "</script>"), source("<style>", "</style>"));
+    // Not all browsers take the WebSockets of the page's own host for 'self'.
+    format!(
+        "default-src 'none'; script-src {script}; style-src {style}; img-src data:; connect-src 'self' ws: wss:; \
+         base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
 }
 
 #[cfg(test)]
@@ -90,7 +127,7 @@ mod tests {
     #[test]
     fn the_built_in_page_renders() {
         let page = Page::load(None, 65536).unwrap();
-        let html = std::str::from_utf8(&page.0).unwrap();
+        let html = std::str::from_utf8(&page.html).unwrap();
         for part in [
             "Send Hello",
             env!("CARGO_PKG_VERSION"),
@@ -112,7 +149,7 @@ mod tests {
         );
 
         std::fs::write(dir.path().join(NAME), "<p>{{ name }}</p>").unwrap();
-        assert_eq!(Page::load(Some(dir.path()), 1).unwrap().0, "<p>lastcall</p>");
+        assert_eq!(Page::load(Some(dir.path()), 1).unwrap().html, "<p>lastcall</p>");
 
         std::fs::write(dir.path().join(NAME), "<p>\n{% if %}</p>").unwrap();
         let wrong = Page::load(Some(dir.path()), 1).unwrap_err();
@@ -121,9 +158,9 @@ mod tests {
 
         std::fs::write(dir.path().join(NAME), "{% include 'page.js' %}").unwrap();
         let built_in = Page::load(Some(dir.path()), 1).unwrap();
-        assert!(built_in.0.starts_with(b"\"use strict\";"), "a part that the folder does not have");
+        assert!(built_in.html.starts_with(b"\"use strict\";"), "a part that the folder does not have");
         std::fs::write(dir.path().join("page.js"), "its own").unwrap();
-        assert_eq!(Page::load(Some(dir.path()), 1).unwrap().0, "its own");
+        assert_eq!(Page::load(Some(dir.path()), 1).unwrap().html, "its own");
         std::fs::write(dir.path().join("page.js"), "\n{{").unwrap();
         let wrong = Page::load(Some(dir.path()), 1).unwrap_err();
         assert!(wrong.to_string().contains("page.js"), "{wrong}");

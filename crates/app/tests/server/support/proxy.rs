@@ -83,7 +83,8 @@ impl Software {
             ),
             (Api::Routed, Self::Haproxy) => replace(&config, "# acl is_outside", "acl is_outside"),
             (Api::Routed, Self::Caddy) => {
-                replace(&config, "path / /ws /events\n", "path / /ws /events /api/*\n")
+                let example = "\t# handle /api/* {\n\t# \timport lastcall\n\t# }\n";
+                replace(&config, example, "\thandle /api/* {\n\t\timport lastcall\n\t}\n")
             }
         };
         match self {
