@@ -32,6 +32,7 @@ mod limits;
 mod listen;
 mod log_lines;
 mod logging;
+mod long_queries;
 mod messages;
 mod metrics;
 mod notices;

@@ -79,7 +79,7 @@ async fn every_kind_of_refusal_is_counted_and_has_a_line() {
     assert_eq!(server.request("GET", "/ws", &["Origin: a", "Origin: b"], "").await.status, 400);
     // Without a body.
     assert_eq!(server.exchange("\x16\x03\x01 TLS\r\n\r\n").await.status, 400);
-    let large = format!("GET / HTTP/1.1\r\nCookie: {}\r\n\r\n", "x".repeat(20_000));
+    let large = format!("GET / HTTP/1.1\r\nCookie: {}\r\n\r\n", "x".repeat(30_000));
     assert_eq!(server.exchange(large).await.status, 431);
     for code in [
         "unauthorized",

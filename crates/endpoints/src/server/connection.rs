@@ -25,7 +25,7 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use lastcall_websockets::{Handshake, WireForm};
+use lastcall_websockets::{Handshake, MAX_CHANNELS, WireForm};
 use tokio::time::timeout;
 use tower::ServiceExt;
 use tracing::{debug, warn};
@@ -45,6 +45,7 @@ use super::{
 use crate::{
     auth::api_key::FromThisMachine,
     error::{ApiError, ErrorCode},
+    handlers::channel_query::MAX_QUERY,
     refusals::{Refusal, RequestSummary},
 };
 
@@ -52,8 +53,10 @@ use crate::{
 /// descriptor for at most this long.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Most bytes of a request's head. A larger one is answered 431.
-const MAX_HEAD: usize = 16 << 10;
+/// Most bytes of a request's head. A larger one is answered 431. It has room for the largest query, and for the positions of
+/// all channels once more in `Last-Event-ID`, which an `EventSource` adds to the URL with which it began.
+const MAX_HEAD: usize = 24 << 10;
+const _: () = assert!(MAX_HEAD >= MAX_QUERY + MAX_CHANNELS * 38 + 2048);
 
 /// Answers the requests of a client. Returns the connection if it is idle when the server is to stop.
 pub(super) async fn serve_connection(
@@ -182,7 +185,7 @@ async fn serve_http(connection: IdleConnection, caller: Caller, shared: &Shared)
 /// Returns the refusal if hyper has ended the connection because of a request that it refused by itself.
 fn refused_without_body(error: &hyper::Error, peer: SocketAddr) -> Option<Refusal> {
     let (code, message) = if error.is_parse_too_large() {
-        ("head_too_large", "The head of the request is over 16 KiB, or has more than 100 fields.")
+        ("head_too_large", "The head of the request is over 24 KiB, or has more than 100 fields.")
     } else if error.is_parse() {
         ("malformed_request", "What came is no HTTP/1.1, or is TLS, which is up to a proxy.")
     } else if error.is_timeout() {
