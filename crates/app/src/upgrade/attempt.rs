@@ -18,7 +18,10 @@ use super::{
     state::{ServerDescriptors, ServerState},
     timeouts::EXIT_TIMEOUT,
 };
-use crate::ingress::{Ingress, SuspendedIngress};
+use crate::{
+    WRONG_SETTINGS,
+    ingress::{Ingress, SuspendedIngress},
+};
 
 /// The new process failed after the commit.
 #[derive(Debug, thiserror::Error)]
@@ -145,7 +148,9 @@ async fn kill(child: &mut Child, error: anyhow::Error) -> anyhow::Error {
     let gone = matches!(error.downcast_ref(), Some(SendError::Stream(StreamError::Gone)));
     let time = if gone { EXIT_TIMEOUT } else { Duration::ZERO };
     if let Ok(Ok(status)) = timeout(time, child.wait()).await {
-        let ended = format!("it ended by itself ({status}); its own output says why");
+        let settings =
+            if status.code() == Some(i32::from(WRONG_SETTINGS)) { ", as its settings are wrong" } else { "" };
+        let ended = format!("it ended by itself ({status}){settings}; its own output says why");
         // That it is gone says no more.
         return if gone { anyhow!(ended) } else { error.context(ended) };
     }

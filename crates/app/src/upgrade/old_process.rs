@@ -231,7 +231,9 @@ impl OutgoingHandover {
         history: MemoryExport,
         control: Option<SharedSocket>,
     ) -> anyhow::Result<Transferred> {
-        sender.check_capacity(self.manager.count())?;
+        sender.check_capacity(self.manager.count()).context(
+            "its `max_connections` is less than the clients that are connected: raise it, or wait until there are fewer",
+        )?;
         let suspended = self.ingress.suspend(STOP_TIMEOUTS).await?.context("this process does not serve")?;
         let suspended = attempt.suspended.insert(suspended);
         let frozen_at = Instant::now();

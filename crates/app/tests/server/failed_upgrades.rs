@@ -108,7 +108,8 @@ async fn a_program_that_cannot_serve_is_reported_and_the_old_process_goes_on() {
     fs::write(&config, "max_connections = 1").unwrap();
     let _second = server.client().await;
     let told = server.failed_upgrade().await;
-    assert!(told.contains("the new process has room for 1 clients, but 2 are here"), "{told}");
+    assert!(told.contains("its `max_connections` is less than the clients that are connected"), "{told}");
+    assert!(told.contains("it takes at most 1, but 2 are here"), "{told}");
     fs::write(&config, "").unwrap();
 
     // The real one, with too few files for all clients, but enough to start.
@@ -119,7 +120,7 @@ async fn a_program_that_cannot_serve_is_reported_and_the_old_process_goes_on() {
     let _more = server.clients(open_files - 1).await;
     let told = server.failed_upgrade().await;
     assert!(
-        told.contains(&format!("room for {open_files} clients, but {} are here", open_files + 1)),
+        told.contains(&format!("it takes at most {open_files}, but {} are here", open_files + 1)),
         "{told}"
     );
     // The real one, with a folder for its socket that cannot be one.
