@@ -20,7 +20,7 @@ use lastcall_endpoints::{
     AppState, Health, HealthReport, Page, ProcessReport, Refusals, StopTimeouts, UpgradeStats, router,
 };
 use lastcall_handover::{
-    ControlSocket, SocketName,
+    ControlSocket, ServerAddress, SocketName,
     failpoint::{self, Step},
 };
 use lastcall_lifecycle::{ExitReason, Hooks, Lifecycle, NewProcess, Signal, Signals, is_in_foreground};
@@ -193,6 +193,7 @@ pub(crate) async fn run(
             listening: signals.clone(),
             control: Some(ControlServer::start(
                 control_path(settings, address),
+                ServerAddress { address, activated },
                 matches!(settings.runtime_dir, RuntimeDir::Default(_)),
                 inherited_control,
                 &vital_tasks,

@@ -9,7 +9,7 @@ mod watch;
 
 use std::path::PathBuf;
 
-use lastcall_handover::ControlSocket;
+use lastcall_handover::{ControlSocket, ServerAddress};
 use lastcall_websockets::VitalTasks;
 use tokio::{sync::mpsc, task::JoinHandle, time::timeout};
 use tracing::warn;
@@ -31,10 +31,11 @@ pub(crate) struct ControlServer {
 
 impl ControlServer {
     /// Accepts connections at `path`: at the socket of the old process if there is one, or at a new one, which is made
-    /// now or when that becomes possible, and again when it is removed. `is_default`: its folder was not set. What accepts
-    /// is among the `vital_tasks`.
+    /// now or when that becomes possible, and again when it is removed. `is_default`: its folder was not set. `address` is
+    /// what it tells of the server. What accepts is among the `vital_tasks`.
     pub(crate) fn start(
         path: PathBuf,
+        address: ServerAddress,
         is_default: bool,
         inherited: Option<ControlSocket>,
         vital_tasks: &VitalTasks,
@@ -43,7 +44,7 @@ impl ControlServer {
         let inherited = inherited.filter(|socket| socket.path() == path);
         let socket = SharedSocket::new(inherited);
         let (sender, requests) = mpsc::channel(MAX_CONNECTIONS);
-        let acceptor = Acceptor { path, is_default, socket: socket.clone(), requests: sender };
+        let acceptor = Acceptor { path, address, is_default, socket: socket.clone(), requests: sender };
         let waiting = acceptor.prepare();
         let accepting = vital_tasks.spawn("the control socket", acceptor.run(waiting));
         Self { socket, requests, accepting }

@@ -5,7 +5,8 @@ use std::{io, path::PathBuf, sync::Arc, time::Duration};
 use anyhow::{Context, bail};
 use lastcall_core::SpareDescriptor;
 use lastcall_handover::{
-    ControlCommand, ControlSocket, FirstMessage, HEADER_LEN, PROTOCOL, body_len, decode, encode, refusal,
+    ControlCommand, ControlSocket, FirstMessage, HEADER_LEN, PROTOCOL, ServerAddress, body_len, decode,
+    encode, refusal,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -36,6 +37,8 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(30);
 
 pub(super) struct Acceptor {
     pub(super) path: PathBuf,
+    /// Where the server listens.
+    pub(super) address: ServerAddress,
     /// Whether its folder was not set. Then it is no fault if there can be no socket, as in a container whose files
     /// are read-only.
     pub(super) is_default: bool,
@@ -96,11 +99,13 @@ impl Acceptor {
                 Ok(stream) => {
                     let connection = ControlConnection::new(stream, spare.clone());
                     let (socket, requests) = (self.socket.clone(), self.requests.clone());
+                    let address = self.address;
                     tokio::spawn(async move {
                         let _permit = permit;
-                        match timeout(COMMAND_TIMEOUT, receive(connection, &socket)).await {
+                        match timeout(COMMAND_TIMEOUT, receive(connection, &socket, address)).await {
                             // Dropped when this process ends: the command sees that.
-                            Ok(Ok(requester)) => drop(requests.send(requester).await),
+                            Ok(Ok(Some(requester))) => drop(requests.send(requester).await),
+                            Ok(Ok(None)) => {}
                             Ok(Err(error)) => warn!("a command at the control socket was refused: {error:#}"),
                             Err(_) => debug!("a process connected to the control socket and sent nothing"),
                         }
@@ -158,11 +163,15 @@ async fn accept(listener: Option<&UnixListener>) -> io::Result<UnixStream> {
     }
 }
 
-/// Reads a command.
+/// Reads a command. Returns one that asks for an upgrade; another one is answered.
 ///
 /// # Errors
 /// When the connection is not this user's, or sends no command that is understood.
-async fn receive(mut connection: ControlConnection, socket: &SharedSocket) -> anyhow::Result<Requester> {
+async fn receive(
+    mut connection: ControlConnection,
+    socket: &SharedSocket,
+    address: ServerAddress,
+) -> anyhow::Result<Option<Requester>> {
     let stream = connection.stream()?;
     match socket.lock().as_ref() {
         Some(socket) => socket.check_peer(stream)?,
@@ -173,7 +182,11 @@ async fn receive(mut connection: ControlConnection, socket: &SharedSocket) -> an
     let mut body = vec![0; body_len(header, MAX_COMMAND)?];
     stream.read_exact(&mut body).await.context("the command is incomplete")?;
     match decode(&body)? {
-        FirstMessage::Command(ControlCommand::Upgrade) => Ok(Requester::new(connection)),
+        FirstMessage::Command(ControlCommand::Upgrade) => Ok(Some(Requester::new(connection))),
+        FirstMessage::Command(ControlCommand::Address) => {
+            stream.write_all(&encode(&address)?).await.context("the answer could not be sent")?;
+            Ok(None)
+        }
         FirstMessage::Hello(hello) => {
             let reason = format!(
                 "the new process, version {}, speaks version {} of the handover, this one {PROTOCOL}",
