@@ -46,6 +46,7 @@ use crate::{cli::Action, server::Inherited, upgrade::Role};
 const WRONG_SETTINGS: u8 = 2;
 
 fn main() -> ExitCode {
+    lastcall_lifecycle::reset_inherited();
     start_time::record();
     let invocation = cli::parse();
     if let Err(error) = OpenFileLimit::raise() {
@@ -75,8 +76,9 @@ fn main() -> ExitCode {
 
 fn serve(loaded: &Loaded) -> anyhow::Result<ExitCode> {
     let settings = &loaded.settings;
-    let inherited =
-        Inherited { handover: upgrade::inherited_descriptor(HANDOVER_VARIABLE)?, role: Role::detect()? };
+    let handover = upgrade::inherited_descriptor(HANDOVER_VARIABLE)?;
+    let role = Role::detect(handover.is_some())?;
+    let inherited = Inherited { handover, role };
     // Before the log: that may have a thread.
     let connections = settings.max_connections.saturating_add(settings.max_http_connections);
     let preallocated = preallocate_descriptor_table(connections);

@@ -23,7 +23,9 @@ use lastcall_handover::{
     ControlSocket, ServerAddress, SocketName,
     failpoint::{self, Step},
 };
-use lastcall_lifecycle::{ExitReason, Hooks, Lifecycle, NewProcess, Signal, Signals, is_in_foreground};
+use lastcall_lifecycle::{
+    ExitReason, Hooks, Lifecycle, NewProcess, ServiceManager, Signal, Signals, is_in_foreground,
+};
 use lastcall_websockets::{ConnectionManager, NotifierState, Phases, VitalTasks};
 use tokio::{task::spawn_blocking, time::timeout};
 use tracing::{info, warn};
@@ -35,7 +37,7 @@ use crate::{
     listener::{self, Opened},
     start_time,
     upgrade::{
-        ControlServer, IncomingHandover, OutgoingHandover, Program, Role, SERVING_REPORT_TIMEOUT,
+        ControlServer, IncomingHandover, Orphans, OutgoingHandover, Program, Role, SERVING_REPORT_TIMEOUT,
         SharedUpgradeStats, Supervised, UpgradeRequests, Upgrader, supervise,
     },
     version,
@@ -87,11 +89,24 @@ pub(crate) async fn run(
     };
     let vital_tasks = VitalTasks::with_failpoint(failpoint::hit_task);
     let signals = Signals::listen(in_foreground, &vital_tasks).context("cannot handle signals")?;
-    let handover = match handover {
-        Some(descriptor) => Some(IncomingHandover::connect(descriptor, files).await?),
-        None => None,
+    let orphans = Orphans::new().context("cannot handle signals")?;
+    let service_manager = ServiceManager::from_environment();
+    let preparing = async {
+        let handover = match handover {
+            Some(descriptor) => Some(IncomingHandover::connect(descriptor, files).await?),
+            None => None,
+        };
+        prepare(loaded, handover, unusable).await
     };
-    let Prepared { page, listener } = prepare(loaded, handover, unusable).await?;
+    let Prepared { page, listener } = tokio::select! {
+        biased;
+        // A name, or a file, may be where nothing answers.
+        signal = signals.nth(1) => {
+            info!(signal = signal.name(), pid = std::process::id(), "stopped before it served");
+            return Ok(Exit { code: ExitCode::SUCCESS, at_once: false });
+        }
+        prepared = preparing => prepared?,
+    };
     let phases = Phases::default();
     let new_broker = |delivery| Arc::new(MemoryBroker::new(config::broker(settings), delivery));
     let manager_config = config::manager(settings)?;
@@ -127,7 +142,11 @@ pub(crate) async fn run(
         ListenerSource::Opened(opened) => {
             if let Some(file) = history_file.clone() {
                 let broker = Arc::clone(&broker);
-                spawn_blocking(move || file.read(&broker)).await?;
+                tokio::select! {
+                    biased;
+                    signal = signals.nth(3) => return exit(ExitReason::Immediate(signal), None, &service_manager).await,
+                    read = spawn_blocking(move || file.read(&broker)) => read?,
+                }
             }
             activated = opened.activated;
             let (http, notifier) = (opened.listener.into(), NotifierState::default());
@@ -163,7 +182,7 @@ pub(crate) async fn run(
             }
         });
     let takes_over = served_before.is_some();
-    let life = Lifecycle::start(hooks, phases, signals.clone(), takes_over).await?;
+    let life = Lifecycle::start(hooks, phases, signals.clone(), service_manager.clone(), takes_over).await?;
     if let Role::Supervised(link) = &mut role {
         link.serve(signals.clone(), &vital_tasks).context("cannot use the link to the supervisor")?;
         failpoint::hit(Step::Reported);
@@ -203,6 +222,7 @@ pub(crate) async fn run(
             program,
             files: files.iter().filter(|file| file.has_settings).cloned().collect(),
             role,
+            service_manager: service_manager.clone(),
             activated,
             signals: signals.clone(),
             ingress,
@@ -212,6 +232,7 @@ pub(crate) async fn run(
             upgrade_stats,
             supervised: None,
         },
+        orphans,
     };
     info!(
         version = version::VERSION,
@@ -223,7 +244,9 @@ pub(crate) async fn run(
     let mut reason = life.run(manager, config::shutdown(settings), &mut upgrader).await;
     match (reason, history_file) {
         (ExitReason::Graceful, Some(file)) => {
-            if let Some(signal) = write_history(file, broker, &signals).await {
+            let writing = write_history(file, broker, &signals);
+            let writing = service_manager.extending(WRITE_HISTORY_TIMEOUT, writing);
+            if let Some(signal) = service_manager.telling(writing).await {
                 reason = ExitReason::Immediate(signal);
             }
         }
@@ -231,7 +254,7 @@ pub(crate) async fn run(
         (ExitReason::HandedOver(_), _) => broker.clear(),
         _ => {}
     }
-    exit(reason, upgrader.handover.supervised).await
+    exit(reason, upgrader.handover.supervised, &service_manager).await
 }
 
 /// Writes the history, for the next start. Returns the third signal if it comes meanwhile: then nothing is waited for.
@@ -256,8 +279,14 @@ async fn write_history(file: HistoryFile, broker: Arc<MemoryBroker>, signals: &S
 }
 
 /// Returns how the process ends. If it has become the supervisor of another one, it is that first.
-async fn exit(reason: ExitReason, supervised: Option<Supervised>) -> anyhow::Result<Exit> {
+async fn exit(
+    reason: ExitReason,
+    supervised: Option<Supervised>,
+    service_manager: &ServiceManager,
+) -> anyhow::Result<Exit> {
     let pid = std::process::id();
+    let is_followed = matches!(reason, ExitReason::HandedOver(NewProcess { is_main: true, .. }));
+    let supervised = supervised.filter(|_| !is_followed);
     match (reason, &supervised) {
         (ExitReason::HandedOver(_), Some(_)) => {}
         (ExitReason::HandedOver(NewProcess { pid: new_pid, .. }), None) => {
@@ -266,10 +295,9 @@ async fn exit(reason: ExitReason, supervised: Option<Supervised>) -> anyhow::Res
         _ => info!(pid, "stopped"),
     }
     let code = match (reason, supervised) {
-        // Also when a part of this process did not stop as it should: the service continues.
-        (ExitReason::HandedOver(_) | ExitReason::Failed | ExitReason::Graceful, Some(supervised)) => {
+        (ExitReason::HandedOver(_), Some(supervised)) => {
             process::trim_heap();
-            supervise(supervised).await?
+            service_manager.telling(supervise(supervised, service_manager)).await?
         }
         (ExitReason::Graceful | ExitReason::HandedOver(_), _) => ExitCode::SUCCESS,
         (ExitReason::Failed, _) => ExitCode::FAILURE,
@@ -301,7 +329,26 @@ async fn prepare(
     handover: Option<IncomingHandover>,
     mut unusable: Vec<SettingError>,
 ) -> anyhow::Result<Prepared> {
+    let checking = spawn_blocking({
+        let loaded = loaded.clone();
+        move || check_files(&loaded)
+    });
+    let (page, also_unusable) = checking.await?;
+    unusable.extend(also_unusable);
+    let listener = match handover {
+        Some(handover) => Some(ListenerSource::Handover(handover)),
+        None => listener::open(loaded, &mut unusable).await?.map(ListenerSource::Opened),
+    };
+    match (page, listener) {
+        (Some(page), Some(listener)) if unusable.is_empty() => Ok(Prepared { page, listener }),
+        _ => Err(SettingsErrors(unusable).into()),
+    }
+}
+
+/// Loads the page, and looks at the other files and folders that the settings name. Returns what cannot be used, too.
+fn check_files(loaded: &Loaded) -> (Option<Page>, Vec<SettingError>) {
     let settings = &loaded.settings;
+    let mut unusable = Vec::new();
     if !matches!(settings.runtime_dir, RuntimeDir::Default(_))
         && let Err(error) =
             ControlSocket::check_folder(settings.runtime_dir.path(), SocketName::Address(LONGEST_ADDRESS))
@@ -320,14 +367,7 @@ async fn prepare(
             unusable.push(loaded.unusable("templates_dir", &reason));
         })
         .ok();
-    let listener = match handover {
-        Some(handover) => Some(ListenerSource::Handover(handover)),
-        None => listener::open(loaded, &mut unusable).await?.map(ListenerSource::Opened),
-    };
-    match (page, listener) {
-        (Some(page), Some(listener)) if unusable.is_empty() => Ok(Prepared { page, listener }),
-        _ => Err(SettingsErrors(unusable).into()),
-    }
+    (page, unusable)
 }
 
 /// Returns the path of the control socket.

@@ -12,6 +12,7 @@ use lastcall_broker::{MemoryBroker, MemoryExport};
 use lastcall_handover::{HandoverSender, OutgoingClient, OutgoingServer, SendError, StreamError};
 use lastcall_websockets::Frozen;
 use tokio::{process::Child, task::spawn_blocking, time::timeout};
+use tracing::debug;
 
 use super::{
     history,
@@ -50,6 +51,13 @@ impl Attempt {
     pub(super) fn new(child: Child, program: PathBuf) -> anyhow::Result<Self> {
         let pid = child.id().context("the new process ended at once")?;
         Ok(Self { child, pid, program, suspended: None, frozen: None, committed: None })
+    }
+
+    /// Ends the new process, which is not needed: nothing was handed over yet, and nobody waits for it.
+    pub(super) fn end_early(&mut self) {
+        if let Err(error) = self.child.start_kill() {
+            debug!(%error, new_pid = self.pid, "a process that was started too late could not be ended");
+        }
     }
 
     /// Sends everything that has stopped, and what was added to the history since it was sent, and commits.

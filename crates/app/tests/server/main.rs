@@ -4,7 +4,7 @@
 //! - Channels and recovery: `channels`, `events`, `events_in_browser`, `history`, `recovery_model`, `replays`.
 //! - HTTP: `http_*`, `publish`, `pages`, `pages_in_browser`, `refusals`, `proxies`.
 //! - The page in a browser: `browser`, `page_*`.
-//! - The life of the process: `startup`, `listen`, `settings`, `settings_sources`, `signals`, `drain`, `shutdown`, `parents`, `processes`,
+//! - The life of the process: `startup`, `listen`, `settings`, `settings_sources`, `signals`, `drain`, `shutdown`, `parents`, `service_manager`, `processes`,
 //!   `task_limit`, `leaks`, `vital_tasks`.
 //! - Upgrades: `upgrade`, `failed_upgrades`, `control`, `http_upgrade`.
 //! - What operators see: `operate` (status, health), `metrics`, `logging`, `log_lines`, `deploy`, `recipes`.
@@ -51,6 +51,7 @@ mod recipes;
 mod recovery_model;
 mod refusals;
 mod replays;
+mod service_manager;
 mod settings;
 mod settings_sources;
 mod shutdown;

@@ -148,6 +148,11 @@ impl Start {
         self
     }
 
+    /// Has it told what it does at this socket, by a service manager that is this process and follows the main one.
+    pub(crate) fn watched_by_this_process(self, socket: impl ToString) -> Self {
+        self.env("NOTIFY_SOCKET", socket).env("MANAGERPID", std::process::id())
+    }
+
     /// Returns the path of a file in the folder that the server starts in.
     pub(crate) fn path(&self, path: &str) -> PathBuf {
         self.dir.path().join(path)
