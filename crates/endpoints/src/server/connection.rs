@@ -36,6 +36,7 @@ use super::{
     http_stream::HttpStream,
     idle_connection::IdleConnection,
     lingering_close::close_in_stages,
+    listener::canonical,
     pending_connection::{Confirmed, PendingConnection},
     request_body::RequestBody,
     response_body::ResponseBody,
@@ -65,7 +66,7 @@ pub(super) async fn serve_connection(
     shared: Arc<Shared>,
 ) -> Option<IdleConnection> {
     // An IPv6 socket has IPv4 clients, too.
-    let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+    let peer = canonical(peer);
     let local = connection.stream.local_addr().ok().map(|address| address.ip());
     let caller = Caller { peer, from_this_machine: FromThisMachine::of(peer.ip(), local) };
     loop {

@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, ErrorKind},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
@@ -81,7 +81,7 @@ impl Listener {
     pub async fn bind(host: &str, port: u16) -> Result<Self, BindError> {
         let no_host = |source| BindError::Host { host: host.to_owned(), source };
         let mut addresses: Vec<SocketAddr> = Vec::new();
-        for address in lookup_host((host, port)).await.map_err(no_host)? {
+        for address in lookup_host((host, port)).await.map_err(no_host)?.map(canonical) {
             if !addresses.contains(&address) {
                 addresses.push(address);
             }
@@ -134,11 +134,21 @@ impl Listener {
     /// # Errors
     /// When the system does not say.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.0.local_addr()
+        self.0.local_addr().map(canonical)
     }
 
     pub(super) async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
         self.0.accept().await
+    }
+}
+
+/// Returns the IPv4 address of an IPv6 one that stands for it (RFC 4291 section 2.5.5.2), as a socket of IPv6 has for its
+/// clients of IPv4; any other as it is.
+pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
+    match address.ip().to_canonical() {
+        ip @ IpAddr::V4(_) => SocketAddr::new(ip, address.port()),
+        // With its zone.
+        IpAddr::V6(_) => address,
     }
 }
 
