@@ -1,7 +1,7 @@
 //! The server at the control socket: answers operators.
 
 mod acceptor;
-mod connection;
+mod control_listener;
 mod requester;
 mod shared_socket;
 mod spare;
@@ -14,7 +14,7 @@ use lastcall_websockets::VitalTasks;
 use tokio::{sync::mpsc, task::JoinHandle, time::timeout};
 use tracing::warn;
 
-use self::acceptor::{Acceptor, MAX_CONNECTIONS};
+use self::acceptor::{Acceptor, MAX_WAITING};
 pub(super) use self::{
     requester::Requester,
     shared_socket::{SharedSocket, SocketCopy},
@@ -43,7 +43,7 @@ impl ControlServer {
         // Another one is for another address, or in another folder: it is removed.
         let inherited = inherited.filter(|socket| socket.path() == path);
         let socket = SharedSocket::new(inherited);
-        let (sender, requests) = mpsc::channel(MAX_CONNECTIONS);
+        let (sender, requests) = mpsc::channel(MAX_WAITING);
         let acceptor = Acceptor { path, address, is_default, socket: socket.clone(), requests: sender };
         let waiting = acceptor.prepare();
         let accepting = vital_tasks.spawn("the control socket", acceptor.run(waiting));
