@@ -36,6 +36,7 @@ use lastcall_core::{
     process::{OpenFileLimit, OpenFileLimitTooLow, preallocate_descriptor_table},
     settings::{HANDOVER_VARIABLE, Loaded, Settings, SettingsErrors},
 };
+use lastcall_endpoints::SystemdSocketError;
 use rustix::io::Errno;
 use tokio::runtime::Builder;
 use tracing::{error, warn};
@@ -70,7 +71,11 @@ fn main() -> ExitCode {
         let error =
             if is_out_of_descriptors(&error) { error.context(OpenFileLimitTooLow::current()) } else { error };
         print_error(&format_args!("{error:#}"));
-        if error.is::<SettingsErrors>() { ExitCode::from(WRONG_SETTINGS) } else { ExitCode::FAILURE }
+        if error.is::<SettingsErrors>() || error.is::<SystemdSocketError>() {
+            ExitCode::from(WRONG_SETTINGS)
+        } else {
+            ExitCode::FAILURE
+        }
     })
 }
 

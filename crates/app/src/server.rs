@@ -17,7 +17,8 @@ use lastcall_core::{
     settings::{FOREGROUND_VARIABLE, Loaded, RuntimeDir, SettingError, Settings, SettingsErrors},
 };
 use lastcall_endpoints::{
-    AppState, Health, HealthReport, Page, ProcessReport, Refusals, StopTimeouts, UpgradeStats, router,
+    AppState, Health, HealthReport, HttpConnections, Page, ProcessReport, Refusals, StopTimeouts,
+    UpgradeStats, router,
 };
 use lastcall_handover::{
     ControlSocket, ServerAddress, SocketName,
@@ -117,12 +118,20 @@ pub(crate) async fn run(
     let upgrade_stats = SharedUpgradeStats::default();
     let health = Box::new(ProcessHealth { phases: phases.clone(), upgrade_stats: upgrade_stats.clone() });
     let refusals = Refusals::default();
-    let router =
-        router(AppState::new(config::endpoints(settings), manager.clone(), health, page, refusals.clone()));
+    let http_connections = HttpConnections::new(settings.max_http_connections);
+    let router = router(AppState::new(
+        config::endpoints(settings),
+        manager.clone(),
+        health,
+        page,
+        refusals.clone(),
+        http_connections.clone(),
+    ));
     let ingress = Arc::new(Ingress::new(
         manager.clone(),
         router,
         settings.notification_interval,
+        http_connections,
         settings.keep_alive_timeout,
         refusals.clone(),
     ));

@@ -4,7 +4,7 @@
 //! - Channels and recovery: `channels`, `events`, `events_in_browser`, `history`, `recovery_model`, `replays`.
 //! - HTTP: `http_*`, `publish`, `pages`, `pages_in_browser`, `refusals`, `proxies`.
 //! - The page in a browser: `browser`, `page_*`.
-//! - The life of the process: `startup`, `listen`, `settings`, `settings_sources`, `signals`, `drain`, `shutdown`, `parents`, `service_manager`, `processes`,
+//! - The life of the process: `startup`, `listen`, `listening_socket`, `settings`, `settings_sources`, `signals`, `drain`, `shutdown`, `parents`, `service_manager`, `processes`,
 //!   `task_limit`, `leaks`, `vital_tasks`.
 //! - Upgrades: `upgrade`, `failed_upgrades`, `control`, `http_upgrade`.
 //! - What operators see: `operate` (status, health), `metrics`, `logging`, `log_lines`, `deploy`, `recipes`.
@@ -24,12 +24,14 @@ mod failed_upgrades;
 mod flood;
 mod heartbeat;
 mod history;
+mod http_bound;
 mod http_connection;
 mod http_fields;
 mod http_upgrade;
 mod leaks;
 mod limits;
 mod listen;
+mod listening_socket;
 mod log_lines;
 mod logging;
 mod long_queries;

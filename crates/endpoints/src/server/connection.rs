@@ -3,6 +3,7 @@
 use std::{
     convert::Infallible,
     future::{Future, poll_fn},
+    mem::MaybeUninit,
     net::SocketAddr,
     pin::Pin,
     sync::Arc,
@@ -26,13 +27,15 @@ use hyper::{
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use lastcall_websockets::{Handshake, MAX_CHANNELS, WireForm};
-use tokio::time::timeout;
+use socket2::SockRef;
+use tokio::{net::TcpStream, time::timeout};
 use tower::ServiceExt;
 use tracing::{debug, warn};
 
 use super::{
     deferred_handshake::{DeferredHandshake, event_stream_response},
     exchange::Exchange,
+    http_connections::Place,
     http_stream::HttpStream,
     idle_connection::IdleConnection,
     lingering_close::close_in_stages,
@@ -59,25 +62,42 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_HEAD: usize = 24 << 10;
 const _: () = assert!(MAX_HEAD >= MAX_QUERY + MAX_CHANNELS * 38 + 2048);
 
+/// A connection that was idle when the server was to stop.
+pub(super) struct Returned {
+    pub(super) connection: IdleConnection,
+    /// Where it was in the order in which connections became idle.
+    pub(super) order: u64,
+}
+
 /// Answers the requests of a client. Returns the connection if it is idle when the server is to stop.
 pub(super) async fn serve_connection(
     mut connection: IdleConnection,
     peer: SocketAddr,
     shared: Arc<Shared>,
-) -> Option<IdleConnection> {
+    place: Place,
+) -> Option<Returned> {
     // An IPv6 socket has IPv4 clients, too.
     let peer = canonical(peer);
     let local = connection.stream.local_addr().ok().map(|address| address.ip());
     let caller = Caller { peer, from_this_machine: FromThisMachine::of(peer.ip(), local) };
     loop {
+        let idle = place.idle();
+        let order = idle.number();
         if shared.stop.has_reached(StopLevel::ReturnIdle) {
-            return Some(connection);
+            return Some(Returned { connection, order });
         }
         // hyper takes its buffers at once. Only connections that have something to read get any.
         if connection.read.is_empty() {
             let mut first_byte = [0];
             tokio::select! {
-                () = shared.stop.reached(StopLevel::ReturnIdle) => return Some(connection),
+                () = shared.stop.reached(StopLevel::ReturnIdle) => return Some(Returned { connection, order }),
+                () = idle.must_leave() => {
+                    // Of a request that has just come, this task may not know yet.
+                    if !has_input(&connection.stream) {
+                        debug!(%peer, "a connection was idle longest, and makes room for another one");
+                        return None;
+                    }
+                }
                 said = timeout(shared.keep_alive_timeout, connection.stream.peek(&mut first_byte)) => match said {
                     Ok(Ok(1..)) => {}
                     Ok(Ok(0)) => return None,
@@ -92,8 +112,15 @@ pub(super) async fn serve_connection(
                 },
             }
         }
-        connection = Box::pin(serve_http(connection, caller, &shared)).await?;
+        drop(idle);
+        connection = Box::pin(serve_http(connection, caller, &shared, &place)).await?;
     }
+}
+
+/// Returns true if a byte can be read from a socket.
+fn has_input(stream: &TcpStream) -> bool {
+    let mut byte = [MaybeUninit::uninit()];
+    SockRef::from(stream).peek(&mut byte).is_ok_and(|read| read > 0)
 }
 
 /// Where the requests of a connection come from.
@@ -113,7 +140,12 @@ enum Ended {
 
 /// Answers requests until there is none, then returns the connection. Returns `None` if it has ended, or has become
 /// a WebSocket.
-async fn serve_http(connection: IdleConnection, caller: Caller, shared: &Shared) -> Option<IdleConnection> {
+async fn serve_http(
+    connection: IdleConnection,
+    caller: Caller,
+    shared: &Shared,
+    place: &Place,
+) -> Option<IdleConnection> {
     let peer = caller.peer;
     let (exchange, pending) = (Exchange::default(), PendingConnection::default());
     let service = service_fn(|request: hyper::Request<Incoming>| {
@@ -169,7 +201,9 @@ async fn serve_http(connection: IdleConnection, caller: Caller, shared: &Shared)
         return None;
     }
     let Some(Confirmed { permit, form, channels }) = pending.take() else {
-        close_in_stages(socket.into_stream(), stop).await;
+        // Nothing is left to be answered.
+        let idle = place.idle();
+        close_in_stages(socket.into_stream(), stop, idle.must_leave()).await;
         return None;
     };
     let response = match form {

@@ -2,7 +2,6 @@
 
 use std::{
     ffi::{OsStr, OsString},
-    net::TcpListener,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     process::Stdio,
@@ -159,11 +158,11 @@ impl Start {
     }
 
     /// Has it find this socket where systemd passes one: descriptor 3, and a variable with its own number.
-    pub(crate) fn listen_on(mut self, listener: TcpListener) -> Self {
+    pub(crate) fn listen_on(mut self, listener: impl Into<OwnedFd>) -> Self {
         let activate = "exec 3<&0 </dev/null; LISTEN_FDS=1 LISTEN_PID=$$ exec \"$0\" \"$@\"";
         let program = env!("CARGO_BIN_EXE_lastcall");
         self.command = copy_of(&self.command, Path::new("sh"), &["-c", activate, program]);
-        self.command.stdin(OwnedFd::from(listener));
+        self.command.stdin(listener.into());
         self
     }
 
