@@ -126,8 +126,9 @@ pub(crate) fn parse_for_events(query: &str, field: Option<&[u8]>) -> Result<Vec<
 fn last_event_id(query: &str, field: Option<&[u8]>) -> Option<String> {
     let field = field.map(|id| String::from_utf8_lossy(id).into_owned());
     let parameter = || {
-        let mut pairs = form_urlencoded::parse(query.as_bytes());
-        pairs.find(|(key, _)| is_last_event_id(key)).map(|(_, id)| id.into_owned())
+        // The last one: clients that cannot set the field add theirs to the URL with which they began.
+        let pairs = form_urlencoded::parse(query.as_bytes());
+        pairs.filter(|(key, _)| is_last_event_id(key)).last().map(|(_, id)| id.into_owned())
     };
     field.or_else(parameter).filter(|id| !id.is_empty())
 }
@@ -192,6 +193,10 @@ mod tests {
             let at = Since::Position(Position { epoch: Epoch(10), offset: 3 });
             assert_eq!(channels[0].since, at, "{key}");
         }
+        let query = "channel=a&last_event_id=000000000000000a-1&lastEventId=000000000000000a-3";
+        let channels = parse_for_events(query, None).unwrap();
+        let at = Since::Position(Position { epoch: Epoch(10), offset: 3 });
+        assert_eq!(channels[0].since, at, "what a client adds is newer than what it began with");
         for key in ["last_event", "event_id", "lastEventIds", "mylastEventId"] {
             let channels = parse_for_events(&format!("channel=a&{key}=000000000000000a-3"), None).unwrap();
             assert_eq!(channels[0].since, Since::Now, "{key}");

@@ -62,7 +62,7 @@ pub(crate) fn check(query: &str, field: Option<&[u8]>) {
         Some(field) => String::from_utf8_lossy(field).into_owned(),
         None => {
             let plain = |key: &str| key.replace(['-', '_'], "").to_ascii_lowercase();
-            let id = pairs.iter().find(|(key, _)| plain(key) == "lasteventid");
+            let id = pairs.iter().rfind(|(key, _)| plain(key) == "lasteventid");
             id.map(|(_, id)| id.clone()).unwrap_or_default()
         }
     };
