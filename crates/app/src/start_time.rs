@@ -1,11 +1,11 @@
 //! The time at which the process started.
 
-use std::{
-    sync::LazyLock,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
-};
+use std::{sync::LazyLock, time::Duration};
 
-static STARTED: LazyLock<(SystemTime, Instant)> = LazyLock::new(|| (SystemTime::now(), Instant::now()));
+use lastcall_core::clock;
+
+/// The time of day, and the time since the machine was started.
+static STARTED: LazyLock<(Duration, Duration)> = LazyLock::new(|| (clock::since_1970(), clock::since_boot()));
 
 /// Records the time of the start. To be called first.
 pub(crate) fn record() {
@@ -14,11 +14,10 @@ pub(crate) fn record() {
 
 /// Returns when the process started, in seconds since 1970.
 pub(crate) fn unix_seconds() -> f64 {
-    // 0 if the clock is set to a time before that.
-    STARTED.0.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+    STARTED.0.as_secs_f64()
 }
 
 /// Returns how long the process has run.
 pub(crate) fn uptime() -> Duration {
-    STARTED.1.elapsed()
+    clock::since_boot().saturating_sub(STARTED.1)
 }

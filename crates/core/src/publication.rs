@@ -4,6 +4,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
+use crate::clock;
+
 /// The source of a publication.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -21,7 +23,7 @@ pub enum Publisher {
 pub struct Publication {
     /// Its offset in the channel; 0 until a broker has given it one.
     pub offset: u64,
-    /// When it was published, in milliseconds since 1970.
+    /// When it was published, in milliseconds since 1970, as clients are told. How old it is, the broker knows.
     pub time_ms: i64,
     /// Its source.
     pub publisher: Publisher,
@@ -33,7 +35,7 @@ pub struct Publication {
 impl Publication {
     /// Returns a publication that is published now and has no offset yet.
     pub fn new(publisher: Publisher, data: Box<RawValue>) -> Self {
-        Self { offset: 0, time_ms: jiff::Timestamp::now().as_millisecond(), publisher, data }
+        Self { offset: 0, time_ms: clock::since_1970_ms(), publisher, data }
     }
 
     /// Returns the number of bytes of the data.

@@ -26,7 +26,6 @@ mod writing;
 use std::{
     collections::VecDeque,
     io,
-    net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -404,8 +403,8 @@ impl EventLoop {
         let connection = entry.connection;
         debug!(
             client = %connection.id,
-            peer = peer_of(&connection.stream).map(display),
-            age_seconds = connection.id.age().as_secs_f64(),
+            peer = connection.stream.peer_addr().ok().map(display),
+            age_seconds = connection.age_s(),
             disconnect = ?disconnect,
             reason = connection.close_reason().map(CloseReason::reason),
             "connection ended"
@@ -413,11 +412,4 @@ impl EventLoop {
         self.stats.record_disconnect(disconnect, connection.close_reason());
         connection.finish(disconnect);
     }
-}
-
-/// Returns the address of a client, for the log: that of IPv4 for its clients at a socket of IPv6.
-fn peer_of(stream: &mio::net::TcpStream) -> Option<SocketAddr> {
-    let address = stream.peer_addr().ok()?;
-    let ip = address.ip().to_canonical();
-    Some(if ip.is_ipv4() { SocketAddr::new(ip, address.port()) } else { address })
 }

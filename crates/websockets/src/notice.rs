@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use jiff::Timestamp;
+use lastcall_core::clock;
 
 use crate::{
     client_id::ClientId,
@@ -73,11 +74,11 @@ impl ShutdownNotice {
 
     fn message(&self, client: ClientId, now: Instant) -> ServerMessage<'static> {
         let left = self.deadline.saturating_duration_since(now);
-        let time = Timestamp::now();
+        let time = clock::timestamp();
         ServerMessage::Shutdown {
             time,
             reason: self.reason,
-            // Settings end at 365 days, so the deadline is before the largest timestamp, in the year 9999.
+            // The clock may be set to the end of the year 9999, where timestamps end.
             deadline: time.saturating_add(left).unwrap_or(Timestamp::MAX),
             seconds_left: (left.as_secs_f64() * 1000.0).round() / 1000.0,
             reconnect: Reconnect { after_ms: self.reconnect_after(client, now).as_millis() as u64 },

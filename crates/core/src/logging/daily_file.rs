@@ -5,12 +5,13 @@ use std::{
     io::{self, Write},
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
 use jiff::{Timestamp, tz::Offset};
 use rustix::process::geteuid;
-use tracing_appender::rolling::{RollingFileAppender, Rotation};
+
+use crate::clock;
 
 const SECONDS_OF_A_DAY: u64 = 24 * 60 * 60;
 
@@ -19,11 +20,11 @@ const REOPEN_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A file for each day (UTC) in a folder: `lastcall.2026-01-31.log`, for this user alone. None is ever removed.
 ///
-/// `RollingFileAppender` could change files by itself, but when it cannot, it tells stderr alone, and panics when
-/// stderr is closed. So the next day's is opened here, and an error is returned.
+/// tracing-appender changes files by itself, but when it cannot, it tells stderr alone, and panics when stderr is closed, or
+/// when the clock is set to the end of the year 9999. So the next day's is opened here, and an error is returned.
 pub(super) struct DailyFile {
     dir: PathBuf,
-    file: RollingFileAppender,
+    file: File,
     /// The day of `file`, in days since 1970.
     day: u64,
     /// When the file of a new day is tried again.
@@ -70,34 +71,24 @@ impl Write for DailyFile {
 
 /// Opens the file of a day. Somebody who may write in the folder could have put a link there, which leads to
 /// another file, or a FIFO, which takes nothing.
-fn open(dir: &Path, day: u64) -> io::Result<RollingFileAppender> {
+fn open(dir: &Path, day: u64) -> io::Result<File> {
     fs::create_dir_all(dir)?;
-    let stem = format!("lastcall.{}", date(day));
-    let path = dir.join(format!("{stem}.log"));
+    let path = dir.join(format!("lastcall.{}.log", date(day)));
     let mut options = File::options();
     options.append(true).create(true).mode(0o600);
     // Without O_NONBLOCK, opening a FIFO waits for its reader.
     let file = options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY).open(&path);
-    let file = file.map_err(|error| check(&path).err().unwrap_or(error))?;
-    let opened = check(&path)?;
-    // It would change files by itself, too, and open whatever is there.
-    let appender = RollingFileAppender::builder()
-        .rotation(Rotation::NEVER)
-        .filename_prefix(stem)
-        .filename_suffix("log")
-        .build(dir)
-        .map_err(io::Error::other)?;
-    let id = |metadata: &Metadata| (metadata.dev(), metadata.ino());
-    let is_same = |metadata: &Metadata| id(metadata) == id(&opened);
-    if !is_same(&file.metadata()?) || !is_same(&check(&path)?) {
-        return Err(io::Error::other(format!("{} was replaced while it was opened", path.display())));
-    }
-    Ok(appender)
+    let opened = file.and_then(|file| Ok((file.metadata()?, file)));
+    let (metadata, file) = opened.map_err(|error| {
+        let in_place = fs::symlink_metadata(&path);
+        in_place.and_then(|metadata| check(&path, &metadata)).err().unwrap_or(error)
+    })?;
+    check(&path, &metadata)?;
+    Ok(file)
 }
 
-/// Checks that a path leads to a file of this user, and not to somewhere else.
-fn check(path: &Path) -> io::Result<Metadata> {
-    let metadata = fs::symlink_metadata(path)?;
+/// Checks that what is at a path is a file of this user, and leads nowhere else.
+fn check(path: &Path, metadata: &Metadata) -> io::Result<()> {
     let what = if metadata.is_symlink() {
         "is a symbolic link".to_owned()
     } else if !metadata.is_file() {
@@ -105,7 +96,7 @@ fn check(path: &Path) -> io::Result<Metadata> {
     } else if metadata.uid() != geteuid().as_raw() {
         format!("belongs to another user, number {}", metadata.uid())
     } else {
-        return Ok(metadata);
+        return Ok(());
     };
     Err(io::Error::other(format!("{} {what}: remove it, or choose another folder", path.display())))
 }
@@ -120,8 +111,7 @@ fn date(day: u64) -> String {
 
 /// Returns days since 1970.
 fn today() -> u64 {
-    // 0 if the clock is set to a time before that.
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() / SECONDS_OF_A_DAY
+    clock::since_1970().as_secs() / SECONDS_OF_A_DAY
 }
 
 #[cfg(test)]

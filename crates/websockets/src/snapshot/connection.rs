@@ -19,6 +19,8 @@ use crate::{
 pub struct ConnectionSnapshot {
     pub(crate) id: ClientId,
     pub(crate) form: WireForm,
+    /// How long ago it began, in seconds; `None` in builds before protocol 4.
+    pub(crate) age_s: Option<u32>,
     #[serde(rename = "life")]
     pub(crate) state: State,
     /// Why the server closed the connection, if it did.
@@ -77,6 +79,7 @@ mod tests {
         outbox.push(Frame::close(Some((1012, "service restart"))).bytes().clone(), 0);
         ConnectionSnapshot {
             id: serde_json::from_str("\"01a20897-adf5-76ce-9f22-e02aacce5ddd\"").unwrap(),
+            age_s: None,
             state: State::CloseSent,
             close_reason: Some(CloseReason::ServiceRestart),
             close_timeout_in_ms: Some(1234),

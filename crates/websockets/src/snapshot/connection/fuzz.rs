@@ -109,7 +109,7 @@ proptest! {
         let written = rmp_serde::to_vec_named(&state).unwrap();
         let read: Result<ConnectionSnapshot, _> = rmp_serde::from_slice(&written);
         if let Ok(mut state) = read {
-            let _ = (state.id.age(), state.size());
+            let _ = (state.id.age_by_time_of_day(), state.size());
             let limits = DecoderLimits { max_message_size: 1000, accept_binary: true };
             let _ = state.decoder.rest_of_frame();
             let _ = state.decoder.decode(&mut received.clone(), limits, |_| ControlFlow::Continue(()));
