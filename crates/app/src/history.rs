@@ -1,17 +1,19 @@
 //! The history of the channels outside of the broker.
 //!
 //! - `part` is a part of it as bytes, for a handover and for a file.
-//! - `file` is the file to which a graceful shutdown writes it, and `format` what is in that file.
+//! - `file` is the file to which a graceful shutdown writes it, `format` what is in that file, and `place` where it is.
 //! - `expiry` has the broker drop what is too old.
 
 mod expiry;
 mod file;
 mod format;
 mod part;
+mod place;
 
 pub(crate) use expiry::expire;
 pub(crate) use file::HistoryFile;
 pub(crate) use part::{decode, encode};
+pub(crate) use place::check;
 
 #[cfg(test)]
 mod testing {

@@ -17,16 +17,13 @@ use lastcall_core::{
     settings::{FOREGROUND_VARIABLE, Loaded, RuntimeDir, SettingError, Settings, SettingsErrors},
 };
 use lastcall_endpoints::{
-    AppState, Health, HealthReport, HttpConnections, Page, ProcessReport, Refusals, StopTimeouts,
-    UpgradeStats, router,
+    AppState, Health, HealthReport, Page, ProcessReport, Refusals, StopTimeouts, UpgradeStats, router,
 };
 use lastcall_handover::{
-    ControlSocket, ServerAddress, SocketName,
+    ControlSocket, SocketName,
     failpoint::{self, Step},
 };
-use lastcall_lifecycle::{
-    ExitReason, Hooks, Lifecycle, NewProcess, ServiceManager, Signal, Signals, is_in_foreground,
-};
+use lastcall_lifecycle::{ExitReason, Hooks, Lifecycle, NewProcess, Signal, Signals, is_in_foreground};
 use lastcall_websockets::{ConnectionManager, NotifierState, Phases, VitalTasks};
 use tokio::{task::spawn_blocking, time::timeout};
 use tracing::{info, warn};
@@ -38,7 +35,7 @@ use crate::{
     listener::{self, Opened},
     start_time,
     upgrade::{
-        ControlServer, IncomingHandover, Orphans, OutgoingHandover, Program, Role, SERVING_REPORT_TIMEOUT,
+        ControlServer, IncomingHandover, OutgoingHandover, Program, Role, SERVING_REPORT_TIMEOUT,
         SharedUpgradeStats, Supervised, UpgradeRequests, Upgrader, supervise,
     },
     version,
@@ -46,6 +43,9 @@ use crate::{
 
 /// How long a part may take to start or to stop, on top of what the settings give it.
 const HOOK_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The exit code for an end in order, but for the history, which could not be written.
+const HISTORY_LOST: u8 = 3;
 
 /// How long the history may take to be written, when the server ends.
 const WRITE_HISTORY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -90,24 +90,11 @@ pub(crate) async fn run(
     };
     let vital_tasks = VitalTasks::with_failpoint(failpoint::hit_task);
     let signals = Signals::listen(in_foreground, &vital_tasks).context("cannot handle signals")?;
-    let orphans = Orphans::new().context("cannot handle signals")?;
-    let service_manager = ServiceManager::from_environment();
-    let preparing = async {
-        let handover = match handover {
-            Some(descriptor) => Some(IncomingHandover::connect(descriptor, files).await?),
-            None => None,
-        };
-        prepare(loaded, handover, unusable).await
+    let handover = match handover {
+        Some(descriptor) => Some(IncomingHandover::connect(descriptor, files).await?),
+        None => None,
     };
-    let Prepared { page, listener } = tokio::select! {
-        biased;
-        // A name, or a file, may be where nothing answers.
-        signal = signals.nth(1) => {
-            info!(signal = signal.name(), pid = std::process::id(), "stopped before it served");
-            return Ok(Exit { code: ExitCode::SUCCESS, at_once: false });
-        }
-        prepared = preparing => prepared?,
-    };
+    let Prepared { page, listener } = prepare(loaded, handover, unusable).await?;
     let phases = Phases::default();
     let new_broker = |delivery| Arc::new(MemoryBroker::new(config::broker(settings), delivery));
     let manager_config = config::manager(settings)?;
@@ -118,20 +105,12 @@ pub(crate) async fn run(
     let upgrade_stats = SharedUpgradeStats::default();
     let health = Box::new(ProcessHealth { phases: phases.clone(), upgrade_stats: upgrade_stats.clone() });
     let refusals = Refusals::default();
-    let http_connections = HttpConnections::new(settings.max_http_connections);
-    let router = router(AppState::new(
-        config::endpoints(settings),
-        manager.clone(),
-        health,
-        page,
-        refusals.clone(),
-        http_connections.clone(),
-    ));
+    let router =
+        router(AppState::new(config::endpoints(settings), manager.clone(), health, page, refusals.clone()));
     let ingress = Arc::new(Ingress::new(
         manager.clone(),
         router,
         settings.notification_interval,
-        http_connections,
         settings.keep_alive_timeout,
         refusals.clone(),
     ));
@@ -146,16 +125,12 @@ pub(crate) async fn run(
             if let Some(file) = history_file.clone() {
                 spawn_blocking(move || file.set_aside_superseded()).await?;
             }
-            (received.ingress, received.control, Some((received.frozen_at, received.old_process)))
+            (received.ingress, received.control, Some((received.frozen, received.old_process)))
         }
         ListenerSource::Opened(opened) => {
             if let Some(file) = history_file.clone() {
                 let broker = Arc::clone(&broker);
-                tokio::select! {
-                    biased;
-                    signal = signals.nth(3) => return exit(ExitReason::Immediate(signal), None, &service_manager).await,
-                    read = spawn_blocking(move || file.read(&broker)) => read?,
-                }
+                spawn_blocking(move || file.read(&broker)).await?;
             }
             activated = opened.activated;
             let (http, notifier) = (opened.listener.into(), NotifierState::default());
@@ -191,14 +166,13 @@ pub(crate) async fn run(
             }
         });
     let takes_over = served_before.is_some();
-    let life = Lifecycle::start(hooks, phases, signals.clone(), service_manager.clone(), takes_over).await?;
+    let life = Lifecycle::start(hooks, phases, signals.clone(), takes_over).await?;
     if let Role::Supervised(link) = &mut role {
         link.serve(signals.clone(), &vital_tasks).context("cannot use the link to the supervisor")?;
         failpoint::hit(Step::Reported);
     }
-    if let Some((frozen_at, old_process)) = served_before {
-        // 0 if the clock was set back meanwhile.
-        let pause = frozen_at.elapsed().unwrap_or_default();
+    if let Some((frozen, old_process)) = served_before {
+        let pause = frozen.elapsed();
         // The old process ends when it receives this.
         if let Err(error) = old_process.report_serving(SERVING_REPORT_TIMEOUT) {
             warn!("the old process could not be told that this one serves: {error:#}");
@@ -221,7 +195,6 @@ pub(crate) async fn run(
             listening: signals.clone(),
             control: Some(ControlServer::start(
                 control_path(settings, address),
-                ServerAddress { address, activated },
                 matches!(settings.runtime_dir, RuntimeDir::Default(_)),
                 inherited_control,
                 &vital_tasks,
@@ -231,7 +204,6 @@ pub(crate) async fn run(
             program,
             files: files.iter().filter(|file| file.has_settings).cloned().collect(),
             role,
-            service_manager: service_manager.clone(),
             activated,
             signals: signals.clone(),
             ingress,
@@ -241,7 +213,6 @@ pub(crate) async fn run(
             upgrade_stats,
             supervised: None,
         },
-        orphans,
     };
     info!(
         version = version::VERSION,
@@ -251,51 +222,60 @@ pub(crate) async fn run(
         "listening on http://{address}"
     );
     let mut reason = life.run(manager, config::shutdown(settings), &mut upgrader).await;
+    let mut graceful = ExitCode::SUCCESS;
     match (reason, history_file) {
-        (ExitReason::Graceful, Some(file)) => {
-            let writing = write_history(file, broker, &signals);
-            let writing = service_manager.extending(WRITE_HISTORY_TIMEOUT, writing);
-            if let Some(signal) = service_manager.telling(writing).await {
+        (ExitReason::Graceful, Some(file)) => match write_history(file, broker, &signals).await {
+            Ok(()) => {}
+            Err(NotWritten::Failed(error)) => {
+                warn!("the history could not be written, and the next start has none: {error:#}");
+                graceful = ExitCode::from(HISTORY_LOST);
+            }
+            Err(NotWritten::Signal(signal)) => {
+                warn!(signal = signal.name(), "third signal: exiting at once");
                 reason = ExitReason::Immediate(signal);
             }
-        }
+        },
         // This process may stay as a supervisor, which needs no history.
         (ExitReason::HandedOver(_), _) => broker.clear(),
         _ => {}
     }
-    exit(reason, upgrader.handover.supervised, &service_manager).await
+    exit(reason, graceful, upgrader.handover.supervised).await
 }
 
-/// Writes the history, for the next start. Returns the third signal if it comes meanwhile: then nothing is waited for.
-async fn write_history(file: HistoryFile, broker: Arc<MemoryBroker>, signals: &Signals) -> Option<Signal> {
+/// Why the history is not there for the next start.
+enum NotWritten {
+    Failed(anyhow::Error),
+    /// The third signal has come meanwhile: nothing is waited for.
+    Signal(Signal),
+}
+
+/// Writes the history, for the next start.
+async fn write_history(
+    file: HistoryFile,
+    broker: Arc<MemoryBroker>,
+    signals: &Signals,
+) -> Result<(), NotWritten> {
     let writing = spawn_blocking(move || file.write(&broker));
     tokio::select! {
         biased;
         written = timeout(WRITE_HISTORY_TIMEOUT, writing) => {
-            match written {
-                Ok(Ok(())) => {}
-                // The line before this one says why.
-                Ok(Err(_)) => warn!("the history could not be written: that panicked"),
-                Err(_) => warn!("the history could not be written within {WRITE_HISTORY_TIMEOUT:?}"),
-            }
-            None
+            let written = written.with_context(|| format!("it took more than {WRITE_HISTORY_TIMEOUT:?}"));
+            // The log says why it panicked.
+            let written = written.and_then(|written| written.context("that panicked"));
+            written.and_then(|written| Ok(written?)).map_err(NotWritten::Failed)
         }
-        signal = signals.nth(3) => {
-            warn!(signal = signal.name(), "third signal: exiting at once");
-            Some(signal)
-        }
+        signal = signals.nth(3) => Err(NotWritten::Signal(signal)),
     }
 }
 
-/// Returns how the process ends. If it has become the supervisor of another one, it is that first.
+/// Returns how the process ends: with the code `graceful`, if it ends in order. If it has become the supervisor of another
+/// one, it is that first.
 async fn exit(
     reason: ExitReason,
+    graceful: ExitCode,
     supervised: Option<Supervised>,
-    service_manager: &ServiceManager,
 ) -> anyhow::Result<Exit> {
     let pid = std::process::id();
-    let is_followed = matches!(reason, ExitReason::HandedOver(NewProcess { is_main: true, .. }));
-    let supervised = supervised.filter(|_| !is_followed);
     match (reason, &supervised) {
         (ExitReason::HandedOver(_), Some(_)) => {}
         (ExitReason::HandedOver(NewProcess { pid: new_pid, .. }), None) => {
@@ -304,11 +284,13 @@ async fn exit(
         _ => info!(pid, "stopped"),
     }
     let code = match (reason, supervised) {
-        (ExitReason::HandedOver(_), Some(supervised)) => {
+        // Also when a part of this process did not stop as it should: the service continues.
+        (ExitReason::HandedOver(_) | ExitReason::Failed | ExitReason::Graceful, Some(supervised)) => {
             process::trim_heap();
-            service_manager.telling(supervise(supervised, service_manager)).await?
+            supervise(supervised).await?
         }
-        (ExitReason::Graceful | ExitReason::HandedOver(_), _) => ExitCode::SUCCESS,
+        (ExitReason::Graceful, _) => graceful,
+        (ExitReason::HandedOver(_), _) => ExitCode::SUCCESS,
         (ExitReason::Failed, _) => ExitCode::FAILURE,
         (ExitReason::Immediate(signal), _) => ExitCode::from(128 + signal.number()),
     };
@@ -338,26 +320,7 @@ async fn prepare(
     handover: Option<IncomingHandover>,
     mut unusable: Vec<SettingError>,
 ) -> anyhow::Result<Prepared> {
-    let checking = spawn_blocking({
-        let loaded = loaded.clone();
-        move || check_files(&loaded)
-    });
-    let (page, also_unusable) = checking.await?;
-    unusable.extend(also_unusable);
-    let listener = match handover {
-        Some(handover) => Some(ListenerSource::Handover(handover)),
-        None => listener::open(loaded, &mut unusable).await?.map(ListenerSource::Opened),
-    };
-    match (page, listener) {
-        (Some(page), Some(listener)) if unusable.is_empty() => Ok(Prepared { page, listener }),
-        _ => Err(SettingsErrors(unusable).into()),
-    }
-}
-
-/// Loads the page, and looks at the other files and folders that the settings name. Returns what cannot be used, too.
-fn check_files(loaded: &Loaded) -> (Option<Page>, Vec<SettingError>) {
     let settings = &loaded.settings;
-    let mut unusable = Vec::new();
     if !matches!(settings.runtime_dir, RuntimeDir::Default(_))
         && let Err(error) =
             ControlSocket::check_folder(settings.runtime_dir.path(), SocketName::Address(LONGEST_ADDRESS))
@@ -366,7 +329,7 @@ fn check_files(loaded: &Loaded) -> (Option<Page>, Vec<SettingError>) {
         unusable.push(loaded.unusable("runtime_dir", &reason));
     }
     if let Some(path) = &settings.history_file
-        && let Err(error) = HistoryFile::check(path)
+        && let Err(error) = history::check(path)
     {
         unusable.push(loaded.unusable("history_file", &error));
     }
@@ -376,7 +339,14 @@ fn check_files(loaded: &Loaded) -> (Option<Page>, Vec<SettingError>) {
             unusable.push(loaded.unusable("templates_dir", &reason));
         })
         .ok();
-    (page, unusable)
+    let listener = match handover {
+        Some(handover) => Some(ListenerSource::Handover(handover)),
+        None => listener::open(loaded, &mut unusable).await?.map(ListenerSource::Opened),
+    };
+    match (page, listener) {
+        (Some(page), Some(listener)) if unusable.is_empty() => Ok(Prepared { page, listener }),
+        _ => Err(SettingsErrors(unusable).into()),
+    }
 }
 
 /// Returns the path of the control socket.

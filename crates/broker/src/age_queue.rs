@@ -1,34 +1,102 @@
-//! Which channel has the oldest publication.
+//! Which channel loses something next: there is no room, or it is too old.
 
-use std::{cmp::Reverse, collections::BinaryHeap};
+use std::collections::BTreeSet;
 
 use lastcall_core::ChannelName;
 
-/// Channels by the age of what they keep. Each channel is in the queue at most once, at an age that it had: a channel
-/// whose oldest publication is gone is not moved. So the first one is to be looked at, and put back if it is younger
-/// than the queue says.
+/// What a channel keeps. Where there is no room, channels of the first kind lose something first.
+///
+/// Clients invent names at no cost, and each is a channel that keeps its position for a while: these must not displace
+/// what was published.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Keeps {
+    /// A position before the first publication, without subscribers.
+    Start,
+    /// A position after publications that are gone, without subscribers.
+    Position,
+    /// Publications.
+    Publications,
+}
+
+impl Keeps {
+    pub(crate) const ALL: [Self; 3] = [Self::Start, Self::Position, Self::Publications];
+}
+
+/// The place of a channel among the others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Place {
+    pub(crate) keeps: Keeps,
+    /// The time of what is oldest.
+    pub(crate) since_ms: i64,
+}
+
+/// The channels of one rule that keep the same, by age: within one rule, what is older expires earlier. Each channel is in
+/// at most one queue, at an age that it has or had: a channel whose oldest publication is gone is not moved. So the first
+/// one is to be looked at, and put back if it is younger than the queue says.
 #[derive(Debug, Default)]
-pub(crate) struct AgeQueue(BinaryHeap<Reverse<(i64, ChannelName)>>);
+pub(crate) struct AgeQueue(BTreeSet<(i64, ChannelName)>);
 
 impl AgeQueue {
-    /// Adds a channel that is not in the queue. `since_ms`: the time of what is oldest.
-    pub(crate) fn push(&mut self, since_ms: i64, channel: ChannelName) {
-        self.0.push(Reverse((since_ms, channel)));
+    /// Adds a channel.
+    pub(crate) fn insert(&mut self, since_ms: i64, channel: ChannelName) {
+        self.0.insert((since_ms, channel));
+    }
+
+    /// Removes a channel, which is in the queue at this age.
+    pub(crate) fn remove(&mut self, since_ms: i64, channel: &ChannelName) {
+        self.0.remove(&(since_ms, channel.clone()));
     }
 
     /// Returns the time of the first channel. No other one has anything older.
     pub(crate) fn first(&self) -> Option<i64> {
-        self.0.peek().map(|Reverse((since_ms, _))| *since_ms)
+        self.0.first().map(|(since_ms, _)| *since_ms)
     }
 
     /// Removes the first channel.
     pub(crate) fn pop(&mut self) -> Option<ChannelName> {
-        self.0.pop().map(|Reverse((_, channel))| channel)
+        self.0.pop_first().map(|(_, channel)| channel)
     }
 
-    /// Returns all channels, in no order, with the ages at which they are.
+    /// Returns all channels, by the ages at which they are.
     #[cfg(test)]
     pub(crate) fn iter(&self) -> impl Iterator<Item = (i64, &ChannelName)> {
-        self.0.iter().map(|Reverse((since_ms, channel))| (*since_ms, channel))
+        self.0.iter().map(|(since_ms, channel)| (*since_ms, channel))
+    }
+}
+
+/// The queues of all channels.
+#[derive(Debug)]
+pub(crate) struct AgeQueues(Vec<[AgeQueue; Keeps::ALL.len()]>);
+
+impl AgeQueues {
+    /// Returns empty queues for so many rules.
+    pub(crate) fn new(rules: usize) -> Self {
+        Self((0..rules).map(|_| Default::default()).collect())
+    }
+
+    /// Returns the queue of a rule.
+    pub(crate) fn of(&mut self, rule: usize, keeps: Keeps) -> &mut AgeQueue {
+        &mut self.0[rule][keeps as usize]
+    }
+
+    /// Returns the time of what is oldest of a rule.
+    pub(crate) fn oldest(&self, rule: usize) -> Option<i64> {
+        self.0[rule].iter().filter_map(AgeQueue::first).min()
+    }
+
+    /// Returns the rule of the channel that loses something first where there is no room, and its place.
+    pub(crate) fn first(&self) -> Option<(usize, Place)> {
+        Keeps::ALL.into_iter().find_map(|keeps| {
+            let firsts = self.0.iter().enumerate();
+            let firsts = firsts.filter_map(|(rule, queues)| Some((queues[keeps as usize].first()?, rule)));
+            firsts.min().map(|(since_ms, rule)| (rule, Place { keeps, since_ms }))
+        })
+    }
+
+    /// Returns all queues.
+    #[cfg(test)]
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (usize, Keeps, &AgeQueue)> {
+        let all = self.0.iter().enumerate();
+        all.flat_map(|(rule, queues)| Keeps::ALL.map(|keeps| (rule, keeps, &queues[keeps as usize])))
     }
 }

@@ -4,7 +4,11 @@ use std::{collections::VecDeque, sync::Arc};
 
 use lastcall_core::{Epoch, Position, Publication};
 
-use crate::{HistoryPage, ReceiverSet, Since, Subscribed, retention_rules::RuleId};
+use crate::{
+    HistoryPage, PageLimit, ReceiverSet, Since, Subscribed,
+    age_queue::{Keeps, Place},
+    retention_rules::RuleId,
+};
 
 /// What a kept publication costs beside its data.
 const PUBLICATION_OVERHEAD: usize = 100;
@@ -12,11 +16,11 @@ const PUBLICATION_OVERHEAD: usize = 100;
 /// What a channel without subscribers costs beside its name and its publications.
 const CHANNEL_OVERHEAD: usize = 200;
 
-/// Publications in order.
+/// Publications in order, each with the time from when on it is kept.
 #[derive(Debug, Default)]
-struct Kept(VecDeque<Arc<Publication>>);
+struct Kept(VecDeque<(i64, Arc<Publication>)>);
 
-/// A channel.
+/// A channel. Times are in milliseconds since the machine was started, and below 0 before that.
 #[derive(Debug)]
 pub(crate) struct Channel {
     epoch: Epoch,
@@ -29,9 +33,9 @@ pub(crate) struct Channel {
     pub(crate) subscribers: u32,
     /// Whether it had subscribers in another process, who are about to come: until then, it is not dropped.
     pub(crate) held: bool,
-    /// Whether the channel is in the queue of its rule.
-    pub(crate) queued: bool,
-    /// When the last subscriber left, or the last publication came, in milliseconds since 1970.
+    /// Where the channel is in the queues of its rule; `None`: in none of them.
+    pub(crate) queued: Option<Place>,
+    /// When the last subscriber left, or the last publication came.
     pub(crate) used_ms: i64,
 }
 
@@ -46,7 +50,7 @@ impl Channel {
             receivers,
             subscribers: 0,
             held: false,
-            queued: false,
+            queued: None,
             used_ms: now_ms,
         }
     }
@@ -63,15 +67,20 @@ impl Channel {
 
     /// Returns the kept publications.
     pub(crate) fn kept(&self) -> impl ExactSizeIterator<Item = &Arc<Publication>> + Clone {
+        self.kept_since().map(|(_, publication)| publication)
+    }
+
+    /// Returns the kept publications, each with its time.
+    pub(crate) fn kept_since(&self) -> impl ExactSizeIterator<Item = &(i64, Arc<Publication>)> + Clone {
         self.kept.as_deref().map(|kept| kept.0.iter()).unwrap_or_default()
     }
 
-    /// Returns the kept publications after a position; all, if it is not one of this epoch.
+    /// Returns the kept publications after a position, each with its time; all, if it is not one of this epoch.
     pub(crate) fn kept_after(
         &self,
         position: Option<Position>,
-    ) -> impl ExactSizeIterator<Item = &Arc<Publication>> {
-        let kept = self.kept();
+    ) -> impl ExactSizeIterator<Item = &(i64, Arc<Publication>)> {
+        let kept = self.kept_since();
         let position = position.filter(|position| position.epoch == self.epoch);
         let after = position.map_or(u64::MAX, |position| self.top.saturating_sub(position.offset));
         let skip = kept.len().saturating_sub(usize::try_from(after).unwrap_or(usize::MAX));
@@ -86,26 +95,32 @@ impl Channel {
     }
 
     /// Keeps a publication, which has been numbered last. Returns what it costs.
-    pub(crate) fn keep(&mut self, publication: Arc<Publication>) -> usize {
+    pub(crate) fn keep(&mut self, since_ms: i64, publication: Arc<Publication>) -> usize {
         let cost = cost(&publication);
-        self.kept.get_or_insert_default().0.push_back(publication);
+        let kept = &mut self.kept.get_or_insert_default().0;
+        // None is older than the one before it: a thread may have read the clock before another one.
+        let since_ms = kept.back().map_or(since_ms, |(before, _)| since_ms.max(*before));
+        kept.push_back((since_ms, publication));
         cost
     }
 
     /// Adds a publication of another process, which has the next offset. Returns what it costs.
-    pub(crate) fn append(&mut self, publication: Arc<Publication>) -> usize {
+    pub(crate) fn append(&mut self, since_ms: i64, publication: Arc<Publication>) -> usize {
         self.top = publication.offset;
-        self.keep(publication)
+        self.keep(since_ms, publication)
     }
 
     /// Drops the oldest publication. Returns what it cost; `None`: none is kept.
     pub(crate) fn drop_oldest(&mut self) -> Option<usize> {
         let Kept(kept) = self.kept.as_deref_mut()?;
-        let publication = kept.pop_front();
+        let first = kept.pop_front();
         if kept.is_empty() {
             self.kept = None;
+        } else if kept.len() < kept.capacity() / 4 {
+            // Many of them may have expired.
+            kept.shrink_to(kept.len() * 2);
         }
-        publication.map(|publication| cost(&publication))
+        first.map(|(_, publication)| cost(&publication))
     }
 
     /// Begins a new epoch. Nothing may be kept.
@@ -124,12 +139,13 @@ impl Channel {
         CHANNEL_OVERHEAD + name.len()
     }
 
-    /// Returns the time of what is oldest and may go: a publication, or the channel itself. `None`: nothing may go.
-    pub(crate) fn oldest_ms(&self) -> Option<i64> {
-        match self.kept().next() {
-            Some(publication) => Some(publication.time_ms),
-            None => self.is_idle().then_some(self.used_ms),
+    /// Returns the place that the channel should have in the queues; `None`: nothing of it may go.
+    pub(crate) fn place(&self) -> Option<Place> {
+        if let Some((since_ms, _)) = self.kept_since().next() {
+            return Some(Place { keeps: Keeps::Publications, since_ms: *since_ms });
         }
+        let keeps = if self.top == 0 { Keeps::Start } else { Keeps::Position };
+        self.is_idle().then_some(Place { keeps, since_ms: self.used_ms })
     }
 
     /// Returns the beginning of a subscription.
@@ -146,21 +162,20 @@ impl Channel {
     }
 
     /// Returns a part of the history.
-    pub(crate) fn page(&self, since: Option<Position>, limit: usize) -> HistoryPage {
+    pub(crate) fn page(&self, since: Option<Position>, limit: PageLimit) -> HistoryPage {
         let top = self.top();
-        let publications = match since {
-            Some(position) => self.after(position).map(|missed| missed.take(limit).cloned().collect()),
-            None => Some(self.kept().take(limit).cloned().collect()),
+        let page = match since {
+            Some(position) => self.after(position).map(|missed| page_of(missed, limit)),
+            None => Some(page_of(self.kept(), limit)),
         };
-        match publications {
-            Some(publications) => HistoryPage { top, recovered: true, publications },
-            None => HistoryPage { top, recovered: false, publications: Vec::new() },
-        }
+        let recovered = page.is_some();
+        let (publications, more) = page.unwrap_or_default();
+        HistoryPage { top, recovered, publications, more }
     }
 
     /// Returns all publications after a position; `None` if one of them is not kept, or the position is none of this
     /// channel.
-    fn after(&self, position: Position) -> Option<impl Iterator<Item = &Arc<Publication>>> {
+    fn after(&self, position: Position) -> Option<impl ExactSizeIterator<Item = &Arc<Publication>>> {
         if position.epoch != self.epoch {
             return None;
         }
@@ -169,6 +184,22 @@ impl Channel {
         let skip = kept.len().checked_sub(missed)?;
         Some(kept.skip(skip))
     }
+}
+
+/// Returns the first of these publications, and whether there are others.
+fn page_of<'a>(
+    mut publications: impl ExactSizeIterator<Item = &'a Arc<Publication>>,
+    limit: PageLimit,
+) -> (Vec<Arc<Publication>>, bool) {
+    let (mut page, mut bytes) = (Vec::new(), 0);
+    while page.len() < limit.publications
+        && (page.is_empty() || bytes < limit.bytes)
+        && let Some(publication) = publications.next()
+    {
+        bytes += publication.size();
+        page.push(Arc::clone(publication));
+    }
+    (page, publications.len() > 0)
 }
 
 /// Returns what a kept publication costs.

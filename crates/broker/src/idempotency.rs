@@ -10,7 +10,10 @@ use std::{
 use lastcall_core::ChannelName;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use crate::{Published, snapshot::KeyPart};
+use crate::{
+    Published,
+    snapshot::{KeyPart, age},
+};
 
 /// How long the result of a publication with a key is known.
 pub const IDEMPOTENCY_TTL: Duration = Duration::from_secs(300);
@@ -56,7 +59,7 @@ impl<'de> Deserialize<'de> for IdempotencyKey {
 #[derive(Debug, Default)]
 pub(crate) struct IdempotencyCache {
     results: HashMap<(ChannelName, IdempotencyKey), Published>,
-    /// In the order of their times, in milliseconds since 1970.
+    /// In the order of their times, in milliseconds since the machine was started.
     by_time: VecDeque<(i64, ChannelName, IdempotencyKey)>,
     /// How many keys were removed so far.
     removed: u64,
@@ -79,6 +82,8 @@ impl IdempotencyCache {
         if self.by_time.len() >= MAX_KEYS {
             self.remove_first();
         }
+        // In their order, whichever thread has read the clock first.
+        let now_ms = self.by_time.back().map_or(now_ms, |(before, ..)| now_ms.max(*before));
         self.by_time.push_back((now_ms, channel.clone(), key.clone()));
         self.results.insert((channel.clone(), key), result);
     }
@@ -97,6 +102,11 @@ impl IdempotencyCache {
         while self.by_time.front().is_some_and(|(time_ms, ..)| *time_ms <= oldest) {
             self.remove_first();
         }
+        if self.by_time.len() < self.by_time.capacity() / 4 {
+            let few = self.by_time.len() * 2;
+            self.by_time.shrink_to(few);
+            self.results.shrink_to(few);
+        }
     }
 
     /// Returns the time of the oldest key.
@@ -110,16 +120,17 @@ impl IdempotencyCache {
     }
 
     /// Returns the keys that were added after the first `count`; of these, some may be removed by now.
-    pub(crate) fn after(&self, count: u64) -> impl Iterator<Item = KeyPart> {
+    pub(crate) fn after(&self, count: u64, now_ms: i64) -> impl Iterator<Item = KeyPart> {
         let skip = usize::try_from(count.saturating_sub(self.removed)).unwrap_or(usize::MAX);
         let first = skip.min(self.by_time.len());
-        self.by_time.range(first..).filter_map(|(time_ms, channel, key)| {
+        self.by_time.range(first..).filter_map(move |(time_ms, channel, key)| {
             let Published { position, subscribers } = self.get(channel, key)?;
-            let (channel, key, time_ms) = (channel.clone(), key.clone(), *time_ms);
+            let (channel, key) = (channel.clone(), key.clone());
             Some(KeyPart {
                 channel,
                 key,
-                time_ms,
+                age_ms: Some(age(now_ms, *time_ms)),
+                time_ms: None,
                 epoch: position.epoch,
                 offset: position.offset,
                 subscribers,

@@ -4,7 +4,7 @@
 //! - [`Broker`] is the interface; its documentation is the contract that every implementation keeps.
 //! - [`MemoryBroker`] (`memory`) keeps everything in this process. Its parts: `channel` (the position, the kept
 //!   publications and the receivers of one channel), `retention_rules` (how much is kept of which channel), `age_queue` (which
-//!   channel has the oldest publication), and `idempotency` (which requests were answered already).
+//!   channel loses something next), and `idempotency` (which requests were answered already).
 //!   [`MemoryExport`] copies what it keeps, in parts (`snapshot`), and [`MemoryBroker::import`] takes them over.
 //! - [`ReceiverSet`] (`receiver_set`) says which receivers get a channel's publications: for the server, its event loops.
 
@@ -80,12 +80,13 @@ pub trait Broker: fmt::Debug + Send + Sync {
     /// `attach`.
     fn unsubscribe(&self, channel: &ChannelName, receiver: usize, is_last: bool);
 
-    /// Returns at most `limit` of the kept publications: the first ones after `since`, or the first of all.
+    /// Returns some of the kept publications: the first ones after `since`, or the first of all. A channel that is not
+    /// known has none, and is not known after this either.
     fn history(
         &self,
         channel: &ChannelName,
         since: Option<Position>,
-        limit: usize,
+        limit: PageLimit,
     ) -> BrokerFuture<HistoryPage>;
 
     /// Returns what is known of a channel on this node; `None`: nothing.
@@ -141,6 +142,15 @@ pub struct Subscribed {
     pub missed: Vec<Arc<Publication>>,
 }
 
+/// How much a page of a history may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PageLimit {
+    /// Most publications.
+    pub publications: usize,
+    /// Most bytes of their data, beside those of the last one.
+    pub bytes: usize,
+}
+
 /// A part of a channel's history.
 #[derive(Debug, Clone, PartialEq)]
 pub struct HistoryPage {
@@ -150,6 +160,8 @@ pub struct HistoryPage {
     pub recovered: bool,
     /// In order. Empty unless `recovered`.
     pub publications: Vec<Arc<Publication>>,
+    /// Whether there are others after these.
+    pub more: bool,
 }
 
 /// How much a node keeps.

@@ -1,6 +1,7 @@
 //! What a broker keeps, as plain data in parts: for a process that takes over, or for a file.
 //!
-//! Other builds read it too: unknown fields are ignored, missing ones have their defaults.
+//! Times go as ages: the reader may have been started with another clock. Other builds read it too: unknown fields are
+//! ignored, missing ones have their defaults. Builds before protocol 4 wrote moments of the clock on the wall instead.
 
 use std::sync::Arc;
 
@@ -33,8 +34,15 @@ pub struct ChannelPart {
     pub epoch: Epoch,
     /// The offset of its last publication, as far as this part goes.
     pub top: u64,
-    /// When the last subscriber left, or the last publication came, in milliseconds since 1970.
-    pub used_ms: i64,
+    /// How many publications it keeps, if this part goes up to its last one: what it had before these is dropped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept: Option<u64>,
+    /// How long ago the last subscriber left, or the last publication came, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub used_age_ms: Option<u64>,
+    /// The same as a moment in milliseconds since 1970, if an earlier build wrote this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub used_ms: Option<i64>,
     /// Whether it has subscribers, which move to the new process, too.
     #[serde(default)]
     pub in_use: bool,
@@ -42,6 +50,10 @@ pub struct ChannelPart {
     /// are added to that, else they replace it.
     #[serde(default, with = "shared")]
     pub publications: Vec<Arc<Publication>>,
+    /// How long ago each of them was published, in milliseconds. None if an earlier build wrote this: then they are as old as
+    /// the clock on the wall says.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ages_ms: Vec<u64>,
 }
 
 /// An idempotency key with its result.
@@ -51,8 +63,12 @@ pub struct KeyPart {
     pub channel: ChannelName,
     /// The key.
     pub key: IdempotencyKey,
-    /// When it was used, in milliseconds since 1970.
-    pub time_ms: i64,
+    /// How long ago it was used, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub age_ms: Option<u64>,
+    /// The same as a moment in milliseconds since 1970, if an earlier build wrote this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub time_ms: Option<i64>,
     /// The epoch of the publication.
     pub epoch: Epoch,
     /// The offset of the publication.
@@ -70,6 +86,9 @@ pub enum PartError {
     /// No channel has that many publications.
     #[error("the position of channel {0} is too high")]
     Position(ChannelName),
+    /// Not every publication of a channel has its age.
+    #[error("channel {0} has not as many ages as publications")]
+    Ages(ChannelName),
 }
 
 impl BrokerPart {
@@ -92,6 +111,9 @@ impl ChannelPart {
         if self.top > MAX_TOP {
             return Err(PartError::Position(self.name.clone()));
         }
+        if !self.ages_ms.is_empty() && self.ages_ms.len() != self.publications.len() {
+            return Err(PartError::Ages(self.name.clone()));
+        }
         let first = self.first().ok_or_else(|| PartError::Offsets(self.name.clone()))?;
         let is_in_order = self.publications.iter().zip(first..).all(|(one, offset)| one.offset == offset);
         if is_in_order { Ok(()) } else { Err(PartError::Offsets(self.name.clone())) }
@@ -109,6 +131,33 @@ impl KeyPart {
         let position = Position { epoch: self.epoch, offset: self.offset };
         Published { position, subscribers: self.subscribers }
     }
+}
+
+/// The clocks of the reader at the moment of the import, which turn what was written into moments of its own.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ImportTime {
+    /// Milliseconds since the machine was started.
+    pub(crate) now_ms: i64,
+    /// Milliseconds since 1970.
+    pub(crate) wall_ms: i64,
+    /// How long ago the part was written, in milliseconds: as much older is everything in it.
+    pub(crate) part_age_ms: u64,
+}
+
+impl ImportTime {
+    /// Returns the moment of something of this age; of an earlier build, the moment on the wall is known instead.
+    pub(crate) fn since(self, age_ms: Option<u64>, wall_ms: Option<i64>) -> i64 {
+        let age_ms = match age_ms {
+            Some(age_ms) => age_ms.saturating_add(self.part_age_ms),
+            None => wall_ms.map(|wall_ms| age(self.wall_ms, wall_ms)).unwrap_or_default(),
+        };
+        self.now_ms.saturating_sub(i64::try_from(age_ms).unwrap_or(i64::MAX))
+    }
+}
+
+/// Returns how old something is; nothing if it is from the future.
+pub(crate) fn age(now_ms: i64, since_ms: i64) -> u64 {
+    u64::try_from(now_ms.saturating_sub(since_ms)).unwrap_or_default()
 }
 
 /// Publications that are shared, as if they were not.
@@ -149,9 +198,12 @@ mod tests {
             name: "a".parse().unwrap(),
             epoch: Epoch(5),
             top,
-            used_ms: 8,
+            kept: Some(2),
+            used_age_ms: Some(8),
+            used_ms: None,
             in_use: true,
             publications: offsets.iter().copied().map(publication).collect(),
+            ages_ms: vec![10; offsets.len()],
         }
     }
 
@@ -160,7 +212,8 @@ mod tests {
         let key = KeyPart {
             channel: "a".parse().unwrap(),
             key: "k".parse().unwrap(),
-            time_ms: 9,
+            age_ms: Some(9),
+            time_ms: None,
             epoch: Epoch(5),
             offset: 3,
             subscribers: 2,
@@ -173,16 +226,44 @@ mod tests {
         let expected = json!({
             "gone": ["b"],
             "channels": [{
-                "name": "a", "epoch": 5, "top": 3, "used_ms": 8, "in_use": true, "publications": [publication],
+                "name": "a", "epoch": 5, "top": 3, "kept": 2, "used_age_ms": 8, "in_use": true,
+                "publications": [publication], "ages_ms": [10],
             }],
             "keys": [{
-                "channel": "a", "key": "k", "time_ms": 9, "epoch": 5, "offset": 3, "subscribers": 2,
+                "channel": "a", "key": "k", "age_ms": 9, "epoch": 5, "offset": 3, "subscribers": 2,
             }],
         });
         assert_eq!(read, expected);
         assert_eq!(rmp_serde::from_slice::<BrokerPart>(&bytes).unwrap(), part);
         let nothing = rmp_serde::to_vec_named(&json!({ "a later field": 1 })).unwrap();
         assert_eq!(rmp_serde::from_slice::<BrokerPart>(&nothing).unwrap(), BrokerPart::default());
+    }
+
+    #[test]
+    fn what_a_build_before_protocol_4_wrote_has_moments_in_place_of_ages() {
+        let publication = json!({ "offset": 3, "time_ms": 7, "publisher": "api", "data": "1" });
+        let written = json!({
+            "channels": [{
+                "name": "a", "epoch": 5, "top": 3, "used_ms": 8, "in_use": true, "publications": [publication],
+            }],
+            "keys": [{
+                "channel": "a", "key": "k", "time_ms": 9, "epoch": 5, "offset": 3, "subscribers": 2,
+            }],
+        });
+        let bytes = rmp_serde::to_vec_named(&written).unwrap();
+        let part: BrokerPart = rmp_serde::from_slice(&bytes).unwrap();
+        assert_eq!(part.check(), Ok(()));
+        let (channel, key) = (&part.channels[0], &part.keys[0]);
+        assert_eq!(
+            (channel.used_ms, channel.used_age_ms, key.time_ms, key.age_ms),
+            (Some(8), None, Some(9), None)
+        );
+        let time = ImportTime { now_ms: 1000, wall_ms: 30, part_age_ms: 5 };
+        assert_eq!(time.since(key.age_ms, key.time_ms), 1000 - 21, "its age by the clock on the wall");
+        assert_eq!(time.since(None, Some(31)), 1000, "nothing is from the future");
+        assert_eq!(time.since(Some(10), Some(9)), 1000 - 15, "an age, and that of the part");
+        assert_eq!(time.since(Some(u64::MAX), None), 1000 - i64::MAX);
+        assert_eq!(time.since(None, Some(i64::MIN)), 1000 - i64::MAX);
     }
 
     #[test]
@@ -198,5 +279,7 @@ mod tests {
             );
         }
         assert!(matches!(channel(MAX_TOP + 1, &[]).check(), Err(PartError::Position(_))));
+        let part = ChannelPart { ages_ms: vec![1], ..channel(3, &[2, 3]) };
+        assert!(matches!(part.check(), Err(PartError::Ages(_))));
     }
 }

@@ -5,6 +5,7 @@ pub(crate) mod channel_query;
 pub(crate) mod channels;
 pub(crate) mod events;
 pub(crate) mod health;
+mod history_body;
 pub(crate) mod metrics;
 pub(crate) mod page;
 pub(crate) mod publish;

@@ -17,6 +17,5 @@ mod upgrade;
 
 pub use hooks::{BoxError, HookError, Hooks};
 pub use run::{ExitReason, Lifecycle};
-pub use service_manager::ServiceManager;
-pub use signals::{AllSignals, Signal, Signals, is_in_foreground, reset_inherited};
+pub use signals::{AllSignals, Signal, Signals, is_in_foreground};
 pub use upgrade::{NewProcess, Upgrade};

@@ -4,12 +4,15 @@ pub(crate) mod event_stream;
 mod plain;
 
 use lastcall_core::{ChannelName, Epoch, Publication};
-use serde_json::value::{RawValue, to_raw_value};
 
 pub(crate) use plain::{Reconnect, ServerInfo, ServerMessage};
 
-/// Returns a publication as clients get it: JSON.
-pub fn message_of(channel: &ChannelName, epoch: Epoch, publication: &Publication) -> Box<RawValue> {
-    let message = ServerMessage::publication(channel, epoch, publication);
-    to_raw_value(&message).expect("a server message is always valid JSON")
+/// Appends a publication as clients get it: JSON.
+pub fn write_message(bytes: &mut Vec<u8>, channel: &ChannelName, epoch: Epoch, publication: &Publication) {
+    ServerMessage::publication(channel, epoch, publication).write_json(bytes);
+}
+
+/// Returns how many bytes [`write_message`] appends.
+pub fn message_size(channel: &ChannelName, epoch: Epoch, publication: &Publication) -> usize {
+    ServerMessage::publication(channel, epoch, publication).json_size()
 }

@@ -1,33 +1,36 @@
 //! The file to which a graceful shutdown writes the history, and from which the next start reads it.
 //!
-//! A start removes the file before the server serves: were it there after a `kill -9`, the next start would give offsets
-//! a second time.
+//! A start marks the file as taken over before the server serves, and leaves it where it is until a shutdown has written
+//! another one: after a `kill -9`, a file without the mark would give offsets a second time.
 
 use std::{
     ffi::OsString,
     fmt,
     fs::{self, File, OpenOptions},
-    io::{self, BufReader, BufWriter, Seek, Write},
+    io::{self, BufReader, BufWriter, Read, Seek, Write},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use lastcall_broker::{BrokerPart, ChannelPart, MemoryBroker, MemoryExport};
-use lastcall_core::ChannelName;
-use rustix::fs::{Access, OFlags, access};
+use lastcall_core::{ChannelName, clock};
+use rustix::fs::{FlockOperation, OFlags, flock};
 use thiserror::Error;
 use tracing::{info, warn};
 
 use super::{
     format::{self, FormatError, FormatWriter},
     part,
+    place::{self, Untrusted},
 };
 
 /// What a file may have on top of the data: the names of channels, positions and idempotency keys.
 const MAX_OVERHEAD: u64 = 64 << 20;
 
-/// A history file, which may not be there.
+/// A history file, which may not be there. What its path leads to is found out each time: where a symbolic link is, or was,
+/// nothing is read or written.
 #[derive(Debug, Clone)]
 pub(crate) struct HistoryFile {
     path: PathBuf,
@@ -35,20 +38,9 @@ pub(crate) struct HistoryFile {
     max_bytes: u64,
 }
 
-/// Why there can be no such file.
-#[derive(Debug, Error)]
-pub(crate) enum UnusablePath {
-    #[error("its folder cannot be used: {0}")]
-    Folder(io::Error),
-    #[error("it is not a regular file")]
-    NotRegular,
-    #[error("cannot write there: {0}")]
-    NotWritable(io::Error),
-}
-
 /// Why the history was not written.
 #[derive(Debug, Error)]
-enum WriteError {
+pub(crate) enum WriteError {
     #[error("cannot write {path}: {source}", path = path.display())]
     Io { path: PathBuf, source: io::Error },
     #[error("it cannot be encoded: {0}")]
@@ -64,12 +56,16 @@ enum ReadError {
     Open(io::Error),
     #[error("it is not a regular file")]
     NotRegular,
+    #[error("{0}")]
+    Untrusted(#[from] Untrusted),
+    #[error("another process reads it: {0}")]
+    Locked(io::Error),
     #[error("it has {size} bytes, and at most {most} are read")]
     TooLarge { size: u64, most: u64 },
     #[error(transparent)]
     Format(#[from] FormatError),
-    #[error("it cannot be removed, and must not be read a second time: {0}")]
-    Remove(io::Error),
+    #[error("it cannot be marked as taken over, and must not be read a second time: {0}")]
+    Mark(io::Error),
     #[error("it is older than what this server has, which an upgrade has brought")]
     Superseded,
 }
@@ -91,40 +87,23 @@ impl HistoryFile {
         Self { path, max_bytes }
     }
 
-    /// Checks that a file can be written at this path, without writing it: a shutdown would find out too late.
+    /// Writes what the broker keeps. Nothing is published meanwhile.
     ///
     /// # Errors
-    /// When its folder does not exist or cannot be written, or something other than a regular file has that name.
-    pub(crate) fn check(path: &Path) -> Result<(), UnusablePath> {
-        let folder = path.parent().unwrap_or(Path::new("/"));
-        let metadata = fs::metadata(folder).map_err(UnusablePath::Folder)?;
-        if !metadata.is_dir() {
-            return Err(UnusablePath::Folder(io::ErrorKind::NotADirectory.into()));
-        }
-        access(folder, Access::WRITE_OK | Access::EXEC_OK)
-            .map_err(|error| UnusablePath::NotWritable(error.into()))?;
-        match fs::metadata(path) {
-            Ok(metadata) if !metadata.is_file() => Err(UnusablePath::NotRegular),
-            // The one that reads it says why it cannot be read.
-            _ => Ok(()),
-        }
+    /// When it could not be written: the file is then as it was before.
+    pub(crate) fn write(&self, broker: &Arc<MemoryBroker>) -> Result<(), WriteError> {
+        let Summary { channels, publications, bytes, .. } = self.try_write(broker)?;
+        info!(
+            path = %self.path.display(),
+            channels,
+            publications,
+            bytes,
+            "the history was written, for the next start"
+        );
+        Ok(())
     }
 
-    /// Writes what the broker keeps, and logs how that went. Nothing is published meanwhile.
-    pub(crate) fn write(&self, broker: &Arc<MemoryBroker>) {
-        match self.try_write(broker) {
-            Ok(Summary { channels, publications, bytes, .. }) => info!(
-                path = %self.path.display(),
-                channels,
-                publications,
-                bytes,
-                "the history was written, for the next start"
-            ),
-            Err(error) => warn!("the history could not be written, and the next start has none: {error}"),
-        }
-    }
-
-    /// Has the broker take over what the file has, removes the file, and logs how that went. The broker keeps nothing
+    /// Has the broker take over what the file has, marks the file, and logs how that went. The broker keeps nothing
     /// yet, and keeps nothing after this if the file cannot be used.
     pub(crate) fn read(&self, broker: &MemoryBroker) {
         match self.try_read(broker) {
@@ -148,12 +127,15 @@ impl HistoryFile {
         }
     }
 
-    /// Sets a file aside that is there although the broker has its history from the old process, and logs that. After a
-    /// `kill -9`, the next start would give its offsets a second time.
+    /// Sets a file aside that was not taken over although the broker has its history from the old process, and logs that. The
+    /// next start would give its offsets a second time.
     pub(crate) fn set_aside_superseded(&self) {
-        let is_absent = |error: io::Error| error.kind() == io::ErrorKind::NotFound;
-        if fs::symlink_metadata(&self.path).is_err_and(is_absent) {
-            return;
+        let open = || self.open()?.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound));
+        let mut first = [0; 8];
+        match open().and_then(|mut file| file.read_exact(&mut first)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return,
+            Ok(()) if format::is_taken(first) => return,
+            _ => {}
         }
         let error = ReadError::Superseded;
         let kept = self.set_aside(&error);
@@ -162,14 +144,19 @@ impl HistoryFile {
     }
 
     fn try_write(&self, broker: &Arc<MemoryBroker>) -> Result<Summary, WriteError> {
+        let failed = |path: &Path, source| WriteError::Io { path: path.to_owned(), source };
+        let path = place::resolve(&self.path).map_err(|source| failed(&self.path, source))?;
         // In the same folder, so that it can take the place of the other one in one step.
-        let new = self.beside(".new");
+        let new = beside(&path, ".new");
         let summary = self.write_new(&new, broker).inspect_err(|_| {
             // Of a file that is not complete, nothing is read.
             let _ = fs::remove_file(&new);
         })?;
-        let renamed = fs::rename(&new, &self.path).and_then(|()| self.sync_folder());
-        renamed.map_err(|source| WriteError::Io { path: self.path.clone(), source })?;
+        let renamed = fs::rename(&new, &path).inspect_err(|_| {
+            // The next shutdown writes it anew.
+            let _ = fs::remove_file(&new);
+        });
+        renamed.and_then(|()| sync_folder(&path)).map_err(|source| failed(&path, source))?;
         Ok(summary)
     }
 
@@ -181,7 +168,7 @@ impl HistoryFile {
             _ => {}
         }
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(new).map_err(failed)?;
-        let mut writer = FormatWriter::begin(BufWriter::new(file)).map_err(failed)?;
+        let mut writer = FormatWriter::begin(BufWriter::new(file), clock::since_1970()).map_err(failed)?;
         let mut summary = Summary::default();
         for part in MemoryExport::new(Arc::clone(broker)).pass() {
             summary.add(&part);
@@ -197,59 +184,75 @@ impl HistoryFile {
     }
 
     fn try_read(&self, broker: &MemoryBroker) -> Result<Option<Summary>, ReadError> {
-        let mut options = OpenOptions::new();
-        // A FIFO has no end, and opening one waits for the process that writes it.
-        let not_blocking = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or_default();
-        let file = match options.read(true).custom_flags(not_blocking).open(&self.path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(ReadError::Open(error)),
-        };
+        let Some(file) = self.open().map_err(ReadError::Open)? else { return Ok(None) };
         let metadata = file.metadata().map_err(ReadError::Open)?;
         if !metadata.is_file() {
             return Err(ReadError::NotRegular);
         }
+        place::check_trust(&metadata)?;
+        // Two servers that are started at once must not both take it over. The lock ends with the file.
+        flock(&file, FlockOperation::NonBlockingLockExclusive)
+            .map_err(|error| ReadError::Locked(error.into()))?;
         let size = metadata.len();
         if size > self.max_bytes {
             return Err(ReadError::TooLarge { size, most: self.max_bytes });
         }
-        let mut file = BufReader::new(file);
+        let mut reader = BufReader::new(&file);
         // Twice: whether the file is complete is known at its end only.
-        format::read(&mut file, size, |_| Ok(()))?;
-        file.rewind().map_err(FormatError::Io)?;
+        format::read(&mut reader, size, |_, _| Ok(()))?;
+        reader.rewind().map_err(FormatError::Io)?;
         let mut summary = Summary { bytes: size, ..Summary::default() };
-        format::read(&mut file, size, |bytes| {
+        let now = clock::since_1970();
+        format::read(&mut reader, size, |bytes, written_at| {
             let part = part::decode(bytes).map_err(|error| FormatError::Part(error.into()))?;
             summary.add(&part);
-            broker.import(part).map_err(|error| FormatError::Part(error.into()))
+            // The machine may have been off meanwhile. None if its clock was set back.
+            let age = written_at.map_or(Duration::ZERO, |written_at| now.saturating_sub(written_at));
+            broker.import(part, age).map_err(|error| FormatError::Part(error.into()))
         })?;
-        fs::remove_file(&self.path).and_then(|()| self.sync_folder()).map_err(ReadError::Remove)?;
+        format::mark_as_taken(&file).map_err(ReadError::Mark)?;
         Ok(Some(summary))
     }
 
-    /// Makes room for the file of the next shutdown. Returns what became of the one that cannot be used.
-    fn set_aside(&self, error: &ReadError) -> impl fmt::Display {
-        if let ReadError::Remove(_) = error {
-            return "remove it before the next start".to_owned();
+    /// Opens the file, to read and mark it; `None`: there is none.
+    fn open(&self) -> io::Result<Option<File>> {
+        // A FIFO has no end, and opening one waits for the process that writes it.
+        let not_blocking = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or_default();
+        match OpenOptions::new().read(true).write(true).custom_flags(not_blocking).open(&self.path) {
+            Ok(file) => Ok(Some(file)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
         }
-        let unusable = self.beside(".unusable");
-        match fs::rename(&self.path, &unusable).and_then(|()| self.sync_folder()) {
-            Ok(()) => format!("it is now {}", unusable.display()),
+    }
+
+    /// Makes room for the file of the next shutdown. Returns what became of the one that cannot be used.
+    fn set_aside(&self, error: &ReadError) -> impl fmt::Display + use<> {
+        if let ReadError::Format(FormatError::Taken) | ReadError::Locked(_) = error {
+            return "it is left as it is".to_owned();
+        }
+        let renamed = place::resolve(&self.path).and_then(|path| {
+            let unusable = beside(&path, ".unusable");
+            fs::rename(&path, &unusable)?;
+            sync_folder(&path)?;
+            Ok(unusable)
+        });
+        match renamed {
+            Ok(unusable) => format!("it is now {}", unusable.display()),
             Err(error) => format!("remove it before the next start: it cannot be renamed ({error})"),
         }
     }
+}
 
-    /// Returns the path of another file in the same folder.
-    fn beside(&self, suffix: &str) -> PathBuf {
-        let mut path = OsString::from(&self.path);
-        path.push(suffix);
-        path.into()
-    }
+/// Returns the path of another file in the same folder.
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut path = OsString::from(path);
+    path.push(suffix);
+    path.into()
+}
 
-    /// Has what was renamed or removed stay so when the machine fails.
-    fn sync_folder(&self) -> io::Result<()> {
-        File::open(self.path.parent().unwrap_or(Path::new("/")))?.sync_all()
-    }
+/// Has what was renamed in the folder of a file stay so when the machine fails.
+fn sync_folder(path: &Path) -> io::Result<()> {
+    File::open(place::folder_of(path))?.sync_all()
 }
 
 impl Summary {
@@ -302,33 +305,34 @@ mod tests {
         new.finish_import();
         assert_eq!(new.channels(None, 100), old.channels(None, 100));
         assert_eq!(new.usage().history_bytes, old.usage().history_bytes);
-        assert!(file.try_read(&new).unwrap().is_none(), "it is used once");
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+        let again = file.try_read(&new).unwrap_err().to_string();
+        assert_eq!(
+            again,
+            "an earlier start has taken it over, and no shutdown has written another one since"
+        );
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "the file stays");
     }
 
     #[tokio::test]
     async fn a_history_that_would_not_be_read_is_not_written() {
         let folder = tempfile::tempdir().unwrap();
         let file = HistoryFile { path: folder.path().join("history"), max_bytes: 1_000_000 };
+        fs::write(&file.path, "before").unwrap();
         let error = file.try_write(&full_broker().await).unwrap_err().to_string();
         assert_eq!(error, "it takes more than 1000000 bytes");
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+        assert_eq!(fs::read(&file.path).unwrap(), b"before", "what was there stays");
     }
 
-    #[test]
-    fn a_history_file_needs_a_folder_and_may_not_be_one() {
+    #[tokio::test]
+    async fn two_processes_do_not_take_one_file_over() {
         let folder = tempfile::tempdir().unwrap();
-        let path = |name: &str| folder.path().join(name);
-        fs::write(path("old"), "").unwrap();
-        assert!(HistoryFile::check(&path("new")).is_ok() && HistoryFile::check(&path("old")).is_ok());
-        assert!(!path("new").exists(), "nothing was written");
-        for (name, reason) in [
-            ("none/new", "its folder cannot be used: No such file"),
-            ("old/new", "its folder cannot be used: not a directory"),
-            (".", "it is not a regular file"),
-        ] {
-            let error = HistoryFile::check(&path(name)).unwrap_err().to_string();
-            assert!(error.starts_with(reason), "{error}");
-        }
+        let file = HistoryFile::new(folder.path().join("history"), 0);
+        file.try_write(&full_broker().await).unwrap();
+        let other = File::open(&file.path).unwrap();
+        flock(&other, FlockOperation::NonBlockingLockExclusive).unwrap();
+        assert!(matches!(file.try_read(&broker()), Err(ReadError::Locked(_))));
+        drop(other);
+        assert!(file.try_read(&broker()).is_ok());
     }
 }

@@ -1,16 +1,30 @@
-//! What is in a history file: bytes that say so, the version of the format, the parts, each after its length, an end
-//! with their number, and a CRC-32 of all that. Numbers have their highest byte first.
+//! What is in a history file: bytes that say so, the version of the format, the time of day, the parts, each after its
+//! length, an end with their number, and a CRC-32 of all that. Numbers have their highest byte first.
+//!
+//! A start that takes the file over writes other bytes over the first ones: its ids must not be given a second time.
 
-use std::io::{self, Read, Write};
+use std::{
+    fs::File,
+    io::{self, Read, Write},
+    os::unix::fs::FileExt,
+    time::Duration,
+};
 
 use crc32fast::Hasher;
 use thiserror::Error;
 
-/// The first bytes of each file.
+/// The first bytes of a file that was not taken over yet.
 const MAGIC: [u8; 8] = *b"lastcall";
 
-/// The version of the format. A build reads its own version alone.
-const VERSION: u32 = 1;
+/// The first bytes of a file that a start has taken over. As many as the others, and in one sector of a disk: there is no
+/// state in between.
+const TAKEN: [u8; 8] = *b"lastused";
+
+/// The version of the format.
+const VERSION: u32 = 2;
+
+/// The version before it, which is read, too: it had moments in place of ages, and no time of day.
+const VERSION_WITH_MOMENTS: u32 = 1;
 
 /// The length that stands where there is no other part.
 const END: u32 = 0;
@@ -20,7 +34,11 @@ const END: u32 = 0;
 pub(super) enum FormatError {
     #[error("it is not a history file")]
     Other,
-    #[error("it has version {0} of the format, and this program reads version {VERSION}")]
+    #[error("an earlier start has taken it over, and no shutdown has written another one since")]
+    Taken,
+    #[error(
+        "it has version {0} of the format, and this program reads versions {VERSION_WITH_MOMENTS} and {VERSION}"
+    )]
     Version(u32),
     #[error("it is not complete, or was changed")]
     Torn,
@@ -40,11 +58,12 @@ pub(super) struct FormatWriter<W> {
 }
 
 impl<W: Write> FormatWriter<W> {
-    /// Writes the beginning.
-    pub(super) fn begin(output: W) -> io::Result<Self> {
+    /// Writes the beginning. `since_1970`: the time of day.
+    pub(super) fn begin(output: W, since_1970: Duration) -> io::Result<Self> {
         let mut writer = Self { output, crc: Hasher::new(), parts: 0, bytes: 0 };
         writer.write(&MAGIC)?;
         writer.write(&VERSION.to_be_bytes())?;
+        writer.write(&u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX).to_be_bytes())?;
         Ok(writer)
     }
 
@@ -79,21 +98,35 @@ impl<W: Write> FormatWriter<W> {
     }
 }
 
-/// Reads a history file of `size` bytes, and calls `take_part` with each part. Whether the file is complete is known at
-/// the end only.
+/// Returns true if these are the first bytes of a file that was taken over.
+pub(super) fn is_taken(first: [u8; 8]) -> bool {
+    first == TAKEN
+}
+
+/// Marks a file as taken over: it is not read any more.
+pub(super) fn mark_as_taken(file: &File) -> io::Result<()> {
+    file.write_all_at(&TAKEN, 0)?;
+    file.sync_all()
+}
+
+/// Reads a history file of `size` bytes, and calls `take_part` with each part, and with the time of day at which it was
+/// written, if that is known. Whether the file is complete is known at the end only.
 pub(super) fn read(
     input: impl Read,
     size: u64,
-    mut take_part: impl FnMut(&[u8]) -> Result<(), FormatError>,
+    mut take_part: impl FnMut(&[u8], Option<Duration>) -> Result<(), FormatError>,
 ) -> Result<(), FormatError> {
     let mut reader = FormatReader { input, crc: Hasher::new(), left: size };
-    if reader.array().map_err(|error| error.or_if_torn(FormatError::Other))? != MAGIC {
-        return Err(FormatError::Other);
+    match reader.array().map_err(|error| error.or_if_torn(FormatError::Other))? {
+        MAGIC => {}
+        TAKEN => return Err(FormatError::Taken),
+        _ => return Err(FormatError::Other),
     }
-    let version = u32::from_be_bytes(reader.array()?);
-    if version != VERSION {
-        return Err(FormatError::Version(version));
-    }
+    let written_at = match u32::from_be_bytes(reader.array()?) {
+        VERSION => Some(Duration::from_millis(u64::from_be_bytes(reader.array()?))),
+        VERSION_WITH_MOMENTS => None,
+        version => return Err(FormatError::Version(version)),
+    };
     let mut parts = 0_u64;
     let mut part = Vec::new();
     loop {
@@ -106,7 +139,7 @@ pub(super) fn read(
         }
         part.resize(length as usize, 0);
         reader.fill(&mut part)?;
-        take_part(&part)?;
+        take_part(&part, written_at)?;
         parts += 1;
     }
     let written = u64::from_be_bytes(reader.array()?);
@@ -151,8 +184,10 @@ impl FormatError {
 mod tests {
     use super::*;
 
+    const TIME: Duration = Duration::from_millis(0x0102_0304);
+
     fn file() -> Vec<u8> {
-        let mut writer = FormatWriter::begin(Vec::new()).unwrap();
+        let mut writer = FormatWriter::begin(Vec::new(), TIME).unwrap();
         writer.part(b"one").unwrap();
         writer.part(&[7; 300]).unwrap();
         assert!(writer.part(b"").is_err());
@@ -163,7 +198,7 @@ mod tests {
 
     fn parts(file: &[u8]) -> Result<Vec<Vec<u8>>, FormatError> {
         let mut parts = Vec::new();
-        read(file, file.len() as u64, |part| {
+        read(file, file.len() as u64, |part, _| {
             parts.push(part.to_vec());
             Ok(())
         })?;
@@ -172,12 +207,41 @@ mod tests {
 
     #[test]
     fn a_file_has_the_form_of_its_version() {
-        let mut writer = FormatWriter::begin(Vec::new()).unwrap();
+        let mut writer = FormatWriter::begin(Vec::new(), TIME).unwrap();
         writer.part(b"one").unwrap();
         let (file, _) = writer.end().unwrap();
-        let expected = b"lastcall\0\0\0\x01\0\0\0\x03one\0\0\0\0\0\0\0\0\0\0\0\x01\xEA\x61\x84\xAD";
+        let head = b"lastcall\0\0\0\x02\0\0\0\0\x01\x02\x03\x04\0\0\0\x03one\0\0\0\0\0\0\0\0\0\0\0\x01";
+        let expected = [&head[..], &crc32fast::hash(head).to_be_bytes()].concat();
         assert_eq!(file, expected, "another form needs another version");
+        let with_time = read(&file[..], file.len() as u64, |_, written_at| {
+            assert_eq!(written_at, Some(TIME));
+            Ok(())
+        });
+        with_time.unwrap();
         assert_eq!(parts(&self::file()).unwrap(), [b"one".to_vec(), vec![7; 300]]);
+    }
+
+    #[test]
+    fn a_file_of_the_version_before_is_read_without_a_time() {
+        let file = b"lastcall\0\0\0\x01\0\0\0\x03one\0\0\0\0\0\0\0\0\0\0\0\x01\xEA\x61\x84\xAD";
+        let mut parts = Vec::new();
+        let take_part = |part: &[u8], written_at: Option<Duration>| {
+            parts.push((part.to_vec(), written_at));
+            Ok(())
+        };
+        read(&file[..], file.len() as u64, take_part).unwrap();
+        assert_eq!(parts, [(b"one".to_vec(), None)]);
+    }
+
+    #[test]
+    fn a_file_that_was_taken_over_is_not_read_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("history");
+        std::fs::write(&path, file()).unwrap();
+        mark_as_taken(&File::options().write(true).open(&path).unwrap()).unwrap();
+        let taken = std::fs::read(&path).unwrap();
+        assert!(matches!(parts(&taken), Err(FormatError::Taken)));
+        assert_eq!((taken.len(), &taken[8..]), (file().len(), &file()[8..]), "the rest is as it was");
     }
 
     #[test]
@@ -186,7 +250,7 @@ mod tests {
         for length in 0..whole.len() {
             assert!(parts(&whole[..length]).is_err(), "{length} bytes");
             // The size that the system tells may be that of a moment ago.
-            assert!(read(&whole[..length], whole.len() as u64, |_| Ok(())).is_err(), "{length} bytes");
+            assert!(read(&whole[..length], whole.len() as u64, |_, _| Ok(())).is_err(), "{length} bytes");
         }
         assert!(parts(&[&whole[..], b"\0"].concat()).is_err());
         for changed in 0..whole.len() {
@@ -201,9 +265,9 @@ mod tests {
     #[test]
     fn a_file_of_another_version_or_program_is_told_from_one_that_is_torn() {
         let mut file = file();
-        file[11] = 2;
+        file[11] = 3;
         let error = parts(&file).unwrap_err().to_string();
-        assert_eq!(error, "it has version 2 of the format, and this program reads version 1");
+        assert_eq!(error, "it has version 3 of the format, and this program reads versions 1 and 2");
         assert_eq!(parts(b"").unwrap_err().to_string(), "it is not a history file");
         assert_eq!(parts(b"#!/bin/sh\nexit").unwrap_err().to_string(), "it is not a history file");
         assert_eq!(parts(&file[..10]).unwrap_err().to_string(), "it is not complete, or was changed");

@@ -1,7 +1,7 @@
 //! The channels and their history in a handover. Most of it goes while the old process serves, so that the pause does not
 //! grow with it; what was added since goes when everything has stopped.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use lastcall_broker::{MemoryBroker, MemoryExport};
 use lastcall_handover::{HandoverSender, PartError};
@@ -28,5 +28,6 @@ pub(super) fn send(
 /// # Errors
 /// When it cannot be used.
 pub(super) fn receive(broker: &MemoryBroker, part: &[u8]) -> Result<(), PartError> {
-    Ok(broker.import(decode(part)?)?)
+    // As old as it is when it is written: it is read right then.
+    Ok(broker.import(decode(part)?, Duration::ZERO)?)
 }

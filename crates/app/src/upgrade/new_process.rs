@@ -1,16 +1,14 @@
 //! Taking over from the old process: the new process's side of an upgrade.
 
-use std::{
-    io, iter,
-    os::fd::OwnedFd,
-    sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{io, iter, os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use bytes::Bytes;
 use lastcall_broker::MemoryBroker;
-use lastcall_core::settings::{Settings, SettingsFile};
+use lastcall_core::{
+    clock,
+    settings::{Settings, SettingsFile},
+};
 use lastcall_endpoints::{IdleConnection, Listener, ListenerState, RefusalCounts, UpgradeStats};
 use lastcall_handover::{Committed, ControlSocket, FramedStream, HandoverReceiver, Hello, OldProcess};
 use lastcall_websockets::{ConnectionManager, ConnectionSnapshot};
@@ -37,9 +35,33 @@ pub(crate) struct TakenOver {
     pub(crate) upgrade_stats: UpgradeStats,
     pub(crate) refused: RefusalCounts,
     /// Since when the clients are not served.
-    pub(crate) frozen_at: SystemTime,
+    pub(crate) frozen: FrozenAt,
     /// Waits for the report that this process serves.
     pub(crate) old_process: OldProcess,
+}
+
+/// The moment from which on the clients were not served.
+pub(crate) enum FrozenAt {
+    SinceBoot(Duration),
+    /// By the time of day, as builds before protocol 4 told it.
+    Since1970(Duration),
+}
+
+impl FrozenAt {
+    fn of(state: &ServerState) -> Self {
+        match state.frozen_at_boot_us {
+            0 => Self::Since1970(Duration::from_micros(state.frozen_at_us)),
+            time => Self::SinceBoot(Duration::from_micros(time)),
+        }
+    }
+
+    /// Returns how long ago that was; 0 if the clock was set back meanwhile.
+    pub(crate) fn elapsed(&self) -> Duration {
+        match self {
+            Self::SinceBoot(time) => clock::since_boot().saturating_sub(*time),
+            Self::Since1970(time) => clock::since_1970().saturating_sub(*time),
+        }
+    }
 }
 
 impl IncomingHandover {
@@ -89,6 +111,7 @@ impl IncomingHandover {
         let Committed { server, clients, old_process } =
             spawn_blocking(move || received.commit(COMMIT_TIMEOUT)).await??;
         let state = server.state;
+        let frozen = FrozenAt::of(&state);
         let count = clients.len();
         let clients = clients.into_iter().map(|client| (client.socket, client.state)).collect();
         manager.restore(state.manager, clients).await?;
@@ -116,7 +139,7 @@ impl IncomingHandover {
                 in_progress: false,
             },
             refused: state.refused,
-            frozen_at: UNIX_EPOCH + Duration::from_micros(state.frozen_at_us),
+            frozen,
             old_process,
         })
     }

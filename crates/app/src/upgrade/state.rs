@@ -24,7 +24,11 @@ pub(super) struct ServerState {
     pub(super) upgrades_failed: u64,
     /// Requests that were refused.
     pub(super) refused: RefusalCounts,
-    /// Since when no client is served, in microseconds since 1970.
+    /// Since when no client is served, in microseconds since the machine was started. A moment, as this is a time between two
+    /// processes. 0 in builds before protocol 4.
+    pub(super) frozen_at_boot_us: u64,
+    /// The same in microseconds since 1970, in those builds.
+    #[serde(skip_serializing)]
     pub(super) frozen_at_us: u64,
     /// What was read of the next request of each idle HTTP connection, in the order of their descriptors.
     pub(super) idle_read: Vec<Bytes>,

@@ -1,11 +1,11 @@
 //! The server from the outside: the real binary, real signals, real sockets, a real browser.
 //!
 //! - What clients see: `messages`, `notices`, `protocol`, `limits`, `flood`, `heartbeat`, `event_loops`, `example_clients`.
-//! - Channels and recovery: `channels`, `events`, `events_in_browser`, `history`, `recovery_model`, `replays`.
+//! - Channels and recovery: `channels`, `events`, `events_in_browser`, `history`, `history_file`, `history_pages`, `recovery_model`, `replays`.
 //! - HTTP: `http_*`, `publish`, `pages`, `pages_in_browser`, `refusals`, `proxies`.
 //! - The page in a browser: `browser`, `page_*`.
-//! - The life of the process: `startup`, `listen`, `listening_socket`, `settings`, `settings_sources`, `signals`, `drain`, `shutdown`, `parents`, `service_manager`, `processes`,
-//!   `task_limit`, `leaks`, `vital_tasks`.
+//! - The life of the process: `startup`, `listen`, `settings`, `settings_sources`, `signals`, `drain`, `shutdown`, `parents`, `processes`,
+//!   `task_limit`, `leaks`, `vital_tasks`, `clocks`.
 //! - Upgrades: `upgrade`, `failed_upgrades`, `control`, `http_upgrade`.
 //! - What operators see: `operate` (status, health), `metrics`, `logging`, `log_lines`, `deploy`, `recipes`.
 
@@ -13,6 +13,7 @@
 
 mod browser;
 mod channels;
+mod clocks;
 mod control;
 mod deploy;
 mod drain;
@@ -24,17 +25,16 @@ mod failed_upgrades;
 mod flood;
 mod heartbeat;
 mod history;
-mod http_bound;
+mod history_file;
+mod history_pages;
 mod http_connection;
 mod http_fields;
 mod http_upgrade;
 mod leaks;
 mod limits;
 mod listen;
-mod listening_socket;
 mod log_lines;
 mod logging;
-mod long_queries;
 mod messages;
 mod metrics;
 mod notices;
@@ -53,7 +53,6 @@ mod recipes;
 mod recovery_model;
 mod refusals;
 mod replays;
-mod service_manager;
 mod settings;
 mod settings_sources;
 mod shutdown;

@@ -2,12 +2,12 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use lastcall_core::{ChannelName, Position};
+use lastcall_core::{ChannelName, Position, clock};
 
 use super::{MemoryBroker, State, journal::Journal};
 use crate::{
     channel::Channel,
-    snapshot::{BrokerPart, ChannelPart},
+    snapshot::{BrokerPart, ChannelPart, age},
 };
 
 /// How large a part may be, so that the broker is not locked for long.
@@ -45,13 +45,17 @@ pub struct MemoryExport {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Exported {
     top: Position,
+    /// The offset of the first publication that it kept, or of the next one.
+    first: u64,
     /// `None`: it had subscribers.
     unused_since_ms: Option<i64>,
 }
 
 impl Exported {
     fn of(channel: &Channel) -> Self {
-        Self { top: channel.top(), unused_since_ms: channel.is_idle().then_some(channel.used_ms) }
+        let top = channel.top();
+        let first = top.offset + 1 - channel.kept().len() as u64;
+        Self { top, first, unused_since_ms: channel.is_idle().then_some(channel.used_ms) }
     }
 }
 
@@ -70,8 +74,13 @@ impl MemoryExport {
     /// Returns what has changed since the pass before; at first, everything. What changes during a pass may not be in
     /// it: the last one begins when nothing is published and no client subscribes any more.
     pub fn pass(&mut self) -> impl Iterator<Item = BrokerPart> {
+        self.pass_at(clock::since_boot_ms)
+    }
+
+    /// The same by another clock.
+    pub(super) fn pass_at(&mut self, now: impl Fn() -> i64) -> impl Iterator<Item = BrokerPart> {
         self.find_changes();
-        std::iter::from_fn(|| self.next_part())
+        std::iter::from_fn(move || self.next_part(now()))
     }
 
     /// Finds the channels that were added, changed or removed since they were exported.
@@ -94,15 +103,15 @@ impl MemoryExport {
         exported.reserve(waiting.len());
     }
 
-    fn next_part(&mut self) -> Option<BrokerPart> {
+    fn next_part(&mut self, now: i64) -> Option<BrokerPart> {
         let gone = self.gone.split_off(self.gone.len().saturating_sub(self.limits.items));
         let mut part = BrokerPart { gone, ..BrokerPart::default() };
         if part.is_empty() {
             let broker = Arc::clone(&self.broker);
             let state = broker.lock();
-            part.channels = self.next_channels(&state);
+            part.channels = self.next_channels(&state, now);
             if part.channels.is_empty() {
-                part.keys = state.idempotency.after(self.keys).take(self.limits.items).collect();
+                part.keys = state.idempotency.after(self.keys, now).take(self.limits.items).collect();
                 self.keys = state.idempotency.removed().max(self.keys) + part.keys.len() as u64;
             }
         }
@@ -110,7 +119,7 @@ impl MemoryExport {
     }
 
     /// Copies some channels, or some publications of a large one.
-    fn next_channels(&mut self, state: &State) -> Vec<ChannelPart> {
+    fn next_channels(&mut self, state: &State, now: i64) -> Vec<ChannelPart> {
         let PartLimits { bytes: most_bytes, items } = self.limits;
         let mut bytes = 0;
         let mut channels = Vec::new();
@@ -124,13 +133,15 @@ impl MemoryExport {
                 continue;
             };
             let before = self.exported.get(name).map(|exported| exported.top);
-            let (mut exported, mut publications) = (Exported::of(channel), Vec::new());
+            let mut exported = Exported::of(channel);
+            let (mut publications, mut ages_ms) = (Vec::new(), Vec::new());
             let mut waiting = channel.kept_after(before);
             while bytes < most_bytes
-                && let Some(publication) = waiting.next()
+                && let Some((since_ms, publication)) = waiting.next()
             {
                 bytes += publication.size();
                 publications.push(Arc::clone(publication));
+                ages_ms.push(age(now, *since_ms));
             }
             let is_complete = waiting.len() == 0;
             if let Some(last) = publications.last()
@@ -142,9 +153,12 @@ impl MemoryExport {
                 name: name.clone(),
                 epoch: exported.top.epoch,
                 top: exported.top.offset,
-                used_ms: channel.used_ms,
+                kept: is_complete.then(|| channel.kept().len() as u64),
+                used_age_ms: Some(age(now, channel.used_ms)),
+                used_ms: None,
                 in_use: exported.unused_since_ms.is_none(),
                 publications,
+                ages_ms,
             });
             self.exported.insert(name.clone(), exported);
             if is_complete {

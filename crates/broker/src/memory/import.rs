@@ -1,25 +1,34 @@
 //! Taking over what another memory broker kept.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
-use lastcall_core::{ChannelName, Epoch, Position};
+use lastcall_core::{Position, clock};
 
-use super::{EXPIRED_AT_ONCE, MemoryBroker, State, now_ms};
+use super::{
+    EXPIRED_AT_ONCE, MemoryBroker, State,
+    dropping::{requeue, unqueue},
+};
 use crate::{
-    age_queue::AgeQueue,
+    age_queue::AgeQueues,
     channel::Channel,
     idempotency::IdempotencyCache,
-    snapshot::{BrokerPart, ChannelPart, PartError},
+    snapshot::{BrokerPart, ChannelPart, ImportTime, PartError},
 };
 
 impl MemoryBroker {
-    /// Takes over a part of what another broker kept. To be called before this one is used; then
+    /// Takes over a part of what another broker kept, which was written so long ago. To be called before this one is used; then
     /// [`Self::finish_import`] is. Until that, `max_bytes` is not kept to: what goes first is known only when all is
     /// there.
     ///
     /// # Errors
     /// When the part contradicts itself. Nothing of it is taken over then.
-    pub fn import(&self, part: BrokerPart) -> Result<(), PartError> {
+    pub fn import(&self, part: BrokerPart, age: Duration) -> Result<(), PartError> {
+        let part_age_ms = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
+        let (now_ms, wall_ms) = (clock::since_boot_ms(), clock::since_1970_ms());
+        self.import_at(ImportTime { now_ms, wall_ms, part_age_ms }, part)
+    }
+
+    pub(super) fn import_at(&self, time: ImportTime, part: BrokerPart) -> Result<(), PartError> {
         part.check()?;
         let BrokerPart { gone, channels, keys } = part;
         let mut state = self.lock();
@@ -27,14 +36,15 @@ impl MemoryBroker {
             state.forget(&name);
         }
         for channel in channels {
-            self.import_channel(&mut state, channel);
+            self.import_channel(&mut state, time, channel);
         }
         for key in keys {
             let published = key.published();
             // Known already, from an earlier pass, unless it was used again after its time: then this is the later use.
             if state.idempotency.get(&key.channel, &key.key) != Some(published) {
                 state.idempotency.remove(&key.channel, &key.key);
-                state.idempotency.insert(key.time_ms, &key.channel, key.key, published);
+                let since_ms = time.since(key.age_ms, key.time_ms);
+                state.idempotency.insert(since_ms, &key.channel, key.key, published);
             }
         }
         Ok(())
@@ -43,7 +53,7 @@ impl MemoryBroker {
     /// Ends the import, once the subscribers of the other broker are subscribed here: this broker's own rules apply
     /// from now on.
     pub fn finish_import(&self) {
-        self.finish_import_at(now_ms());
+        self.finish_import_at(clock::since_boot_ms());
     }
 
     /// Begins a new epoch in every channel, and keeps nothing: another process may have published after this one had handed
@@ -60,10 +70,7 @@ impl MemoryBroker {
     pub fn clear(&self) {
         let mut state = self.lock();
         let State { channels, queues, bytes, idempotency, .. } = &mut *state;
-        *channels = HashMap::new();
-        for queue in queues {
-            *queue = AgeQueue::default();
-        }
+        (*channels, *queues) = (HashMap::new(), AgeQueues::new(self.rules.len()));
         *bytes = 0;
         *idempotency = IdempotencyCache::default();
     }
@@ -77,25 +84,26 @@ impl MemoryBroker {
             }
             // As if its last subscriber had left now.
             if self.rules.retention(channel.rule).size == 0 {
+                unqueue(queues, name, channel);
                 return false;
             }
             channel.used_ms = now;
             *bytes += Channel::idle_cost(name.as_str());
-            if !std::mem::replace(&mut channel.queued, true) {
-                queues[channel.rule.index()].push(now, name.clone());
-            }
+            requeue(queues, name, channel);
             true
         });
         if state.bytes > self.max_bytes {
             // What the other broker has dropped since it was exported goes before anything that it kept: first what was
             // too old there, then what was the oldest.
             while self.drop_expired(&mut state, now, EXPIRED_AT_ONCE) {}
-            self.drop_oldest(&mut state);
+            self.make_room(&mut state);
         }
     }
 
-    fn import_channel(&self, state: &mut State, part: ChannelPart) {
-        let ChannelPart { name, epoch, top, used_ms, in_use, publications } = part;
+    fn import_channel(&self, state: &mut State, time: ImportTime, part: ChannelPart) {
+        let ChannelPart { name, epoch, top, kept, used_age_ms, used_ms, in_use, publications, ages_ms } =
+            part;
+        let used_ms = time.since(used_age_ms, used_ms);
         let rule = self.rules.find(&name);
         let size = self.rules.retention(rule).size;
         if size == 0 && !in_use {
@@ -121,11 +129,14 @@ impl MemoryBroker {
         if size == 0 {
             channel.move_to(Position { epoch, offset: top });
         } else {
+            let mut ages_ms = ages_ms.into_iter();
             for publication in publications {
-                *bytes += channel.append(publication);
+                let since_ms = time.since(ages_ms.next(), Some(publication.time_ms));
+                *bytes += channel.append(since_ms, publication);
             }
         }
-        while channel.kept().len() > size {
+        let kept = kept.map_or(size, |kept| usize::try_from(kept).map_or(size, |kept| kept.min(size)));
+        while channel.kept().len() > kept {
             *bytes -= channel.drop_oldest().unwrap_or_default();
         }
         (channel.used_ms, channel.held) = (used_ms, in_use);
@@ -134,35 +145,6 @@ impl MemoryBroker {
             (false, true) => *bytes += idle_cost,
             _ => {}
         }
-        if let Some(oldest) = channel.oldest_ms()
-            && !std::mem::replace(&mut channel.queued, true)
-        {
-            queues[rule.index()].push(oldest, name);
-        }
-    }
-}
-
-impl State {
-    /// Removes a channel, unless it has subscribers: then it begins a new numbering.
-    fn forget(&mut self, name: &ChannelName) {
-        let Some(channel) = self.channels.get_mut(name) else { return };
-        self.journals.note(name);
-        while let Some(cost) = channel.drop_oldest() {
-            self.bytes -= cost;
-        }
-        let was_idle = channel.is_idle();
-        channel.held = false;
-        if channel.is_idle() && !channel.queued {
-            self.channels.remove(name);
-            if was_idle {
-                self.bytes -= Channel::idle_cost(name.as_str());
-            }
-            return;
-        }
-        if channel.is_idle() && !was_idle {
-            self.bytes += Channel::idle_cost(name.as_str());
-        }
-        // It stays in the queue, where a second entry would stay for good.
-        channel.renew(Epoch(rand::random()));
+        requeue(queues, &name, channel);
     }
 }

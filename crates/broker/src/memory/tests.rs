@@ -68,6 +68,10 @@ fn unsubscribe(broker: &MemoryBroker, now: i64, channel: &str) {
     broker.unsubscribe_at(now, &name(channel), 0, true);
 }
 
+fn page(publications: usize) -> PageLimit {
+    PageLimit { publications, bytes: usize::MAX }
+}
+
 fn offsets(publications: &[Arc<Publication>]) -> Vec<u64> {
     publications.iter().map(|publication| publication.offset).collect()
 }
@@ -143,7 +147,7 @@ fn publications_are_delivered_in_order_to_the_receivers_of_their_channel_alone()
     broker.subscribe(&a, Since::Now, 0, ignore());
     broker.subscribe(&a, Since::Now, 3, ignore());
     broker.subscribe(&b, Since::Now, 1, ignore());
-    let now = now_ms();
+    let now = clock::since_boot_ms();
     let batch = || vec![publication(now, "1"), publication(now, "2")];
     assert_eq!(broker.publish_at(now, &a, batch(), None).subscribers, 3);
     assert_eq!(broker.publish_at(now, &b, vec![publication(now, "3")], None).subscribers, 1);
@@ -191,7 +195,9 @@ fn a_publication_with_a_known_key_is_not_published_again() {
 fn a_page_of_the_history_begins_after_a_position() {
     let broker = keeping(3, 1000);
     let tops: Vec<_> = (0..5).map(|now| publish(&broker, now, "a")).collect();
-    let page = |since, limit| broker.history_at(5, &name("a"), since, limit);
+    let page = |since, publications| {
+        broker.history_at(5, &name("a"), since, PageLimit { publications, bytes: usize::MAX })
+    };
     let read =
         |since, limit| page(since, limit).publications.iter().map(|one| one.offset).collect::<Vec<_>>();
     assert_eq!(read(None, 10), [3, 4, 5]);
@@ -199,9 +205,23 @@ fn a_page_of_the_history_begins_after_a_position() {
     assert_eq!(read(Some(tops[2]), 1), [4]);
     assert!(page(Some(tops[4]), 1).recovered);
     assert!(!page(Some(tops[0]), 1).recovered);
-    let unknown = broker.history_at(5, &name("unknown"), None, 10);
-    assert_eq!((unknown.top.offset, unknown.recovered), (0, true));
-    assert!(subscribe(&broker, 6, "unknown", Since::Position(unknown.top)).recovered, "the position stays");
+    assert!(page(None, 2).more && !page(None, 3).more && page(Some(tops[2]), 1).more);
+    // Each has one byte.
+    let short = |bytes| broker.history_at(5, &name("a"), None, PageLimit { publications: 10, bytes });
+    assert_eq!((offsets(&short(0).publications), short(0).more), (vec![3], true), "one at least");
+    assert_eq!((offsets(&short(2).publications), short(2).more), (vec![3, 4], true));
+    assert_eq!((short(3).publications.len(), short(3).more), (3, false));
+}
+
+#[test]
+fn a_channel_is_not_made_by_reading_its_history() {
+    let broker = keeping(3, 1000);
+    let page = |since| broker.history_at(5, &name("unknown"), since, page(10));
+    let first = page(None);
+    assert_eq!((first.top.offset, first.recovered, first.more), (0, true, false));
+    assert!(!page(Some(first.top)).recovered, "it was no position of the channel");
+    assert!(broker.channel(&name("unknown")).is_none());
+    assert_eq!(broker.usage(), Usage::default());
 }
 
 #[test]
@@ -216,7 +236,7 @@ fn namespaces_have_their_own_rules() {
             publish(&broker, now, channel);
         }
     }
-    let kept = |channel: &str, now| broker.history_at(now, &name(channel), None, 10).publications.len();
+    let kept = |channel: &str, now| broker.history_at(now, &name(channel), None, page(10)).publications.len();
     assert_eq!((kept("chat:a", 3), kept("live:a", 3), kept("other", 3)), (1, 0, 2));
     assert_eq!((kept("chat:a", 600), kept("live:a", 600), kept("other", 600)), (1, 0, 0));
 }
@@ -225,10 +245,10 @@ fn namespaces_have_their_own_rules() {
 fn expire_says_when_something_is_too_old() {
     let broker = keeping(10, 60_000);
     assert_eq!(broker.expire(), None);
-    publish(&broker, now_ms(), "a");
+    publish(&broker, clock::since_boot_ms(), "a");
     let next = broker.expire().expect("a publication is kept");
     assert!(next > Duration::from_secs(30) && next <= Duration::from_secs(60), "{next:?}");
-    publish(&broker, now_ms() - 60_000, "b");
+    publish(&broker, clock::since_boot_ms() - 60_000, "b");
     broker.expire();
     let left: Vec<_> = broker.channels(None, 100).into_iter().map(|channel| channel.name).collect();
     assert_eq!(left, [name("a")]);
@@ -304,6 +324,80 @@ impl Model {
     }
 }
 
+/// Returns a broker in which `max_bytes` may be kept of 50 channels with a publication each, of one whose publication is too
+/// old, and of names that were subscribed to and left.
+fn broker_with_names(names: usize, max_bytes: usize) -> (MemoryBroker, Vec<Position>, Position) {
+    let short = NamespaceRule { name: "short".to_owned(), retention: retention(5, 1000) };
+    let (broker, _) = broker(Config { retention: retention(5, 10_000), namespaces: vec![short], max_bytes });
+    let published = (0..50).map(|number| publish(&broker, 0, &format!("real:{number}"))).collect();
+    let quiet = publish(&broker, 0, "short:quiet");
+    subscribe(&broker, 0, "short:quiet", Since::Now);
+    unsubscribe(&broker, 900, "short:quiet");
+    for number in 0..names {
+        // Also of the rule with the shorter time to live.
+        let name = format!("{}:{number}", if number % 2 == 0 { "short" } else { "long" });
+        subscribe(&broker, 1000, &name, Since::Now);
+        unsubscribe(&broker, 1000, &name);
+        assert!(broker.usage().history_bytes <= max_bytes, "{:?}", broker.usage());
+    }
+    (broker, published, quiet)
+}
+
+#[test]
+fn names_without_publications_displace_neither_publications_nor_positions_after_them() {
+    let (broker, published, quiet) = broker_with_names(10_000, 50_000);
+    for (number, position) in published.iter().enumerate() {
+        let before = Since::Position(Position { offset: position.offset - 1, ..*position });
+        let subscribed = subscribe(&broker, 1001, &format!("real:{number}"), before);
+        assert!(subscribed.recovered && subscribed.missed.len() == 1, "real:{number}");
+    }
+    assert!(subscribe(&broker, 1001, "short:quiet", Since::Position(quiet)).recovered, "it missed nothing");
+    // Names have the rest of the room.
+    let names = broker.channels_at(1001, None, 10_000).into_iter().filter(|info| info.top.offset == 0);
+    assert!(names.count() > 50);
+}
+
+#[test]
+fn memory_of_names_that_are_gone_is_given_back() {
+    let broker = keeping(5, 1000);
+    for number in 0..20_000 {
+        broker.publish_at(0, &name(&number.to_string()), vec![publication(0, "1")], None);
+    }
+    assert!(broker.lock().channels.capacity() >= 20_000);
+    // By the real clock, all of that was long ago.
+    broker.expire();
+    let state = broker.lock();
+    assert_eq!((state.channels.len(), state.bytes), (0, 0));
+    assert!(state.channels.capacity() < 100, "{}", state.channels.capacity());
+}
+
+/// Drops what goes first until there is room: of the channels that keep the least, the oldest.
+fn make_room(models: &mut BTreeMap<u8, (usize, i64, Vec<i64>, usize)>, max_bytes: usize) {
+    loop {
+        let cost = |(subscribers, _, times, _): &(usize, i64, Vec<i64>, usize)| {
+            times.len() * 101 + if *subscribers == 0 { 201 } else { 0 }
+        };
+        if models.values().map(cost).sum::<usize>() <= max_bytes {
+            return;
+        }
+        let order =
+            |(channel, (subscribers, used, times, top)): (&u8, &(usize, i64, Vec<i64>, usize))| match times
+                .first()
+            {
+                Some(oldest) => Some((2, *oldest, *channel)),
+                None if *subscribers == 0 => Some((usize::from(*top > 0), *used, *channel)),
+                None => None,
+            };
+        let Some((_, _, first)) = models.iter().filter_map(order).min() else { return };
+        let times = &mut models.get_mut(&first).unwrap().2;
+        if times.is_empty() {
+            models.remove(&first);
+        } else {
+            times.remove(0);
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -364,6 +458,58 @@ proptest! {
         while broker.drop_expired(&mut broker.lock(), now + TTL, 3) {}
         prop_assert_eq!(broker.lock().channels.len(), all_left);
         prop_assert_eq!(broker.usage().history_bytes, 0);
+    }
+
+    #[test]
+    fn what_there_is_no_room_for_goes_in_the_order_of_a_naive_model(
+        steps in steps(),
+        max_bytes in 500_usize..3000,
+    ) {
+        let long_ttl = 1_000_000;
+        let config = Config { retention: retention(SIZE, long_ttl), max_bytes, ..Config::default() };
+        let broker = broker(config).0;
+        // For each channel: its subscribers, its last use, the times of what is kept, and its offset.
+        let mut models: BTreeMap<u8, (usize, i64, Vec<i64>, usize)> = BTreeMap::new();
+        let mut now = 0;
+        for step in steps {
+            now += 1;
+            match step {
+                Step::Wait(_) | Step::Expire(_) => continue,
+                Step::Publish { channel, count } => {
+                    for _ in 0..count {
+                        publish(&broker, now, &channel.to_string());
+                        let (_, used, times, top) = models.entry(channel).or_default();
+                        times.push(now);
+                        (*used, *top) = (now, *top + 1);
+                        times.drain(..times.len().saturating_sub(SIZE));
+                        make_room(&mut models, max_bytes);
+                    }
+                }
+                Step::Subscribe { channel, stays, .. } => {
+                    subscribe(&broker, now, &channel.to_string(), Since::Now);
+                    models.entry(channel).or_default().0 += 1;
+                    if !stays {
+                        let (subscribers, used, ..) = models.get_mut(&channel).unwrap();
+                        (*subscribers, *used) = (*subscribers - 1, now);
+                        broker.unsubscribe_at(now, &name(&channel.to_string()), 0, *subscribers == 0);
+                        make_room(&mut models, max_bytes);
+                    }
+                }
+                Step::Leave(channel) => {
+                    if let Some((subscribers @ 1.., used, ..)) = models.get_mut(&channel) {
+                        (*subscribers, *used) = (*subscribers - 1, now);
+                        broker.unsubscribe_at(now, &name(&channel.to_string()), 0, *subscribers == 0);
+                        make_room(&mut models, max_bytes);
+                    }
+                }
+            }
+            let told = broker.channels_at(now, None, 100).into_iter();
+            let told: Vec<_> = told.map(|info| (info.name, info.subscribers, info.kept, info.top.offset)).collect();
+            let expected = models.iter().map(|(channel, (subscribers, _, times, top))| {
+                (name(&channel.to_string()), *subscribers, times.len(), *top as u64)
+            });
+            prop_assert_eq!(told, expected.collect::<Vec<_>>());
+        }
     }
 
     #[test]

@@ -8,14 +8,14 @@ use axum::{
         Path, Query, State,
         rejection::{PathRejection, QueryRejection},
     },
-    http::HeaderMap,
+    http::{HeaderMap, header::CONTENT_TYPE},
+    response::{IntoResponse, Response},
 };
 use lastcall_core::{ChannelName, Position};
-use lastcall_websockets::{ChannelInfo, Since, message_of};
+use lastcall_websockets::{ChannelInfo, PageLimit, Since};
 use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
 
-use super::{channel_query::since, publish::channel_name};
+use super::{channel_query::since, history_body::history_body, publish::channel_name};
 use crate::{
     auth::api_key::{self, FromThisMachine},
     error::{ApiError, ErrorCode},
@@ -25,6 +25,9 @@ use crate::{
 
 /// Publications of a page of the history, if the caller names no number.
 const DEFAULT_LIMIT: usize = 100;
+
+/// Most bytes of a page of the history, beside its last publication.
+const MAX_PAGE: usize = 1 << 20;
 
 /// Most publications of a page of the history, and most channels of a page of the list.
 const MAX_LIMIT: usize = 1000;
@@ -54,18 +57,6 @@ impl From<ChannelInfo> for ChannelState {
         let ChannelInfo { name, subscribers, top, kept } = info;
         Self { channel: name, clients: subscribers, id: top, history: kept }
     }
-}
-
-/// A page of the history.
-#[derive(Serialize)]
-pub(crate) struct HistoryResult {
-    channel: ChannelName,
-    /// The position of the last publication of the channel.
-    id: Position,
-    /// Whether nothing is missing after `since`.
-    recovered: bool,
-    /// As clients get them.
-    publications: Vec<Box<RawValue>>,
 }
 
 #[derive(Deserialize)]
@@ -145,13 +136,13 @@ pub(crate) async fn history(
     query: Result<Query<HistoryQuery>, QueryRejection>,
     target: Target,
     headers: HeaderMap,
-) -> Result<Json<HistoryResult>, ApiError> {
+) -> Result<Response, ApiError> {
     check(&state, from_this_machine, &headers, &target)?;
     let channel = channel_of(name)?;
     let Query(HistoryQuery { since: id, limit }) = query.map_err(|error| {
         ApiError::new(ErrorCode::BadRequest, format!("The query may have `since` and `limit`: {error}."))
     })?;
-    let limit = self::limit(limit, DEFAULT_LIMIT)?;
+    let limit = PageLimit { publications: self::limit(limit, DEFAULT_LIMIT)?, bytes: MAX_PAGE };
     let since = match since(&id) {
         Since::Now => None,
         Since::Position(position) => Some(position),
@@ -161,12 +152,7 @@ pub(crate) async fn history(
     let page = state.manager.broker().history(&channel, since, limit).await.map_err(|error| {
         ApiError::new(ErrorCode::Unavailable, format!("The history cannot be read: {error}."))
     })?;
-    let publications = page
-        .publications
-        .iter()
-        .map(|publication| message_of(&channel, page.top.epoch, publication))
-        .collect();
-    Ok(Json(HistoryResult { channel, id: page.top, recovered: page.recovered, publications }))
+    Ok(([(CONTENT_TYPE, "application/json")], history_body(channel, page)).into_response())
 }
 
 fn check(

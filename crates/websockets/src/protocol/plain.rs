@@ -1,5 +1,7 @@
 //! The plain protocol, `docs/protocol.md`: the JSON objects that the server sends.
 
+use std::io;
+
 use jiff::Timestamp;
 use lastcall_core::{ChannelName, Epoch, Position, Publication, Publisher};
 use serde::{Serialize, Serializer, ser::SerializeStruct};
@@ -148,6 +150,14 @@ impl<'a> ServerMessage<'a> {
         serde_json::to_writer(bytes, self).expect("a server message is always valid JSON");
     }
 
+    /// Returns how many bytes the message has as JSON.
+    pub(crate) fn json_size(&self) -> usize {
+        let mut counter = Counter(0);
+        // As in `write_json`.
+        serde_json::to_writer(&mut counter, self).expect("a server message is always valid JSON");
+        counter.0
+    }
+
     /// Returns the `type` of the message.
     pub(crate) fn name(&self) -> &'static str {
         match self {
@@ -159,6 +169,20 @@ impl<'a> ServerMessage<'a> {
             Self::Shutdown { .. } => "shutdown",
             Self::Error { .. } => "error",
         }
+    }
+}
+
+/// Counts the bytes that are written to it.
+struct Counter(usize);
+
+impl io::Write for Counter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0 += bytes.len();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
@@ -175,6 +199,7 @@ mod tests {
         let mut json = Vec::new();
         message.write_json(&mut json);
         let json = String::from_utf8(json).unwrap();
+        assert_eq!(message.json_size(), json.len());
         assert!(json.starts_with(&format!("{{\"type\":\"{}\"", message.name())), "{json}");
         json
     }

@@ -15,6 +15,7 @@ mod program;
 mod proxy;
 mod server;
 mod start;
+mod wall_clock;
 mod websocket;
 mod wire;
 
@@ -45,6 +46,7 @@ use tokio::{
     net::{TcpSocket, TcpStream},
     time::timeout,
 };
+pub(crate) use wall_clock::WallClock;
 pub(crate) use websocket::{
     ACCEPT, CLOSE, HANDSHAKE, KEY, VERSION, frame_length, handshake, handshake_with, masked_frame,
     read_frame, read_to_close, text_frame,

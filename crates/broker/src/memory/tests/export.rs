@@ -1,9 +1,11 @@
 //! A broker that has taken over from another one answers as that one would.
 
-use std::collections::HashSet;
+use std::cell::Cell;
 
 use super::{super::export::PartLimits, *};
-use crate::{BrokerPart, ChannelPart, MemoryExport, PartError, Published};
+use crate::{
+    BrokerPart, ChannelPart, MemoryExport, PartError, Published, age_queue::Place, snapshot::ImportTime,
+};
 
 /// Checks what the broker's own code relies on.
 fn check_invariants(broker: &MemoryBroker) {
@@ -16,25 +18,56 @@ fn check_invariants(broker: &MemoryBroker) {
         assert!(channel.kept().zip(first..).all(|(one, offset)| one.offset == offset), "{name}: {channel:?}");
         bytes += channel.kept().map(|one| one.size() + 100).sum::<usize>();
         bytes += if channel.is_idle() { Channel::idle_cost(name.as_str()) } else { 0 };
-        assert!(channel.oldest_ms().is_none() || channel.queued || size == 0, "{name} is never dropped");
-        let queue = &state.queues[channel.rule.index()];
-        assert_eq!(queue.iter().any(|(_, queued)| queued == name), channel.queued, "{name}");
+        let (queued, place) = (channel.queued, channel.place());
+        assert_eq!(queued.map(|queued| queued.keeps), place.map(|place| place.keeps), "{name}");
+        assert!(
+            queued.map(|queued| queued.since_ms) <= place.map(|place| place.since_ms),
+            "{name} goes late"
+        );
     }
     assert_eq!(state.bytes, bytes);
-    for queue in &state.queues {
-        let names: HashSet<_> = queue.iter().map(|(_, name)| name).collect();
-        assert_eq!(names.len(), queue.iter().count(), "a channel is in a queue twice");
-    }
+    let queues = state.queues.iter();
+    let queued = queues.flat_map(|(rule, keeps, queue)| {
+        queue.iter().map(move |(since_ms, name)| (name.clone(), (rule, Place { keeps, since_ms })))
+    });
+    let mut queued: Vec<_> = queued.collect();
+    let channels = state.channels.iter();
+    let placed =
+        channels.filter_map(|(name, channel)| Some((name.clone(), (channel.rule.index(), channel.queued?))));
+    let mut placed: Vec<_> = placed.collect();
+    queued.sort();
+    placed.sort();
+    assert_eq!(queued, placed, "each channel is in the queue where it says that it is, and in no other");
 }
 
 fn small_parts(broker: &Arc<MemoryBroker>) -> MemoryExport {
     MemoryExport::with_limits(Arc::clone(broker), PartLimits { bytes: 3, items: 2 })
 }
 
-/// Imports a part as another process reads it.
-fn import(broker: &MemoryBroker, part: &BrokerPart) {
+/// How much later the clock of the new process is: as if the machine had been started anew, in between or long before.
+const SHIFTS: [i64; 3] = [0, -1_000_000_000, 7_000_000];
+
+/// The parts of an export, each with the time at which it was made.
+type Parts = Vec<(i64, BrokerPart)>;
+
+fn pass(export: &mut MemoryExport, now: i64) -> Parts {
+    export.pass_at(|| now).map(|part| (now, part)).collect()
+}
+
+/// Imports a part as another process reads it at once.
+fn import(broker: &MemoryBroker, part: &(i64, BrokerPart)) {
+    import_shifted(broker, part, 0);
+}
+
+/// The same in a process whose clock is later.
+fn import_shifted(broker: &MemoryBroker, (now, part): &(i64, BrokerPart), shift: i64) {
     let bytes = rmp_serde::to_vec_named(part).unwrap();
-    broker.import(rmp_serde::from_slice(&bytes).unwrap()).unwrap();
+    let time = ImportTime { now_ms: now + shift, wall_ms: 0, part_age_ms: 0 };
+    broker.import_at(time, rmp_serde::from_slice(&bytes).unwrap()).unwrap();
+}
+
+fn page_of(publications: usize) -> PageLimit {
+    PageLimit { publications, bytes: usize::MAX }
 }
 
 #[test]
@@ -42,12 +75,12 @@ fn a_large_channel_is_exported_in_pieces_and_continues_where_the_first_pass_ende
     let old = Arc::new(keeping(10, 1_000_000));
     let tops: Vec<_> = (0..7).map(|now| publish(&old, now, "a")).collect();
     let mut export = small_parts(&old);
-    let first: Vec<_> = export.pass().collect();
-    let pieces: Vec<_> = first.iter().flat_map(|part| &part.channels).collect();
+    let first = pass(&mut export, 7);
+    let pieces: Vec<_> = first.iter().flat_map(|(_, part)| &part.channels).collect();
     assert_eq!(pieces.iter().map(|piece| piece.top).collect::<Vec<_>>(), [3, 6, 7]);
     publish(&old, 7, "a");
-    let second: Vec<_> = export.pass().collect();
-    let pieces: Vec<_> = second.iter().flat_map(|part| &part.channels).collect();
+    let second = pass(&mut export, 7);
+    let pieces: Vec<_> = second.iter().flat_map(|(_, part)| &part.channels).collect();
     assert_eq!((pieces.len(), offsets(&pieces[0].publications)), (1, vec![8]), "only what is new");
     assert_eq!(export.pass().count(), 0, "nothing has changed since");
 
@@ -67,12 +100,12 @@ fn keys_are_known_after_the_import_with_their_results_and_times() {
     };
     let before: Vec<Published> = (0..5).map(|now| with_key(&old, now, &format!("k{now}"))).collect();
     let mut export = small_parts(&old);
-    let mut parts: Vec<_> = export.pass().collect();
+    let mut parts = pass(&mut export, 5);
     // The first ones are forgotten between the passes.
     let late = with_key(&old, 300_001, "late");
     let again = with_key(&old, 300_001, "k0");
-    parts.extend(export.pass());
-    assert_eq!(parts.iter().flat_map(|part| &part.keys).count(), 7, "each use once");
+    parts.extend(pass(&mut export, 300_001));
+    assert_eq!(parts.iter().flat_map(|(_, part)| &part.keys).count(), 7, "each use once");
 
     let new = keeping(10, 1_000_000);
     parts.iter().for_each(|part| import(&new, part));
@@ -98,7 +131,7 @@ fn a_channel_with_subscribers_is_kept_until_they_come() {
     }
     unsubscribe(&old, 0, "left");
     let new = broker(config()).0;
-    small_parts(&old).pass().for_each(|part| import(&new, &part));
+    pass(&mut small_parts(&old), 0).iter().for_each(|part| import(&new, part));
     assert_eq!(
         new.usage().history_bytes,
         old.usage().history_bytes,
@@ -114,7 +147,7 @@ fn a_channel_with_subscribers_is_kept_until_they_come() {
 
     // Without any that come, they are as if the last one had left at the end of the import.
     let new = broker(config()).0;
-    small_parts(&old).pass().for_each(|part| import(&new, &part));
+    pass(&mut small_parts(&old), 0).iter().for_each(|part| import(&new, part));
     new.finish_import_at(90_000);
     check_invariants(&new);
     assert!(subscribe(&new, 90_999, "a", Since::Position(tops[0])).recovered);
@@ -127,11 +160,11 @@ fn a_channel_that_began_anew_between_the_passes_has_its_new_epoch() {
     let (before, gone) = (publish(&old, 0, "a"), publish(&old, 0, "gone"));
     let mut export = small_parts(&old);
     let new = keeping(5, 1000);
-    export.pass().for_each(|part| import(&new, &part));
+    pass(&mut export, 0).iter().for_each(|part| import(&new, part));
     while old.drop_expired(&mut old.lock(), 1000, 10) {}
     let after = publish(&old, 1000, "a");
     assert_ne!(after.epoch, before.epoch);
-    export.pass().for_each(|part| import(&new, &part));
+    pass(&mut export, 1000).iter().for_each(|part| import(&new, part));
     new.finish_import_at(1000);
     check_invariants(&new);
     assert!(!subscribe(&new, 1000, "a", Since::Position(before)).recovered);
@@ -146,13 +179,13 @@ fn the_time_of_a_channel_begins_when_its_last_subscriber_leaves_between_the_pass
     let top = subscribe(&old, 0, "a", Since::Now).top;
     let mut export = small_parts(&old);
     let new = keeping(5, 1000);
-    export.pass().for_each(|part| import(&new, &part));
+    pass(&mut export, 0).iter().for_each(|part| import(&new, part));
     unsubscribe(&old, 100, "a");
-    export.pass().for_each(|part| import(&new, &part));
+    pass(&mut export, 500).iter().for_each(|part| import(&new, part));
     new.finish_import_at(900);
     check_invariants(&new);
-    assert!(new.history_at(1099, &name("a"), Some(top), 1).recovered);
-    assert!(!new.history_at(1100, &name("a"), Some(top), 1).recovered);
+    assert!(new.history_at(1099, &name("a"), Some(top), page_of(1)).recovered);
+    assert!(!new.history_at(1100, &name("a"), Some(top), page_of(1)).recovered);
 }
 
 #[test]
@@ -190,7 +223,7 @@ fn a_part_that_contradicts_itself_changes_nothing() {
     part.channels[1].top += 1;
     let wrong = part.channels[1].name.clone();
     let new = keeping(5, 1000);
-    assert_eq!(new.import(part), Err(PartError::Offsets(wrong)));
+    assert_eq!(new.import(part, Duration::ZERO), Err(PartError::Offsets(wrong)));
     assert_eq!((new.usage().history_bytes, new.lock().channels.len()), (0, 0));
     publish(&new, 0, "a");
     new.clear();
@@ -200,19 +233,16 @@ fn a_part_that_contradicts_itself_changes_nothing() {
 
 /// Runs steps against a broker, and exports it meanwhile: the first pass begins before the step `first_pass`, and goes
 /// on by a part with each step after that. Returns all positions that were seen, the parts, and the time.
-fn run(
-    old: &Arc<MemoryBroker>,
-    steps: &[Step],
-    first_pass: usize,
-) -> (Vec<(u8, Position)>, Vec<BrokerPart>, i64) {
-    let (mut now, mut seen, mut parts) = (0, Vec::new(), Vec::new());
+fn run(old: &Arc<MemoryBroker>, steps: &[Step], first_pass: usize) -> (Vec<(u8, Position)>, Parts, i64) {
+    let (clock, mut seen, mut parts) = (Cell::new(0), Vec::new(), Vec::new());
     let mut stay = [0_usize; 4];
     let mut export = small_parts(old);
     let (before, after) = steps.split_at(first_pass.min(steps.len()));
     let mut step = |step: &Step| {
-        now += 1;
+        clock.update(|now| now + 1);
+        let now = clock.get();
         match *step {
-            Step::Wait(ms) => now += i64::from(ms),
+            Step::Wait(ms) => clock.set(now + i64::from(ms)),
             Step::Publish { channel, count } => {
                 let publications = (0..count).map(|_| publication(now, "1")).collect();
                 let published = old.publish_at(now, &name(&channel.to_string()), publications, None);
@@ -239,37 +269,43 @@ fn run(
         }
     };
     before.iter().for_each(&mut step);
-    let mut pass = export.pass();
+    let mut first = export.pass_at(|| clock.get()).map(|part| (clock.get(), part));
     for one in after {
-        parts.extend(pass.next());
+        parts.extend(first.next());
         step(one);
     }
-    parts.extend(pass);
-    parts.extend(export.pass());
-    (seen, parts, now)
+    parts.extend(first);
+    parts.extend(pass(&mut export, clock.get()));
+    (seen, parts, clock.get())
 }
 
 /// Imports everything into a new broker, and has as many clients subscribe as the old one has.
-fn take_over(old: &MemoryBroker, new: &MemoryBroker, parts: &[BrokerPart], now: i64) {
+fn take_over(old: &MemoryBroker, new: &MemoryBroker, parts: &[(i64, BrokerPart)], now: i64, shift: i64) {
     for part in parts {
-        import(new, part);
+        import_shifted(new, part, shift);
         check_invariants(new);
     }
     let state = old.lock();
     for (name, channel) in &state.channels {
         for _ in 0..channel.subscribers {
-            let subscribed = subscribe(new, now, name.as_str(), Since::Now);
+            let subscribed = subscribe(new, now + shift, name.as_str(), Since::Now);
             assert_eq!(subscribed.top, channel.top(), "{name}");
         }
     }
     drop(state);
-    new.finish_import_at(now);
+    new.finish_import_at(now + shift);
     check_invariants(new);
 }
 
 fn arbitrary_parts() -> impl Strategy<Value = Vec<BrokerPart>> {
     let channel = (0_u8..3, 0_u64..3, 0_u64..12, 0_usize..8, -5_i64..3000, any::<bool>(), any::<bool>());
-    let channel = channel.prop_map(|(number, epoch, top, count, used_ms, in_use, is_right)| {
+    // Ages, of which one may be too many, or the moments of an earlier build; and how many are kept.
+    let times = (
+        prop::option::weighted(0.7, prop_oneof![9 => Just(0_u64), 1 => Just(1)]),
+        prop::option::of(0_u64..9),
+    );
+    let channel = (channel, times).prop_map(|(channel, (ages, kept))| {
+        let (number, epoch, top, count, used_ms, in_use, is_right) = channel;
         let count = count.min(top as usize) as u64;
         let first = top + 1 - count + u64::from(!is_right);
         let publications = (first..first + count)
@@ -277,7 +313,18 @@ fn arbitrary_parts() -> impl Strategy<Value = Vec<BrokerPart>> {
             .collect();
         // Those of an odd number have no history.
         let name = name(&format!("{}:{number}", if number % 2 == 1 { "live" } else { "other" }));
-        ChannelPart { name, epoch: Epoch(epoch), top, used_ms, in_use, publications }
+        let ages_ms = (0..count + ages.unwrap_or_default()).map(|number| number * 7 % 5).collect();
+        ChannelPart {
+            name,
+            epoch: Epoch(epoch),
+            top,
+            kept,
+            used_age_ms: ages,
+            used_ms: Some(used_ms),
+            in_use,
+            publications,
+            ages_ms: if ages.is_some() { ages_ms } else { Vec::new() },
+        }
     });
     let part = (prop::collection::vec(0_u8..3, 0..2), prop::collection::vec(channel, 0..4));
     let part = part.prop_map(|(gone, channels)| BrokerPart {
@@ -296,15 +343,16 @@ proptest! {
         steps in steps(),
         first_pass in 0_usize..120,
         later in 0_i64..1500,
+        shift in prop::sample::select(SHIFTS.to_vec()),
     ) {
         let old = Arc::new(keeping(SIZE, TTL as u64));
         let (seen, parts, now) = run(&old, &steps, first_pass);
         let new = keeping(SIZE, TTL as u64);
-        take_over(&old, &new, &parts, now);
+        take_over(&old, &new, &parts, now, shift);
         for (channel, position) in seen {
             let channel = channel.to_string();
             let of_old = subscribe(&old, now + later, &channel, Since::Position(position));
-            let of_new = subscribe(&new, now + later, &channel, Since::Position(position));
+            let of_new = subscribe(&new, now + later + shift, &channel, Since::Position(position));
             prop_assert_eq!(of_new.recovered, of_old.recovered, "{} {}", channel, position);
             prop_assert_eq!(&of_new.missed, &of_old.missed);
             prop_assert_eq!(of_new.top.offset, of_old.top.offset);
@@ -318,17 +366,18 @@ proptest! {
         steps in steps(),
         first_pass in 0_usize..120,
         max_bytes in 300_usize..2500,
+        shift in prop::sample::select(SHIFTS.to_vec()),
     ) {
         let config = || Config { retention: retention(SIZE, TTL as u64), max_bytes, ..Config::default() };
         let old = Arc::new(broker(config()).0);
         let (seen, parts, now) = run(&old, &steps, first_pass);
         let new = broker(config()).0;
-        take_over(&old, &new, &parts, now);
+        take_over(&old, &new, &parts, now, shift);
         prop_assert!(new.usage().history_bytes <= max_bytes, "{} bytes", new.usage().history_bytes);
         for (channel, position) in seen {
             let channel = name(&channel.to_string());
-            let of_old = old.history_at(now, &channel, Some(position), 100);
-            let of_new = new.history_at(now, &channel, Some(position), 100);
+            let of_old = old.history_at(now, &channel, Some(position), page_of(100));
+            let of_new = new.history_at(now + shift, &channel, Some(position), page_of(100));
             if of_old.recovered {
                 prop_assert_eq!(of_new, of_old);
             }
@@ -341,7 +390,8 @@ proptest! {
         let config = Config { namespaces, retention: retention(SIZE, 1000), max_bytes: 1500 };
         let (broker, _) = broker(config);
         for part in parts {
-            prop_assert_eq!(part.check().is_ok(), broker.import(part).is_ok());
+            let time = ImportTime { now_ms: now, wall_ms: now, part_age_ms: 5 };
+            prop_assert_eq!(part.check().is_ok(), broker.import_at(time, part).is_ok());
             check_invariants(&broker);
         }
         broker.finish_import_at(now);

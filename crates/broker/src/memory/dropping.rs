@@ -1,0 +1,124 @@
+//! What goes: what is too old, and what there is no room for.
+
+use lastcall_core::{ChannelName, Epoch};
+
+use super::{MemoryBroker, State};
+use crate::{
+    age_queue::{AgeQueues, Keeps, Place},
+    channel::Channel,
+    retention_rules::ttl_ms,
+};
+
+impl MemoryBroker {
+    /// Drops what is too old of one channel, so that what is returned of it does not depend on when [`Self::expire`] was
+    /// called.
+    pub(super) fn drop_expired_of(&self, state: &mut State, name: &ChannelName, now: i64) {
+        let State { channels, queues, bytes, journals, .. } = state;
+        let Some(channel) = channels.get_mut(name) else { return };
+        journals.note(name);
+        let ttl = ttl_ms(self.rules.retention(channel.rule));
+        let is_too_old = |since: i64| since.saturating_add(ttl) <= now;
+        while channel.kept_since().next().is_some_and(|(since, _)| is_too_old(*since)) {
+            *bytes -= channel.drop_oldest().unwrap_or_default();
+        }
+        if channel.place().is_some_and(|place| is_too_old(place.since_ms)) {
+            // As if it had been removed.
+            channel.renew(Epoch(rand::random()));
+        }
+        requeue(queues, name, channel);
+    }
+
+    /// Drops at most `limit` publications, or channels without subscribers, that are too old. Returns true if there may be
+    /// more.
+    pub(super) fn drop_expired(&self, state: &mut State, now: i64, limit: usize) -> bool {
+        let mut steps = 0..limit;
+        for (rule, ttl) in self.rules.ttls_ms().enumerate() {
+            let is_too_old = |since: i64| since.saturating_add(ttl) <= now;
+            // A channel without its last publication is in the queue before.
+            for keeps in Keeps::ALL.into_iter().rev() {
+                while state.queues.of(rule, keeps).first().is_some_and(is_too_old) {
+                    if steps.next().is_none() {
+                        return true;
+                    }
+                    state.drop_one(rule, keeps, is_too_old);
+                }
+            }
+        }
+        false
+    }
+
+    /// Drops something until what is left costs at most `max_bytes`: first the channels that keep the least, and of those
+    /// the oldest.
+    pub(super) fn make_room(&self, state: &mut State) {
+        while state.bytes > self.max_bytes {
+            let Some((rule, Place { keeps, since_ms })) = state.queues.first() else { break };
+            // A channel whose oldest publication is younger than the queue says only gets its right place.
+            state.drop_one(rule, keeps, |oldest| oldest <= since_ms);
+        }
+    }
+}
+
+impl State {
+    /// Takes the first channel off a queue, drops what is oldest of it if it `may_go` by its time, and puts the rest back.
+    fn drop_one(&mut self, rule: usize, keeps: Keeps, may_go: impl Fn(i64) -> bool) {
+        let Some(name) = self.queues.of(rule, keeps).pop() else { return };
+        let Some(channel) = self.channels.get_mut(&name) else { return };
+        channel.queued = None;
+        if channel.place().is_some_and(|place| may_go(place.since_ms)) {
+            self.journals.note(&name);
+            match channel.drop_oldest() {
+                Some(cost) => self.bytes -= cost,
+                None => {
+                    self.bytes -= Channel::idle_cost(name.as_str());
+                    self.channels.remove(&name);
+                    return;
+                }
+            }
+        }
+        requeue(&mut self.queues, &name, channel);
+    }
+
+    /// Removes a channel, unless it has subscribers: then it begins a new numbering.
+    pub(super) fn forget(&mut self, name: &ChannelName) {
+        let Some(channel) = self.channels.get_mut(name) else { return };
+        self.journals.note(name);
+        while let Some(cost) = channel.drop_oldest() {
+            self.bytes -= cost;
+        }
+        if channel.is_idle() {
+            self.bytes -= Channel::idle_cost(name.as_str());
+        }
+        channel.held = false;
+        if channel.is_idle() {
+            unqueue(&mut self.queues, name, channel);
+            self.channels.remove(name);
+            return;
+        }
+        channel.renew(Epoch(rand::random()));
+        requeue(&mut self.queues, name, channel);
+    }
+}
+
+/// Puts a channel where it belongs after a change. One that keeps the same as before, and nothing older, stays where it is.
+pub(super) fn requeue(queues: &mut AgeQueues, name: &ChannelName, channel: &mut Channel) {
+    let place = channel.place();
+    let stays = match (channel.queued, place) {
+        (Some(queued), Some(place)) => queued.keeps == place.keeps && queued.since_ms <= place.since_ms,
+        (queued, place) => queued == place,
+    };
+    if stays {
+        return;
+    }
+    unqueue(queues, name, channel);
+    if let Some(Place { keeps, since_ms }) = place {
+        queues.of(channel.rule.index(), keeps).insert(since_ms, name.clone());
+        channel.queued = place;
+    }
+}
+
+/// Takes a channel off its queue.
+pub(super) fn unqueue(queues: &mut AgeQueues, name: &ChannelName, channel: &mut Channel) {
+    if let Some(Place { keeps, since_ms }) = channel.queued.take() {
+        queues.of(channel.rule.index(), keeps).remove(since_ms, name);
+    }
+}
