@@ -1,6 +1,6 @@
 //! The body of a call of the API: a JSON object.
 
-use std::{fmt::Display, time::Duration};
+use std::{borrow::Cow, fmt::Display, time::Duration};
 
 use axum::{
     body::{Body, to_bytes},
@@ -112,15 +112,12 @@ const MEMBERS: [&str; 4] = ["channel", "data", "publications", "idempotency_key"
 /// When there is one.
 pub(crate) fn refuse_outside_body(uri: &Uri, headers: &HeaderMap, key_place: &str) -> Result<(), ApiError> {
     let in_query = form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes());
-    let in_query = in_query.map(|(key, _)| ("query", key.into_owned()));
+    let in_query = in_query.map(|(key, _)| ("query", key));
     // That one is a field, or refused by those that have none.
     let in_header = headers.keys().filter(|name| *name != IDEMPOTENCY_KEY);
-    let in_header = in_header.map(|name| ("header field", name.as_str().to_owned()));
+    let in_header = in_header.map(|name| ("header field", Cow::Borrowed(name.as_str())));
     for (place, written) in in_query.chain(in_header) {
-        let plain = written.to_ascii_lowercase().replace('-', "_");
-        let plain = plain.strip_prefix("x_").unwrap_or(&plain);
-        let member = other_spelling(plain).or_else(|| MEMBERS.into_iter().find(|member| *member == plain));
-        let right = match member {
+        let right = match member(&written) {
             Some("idempotency_key") => key_place.to_owned(),
             Some(member) => format!("a member of the body, `\"{member}\"`"),
             None => continue,
@@ -131,6 +128,23 @@ pub(crate) fn refuse_outside_body(uri: &Uri, headers: &HeaderMap, key_place: &st
         ));
     }
     Ok(())
+}
+
+/// Returns the member that a parameter or a header field means, in any case, with dashes for its underscores, and perhaps an
+/// `X-` before it.
+fn member(written: &str) -> Option<&'static str> {
+    let name = match written.split_at_checked(2) {
+        Some((before, name)) if before.eq_ignore_ascii_case("x-") => name,
+        _ => written,
+    };
+    let is = |member: &str| {
+        let letters = name.bytes().map(|byte| if byte == b'-' { b'_' } else { byte.to_ascii_lowercase() });
+        letters.eq(member.bytes())
+    };
+    MEMBERS
+        .into_iter()
+        .find(|member| is(member))
+        .or_else(|| other_spelling(name).filter(|right| *right == "channel"))
 }
 
 /// Checks that clients can read this JSON. It was not looked into when the body was read, and may have half a surrogate

@@ -57,13 +57,14 @@ pub(crate) fn parse(query: &str) -> Result<Vec<ChannelRequest>, ApiError> {
 /// Returns the parameter that a client hardly means to have ignored, as it would get too little, or other channels: its
 /// name where another program has lists, a plural or a misspelling, in any case.
 pub(crate) fn other_spelling(key: &str) -> Option<&'static str> {
-    let lower = key.to_ascii_lowercase();
-    let name = lower.split_once('[').map_or(&*lower, |(name, _)| name);
-    match name {
-        "channel" if key != "channel" => Some("channel"),
-        "channels" | "chanel" | "chanels" | "topic" | "topics" => Some("channel"),
-        "since" if key != "since" => Some("since"),
-        _ => None,
+    const OF_CHANNEL: [&str; 6] = ["channel", "channels", "chanel", "chanels", "topic", "topics"];
+    let name = key.split_once('[').map_or(key, |(name, _)| name);
+    if key == "channel" || key == "since" {
+        None
+    } else if OF_CHANNEL.iter().any(|other| name.eq_ignore_ascii_case(other)) {
+        Some("channel")
+    } else {
+        name.eq_ignore_ascii_case("since").then_some("since")
     }
 }
 
