@@ -28,6 +28,8 @@ The server is the one that listens at the host and port of the settings. It read
 Exit codes: 0: the new process serves; 1: the upgrade failed, for the reason on stderr; 2: a setting is wrong.";
 
 const AFTER_STATUS: &str = "\
+The server is the one whose control socket, in a folder of its own, is in the runtime_dir of the settings; else the one
+that listens at their host and port.
 Exit codes: 0: it serves; 1: it does not answer; 2: a setting is wrong; 3: it is shutting down.";
 
 /// What was asked for.
@@ -101,7 +103,7 @@ fn command() -> Command {
                 .after_help(AFTER_UPGRADE),
         )
         .subcommand(
-            subcommand("status", &["host", "port"])
+            subcommand("status", &["host", "port", "runtime_dir"])
                 .about(
                     "Show how the server that runs is doing. On a terminal, it follows a shutdown to its end",
                 )
@@ -209,7 +211,7 @@ mod tests {
 
     #[test]
     fn a_command_s_help_shows_only_the_settings_that_it_uses() {
-        for (name, flags) in [("status", 2), ("upgrade", 3), ("config", SPECS.len())] {
+        for (name, flags) in [("status", 3), ("upgrade", 3), ("config", SPECS.len())] {
             let mut command = command();
             let help = command.find_subcommand_mut(name).unwrap().render_help().to_string();
             assert_eq!(help.matches("[env: ").count(), flags, "{help}");

@@ -1,6 +1,7 @@
 //! What an operator does with a server that runs: `lastcall upgrade` and `lastcall status`.
 
 mod output;
+mod server_address;
 mod status;
 mod upgrade;
 

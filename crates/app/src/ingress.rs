@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use lastcall_endpoints::{HttpServer, ListenerState, Refusals, Router, StopTimeouts};
+use lastcall_endpoints::{HttpConnections, HttpServer, ListenerState, Refusals, Router, StopTimeouts};
 use lastcall_websockets::{ConnectionManager, Notifier, NotifierState};
 
 /// The HTTP server and the notifier. Suspended at first.
@@ -15,6 +15,7 @@ pub(crate) struct Ingress {
     manager: ConnectionManager,
     router: Router,
     notification_interval: Option<Duration>,
+    http_connections: HttpConnections,
     keep_alive_timeout: Duration,
     pub(crate) refusals: Refusals,
     running: Mutex<Option<Running>>,
@@ -37,11 +38,20 @@ impl Ingress {
         manager: ConnectionManager,
         router: Router,
         notification_interval: Option<Duration>,
+        http_connections: HttpConnections,
         keep_alive_timeout: Duration,
         refusals: Refusals,
     ) -> Self {
         let running = Mutex::default();
-        Self { manager, router, notification_interval, keep_alive_timeout, refusals, running }
+        Self {
+            manager,
+            router,
+            notification_interval,
+            http_connections,
+            keep_alive_timeout,
+            refusals,
+            running,
+        }
     }
 
     /// Starts, or resumes.
@@ -77,7 +87,14 @@ impl Ingress {
 
     fn start_http(&self, state: ListenerState) -> HttpServer {
         let (router, manager, refusals) = (self.router.clone(), self.manager.clone(), self.refusals.clone());
-        HttpServer::start(state, router, manager, self.keep_alive_timeout, refusals)
+        HttpServer::start(
+            state,
+            router,
+            manager,
+            self.http_connections.clone(),
+            self.keep_alive_timeout,
+            refusals,
+        )
     }
 
     fn running(&self) -> MutexGuard<'_, Option<Running>> {

@@ -50,7 +50,8 @@ pub(crate) async fn warn_if_moved(address: SocketAddr, host: String, port: u16) 
     let wanted = lookup_host((host.as_str(), port)).await;
     let as_wanted = wanted.is_ok_and(|mut wanted| {
         wanted.any(|wanted| {
-            wanted.ip() == address.ip() && (wanted.port() == 0 || wanted.port() == address.port())
+            wanted.ip().to_canonical() == address.ip()
+                && (wanted.port() == 0 || wanted.port() == address.port())
         })
     });
     if !as_wanted {

@@ -36,6 +36,7 @@ use lastcall_core::{
     process::{OpenFileLimit, OpenFileLimitTooLow, preallocate_descriptor_table},
     settings::{HANDOVER_VARIABLE, Loaded, Settings, SettingsErrors},
 };
+use lastcall_endpoints::SystemdSocketError;
 use rustix::io::Errno;
 use tokio::runtime::Builder;
 use tracing::{error, warn};
@@ -46,6 +47,7 @@ use crate::{cli::Action, server::Inherited, upgrade::Role};
 const WRONG_SETTINGS: u8 = 2;
 
 fn main() -> ExitCode {
+    lastcall_lifecycle::reset_inherited();
     start_time::record();
     let invocation = cli::parse();
     if let Err(error) = OpenFileLimit::raise() {
@@ -69,14 +71,19 @@ fn main() -> ExitCode {
         let error =
             if is_out_of_descriptors(&error) { error.context(OpenFileLimitTooLow::current()) } else { error };
         print_error(&format_args!("{error:#}"));
-        if error.is::<SettingsErrors>() { ExitCode::from(WRONG_SETTINGS) } else { ExitCode::FAILURE }
+        if error.is::<SettingsErrors>() || error.is::<SystemdSocketError>() {
+            ExitCode::from(WRONG_SETTINGS)
+        } else {
+            ExitCode::FAILURE
+        }
     })
 }
 
 fn serve(loaded: &Loaded) -> anyhow::Result<ExitCode> {
     let settings = &loaded.settings;
-    let inherited =
-        Inherited { handover: upgrade::inherited_descriptor(HANDOVER_VARIABLE)?, role: Role::detect()? };
+    let handover = upgrade::inherited_descriptor(HANDOVER_VARIABLE)?;
+    let role = Role::detect(handover.is_some())?;
+    let inherited = Inherited { handover, role };
     // Before the log: that may have a thread.
     let connections = settings.max_connections.saturating_add(settings.max_http_connections);
     let preallocated = preallocate_descriptor_table(connections);

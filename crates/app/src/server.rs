@@ -17,13 +17,16 @@ use lastcall_core::{
     settings::{FOREGROUND_VARIABLE, Loaded, RuntimeDir, SettingError, Settings, SettingsErrors},
 };
 use lastcall_endpoints::{
-    AppState, Health, HealthReport, Page, ProcessReport, Refusals, StopTimeouts, UpgradeStats, router,
+    AppState, Health, HealthReport, HttpConnections, Page, ProcessReport, Refusals, StopTimeouts,
+    UpgradeStats, router,
 };
 use lastcall_handover::{
-    ControlSocket, SocketName,
+    ControlSocket, ServerAddress, SocketName,
     failpoint::{self, Step},
 };
-use lastcall_lifecycle::{ExitReason, Hooks, Lifecycle, NewProcess, Signal, Signals, is_in_foreground};
+use lastcall_lifecycle::{
+    ExitReason, Hooks, Lifecycle, NewProcess, ServiceManager, Signal, Signals, is_in_foreground,
+};
 use lastcall_websockets::{ConnectionManager, NotifierState, Phases, VitalTasks};
 use tokio::{task::spawn_blocking, time::timeout};
 use tracing::{info, warn};
@@ -35,7 +38,7 @@ use crate::{
     listener::{self, Opened},
     start_time,
     upgrade::{
-        ControlServer, IncomingHandover, OutgoingHandover, Program, Role, SERVING_REPORT_TIMEOUT,
+        ControlServer, IncomingHandover, Orphans, OutgoingHandover, Program, Role, SERVING_REPORT_TIMEOUT,
         SharedUpgradeStats, Supervised, UpgradeRequests, Upgrader, supervise,
     },
     version,
@@ -90,11 +93,24 @@ pub(crate) async fn run(
     };
     let vital_tasks = VitalTasks::with_failpoint(failpoint::hit_task);
     let signals = Signals::listen(in_foreground, &vital_tasks).context("cannot handle signals")?;
-    let handover = match handover {
-        Some(descriptor) => Some(IncomingHandover::connect(descriptor, files).await?),
-        None => None,
+    let orphans = Orphans::new().context("cannot handle signals")?;
+    let service_manager = ServiceManager::from_environment();
+    let preparing = async {
+        let handover = match handover {
+            Some(descriptor) => Some(IncomingHandover::connect(descriptor, files).await?),
+            None => None,
+        };
+        prepare(loaded, handover, unusable).await
     };
-    let Prepared { page, listener } = prepare(loaded, handover, unusable).await?;
+    let Prepared { page, listener } = tokio::select! {
+        biased;
+        // A name, or a file, may be where nothing answers.
+        signal = signals.nth(1) => {
+            info!(signal = signal.name(), pid = std::process::id(), "stopped before it served");
+            return Ok(Exit { code: ExitCode::SUCCESS, at_once: false });
+        }
+        prepared = preparing => prepared?,
+    };
     let phases = Phases::default();
     let new_broker = |delivery| Arc::new(MemoryBroker::new(config::broker(settings), delivery));
     let manager_config = config::manager(settings)?;
@@ -105,12 +121,20 @@ pub(crate) async fn run(
     let upgrade_stats = SharedUpgradeStats::default();
     let health = Box::new(ProcessHealth { phases: phases.clone(), upgrade_stats: upgrade_stats.clone() });
     let refusals = Refusals::default();
-    let router =
-        router(AppState::new(config::endpoints(settings), manager.clone(), health, page, refusals.clone()));
+    let http_connections = HttpConnections::new(settings.max_http_connections);
+    let router = router(AppState::new(
+        config::endpoints(settings),
+        manager.clone(),
+        health,
+        page,
+        refusals.clone(),
+        http_connections.clone(),
+    ));
     let ingress = Arc::new(Ingress::new(
         manager.clone(),
         router,
         settings.notification_interval,
+        http_connections,
         settings.keep_alive_timeout,
         refusals.clone(),
     ));
@@ -130,7 +154,11 @@ pub(crate) async fn run(
         ListenerSource::Opened(opened) => {
             if let Some(file) = history_file.clone() {
                 let broker = Arc::clone(&broker);
-                spawn_blocking(move || file.read(&broker)).await?;
+                tokio::select! {
+                    biased;
+                    signal = signals.nth(3) => return exit(ExitReason::Immediate(signal), ExitCode::SUCCESS, None, &service_manager).await,
+                    read = spawn_blocking(move || file.read(&broker)) => read?,
+                }
             }
             activated = opened.activated;
             let (http, notifier) = (opened.listener.into(), NotifierState::default());
@@ -166,7 +194,7 @@ pub(crate) async fn run(
             }
         });
     let takes_over = served_before.is_some();
-    let life = Lifecycle::start(hooks, phases, signals.clone(), takes_over).await?;
+    let life = Lifecycle::start(hooks, phases, signals.clone(), service_manager.clone(), takes_over).await?;
     if let Role::Supervised(link) = &mut role {
         link.serve(signals.clone(), &vital_tasks).context("cannot use the link to the supervisor")?;
         failpoint::hit(Step::Reported);
@@ -195,6 +223,7 @@ pub(crate) async fn run(
             listening: signals.clone(),
             control: Some(ControlServer::start(
                 control_path(settings, address),
+                ServerAddress { address, activated },
                 matches!(settings.runtime_dir, RuntimeDir::Default(_)),
                 inherited_control,
                 &vital_tasks,
@@ -204,6 +233,7 @@ pub(crate) async fn run(
             program,
             files: files.iter().filter(|file| file.has_settings).cloned().collect(),
             role,
+            service_manager: service_manager.clone(),
             activated,
             signals: signals.clone(),
             ingress,
@@ -213,6 +243,7 @@ pub(crate) async fn run(
             upgrade_stats,
             supervised: None,
         },
+        orphans,
     };
     info!(
         version = version::VERSION,
@@ -224,22 +255,26 @@ pub(crate) async fn run(
     let mut reason = life.run(manager, config::shutdown(settings), &mut upgrader).await;
     let mut graceful = ExitCode::SUCCESS;
     match (reason, history_file) {
-        (ExitReason::Graceful, Some(file)) => match write_history(file, broker, &signals).await {
-            Ok(()) => {}
-            Err(NotWritten::Failed(error)) => {
-                warn!("the history could not be written, and the next start has none: {error:#}");
-                graceful = ExitCode::from(HISTORY_LOST);
+        (ExitReason::Graceful, Some(file)) => {
+            let writing = write_history(file, broker, &signals);
+            let writing = service_manager.extending(WRITE_HISTORY_TIMEOUT, writing);
+            match service_manager.telling(writing).await {
+                Ok(()) => {}
+                Err(NotWritten::Failed(error)) => {
+                    warn!("the history could not be written, and the next start has none: {error:#}");
+                    graceful = ExitCode::from(HISTORY_LOST);
+                }
+                Err(NotWritten::Signal(signal)) => {
+                    warn!(signal = signal.name(), "third signal: exiting at once");
+                    reason = ExitReason::Immediate(signal);
+                }
             }
-            Err(NotWritten::Signal(signal)) => {
-                warn!(signal = signal.name(), "third signal: exiting at once");
-                reason = ExitReason::Immediate(signal);
-            }
-        },
+        }
         // This process may stay as a supervisor, which needs no history.
         (ExitReason::HandedOver(_), _) => broker.clear(),
         _ => {}
     }
-    exit(reason, graceful, upgrader.handover.supervised).await
+    exit(reason, graceful, upgrader.handover.supervised, &service_manager).await
 }
 
 /// Why the history is not there for the next start.
@@ -274,8 +309,11 @@ async fn exit(
     reason: ExitReason,
     graceful: ExitCode,
     supervised: Option<Supervised>,
+    service_manager: &ServiceManager,
 ) -> anyhow::Result<Exit> {
     let pid = std::process::id();
+    let is_followed = matches!(reason, ExitReason::HandedOver(NewProcess { is_main: true, .. }));
+    let supervised = supervised.filter(|_| !is_followed);
     match (reason, &supervised) {
         (ExitReason::HandedOver(_), Some(_)) => {}
         (ExitReason::HandedOver(NewProcess { pid: new_pid, .. }), None) => {
@@ -284,10 +322,9 @@ async fn exit(
         _ => info!(pid, "stopped"),
     }
     let code = match (reason, supervised) {
-        // Also when a part of this process did not stop as it should: the service continues.
-        (ExitReason::HandedOver(_) | ExitReason::Failed | ExitReason::Graceful, Some(supervised)) => {
+        (ExitReason::HandedOver(_), Some(supervised)) => {
             process::trim_heap();
-            supervise(supervised).await?
+            service_manager.telling(supervise(supervised, service_manager)).await?
         }
         (ExitReason::Graceful, _) => graceful,
         (ExitReason::HandedOver(_), _) => ExitCode::SUCCESS,
@@ -320,7 +357,26 @@ async fn prepare(
     handover: Option<IncomingHandover>,
     mut unusable: Vec<SettingError>,
 ) -> anyhow::Result<Prepared> {
+    let checking = spawn_blocking({
+        let loaded = loaded.clone();
+        move || check_files(&loaded)
+    });
+    let (page, also_unusable) = checking.await?;
+    unusable.extend(also_unusable);
+    let listener = match handover {
+        Some(handover) => Some(ListenerSource::Handover(handover)),
+        None => listener::open(loaded, &mut unusable).await?.map(ListenerSource::Opened),
+    };
+    match (page, listener) {
+        (Some(page), Some(listener)) if unusable.is_empty() => Ok(Prepared { page, listener }),
+        _ => Err(SettingsErrors(unusable).into()),
+    }
+}
+
+/// Loads the page, and looks at the other files and folders that the settings name. Returns what cannot be used, too.
+fn check_files(loaded: &Loaded) -> (Option<Page>, Vec<SettingError>) {
     let settings = &loaded.settings;
+    let mut unusable = Vec::new();
     if !matches!(settings.runtime_dir, RuntimeDir::Default(_))
         && let Err(error) =
             ControlSocket::check_folder(settings.runtime_dir.path(), SocketName::Address(LONGEST_ADDRESS))
@@ -339,14 +395,7 @@ async fn prepare(
             unusable.push(loaded.unusable("templates_dir", &reason));
         })
         .ok();
-    let listener = match handover {
-        Some(handover) => Some(ListenerSource::Handover(handover)),
-        None => listener::open(loaded, &mut unusable).await?.map(ListenerSource::Opened),
-    };
-    match (page, listener) {
-        (Some(page), Some(listener)) if unusable.is_empty() => Ok(Prepared { page, listener }),
-        _ => Err(SettingsErrors(unusable).into()),
-    }
+    (page, unusable)
 }
 
 /// Returns the path of the control socket.

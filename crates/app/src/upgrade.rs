@@ -31,6 +31,6 @@ pub(crate) use old_process::OutgoingHandover;
 pub(crate) use program::{Program, working_dir};
 pub(crate) use requests::UpgradeRequests;
 pub(crate) use stats::SharedUpgradeStats;
-pub(crate) use supervisor::{Role, Supervised, supervise};
+pub(crate) use supervisor::{Orphans, Role, Supervised, supervise};
 pub(crate) use timeouts::{AFTER_READY_TIMEOUT, COMMAND_REPLY_TIMEOUT, SERVING_REPORT_TIMEOUT};
 pub(crate) use upgrader::Upgrader;

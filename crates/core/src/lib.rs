@@ -5,9 +5,8 @@
 //! * [`logging`]: the log, which never blocks: to stdout, and to daily files.
 //! * [`clock`]: the time that passes, and the time of day.
 //! * [`phase`]: the life of the process, as data.
-//! * [`process`]: the limit of open files, the kernel's descriptor table, and trimming of the heap.
+//! * [`process`]: the limit of open files and what it is divided into, the kernel's descriptor table, and trimming of the heap.
 //! * [`ChannelName`], [`Publication`] and [`Position`]: what is published, where, and its place there.
-//! * [`SpareDescriptor`]: one file descriptor in reserve, to answer clients when the process has no other.
 
 mod channel;
 pub mod clock;
@@ -17,9 +16,7 @@ mod position;
 pub mod process;
 mod publication;
 pub mod settings;
-mod spare_descriptor;
 
 pub use channel::{CHANNEL_NAME_RULE, ChannelName, InvalidChannelName, MAX_CHANNEL_NAME};
 pub use position::{Epoch, InvalidPosition, Position};
 pub use publication::{Publication, Publisher};
-pub use spare_descriptor::SpareDescriptor;

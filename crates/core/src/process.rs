@@ -4,7 +4,7 @@
 use std::{fs::File, io, ops::RangeInclusive, thread};
 
 use rustix::{
-    io::fcntl_dupfd_cloexec,
+    io::{Errno, fcntl_dupfd_cloexec},
     process::{Resource, getrlimit, setrlimit},
 };
 
@@ -109,6 +109,26 @@ impl OpenFileLimitTooLow {
     }
 }
 
+/// What the system has no more of, for another descriptor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shortage {
+    /// This process, or the system, has no file descriptors left.
+    Descriptors,
+    /// The kernel has no memory for it. A higher limit of open files would not help.
+    Memory,
+}
+
+impl Shortage {
+    /// Returns the shortage because of which a system call has failed, if it was one.
+    pub fn of(error: &io::Error) -> Option<Self> {
+        match Errno::from_io_error(error)? {
+            Errno::MFILE | Errno::NFILE => Some(Self::Descriptors),
+            Errno::NOBUFS | Errno::NOMEM => Some(Self::Memory),
+            _ => None,
+        }
+    }
+}
+
 /// Makes the kernel's descriptor table of this process large enough for this many connections, of clients and of HTTP
 /// together. Call it before the second thread starts.
 ///
@@ -174,6 +194,15 @@ mod tests {
         for connections in [0, 1, 1000, usize::MAX] {
             preallocate_descriptor_table(connections).unwrap();
         }
+    }
+
+    #[test]
+    fn a_shortage_of_memory_is_none_of_descriptors() {
+        let shortage = |errno: Errno| Shortage::of(&errno.into());
+        assert_eq!([Errno::MFILE, Errno::NFILE].map(shortage), [Some(Shortage::Descriptors); 2]);
+        assert_eq!([Errno::NOBUFS, Errno::NOMEM].map(shortage), [Some(Shortage::Memory); 2]);
+        assert_eq!(shortage(Errno::CONNABORTED), None);
+        assert_eq!(Shortage::of(&io::Error::other("EMFILE")), None);
     }
 
     #[test]

@@ -39,8 +39,8 @@ pub use limits::Limits;
 pub use refusals::{RefusalCounts, Refusals};
 pub use routes::router;
 pub use server::{
-    BindError, HttpServer, IdleConnection, Listener, ListenerState, REJECT_PENDING_TIMEOUT, StopTimeouts,
-    SystemdSocketError,
+    BindError, HttpConnections, HttpServer, HttpServerError, IdleConnection, Listener, ListenerClosed,
+    ListenerState, REJECT_PENDING_TIMEOUT, StopTimeouts, SystemdSocketError,
 };
 pub use state::AppState;
 pub use upgrade_stats::UpgradeStats;

@@ -123,11 +123,6 @@ impl Refusals {
         counts
     }
 
-    /// Counts a refusal that is logged elsewhere.
-    pub(crate) fn count(&self, code: ErrorCode) {
-        *self.lock().counts.entry(Cow::Borrowed(code.name())).or_default() += 1;
-    }
-
     /// Counts a refusal, and logs it, now or later. To be called on a tokio runtime.
     pub(crate) fn note(&self, refusal: Refusal) {
         let kind = refusal.kind();

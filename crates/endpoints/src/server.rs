@@ -1,17 +1,19 @@
 //! The HTTP server: accepts, and speaks HTTP/1.1 until a connection ends or becomes a WebSocket.
 
 mod accept;
+mod accept_errors;
 mod connection;
 mod date;
 mod deferred_handshake;
-mod descriptor_shortage;
 mod exchange;
+mod http_connections;
 mod http_stream;
 mod idle_connection;
 mod lingering_close;
 mod listener;
 mod listener_state;
 mod pending_connection;
+mod rejections;
 mod request_body;
 mod response_body;
 mod shared;
@@ -28,15 +30,16 @@ use tokio::{
 use tracing::info;
 
 pub(crate) use self::pending_connection::{Confirmed, PendingConnection};
-use self::{
-    descriptor_shortage::DescriptorShortage,
-    shared::Shared,
-    stop::{Stop, StopLevel},
-};
 pub use self::{
+    accept::ListenerClosed,
+    http_connections::HttpConnections,
     idle_connection::IdleConnection,
     listener::{BindError, Listener, SystemdSocketError},
     listener_state::ListenerState,
+};
+use self::{
+    shared::Shared,
+    stop::{Stop, StopLevel},
 };
 use crate::{auth::own_hosts::OnLoopback, refusals::Refusals};
 
@@ -55,16 +58,29 @@ pub struct StopTimeouts {
 /// A running HTTP server.
 pub struct HttpServer {
     shared: Arc<Shared>,
-    accepting: JoinHandle<ListenerState>,
+    accepting: JoinHandle<Result<ListenerState, ListenerClosed>>,
+}
+
+/// The HTTP server has ended by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum HttpServerError {
+    /// No connection can be accepted any more.
+    #[error(transparent)]
+    ListenerClosed(#[from] ListenerClosed),
+    /// It has panicked.
+    #[error("the HTTP server had panicked")]
+    Panicked(#[from] JoinError),
 }
 
 impl HttpServer {
-    /// Starts to answer requests. Connections that become WebSockets go to `manager`; those that wait for a
-    /// request for longer than `keep_alive_timeout` are closed. What is refused is noted in `refusals`.
+    /// Starts to answer requests. Connections that become WebSockets go to `manager`; until then, they count among
+    /// `connections`. Those that wait for a request for longer than `keep_alive_timeout` are closed. What is refused is
+    /// noted in `refusals`.
     pub fn start(
         state: ListenerState,
         router: Router,
         manager: ConnectionManager,
+        connections: HttpConnections,
         keep_alive_timeout: Duration,
         refusals: Refusals,
     ) -> Self {
@@ -72,14 +88,18 @@ impl HttpServer {
         let on_loopback =
             state.listener.local_addr().map_or(true, |address| address.ip().to_canonical().is_loopback());
         let router = router.layer(Extension(OnLoopback(on_loopback)));
-        let shared =
-            Arc::new(Shared { router, manager, keep_alive_timeout, refusals, stop: Stop::default() });
-        // Now: a server that says that it listens has all the descriptors that it keeps.
-        let shortage = DescriptorShortage::new(shared.refusals.clone());
+        let shared = Arc::new(Shared {
+            router,
+            manager,
+            connections,
+            keep_alive_timeout,
+            refusals,
+            stop: Stop::default(),
+        });
         // Unconstrained: it takes all connections that wait before other tasks run. A handshake takes longer than
         // to connect does, and the backlog would overflow meanwhile.
         let vital_tasks = shared.manager.vital_tasks().clone();
-        let accepting = accept::accept(state, shortage, Arc::clone(&shared));
+        let accepting = accept::accept(state, Arc::clone(&shared));
         let accepting = vital_tasks.spawn("the accept loop", unconstrained(accepting));
         Self { shared, accepting }
     }
@@ -89,29 +109,29 @@ impl HttpServer {
     ///
     /// # Errors
     /// When the server had failed.
-    pub async fn stop(mut self, timeouts: StopTimeouts) -> Result<ListenerState, JoinError> {
+    pub async fn stop(mut self, timeouts: StopTimeouts) -> Result<ListenerState, HttpServerError> {
         let state = self.stop_accepting(timeouts).await;
         self.shared.refusals.flush();
         state
     }
 
-    async fn stop_accepting(&mut self, timeouts: StopTimeouts) -> Result<ListenerState, JoinError> {
+    async fn stop_accepting(&mut self, timeouts: StopTimeouts) -> Result<ListenerState, HttpServerError> {
         let stop = &self.shared.stop;
         stop.raise_to(StopLevel::ReturnIdle);
         if let Ok(ended) = timeout(timeouts.closing, &mut self.accepting).await {
-            return ended;
+            return Ok(ended??);
         }
         stop.raise_to(StopLevel::AbortClosing);
         if let Ok(ended) = timeout(timeouts.in_flight, &mut self.accepting).await {
-            return ended;
+            return Ok(ended??);
         }
         info!("requests that are not answered yet get 503: the server is replaced, or ends");
         stop.raise_to(StopLevel::RejectPending);
         if let Ok(ended) = timeout(REJECT_PENDING_TIMEOUT, &mut self.accepting).await {
-            return ended;
+            return Ok(ended??);
         }
         info!("HTTP clients that do not take their responses are cut off: the server is replaced, or ends");
         stop.raise_to(StopLevel::AbortAll);
-        (&mut self.accepting).await
+        Ok((&mut self.accepting).await??)
     }
 }

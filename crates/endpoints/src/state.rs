@@ -10,6 +10,7 @@ use crate::{
     health::Health,
     limits::Limits,
     refusals::Refusals,
+    server::HttpConnections,
 };
 
 /// What the handlers share.
@@ -22,21 +23,34 @@ pub struct AppState {
     pub(crate) api_keys: Vec<ApiKey>,
     pub(crate) limits: Limits,
     pub(crate) refusals: Refusals,
+    pub(crate) http_connections: HttpConnections,
 }
 
 impl AppState {
     /// Puts the state together. `manager` has the connections, `health` tells the state of the process, and `refusals`
-    /// are those of the HTTP server that has the routes.
+    /// and
+    /// `http_connections` are those of the HTTP server that has the routes.
     pub fn new(
         config: Config,
         manager: ConnectionManager,
         health: Box<dyn Health>,
         page: Page,
         refusals: Refusals,
+        http_connections: HttpConnections,
     ) -> Self {
         let Config { host, allowed_origins, api_keys, limits } = config;
         let allowed_origins = Allowed::from(&allowed_origins);
         let own_hosts = OwnHosts::new(&host, &allowed_origins);
-        Self { manager, health, page, allowed_origins, own_hosts, api_keys, limits, refusals }
+        Self {
+            manager,
+            health,
+            page,
+            allowed_origins,
+            own_hosts,
+            api_keys,
+            limits,
+            refusals,
+            http_connections,
+        }
     }
 }

@@ -5,7 +5,7 @@
 //! other. A change that another build cannot understand, or must not ignore, raises [`PROTOCOL`]. Where a name here
 //! differs from that on the wire, the type says so.
 
-use std::path::PathBuf;
+use std::{net::SocketAddr, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -51,6 +51,17 @@ pub struct Hello {
 pub enum ControlCommand {
     /// Start a new process and hand everything over to it. Answered with [`UpgradeProgress`].
     Upgrade,
+    /// Say where the server listens. Answered with [`ServerAddress`]; older builds close the connection.
+    Address,
+}
+
+/// Where a server listens: the answer to [`ControlCommand::Address`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerAddress {
+    /// The address of the listening socket.
+    pub address: SocketAddr,
+    /// Whether a service manager chose it, and not the settings.
+    pub activated: bool,
 }
 
 /// How an upgrade goes: the answers to [`ControlCommand::Upgrade`].
@@ -165,6 +176,10 @@ mod tests {
         assert_eq!(
             on_the_wire(FirstMessage::Command(ControlCommand::Upgrade)),
             json!({ "command": "upgrade" })
+        );
+        assert_eq!(
+            on_the_wire(FirstMessage::Command(ControlCommand::Address)),
+            json!({ "command": "address" })
         );
         assert_eq!(on_the_wire(FromOld::<u8, u8>::Accepted(hello)), json!({ "welcome": described }));
         let refused = FromOld::<u8, u8>::Refused { reason: "r".into() };

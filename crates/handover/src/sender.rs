@@ -28,7 +28,7 @@ pub enum SendError {
         theirs: u32,
     },
     /// The new process cannot take all clients.
-    #[error("the new process has room for {max_clients} clients, but {clients} are here")]
+    #[error("it takes at most {max_clients}, but {clients} are here")]
     TooManyClients {
         /// The most clients that it can take.
         max_clients: usize,
@@ -381,7 +381,7 @@ mod tests {
         let sender = HandoverSender::begin(old, "1.0.0", soon()).unwrap();
         sender.check_capacity(2).unwrap();
         let error = sender.check_capacity(3).unwrap_err().to_string();
-        assert_eq!(error, "the new process has room for 2 clients, but 3 are here");
+        assert_eq!(error, "it takes at most 2, but 3 are here");
         drop(stay);
         thread.join().unwrap();
     }

@@ -85,6 +85,11 @@ impl Hooks {
 pub(crate) struct Started(Vec<Hook<Shutdown>>);
 
 impl Started {
+    /// Returns how long the parts may take to stop, all of them.
+    pub(crate) fn max_stop(&self) -> Duration {
+        self.0.iter().map(|hook| hook.timeout).sum()
+    }
+
     /// Stops all parts, the last one first. Logs each that fails or takes too long, and continues with the others. Returns
     /// true if none did.
     pub(crate) async fn stop(self) -> bool {

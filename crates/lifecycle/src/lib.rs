@@ -17,5 +17,6 @@ mod upgrade;
 
 pub use hooks::{BoxError, HookError, Hooks};
 pub use run::{ExitReason, Lifecycle};
-pub use signals::{AllSignals, Signal, Signals, is_in_foreground};
+pub use service_manager::ServiceManager;
+pub use signals::{AllSignals, Signal, Signals, is_in_foreground, reset_inherited};
 pub use upgrade::{NewProcess, Upgrade};

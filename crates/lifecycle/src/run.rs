@@ -1,18 +1,14 @@
 //! The life of the process, from the first startup hook to the last shutdown hook.
 
-use std::{
-    convert::Infallible,
-    time::{Duration, Instant},
-};
+use std::convert::Infallible;
 
 use lastcall_core::phase::Phase;
 use lastcall_websockets::{ConnectionManager, GracefulShutdown, Phases, ShutdownConfig, VitalTasks};
-use tokio::time::sleep;
 use tracing::{error, warn};
 
 use crate::{
     hooks::{HookError, Hooks, Started},
-    service_manager,
+    service_manager::ServiceManager,
     signals::{Signal, Signals},
     upgrade::{NewProcess, Upgrade},
 };
@@ -26,7 +22,7 @@ pub enum ExitReason {
     Failed,
     /// The third signal: nothing is waited for.
     Immediate(Signal),
-    /// A new process serves now.
+    /// A new process serves now. It is the main process only if the service manager has been told.
     HandedOver(NewProcess),
 }
 
@@ -35,6 +31,7 @@ pub struct Lifecycle {
     started: Started,
     phases: Phases,
     signals: Signals,
+    service_manager: ServiceManager,
 }
 
 impl Lifecycle {
@@ -47,14 +44,15 @@ impl Lifecycle {
         hooks: Hooks,
         phases: Phases,
         signals: Signals,
+        service_manager: ServiceManager,
         takes_over: bool,
     ) -> Result<Self, HookError> {
         let started = hooks.start().await?;
         phases.enter(Phase::Serving);
         if !takes_over {
-            service_manager::ready();
+            service_manager.ready();
         }
-        Ok(Self { started, phases, signals })
+        Ok(Self { started, phases, signals, service_manager })
     }
 
     /// Serves until a signal asks the process to end, then shuts down; or until a new process has taken over. The third
@@ -65,19 +63,22 @@ impl Lifecycle {
         shutdown: ShutdownConfig,
         upgrade: &mut impl Upgrade,
     ) -> ExitReason {
-        let signals = self.signals.clone();
-        tokio::select! {
-            biased;
-            signal = signals.nth(3) => {
-                warn!(signal = signal.name(), "third signal: exiting at once");
-                ExitReason::Immediate(signal)
+        let (signals, service_manager) = (self.signals.clone(), self.service_manager.clone());
+        let life = async {
+            tokio::select! {
+                biased;
+                signal = signals.nth(3) => {
+                    warn!(signal = signal.name(), "third signal: exiting at once");
+                    ExitReason::Immediate(signal)
+                }
+                never = end_after_failure(manager.vital_tasks(), &signals) => match never {},
+                reason = self.run_to_completion(manager.clone(), shutdown, upgrade) => match reason {
+                    ExitReason::Graceful if manager.vital_tasks().has_failed() => ExitReason::Failed,
+                    reason => reason,
+                },
             }
-            never = end_after_failure(manager.vital_tasks(), &signals) => match never {},
-            reason = self.run_to_completion(manager.clone(), shutdown, upgrade) => match reason {
-                ExitReason::Graceful if manager.vital_tasks().has_failed() => ExitReason::Failed,
-                reason => reason,
-            },
-        }
+        };
+        service_manager.telling(life).await
     }
 
     async fn run_to_completion(
@@ -86,60 +87,58 @@ impl Lifecycle {
         shutdown: ShutdownConfig,
         upgrade: &mut impl Upgrade,
     ) -> ExitReason {
+        let service_manager = self.service_manager;
+        let max_stop = self.started.max_stop();
         let signal = loop {
             let request = tokio::select! {
                 biased;
                 signal = self.signals.nth(1) => break signal,
                 request = upgrade.next_request() => request,
             };
-            service_manager::reloading();
-            let Some(new) = upgrade.upgrade(request, self.signals.nth(1)).await else {
-                service_manager::ready();
+            service_manager.reloading();
+            let Some(mut new) = upgrade.upgrade(request, self.signals.nth(1)).await else {
+                service_manager.ready();
                 continue;
             };
             // Sent by this process, to which the service manager listens: the new one is not the main process yet.
             match new.is_main {
-                true => service_manager::handed_over_to(new.pid),
-                false => service_manager::ready(),
+                true => service_manager.handed_over_to(new.pid),
+                false => service_manager.ready(),
             }
             self.phases.stop_after_handover();
-            return if self.started.stop().await { ExitReason::HandedOver(new) } else { ExitReason::Failed };
+            // The log says what did not stop: the service continues.
+            self.started.stop().await;
+            new.is_main = new.is_main && service_manager.is_told().await;
+            return ExitReason::HandedOver(new);
         };
+        service_manager.stopping();
         let max_duration = shutdown.max_duration();
-        service_manager::stopping(max_duration);
         let shutdown = GracefulShutdown::new(manager, shutdown);
-        tokio::select! {
-            () = shutdown.run(signal.name(), self.signals.nth(2)) => {}
-            never = report_to_service_manager(&self.phases, max_duration) => match never {},
-            never = refuse_upgrades(upgrade) => match never {},
-        }
-        let all_stopped = tokio::select! {
-            all_stopped = self.started.stop() => all_stopped,
-            never = refuse_upgrades(upgrade) => match never {},
+        let draining = async {
+            tokio::select! {
+                () = shutdown.run(signal.name(), self.signals.nth(2)) => {}
+                never = report_drain(&self.phases, &service_manager) => match never {},
+                never = refuse_upgrades(upgrade) => match never {},
+            }
         };
+        service_manager.extending(max_duration, draining).await;
+        let stopping = async {
+            tokio::select! {
+                all_stopped = self.started.stop() => all_stopped,
+                never = refuse_upgrades(upgrade) => match never {},
+            }
+        };
+        let all_stopped = service_manager.extending(max_stop, stopping).await;
         self.phases.enter(Phase::Stopped);
         if all_stopped { ExitReason::Graceful } else { ExitReason::Failed }
     }
 }
 
-/// Tells the service manager when the drain begins, and asks it for more time as long as the shutdown may take.
-async fn report_to_service_manager(phases: &Phases, max_duration: Duration) -> Infallible {
-    let until = Instant::now() + max_duration;
-    let draining = async {
-        let connections = phases.reached(Phase::Draining).await.drain_connections;
-        service_manager::draining(connections.unwrap_or_default());
-        std::future::pending().await
-    };
-    let extending = async {
-        loop {
-            sleep(service_manager::EXTEND_INTERVAL).await;
-            service_manager::extend(until.saturating_duration_since(Instant::now()));
-        }
-    };
-    tokio::select! {
-        never = draining => never,
-        never = extending => never,
-    }
+/// Tells the service manager when the drain begins.
+async fn report_drain(phases: &Phases, service_manager: &ServiceManager) -> Infallible {
+    let connections = phases.reached(Phase::Draining).await.drain_connections;
+    service_manager.draining(connections.unwrap_or_default());
+    std::future::pending().await
 }
 
 /// Has the process end when a vital task has failed: it would serve some clients and not others, or none, and seem well.

@@ -91,6 +91,24 @@ impl Signal {
     }
 }
 
+/// Has all signals reach this process, whatever started it: a mask of blocked signals, and that SIGCHLD is ignored, are
+/// inherited, and then this process would not hear who asks it to end, nor that its children have. To be called first: the
+/// threads and the programs that a process starts inherit the mask.
+///
+/// A blocked signal that is waiting already has its default effect, as nothing handles it yet. A signal that is ignored stays
+/// ignored, as nohup(1) means it; nobody means that of SIGCHLD.
+pub fn reset_inherited() {
+    #[expect(unsafe_code, reason = "the system calls have no safe form")]
+    // SAFETY: the set is initialized by the first call, and lives until the second one returns; the default action needs no
+    // handler. None of them can fail with these arguments.
+    unsafe {
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut none);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+        libc::signal(libc::SIGCHLD, libc::SIG_DFL);
+    }
+}
+
 /// Returns true if this process is in the foreground of a terminal, which means that a shell waits for it.
 pub fn is_in_foreground() -> bool {
     std::fs::File::open("/dev/tty")

@@ -26,6 +26,7 @@ mod writing;
 use std::{
     collections::VecDeque,
     io,
+    net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -403,7 +404,7 @@ impl EventLoop {
         let connection = entry.connection;
         debug!(
             client = %connection.id,
-            peer = connection.stream.peer_addr().ok().map(display),
+            peer = peer_of(&connection.stream).map(display),
             age_seconds = connection.age_s(),
             disconnect = ?disconnect,
             reason = connection.close_reason().map(CloseReason::reason),
@@ -412,4 +413,11 @@ impl EventLoop {
         self.stats.record_disconnect(disconnect, connection.close_reason());
         connection.finish(disconnect);
     }
+}
+
+/// Returns the address of a client, for the log: that of IPv4 for its clients at a socket of IPv6.
+fn peer_of(stream: &mio::net::TcpStream) -> Option<SocketAddr> {
+    let address = stream.peer_addr().ok()?;
+    let ip = address.ip().to_canonical();
+    Some(if ip.is_ipv4() { SocketAddr::new(ip, address.port()) } else { address })
 }

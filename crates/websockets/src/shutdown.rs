@@ -52,9 +52,9 @@ impl Default for ShutdownConfig {
 }
 
 impl ShutdownConfig {
-    /// Returns how long a shutdown takes at most. A stuck event loop adds one second.
+    /// Returns how long a shutdown takes at most, also when an event loop is stuck.
     pub fn max_duration(&self) -> Duration {
-        self.delay + self.timeout + self.close_timeout
+        self.delay + self.timeout + self.close_timeout + CLOSE_GRACE
     }
 }
 

@@ -1,13 +1,13 @@
 //! `lastcall status`: prints how the server that runs is doing.
 
 use std::{
-    io,
+    fmt, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     process::ExitCode,
     time::Duration,
 };
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use http_body_util::{BodyExt, Empty};
 use humantime::format_duration;
 use hyper::{Request, body::Bytes, client::conn::http1, header::HOST};
@@ -17,10 +17,14 @@ use lastcall_core::{logging::stdout_takes_escapes, phase::Phase, settings::Setti
 use serde::Deserialize;
 use tokio::{
     net::{TcpStream, lookup_host},
+    task::spawn_blocking,
     time::{sleep, timeout},
 };
 
-use super::output::{count_clients, print_line};
+use super::{
+    output::{count_clients, print_line},
+    server_address,
+};
 
 /// How long a running server has to answer.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
@@ -101,7 +105,7 @@ fn duration(seconds: f64) -> String {
 /// # Errors
 /// When no server answers, or stdout takes nothing.
 pub(crate) async fn status(settings: &Settings) -> anyhow::Result<ExitCode> {
-    let mut now = fetch_status(settings).await?;
+    let (server, mut now) = find(settings).await?;
     if !now.is_shutting_down() || !stdout_takes_escapes() {
         print_line(&now.lines())?;
         return Ok(now.exit_code());
@@ -115,7 +119,7 @@ pub(crate) async fn status(settings: &Settings) -> anyhow::Result<ExitCode> {
         let left = now.seconds_left.map(|left| format!(", the rest is closed in {}", duration(left)));
         bar.set_message(format!("{}{}", now.phase, left.unwrap_or_default()));
         sleep(POLL_INTERVAL).await;
-        match fetch_status(settings).await {
+        match fetch_status(&server).await {
             Ok(next) if next.is_shutting_down() => now = next,
             // The server has ended, or another one has started in its place.
             _ => break,
@@ -126,10 +130,38 @@ pub(crate) async fn status(settings: &Settings) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::from(SHUTTING_DOWN))
 }
 
-async fn fetch_status(settings: &Settings) -> anyhow::Result<Status> {
+/// Finds the server, by its own folder or by the settings, and asks it.
+async fn find(settings: &Settings) -> anyhow::Result<(Authority, Status)> {
+    let folder = settings.runtime_dir.path().clone();
+    let found = spawn_blocking({
+        let folder = folder.clone();
+        move || server_address::of_own_folder(&folder)
+    });
+    let server = match found.await? {
+        Some(address) => Authority::from(address),
+        None => Authority { host: settings.host.clone(), port: settings.port },
+    };
+    let error = match fetch_status(&server).await {
+        Ok(status) => return Ok((server, status)),
+        Err(error) => error,
+    };
+    match spawn_blocking(move || server_address::of_activated(&folder)).await? {
+        Some(address) => {
+            let server = Authority::from(address);
+            let status = fetch_status(&server).await?;
+            Ok((server, status))
+        }
+        None => {
+            let servers = server_address::servers_here();
+            let advice = "if systemd holds its port, give the folder of its control socket as `runtime_dir`";
+            Err(if servers.is_empty() { error } else { anyhow!("{error:#}; {advice}.{servers}") })
+        }
+    }
+}
+
+async fn fetch_status(server: &Authority) -> anyhow::Result<Status> {
     let asked = timeout(REQUEST_TIMEOUT, async {
-        let addresses =
-            dial_addresses(&settings.host, settings.port).await.context("the host is not known")?;
+        let addresses = server.dial_addresses().await.context("the host is not known")?;
         // Tries one after the other.
         let stream = TcpStream::connect(addresses.as_slice()).await.context("nothing listens there")?;
         let peer = stream.peer_addr()?;
@@ -147,24 +179,48 @@ async fn fetch_status(settings: &Settings) -> anyhow::Result<Status> {
         Ok(answer) => answer,
         Err(_) => Err(anyhow::anyhow!("no answer within {REQUEST_TIMEOUT:?}")),
     };
-    let (host, port) = (&settings.host, settings.port);
-    answer.with_context(|| format!("cannot ask the server at {}", authority(host, port)))
+    answer.with_context(|| format!("cannot ask the server at {server}"))
 }
 
-/// Returns a host and a port as URLs have them.
-fn authority(host: &str, port: u16) -> String {
-    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+/// A host and a port on which a server listens.
+struct Authority {
+    host: String,
+    port: u16,
 }
 
-/// Returns the addresses at which a server with this setting of `host` is reached: those of a name, or this machine's
-/// own where the server listens on all addresses. `::` stands for IPv4, too, and where IPv6 is off, for IPv4 alone.
-async fn dial_addresses(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
-    let own: &[IpAddr] = match host.parse::<IpAddr>() {
-        Ok(IpAddr::V4(ip)) if ip.is_unspecified() => &[IpAddr::V4(Ipv4Addr::LOCALHOST)],
-        Ok(IpAddr::V6(ip)) if ip.is_unspecified() => {
-            &[IpAddr::V6(Ipv6Addr::LOCALHOST), IpAddr::V4(Ipv4Addr::LOCALHOST)]
-        }
-        _ => return Ok(lookup_host((host, port)).await?.collect()),
-    };
-    Ok(own.iter().map(|ip| SocketAddr::new(*ip, port)).collect())
+impl From<SocketAddr> for Authority {
+    fn from(address: SocketAddr) -> Self {
+        // With the zone of an IPv6 address.
+        let host = match address {
+            SocketAddr::V6(address) if address.scope_id() != 0 => {
+                format!("{}%{}", address.ip(), address.scope_id())
+            }
+            _ => address.ip().to_string(),
+        };
+        Self { host, port: address.port() }
+    }
+}
+
+impl Authority {
+    /// Returns the addresses at which the server is reached: those of a name, or this machine's own where it listens on all
+    /// addresses. `::` stands for IPv4, too, and where IPv6 is off, for IPv4 alone.
+    async fn dial_addresses(&self) -> io::Result<Vec<SocketAddr>> {
+        let Self { host, port } = self;
+        let own: &[IpAddr] = match host.parse::<IpAddr>() {
+            Ok(IpAddr::V4(ip)) if ip.is_unspecified() => &[IpAddr::V4(Ipv4Addr::LOCALHOST)],
+            Ok(IpAddr::V6(ip)) if ip.is_unspecified() => {
+                &[IpAddr::V6(Ipv6Addr::LOCALHOST), IpAddr::V4(Ipv4Addr::LOCALHOST)]
+            }
+            _ => return Ok(lookup_host((host.as_str(), *port)).await?.collect()),
+        };
+        Ok(own.iter().map(|ip| SocketAddr::new(*ip, *port)).collect())
+    }
+}
+
+/// As in URLs.
+impl fmt::Display for Authority {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { host, port } = self;
+        if host.contains(':') { write!(f, "[{host}]:{port}") } else { write!(f, "{host}:{port}") }
+    }
 }

@@ -9,11 +9,12 @@ use std::{
 
 use anyhow::{Context, bail};
 use lastcall_core::settings::{RuntimeDir, Settings};
-use lastcall_handover::{
-    ControlCommand, ControlSocket, FirstMessage, UpgradeProgress, bound_sockets, find_socket,
-};
+use lastcall_handover::{ControlCommand, ControlSocket, FirstMessage, UpgradeProgress, find_socket};
 
-use super::output::{count_clients, print_line};
+use super::{
+    output::{count_clients, print_line},
+    server_address::servers_here,
+};
 use crate::upgrade::{AFTER_READY_TIMEOUT, COMMAND_REPLY_TIMEOUT};
 
 /// Has the server that runs replace itself, and waits until it has. The exit code says how the upgrade went,
@@ -75,15 +76,11 @@ fn control_socket(settings: &Settings) -> anyhow::Result<PathBuf> {
     if let Some(path) = find_socket(folder, &addresses) {
         return Ok(path);
     }
-    let others: Vec<_> = bound_sockets().iter().map(|path| format!("\n  {}", path.display())).collect();
-    let others = match others.len() {
-        0 => String::new(),
-        _ => format!("\nServers that run on this machine have theirs at:{}", others.concat()),
-    };
     bail!(
         "no server that listens on {host}:{port} has its control socket in {}. Give the `host`, `port` and \
          `runtime_dir` of the server, and run this as its user: the server logs the path of its control socket at \
-         the start.{others}",
-        folder.display()
+         the start.{}",
+        folder.display(),
+        servers_here()
     )
 }

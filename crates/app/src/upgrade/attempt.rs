@@ -12,13 +12,17 @@ use lastcall_broker::{MemoryBroker, MemoryExport};
 use lastcall_handover::{HandoverSender, OutgoingClient, OutgoingServer, SendError, StreamError};
 use lastcall_websockets::Frozen;
 use tokio::{process::Child, task::spawn_blocking, time::timeout};
+use tracing::debug;
 
 use super::{
     history,
     state::{ServerDescriptors, ServerState},
     timeouts::EXIT_TIMEOUT,
 };
-use crate::ingress::{Ingress, SuspendedIngress};
+use crate::{
+    WRONG_SETTINGS,
+    ingress::{Ingress, SuspendedIngress},
+};
 
 /// The new process failed after the commit.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +51,13 @@ impl Attempt {
     pub(super) fn new(child: Child, program: PathBuf) -> anyhow::Result<Self> {
         let pid = child.id().context("the new process ended at once")?;
         Ok(Self { child, pid, program, suspended: None, frozen: None, committed: None })
+    }
+
+    /// Ends the new process, which is not needed: nothing was handed over yet, and nobody waits for it.
+    pub(super) fn end_early(&mut self) {
+        if let Err(error) = self.child.start_kill() {
+            debug!(%error, new_pid = self.pid, "a process that was started too late could not be ended");
+        }
     }
 
     /// Sends everything that has stopped, and what was added to the history since it was sent, and commits.
@@ -145,7 +156,9 @@ async fn kill(child: &mut Child, error: anyhow::Error) -> anyhow::Error {
     let gone = matches!(error.downcast_ref(), Some(SendError::Stream(StreamError::Gone)));
     let time = if gone { EXIT_TIMEOUT } else { Duration::ZERO };
     if let Ok(Ok(status)) = timeout(time, child.wait()).await {
-        let ended = format!("it ended by itself ({status}); its own output says why");
+        let settings =
+            if status.code() == Some(i32::from(WRONG_SETTINGS)) { ", as its settings are wrong" } else { "" };
+        let ended = format!("it ended by itself ({status}){settings}; its own output says why");
         // That it is gone says no more.
         return if gone { anyhow!(ended) } else { error.context(ended) };
     }

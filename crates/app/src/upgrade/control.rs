@@ -1,7 +1,7 @@
 //! The server at the control socket: answers operators.
 
 mod acceptor;
-mod connection;
+mod control_listener;
 mod requester;
 mod shared_socket;
 mod spare;
@@ -9,12 +9,12 @@ mod watch;
 
 use std::path::PathBuf;
 
-use lastcall_handover::ControlSocket;
+use lastcall_handover::{ControlSocket, ServerAddress};
 use lastcall_websockets::VitalTasks;
 use tokio::{sync::mpsc, task::JoinHandle, time::timeout};
 use tracing::warn;
 
-use self::acceptor::{Acceptor, MAX_CONNECTIONS};
+use self::acceptor::{Acceptor, MAX_WAITING};
 pub(super) use self::{
     requester::Requester,
     shared_socket::{SharedSocket, SocketCopy},
@@ -31,10 +31,11 @@ pub(crate) struct ControlServer {
 
 impl ControlServer {
     /// Accepts connections at `path`: at the socket of the old process if there is one, or at a new one, which is made
-    /// now or when that becomes possible, and again when it is removed. `is_default`: its folder was not set. What accepts
-    /// is among the `vital_tasks`.
+    /// now or when that becomes possible, and again when it is removed. `is_default`: its folder was not set. `address` is
+    /// what it tells of the server. What accepts is among the `vital_tasks`.
     pub(crate) fn start(
         path: PathBuf,
+        address: ServerAddress,
         is_default: bool,
         inherited: Option<ControlSocket>,
         vital_tasks: &VitalTasks,
@@ -42,8 +43,8 @@ impl ControlServer {
         // Another one is for another address, or in another folder: it is removed.
         let inherited = inherited.filter(|socket| socket.path() == path);
         let socket = SharedSocket::new(inherited);
-        let (sender, requests) = mpsc::channel(MAX_CONNECTIONS);
-        let acceptor = Acceptor { path, is_default, socket: socket.clone(), requests: sender };
+        let (sender, requests) = mpsc::channel(MAX_WAITING);
+        let acceptor = Acceptor { path, address, is_default, socket: socket.clone(), requests: sender };
         let waiting = acceptor.prepare();
         let accepting = vital_tasks.spawn("the control socket", acceptor.run(waiting));
         Self { socket, requests, accepting }

@@ -5,6 +5,8 @@
 
 use std::{
     future::Future,
+    os::fd::OwnedFd,
+    path::PathBuf,
     pin::{Pin, pin},
     sync::Arc,
     time::{Duration, Instant},
@@ -19,8 +21,9 @@ use lastcall_core::{
 };
 use lastcall_handover::{
     FileIdentity, FramedStream, HandoverSender, Hello, SendError, StreamError, UpgradeProgress,
+    failpoint::{self, Step},
 };
-use lastcall_lifecycle::{NewProcess, Signal, Signals};
+use lastcall_lifecycle::{NewProcess, ServiceManager, Signal, Signals};
 use lastcall_websockets::{ConnectionManager, Frozen};
 use rustix::process::{Pid, kill_process};
 use tokio::{
@@ -54,6 +57,7 @@ pub(crate) struct OutgoingHandover {
     /// The files from which this process has settings.
     pub(crate) files: Vec<SettingsFile>,
     pub(crate) role: Role,
+    pub(crate) service_manager: ServiceManager,
     /// Whether a service manager chose the listening socket.
     pub(crate) activated: bool,
     pub(crate) signals: Signals,
@@ -95,7 +99,10 @@ impl OutgoingHandover {
         started: oneshot::Sender<UpgradeProgress>,
         interrupted: impl Future,
     ) -> anyhow::Result<HandoverSummary> {
-        let (mut attempt, stream) = self.start().inspect_err(|_| self.role.roll_back())?;
+        let mut interrupted = pin!(interrupted);
+        self.role.stay_in_doubt(&self.service_manager).await;
+        let begun = self.start(interrupted.as_mut()).await;
+        let (mut attempt, stream) = begun.inspect_err(|_| self.role.roll_back())?;
         let (pid, program) = (attempt.pid, attempt.program.clone());
         info!(new_pid = pid, program = %program.display(), "upgrade: process {pid} gets ready to take over");
         let most_seconds = (self.timeout + AFTER_READY_TIMEOUT).as_secs();
@@ -113,10 +120,9 @@ impl OutgoingHandover {
 }
 
 impl OutgoingHandover {
-    /// Starts the new process. It has the same standard streams, so its log continues where this one's ends. Returns
-    /// it with the stream to it.
-    fn start(&mut self) -> anyhow::Result<(Attempt, FramedStream)> {
-        let program = self.program.as_ref().map_err(|error| anyhow!("{error:#}"))?;
+    /// Starts the new process. Returns it with the stream to it.
+    async fn start(&mut self, interrupted: Pin<&mut impl Future>) -> anyhow::Result<(Attempt, FramedStream)> {
+        let program = self.program.as_ref().map_err(|error| anyhow!("{error:#}"))?.clone();
         if let Some(once) = self.files.iter().find(|file| !file.stays) {
             bail!(
                 "this process has settings from {}, which can be read only once: write them into a file, and restart \
@@ -124,28 +130,33 @@ impl OutgoingHandover {
                 once.path.display()
             );
         }
-        if let Some(gone) = self.files.iter().map(|file| &file.path).find(|path| !path.exists()) {
-            bail!(
-                "the settings file {} was read at the start and is gone: bring it back, or restart the server \
-                 without it",
-                gone.display()
-            );
-        }
-        let path = program.path()?;
-        let mut command = program.command(&path)?;
-        let (stream, inherited) = FramedStream::pair().context("cannot create a socket pair")?;
-        let inheritable = Inheritable::new(&inherited).context("a socket cannot be inherited")?;
-        command.env(HANDOVER_VARIABLE, inheritable.number()).env_remove(SUPERVISOR_VARIABLE);
-        command.env(FOREGROUND_VARIABLE, if self.signals.started_in_foreground() { "1" } else { "0" });
         let link = self.role.link().context("this process cannot become a supervisor")?;
-        let link = link.map(Inheritable::new).transpose().context("a socket cannot be inherited")?;
-        if let Some(link) = &link {
-            command.env(SUPERVISOR_VARIABLE, link.number());
+        let launch = Launch {
+            program,
+            files: self.files.iter().map(|file| file.path.clone()).collect(),
+            in_foreground: self.signals.started_in_foreground(),
+            link: link.map(OwnedFd::try_clone).transpose().context("a socket cannot be inherited")?,
+        };
+        let (launched, mut launching) = oneshot::channel();
+        // Files may be where nothing answers, and that must not keep this process from anything.
+        spawn_blocking(move || {
+            // If nobody waits any longer, the new process is ended.
+            if let Err(Ok((mut attempt, _))) = launched.send(launch.run()) {
+                attempt.end_early();
+            }
+        });
+        let error = tokio::select! {
+            begun = timeout(self.timeout, &mut launching) => match begun {
+                Ok(begun) => return begun.context("starting it panicked, which is a bug")?,
+                Err(_) => anyhow!("the program could not be started within {}", format_duration(self.timeout)),
+            },
+            _ = interrupted => anyhow!("this process was asked to end meanwhile"),
+        };
+        launching.close();
+        if let Ok(Ok((mut attempt, _))) = launching.try_recv() {
+            attempt.end_early();
         }
-        let child = process::Command::from(command)
-            .spawn()
-            .with_context(|| format!("cannot start {}", path.display()))?;
-        Ok((Attempt::new(child, path)?, stream))
+        Err(error)
     }
 
     async fn hand_over(
@@ -153,10 +164,9 @@ impl OutgoingHandover {
         attempt: &mut Attempt,
         stream: FramedStream,
         control: Option<SharedSocket>,
-        interrupted: impl Future,
+        mut interrupted: Pin<&mut impl Future>,
     ) -> anyhow::Result<Transferred> {
         let deadline = Instant::now() + self.timeout;
-        let mut interrupted = pin!(interrupted);
         let sender = self.wait_until_ready(attempt, stream, deadline, interrupted.as_mut()).await?;
         let (sender, history) = self.send_history(attempt, sender, deadline, interrupted).await?;
         self.transfer(attempt, sender, history, control).await
@@ -234,7 +244,9 @@ impl OutgoingHandover {
         history: MemoryExport,
         control: Option<SharedSocket>,
     ) -> anyhow::Result<Transferred> {
-        sender.check_capacity(self.manager.count())?;
+        sender.check_capacity(self.manager.count()).context(
+            "its `max_connections` is less than the clients that are connected: raise it, or wait until there are fewer",
+        )?;
         let suspended = self.ingress.suspend(STOP_TIMEOUTS).await?.context("this process does not serve")?;
         let suspended = attempt.suspended.insert(suspended);
         let frozen_at = Instant::now();
@@ -301,7 +313,12 @@ impl OutgoingHandover {
         let (signals, pending) = (self.signals.all(), self.signals.ending_signals());
         match std::mem::replace(&mut self.role, Role::Followed) {
             Role::Started(Some(links)) => {
-                self.supervised = Some(Supervised { links, child, signals, pending });
+                self.supervised = Some(Supervised { links: Some(links), child, signals, pending });
+            }
+            Role::Followed => {
+                forward_signals(&pending, pid);
+                // In case that the service manager cannot be told.
+                self.supervised = Some(Supervised { links: None, child, signals, pending: Vec::new() });
             }
             _ => forward_signals(&pending, pid),
         }
@@ -320,8 +337,48 @@ impl OutgoingHandover {
     }
 }
 
-/// Sends the signals that came during the handover to the new process, once more.
-fn forward_signals(signals: &[Signal], pid: u32) {
+/// The start of a new process.
+struct Launch {
+    program: Program,
+    /// The settings files that must be there.
+    files: Vec<PathBuf>,
+    in_foreground: bool,
+    /// The new process's end of the link to the supervisor.
+    link: Option<OwnedFd>,
+}
+
+impl Launch {
+    /// Starts the new process. It has the same standard streams, so its log continues where this one's ends. Blocks while the
+    /// files do not answer.
+    fn run(self) -> anyhow::Result<(Attempt, FramedStream)> {
+        failpoint::hit(Step::Starting);
+        if let Some(gone) = self.files.iter().find(|path| !path.exists()) {
+            bail!(
+                "the settings file {} was read at the start and is gone: bring it back, or restart the server \
+                 without it",
+                gone.display()
+            );
+        }
+        let path = self.program.path()?;
+        let mut command = self.program.command(&path)?;
+        let (stream, inherited) = FramedStream::pair().context("cannot create a socket pair")?;
+        let inheritable = Inheritable::new(&inherited).context("a socket cannot be inherited")?;
+        command.env(HANDOVER_VARIABLE, inheritable.number()).env_remove(SUPERVISOR_VARIABLE);
+        command.env(FOREGROUND_VARIABLE, if self.in_foreground { "1" } else { "0" });
+        let link = self.link.as_ref().map(Inheritable::new).transpose();
+        let link = link.context("a socket cannot be inherited")?;
+        if let Some(link) = &link {
+            command.env(SUPERVISOR_VARIABLE, link.number());
+        }
+        let child = process::Command::from(command)
+            .spawn()
+            .with_context(|| format!("cannot start {}", path.display()))?;
+        Ok((Attempt::new(child, path)?, stream))
+    }
+}
+
+/// Sends signals that this process has received to the new process.
+pub(super) fn forward_signals(signals: &[Signal], pid: u32) {
     let Some(process) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return };
     for signal in signals {
         info!(new_pid = pid, signal = signal.name(), "passing a signal on to the new process");

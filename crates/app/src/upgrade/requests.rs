@@ -6,7 +6,7 @@ use lastcall_lifecycle::{AllSignals, Signal, Signals};
 use super::control::{ControlServer, Requester, SharedSocket};
 
 /// Most commands that wait for the result of one upgrade: each has a descriptor.
-const MAX_REQUESTERS: usize = 64;
+const MAX_REQUESTERS: usize = 16;
 
 /// Where requests for upgrades come from.
 pub(crate) struct UpgradeRequests {

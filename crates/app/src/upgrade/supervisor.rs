@@ -8,29 +8,40 @@
 //! in the link for the new process. A link that ends means that the supervisor was killed.
 
 mod link;
+mod orphans;
 mod role;
 
 use std::{collections::VecDeque, process::ExitCode};
 
 use anyhow::Context;
-use lastcall_lifecycle::{AllSignals, Signal};
-use rustix::process::{Pid, WaitId, WaitIdOptions, WaitOptions, WaitStatus, wait, waitid};
+use lastcall_lifecycle::{AllSignals, ServiceManager, Signal};
+use rustix::process::{Pid, WaitId, WaitIdOptions, WaitStatus, waitid};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     process::Child,
     signal::unix::{SignalKind, signal},
-    time::{Instant, sleep_until},
+    time::{Instant, sleep_until, timeout},
 };
 use tracing::{debug, error, info, warn};
 
-use self::link::{REPORT_LEN, decode_report};
-pub(crate) use self::role::{LinkPair, Role};
-use super::timeouts::NEXT_PROCESS_TIMEOUT;
+use self::{
+    link::{REPORT_LEN, decode_report},
+    orphans::reap,
+};
+pub(crate) use self::{
+    orphans::Orphans,
+    role::{LinkPair, Role},
+};
+use super::{
+    old_process::forward_signals,
+    timeouts::{FORWARD_TIMEOUT, NEXT_PROCESS_TIMEOUT},
+};
 
 /// What a handover leaves to be supervised.
 #[derive(Debug)]
 pub(crate) struct Supervised {
-    pub(crate) links: LinkPair,
+    /// `None` if the service manager was to follow the process that serves.
+    pub(crate) links: Option<LinkPair>,
     /// The process that serves.
     pub(crate) child: Child,
     /// The signals that came since that process was handed everything.
@@ -44,8 +55,12 @@ pub(crate) struct Supervised {
 ///
 /// # Errors
 /// When signals cannot be handled.
-pub(crate) async fn supervise(supervised: Supervised) -> anyhow::Result<ExitCode> {
+pub(crate) async fn supervise(
+    supervised: Supervised,
+    service_manager: &ServiceManager,
+) -> anyhow::Result<ExitCode> {
     let Supervised { links, child, mut signals, pending } = supervised;
+    let Some(links) = links else { return stand_by(child, signals, service_manager).await };
     let mut pending = VecDeque::from(pending);
     let first = child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw);
     let mut serving = first.context("the new process had ended before it was supervised")?;
@@ -64,6 +79,7 @@ pub(crate) async fn supervise(supervised: Supervised) -> anyhow::Result<ExitCode
     // By when the next process must report, or one must end.
     let mut give_up: Option<Instant> = None;
     let code = loop {
+        // Children of the processes that took over become children of this one.
         for (pid, status) in reap() {
             last = exit_code(status);
             if pid == serving {
@@ -106,9 +122,14 @@ pub(crate) async fn supervise(supervised: Supervised) -> anyhow::Result<ExitCode
                 }
             },
             _ = child_ended.recv() => {}
-            signal = next_signal => if let Err(error) = forward.write_all(&[signal.number()]).await {
-                warn!(%error, signal = signal.name(), "a signal could not be passed on");
-            },
+            signal = next_signal => {
+                // Bounded: a process that is stopped reads none.
+                let signal_number = [signal.number()];
+                let passed_on = timeout(FORWARD_TIMEOUT, forward.write_all(&signal_number)).await;
+                if let Err(error) = passed_on.unwrap_or_else(|late| Err(late.into())) {
+                    warn!(%error, signal = signal.name(), "a signal could not be passed on");
+                }
+            }
             () = deadline => {}
         }
     };
@@ -124,14 +145,36 @@ pub(crate) async fn supervise(supervised: Supervised) -> anyhow::Result<ExitCode
     Ok(ExitCode::from(code))
 }
 
+/// Stays, as the parent of the process that serves, until the service manager follows that one: it was to, and did not take
+/// the message. Returns the exit code.
+async fn stand_by(
+    mut child: Child,
+    mut signals: AllSignals,
+    service_manager: &ServiceManager,
+) -> anyhow::Result<ExitCode> {
+    let pid = child.id().context("the new process had ended before it was supervised")?;
+    info!(
+        new_pid = pid,
+        "the service manager does not answer: this process stays until it follows process {pid}"
+    );
+    let followed = service_manager.hand_over_to(pid);
+    tokio::pin!(followed);
+    let status = loop {
+        tokio::select! {
+            biased;
+            status = child.wait() => break status.context("the process that serves cannot be waited for")?,
+            () = &mut followed => return Ok(ExitCode::SUCCESS),
+            signal = signals.next() => forward_signals(&[signal], pid),
+        }
+    };
+    let signal = || std::os::unix::process::ExitStatusExt::signal(&status).map(|signal| 128 + signal);
+    let code = status.code().or_else(signal).and_then(|code| u8::try_from(code).ok());
+    Ok(ExitCode::from(code.unwrap_or(u8::MAX)))
+}
+
 /// Returns true if this process has a child that runs, or that was not waited for.
 fn has_children() -> bool {
     waitid(WaitId::All, WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT).is_ok()
-}
-
-/// Returns all children that have ended. Children of the processes that took over become children of this one.
-fn reap() -> Vec<(Pid, WaitStatus)> {
-    std::iter::from_fn(|| wait(WaitOptions::NOHANG).ok().flatten()).collect()
 }
 
 fn exit_code(status: WaitStatus) -> u8 {

@@ -51,6 +51,9 @@ pub(super) const COMMAND_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a running server has to take the command, and how much later than it said a report may come.
 pub(crate) const COMMAND_REPLY_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long the process that serves has to take a signal from the supervisor: it reads them at once, unless it is stopped.
+pub(super) const FORWARD_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// How long the supervisor waits, after the process that serves has ended, for the report of the next one: that may have
 /// taken over at that very moment.
 pub(super) const NEXT_PROCESS_TIMEOUT: Duration = Duration::from_secs(15);

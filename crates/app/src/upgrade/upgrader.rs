@@ -8,6 +8,7 @@ use tokio::sync::oneshot;
 use tracing::{error, info, warn};
 
 use super::{
+    Orphans,
     attempt::Disconnected,
     old_process::{HandoverSummary, OutgoingHandover},
     requests::{Request, Requesters, UpgradeRequests},
@@ -17,13 +18,18 @@ use super::{
 pub(crate) struct Upgrader {
     pub(crate) requests: UpgradeRequests,
     pub(crate) handover: OutgoingHandover,
+    pub(crate) orphans: Orphans,
 }
 
 impl Upgrade for Upgrader {
     type Request = Request;
 
     async fn next_request(&mut self) -> Request {
-        self.requests.next().await
+        // While an upgrade is under way, this is not polled.
+        tokio::select! {
+            request = self.requests.next() => request,
+            never = self.orphans.reap() => match never {},
+        }
     }
 
     async fn refuse(&mut self, request: Request, reason: &str) {
@@ -71,7 +77,7 @@ impl Upgrader {
         requesters: &mut Requesters,
         interrupted: impl Future,
     ) -> anyhow::Result<HandoverSummary> {
-        let Self { requests, handover } = self;
+        let Self { requests, handover, orphans: _ } = self;
         let control = requests.control_socket();
         let (started, mut has_started) = oneshot::channel();
         let mut handing_over = pin!(handover.run(control, started, interrupted));

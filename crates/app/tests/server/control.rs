@@ -9,7 +9,7 @@ use std::{
 
 use lastcall_handover::failpoint;
 
-use crate::support::{Server, Signal, Start, folder_for_programs, install_server, soon, until};
+use crate::support::{Server, Signal, Start, folder_for_programs, install_server, soon, timed, until};
 
 /// Returns the program that a server's process runs.
 fn program_of(server: &Server) -> PathBuf {
@@ -343,4 +343,19 @@ async fn paths_that_are_not_utf8_work_over_upgrades_and_in_what_the_command_says
         let status = server.run("status").await;
         assert_eq!(status.code, Some(0), "{}", status.stderr);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_send_no_command_do_not_delay_an_upgrade() {
+    let mut server = Server::start().await;
+    let connect = || std::os::unix::net::UnixStream::connect(server.control_socket()).unwrap();
+    let mut silent: Vec<_> = (0..50).map(|_| connect()).collect();
+    // Half a command is none.
+    for connection in &mut silent[25..] {
+        std::io::Write::write_all(connection, &[0, 0]).unwrap();
+    }
+    let (_, taken) = timed(server.upgrade()).await;
+    // Each of them may take five seconds to send its command.
+    assert!(taken < std::time::Duration::from_secs(15), "{taken:?}");
+    server.upgrade().await;
 }

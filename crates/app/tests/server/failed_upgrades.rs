@@ -108,7 +108,8 @@ async fn a_program_that_cannot_serve_is_reported_and_the_old_process_goes_on() {
     fs::write(&config, "max_connections = 1").unwrap();
     let _second = server.client().await;
     let told = server.failed_upgrade().await;
-    assert!(told.contains("the new process has room for 1 clients, but 2 are here"), "{told}");
+    assert!(told.contains("its `max_connections` is less than the clients that are connected"), "{told}");
+    assert!(told.contains("it takes at most 1, but 2 are here"), "{told}");
     fs::write(&config, "").unwrap();
 
     // The real one, with too few files for all clients, but enough to start.
@@ -119,7 +120,7 @@ async fn a_program_that_cannot_serve_is_reported_and_the_old_process_goes_on() {
     let _more = server.clients(open_files - 1).await;
     let told = server.failed_upgrade().await;
     assert!(
-        told.contains(&format!("room for {open_files} clients, but {} are here", open_files + 1)),
+        told.contains(&format!("it takes at most {open_files}, but {} are here", open_files + 1)),
         "{told}"
     );
     // The real one, with a folder for its socket that cannot be one.
@@ -200,4 +201,38 @@ async fn a_sigterm_while_the_history_is_sent_aborts_the_upgrade() {
     };
     tokio::join!(upgrade, signal);
     assert_eq!(server.exit_code().await, 0);
+}
+
+/// The program may be on a file system that does not answer.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_that_cannot_be_read_keeps_the_server_from_nothing() {
+    for (upgrade_timeout, reason) in
+        [(1, "the program could not be started within 1s"), (600, "asked to end meanwhile")]
+    {
+        let failpoint = tempfile::NamedTempFile::new().unwrap();
+        let start = Start::default().env("UPGRADE_TIMEOUT", upgrade_timeout);
+        let mut server = start.env(failpoint::FILE_VARIABLE, failpoint.path().display()).serve().await;
+        let mut client = server.client().await;
+        fs::write(failpoint.path(), "Starting:hang").unwrap();
+        let upgrade = async {
+            let told = server.failed_upgrade().await;
+            assert!(told.contains(reason), "{told}");
+        };
+        let serves = async {
+            server.logged("an upgrade was requested").await;
+            client.say("meanwhile").await;
+            assert_eq!(client.next_of("message").await["data"], "meanwhile");
+            if upgrade_timeout > 1 {
+                server.signal(Signal::TERM);
+            }
+        };
+        tokio::join!(upgrade, serves);
+        if upgrade_timeout == 1 {
+            fs::write(failpoint.path(), "").unwrap();
+            server.upgrade().await;
+            server.signal(Signal::TERM);
+        }
+        client.leave().await;
+        assert_eq!(server.exit_code().await, 0);
+    }
 }

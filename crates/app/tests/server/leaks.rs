@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
     task::JoinSet,
 };
 
@@ -82,41 +81,4 @@ async fn twenty_thousand_clients_leave_nothing_behind() {
         }
     }
     panic!("each 20,000 clients more took {more:?} bytes more");
-}
-
-#[tokio::test]
-async fn without_file_descriptors_new_connections_get_503_and_each_shortage_is_logged_once() {
-    // How many it has without clients depends on the number of cores.
-    let own = Server::start().await.open_files();
-    let server = Start::default().open_files(own + 60).serve().await;
-    let files = server.open_files();
-    for shortage in 1..=2 {
-        let mut idle = Vec::new();
-        for _ in 0..own + 70 {
-            idle.push(TcpStream::connect(server.address).await.unwrap());
-        }
-        for _ in 0..10 {
-            // They come after these: connections are accepted in order.
-            assert_eq!(server.get("/health/live").await.error(), (503, "full".into()));
-        }
-        assert_eq!(server.refusal(&[]).await.error(), (503, "full".into()));
-        // One client leaves and another comes: it is the same shortage.
-        drop(idle.pop());
-        soon("a full server", async {
-            while server.get("/health/live").await.status != 503 {
-                idle.push(TcpStream::connect(server.address).await.unwrap());
-            }
-        })
-        .await;
-        drop(idle);
-        soon("the end of the shortage", async {
-            while server.log_lines("there are file descriptors again").len() < shortage {
-                server.get("/health/live").await;
-            }
-        })
-        .await;
-        assert_eq!(server.log_lines("no file descriptors left").len(), shortage);
-        server.open_files_at_most(files).await;
-    }
-    server.client().await.leave().await;
 }

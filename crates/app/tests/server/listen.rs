@@ -8,7 +8,9 @@ use std::{
 use serde_json::Value;
 use tokio::net::TcpStream;
 
-use crate::support::{Server, Signal, Start, installed, message, own_address, soon};
+use crate::support::{
+    Server, Signal, Start, dial, exchange, handshake_with, installed, message, own_address, soon,
+};
 
 /// Returns true if this machine has IPv6.
 fn has_ipv6() -> bool {
@@ -117,6 +119,42 @@ async fn without_keys_a_call_to_an_address_of_the_network_is_not_from_this_machi
         assert!(published.contains(r#""clients":0"#), "{published}");
         // A client of IPv4 has its address of IPv4, wherever the server listens.
         let line = server.log().line(|line| line["fields"]["code"] == "loopback_only").await;
+        assert!(line["fields"]["peer"].as_str().unwrap().starts_with("127.0.0.1:"), "{line}");
+    }
+}
+
+#[tokio::test]
+async fn an_ipv4_address_in_an_ipv6_one_is_that_of_ipv4() {
+    if !has_ipv6() {
+        return eprintln!("not tested: no IPv6 here");
+    }
+    let mut server = Start::default().args(&["--host", "::ffff:127.0.0.1"]).serve().await;
+    assert_eq!(server.address.ip(), Ipv4Addr::LOCALHOST, "as the log shows it");
+    for host in ["127.0.0.1", "::ffff:127.0.0.1", "[::ffff:7f00:1]"] {
+        status_serves(&server, host).await;
+    }
+    // By the address that is set, the command finds it, and nothing has moved.
+    server.upgrade().await;
+    assert!(server.log_lines("still listening on").is_empty());
+    // The host of a request and the origin of a page are compared by their meaning.
+    let port = server.address.port();
+    for (host, origin) in [("[::ffff:7f00:1]", "127.0.0.1"), ("127.0.0.1", "[::ffff:127.0.0.1]")] {
+        let origin = format!("Origin: http://{origin}:{port}");
+        let handshake = handshake_with(format!("{host}:{port}"), &[&origin]);
+        assert_eq!(server.status(&handshake).await, 101, "{host} {origin}");
+    }
+
+    // A socket of IPv6 shows its clients of IPv4 as such.
+    let server = Start::default().args(&["--host", "::"]).env("LOG_LEVEL", "debug").serve().await;
+    let port = server.address.port();
+    let to = format!("127.0.0.1:{port}");
+    let refused =
+        exchange(to.parse().unwrap(), format!("GET /ws HTTP/1.1\r\nHost: {to}\r\nConnection: close\r\n\r\n"));
+    assert_eq!(refused.await.status, 426);
+    let (client, _) = dial(&format!("ws://{to}/ws"), &[]).await.unwrap();
+    drop(client);
+    for text in ["a WebSocket handshake was refused", "connection ended"] {
+        let line = server.logged(text).await;
         assert!(line["fields"]["peer"].as_str().unwrap().starts_with("127.0.0.1:"), "{line}");
     }
 }

@@ -69,7 +69,7 @@ async fn a_process_that_a_service_manager_leaves_says_so_too() {
     let path = folder.path().join("notify");
     let _manager = UnixDatagram::bind(&path).unwrap();
     adopt_orphans();
-    let mut server = Start::default().env("NOTIFY_SOCKET", path.display()).serve().await;
+    let mut server = Start::default().watched_by_this_process(path.display()).serve().await;
     let first = server.pid().as_raw_nonzero().get();
     server.signal(Signal::USR2);
     let line = server.logged("handed over to process ").await;

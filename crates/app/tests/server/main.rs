@@ -4,7 +4,7 @@
 //! - Channels and recovery: `channels`, `events`, `events_in_browser`, `history`, `history_file`, `history_pages`, `recovery_model`, `replays`.
 //! - HTTP: `http_*`, `publish`, `pages`, `pages_in_browser`, `refusals`, `proxies`.
 //! - The page in a browser: `browser`, `page_*`.
-//! - The life of the process: `startup`, `listen`, `settings`, `settings_sources`, `signals`, `drain`, `shutdown`, `parents`, `processes`,
+//! - The life of the process: `startup`, `listen`, `listening_socket`, `settings`, `settings_sources`, `signals`, `drain`, `shutdown`, `parents`, `service_manager`, `processes`,
 //!   `task_limit`, `leaks`, `vital_tasks`, `clocks`.
 //! - Upgrades: `upgrade`, `failed_upgrades`, `control`, `http_upgrade`.
 //! - What operators see: `operate` (status, health), `metrics`, `logging`, `log_lines`, `deploy`, `recipes`.
@@ -27,14 +27,17 @@ mod heartbeat;
 mod history;
 mod history_file;
 mod history_pages;
+mod http_bound;
 mod http_connection;
 mod http_fields;
 mod http_upgrade;
 mod leaks;
 mod limits;
 mod listen;
+mod listening_socket;
 mod log_lines;
 mod logging;
+mod long_queries;
 mod messages;
 mod metrics;
 mod notices;
@@ -53,6 +56,7 @@ mod recipes;
 mod recovery_model;
 mod refusals;
 mod replays;
+mod service_manager;
 mod settings;
 mod settings_sources;
 mod shutdown;

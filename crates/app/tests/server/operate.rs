@@ -199,3 +199,53 @@ async fn a_service_of_systemd_is_reloaded_whatever_its_port() {
     client.say("hello").await;
     client.next_of("message").await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn status_finds_a_server_whose_port_systemd_chose() {
+    let listener = || std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    // As a unit has it: a folder that systemd made.
+    let start = Start::default();
+    let folder = start.path("of-the-unit");
+    let unit = |start: Start| {
+        start.env("RUNTIME_DIR", "").env("RUNTIME_DIRECTORY", folder.display()).env("PORT", "1")
+    };
+    let server = unit(start).listen_on(listener()).serve().await;
+    let folder_of_operator = ["status", "--port", "1", "--runtime-dir", folder.to_str().unwrap()];
+    for upgraded in [false, true] {
+        if upgraded {
+            let ended = unit(Start::default()).args(&["upgrade"]).end().await;
+            assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+        }
+        for command in [unit(Start::default()).args(&["status"]), Start::default().args(&folder_of_operator)]
+        {
+            let ended = command.end().await;
+            assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""));
+            assert!(ended.stdout.starts_with("serving: 0 clients"), "{}", ended.stdout);
+        }
+    }
+    // An operator who does not know the folder is told.
+    let ended = Start::default().env("PORT", "1").args(&["status"]).end().await;
+    assert_eq!(ended.code, Some(1));
+    let socket = folder.join("lastcall.sock");
+    assert!(ended.stderr.contains(socket.to_str().unwrap()), "{}", ended.stderr);
+    server.signal(Signal::TERM);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn status_takes_no_other_server_for_the_one_that_is_meant() {
+    let common = Start::default();
+    let folder = common.path("common").display().to_string();
+    let with_folder = |start: Start| start.env("RUNTIME_DIR", &folder).env("PORT", "1");
+    let status = async || with_folder(Start::default()).args(&["status"]).end().await.code;
+    let other = with_folder(Start::default()).env("PORT", "0").serve().await;
+    assert_eq!(status().await, Some(1), "its settings chose another port");
+    let listener = || std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let activated = with_folder(Start::default()).listen_on(listener()).serve().await;
+    let _client = activated.client().await;
+    let ended = with_folder(Start::default()).args(&["status"]).end().await;
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert!(ended.stdout.starts_with("serving: 1 client"), "{}", ended.stdout);
+    let _second = with_folder(Start::default()).listen_on(listener()).serve().await;
+    assert_eq!(status().await, Some(1), "it could be either");
+    assert_eq!(other.run("status").await.code, Some(0));
+}

@@ -6,7 +6,7 @@ use lastcall_handover::failpoint;
 use rustix::process::{Pid, kill_process};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::support::{Client, Server, Signal, Start, installed, soon};
+use crate::support::{Client, Server, Signal, Start, installed, soon, until};
 
 /// Three upgrades by the command, after each of which the server that was started is still there, and serves its
 /// client.
@@ -99,6 +99,45 @@ async fn process_1_of_a_container_upgrades_and_reads_its_settings_anew() {
     assert_eq!(server.publish(r#"{"data": 1}"#).await.status, 401);
     kill_process(first, Signal::TERM).unwrap();
     drains(server, client).await;
+}
+
+/// Returns how many children a process has, of all its threads.
+fn children(pid: Pid) -> usize {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    // A thread may have ended meanwhile.
+    let children = tasks.map(|task| std::fs::read_to_string(task.unwrap().path().join("children")));
+    children.map(|children| children.unwrap_or_default().split_whitespace().count()).sum()
+}
+
+/// As process 1 of a container, and where a shell that has started something else becomes the server.
+#[tokio::test(flavor = "multi_thread")]
+async fn children_that_it_did_not_start_are_no_zombies() {
+    let Some(unshare) = installed("unshare") else { return };
+    let root = rustix::process::getuid().is_root();
+    let mut namespace = vec!["--pid", "--fork", "--mount-proc"];
+    namespace.extend((!root).then_some("--map-root-user"));
+    // In process 1, the shell between is gone by then, so that the last one is an orphan.
+    let script =
+        "(while [ ! -e go ]; do sleep 0.01; done & ) & while [ ! -e go ]; do sleep 0.01; done & exec \"$0\"";
+    for (program, first) in [(unshare.as_path(), &namespace[..]), (Path::new("env"), &[])] {
+        for upgraded in [false, true] {
+            let start = Start::default().under(program, &[first, &["sh", "-c", script]].concat());
+            let folder = start.folder().to_owned();
+            let server = start.serve().await;
+            let client = server.client().await;
+            let first_server = server.first_server();
+            if upgraded {
+                let ended = server.run("upgrade").await;
+                assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+            }
+            assert!(children(first_server) > usize::from(upgraded), "the loop of the shell runs");
+            std::fs::write(folder.join("go"), "").unwrap();
+            let left = usize::from(upgraded);
+            until("its children are gone", async || children(first_server) == left).await;
+            kill_process(first_server, Signal::TERM).unwrap();
+            drains(server, client).await;
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

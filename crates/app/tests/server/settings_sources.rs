@@ -63,14 +63,16 @@ async fn settings_that_cannot_be_read_any_more_stop_the_upgrade() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_source_that_had_settings_and_has_none_stops_the_upgrade() {
-    for (path, locked) in
-        [("config/lastcall.toml", LOCKED), ("named.toml", LOCKED), (".env", "API_KEYS=0123456789abcdef\n")]
-    {
+    for (path, locked, empty) in [
+        ("config/lastcall.toml", LOCKED, "log_dir = ''\nnamespace = []\n"),
+        ("named.toml", LOCKED, "log_dir = ' '\n"),
+        (".env", "API_KEYS=0123456789abcdef\n", "LOG_DIR=\nOTHER=1\n"),
+    ] {
         let start = Start::default().file(path, locked);
         let start = if path == "named.toml" { start.args(&["--config", path]) } else { start };
         let mut server = start.serve().await;
         let full = server.dir.path().join(path);
-        for nothing in ["", "\n", "# api_keys = [\"0123456789abcdef\"]\n", "\u{feff}", "#\r\n\r\n"] {
+        for nothing in ["", "\n", "# api_keys = [\"0123456789abcdef\"]\n", "\u{feff}", "#\r\n\r\n", empty] {
             fs::write(&full, nothing).unwrap();
             let told = server.failed_upgrade().await;
             let expected =

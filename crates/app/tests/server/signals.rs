@@ -3,8 +3,9 @@
 use std::path::Path;
 
 use rustix::process::{Pid, kill_process};
+use tokio::process::Child;
 
-use crate::support::{Server, Signal, Start, installed, until};
+use crate::support::{Server, Signal, Start, installed, soon, until};
 
 /// Waits until the server has handled all signals before this one.
 async fn settle(server: &Server) {
@@ -82,4 +83,68 @@ async fn a_signal_that_was_ignored_at_the_start_stays_ignored_over_upgrades() {
         client.leave().await;
         assert_eq!(server.exit_code().await, 0);
     }
+}
+
+/// A mask of blocked signals is inherited, also by each new process.
+#[tokio::test(flavor = "multi_thread")]
+async fn signals_that_were_blocked_at_the_start_are_heard_over_upgrades() {
+    let Some(env) = installed("env") else { return };
+    let block = "--block-signal=HUP,INT,QUIT,USR1,USR2,TERM,CHLD";
+    for ending in [Signal::TERM, Signal::INT, Signal::QUIT] {
+        let mut server = Start::default().under(&env, &[block]).serve().await;
+        let client = server.client().await;
+        settle(&server).await;
+        for (upgrades, signal) in [(1, Signal::HUP), (2, Signal::USR2)] {
+            server.signal(signal);
+            until("an upgrade", async || server.log_lines("took over").len() == upgrades).await;
+            until("its end", async || server.log_lines("handed over to").len() == upgrades).await;
+        }
+        server.signal(ending);
+        server.logged("drain started").await;
+        client.leave().await;
+        assert_eq!(server.exit_code().await, 0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_supervisor_notices_the_end_of_the_server_however_it_was_started() {
+    let Some(env) = installed("env") else { return };
+    for option in ["--block-signal=CHLD", "--ignore-signal=CHLD"] {
+        let mut server = Start::default().under(&env, &[option]).serve().await;
+        // A new process that ends by itself is noticed, too.
+        let wrong = server.dir.path().join("config/lastcall.toml");
+        std::fs::create_dir(wrong.parent().unwrap()).unwrap();
+        std::fs::write(&wrong, "close_timeout = 0").unwrap();
+        let told = server.failed_upgrade().await;
+        assert!(told.contains("it ended by itself (exit status: 2)"), "{option}: {told}");
+        std::fs::remove_file(&wrong).unwrap();
+        server.upgrade().await;
+        server.logged("handed over to").await;
+        kill_process(server.pid(), Signal::KILL).unwrap();
+        assert_eq!(server.exit_code().await, 128 + 9, "{option}");
+    }
+}
+
+/// Waits until a process handles SIGTERM.
+async fn handles_sigterm(child: &Child) {
+    let status = format!("/proc/{}/status", child.id().unwrap());
+    until("a handler for SIGTERM", async || {
+        let status = std::fs::read_to_string(&status).unwrap();
+        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap().trim();
+        u64::from_str_radix(caught, 16).unwrap() & 1 << (Signal::TERM.as_raw() - 1) != 0
+    })
+    .await;
+}
+
+/// A FIFO that nobody writes is as a file on a file system that does not answer.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_that_waits_for_a_file_can_be_ended() {
+    let start = Start::default().file("templates/page.css", "").env("TEMPLATES_DIR", "templates");
+    let page = start.path("templates/index.html");
+    assert!(std::process::Command::new("mkfifo").arg(&page).status().unwrap().success());
+    let (mut command, _folder) = start.into_command();
+    let mut server = command.spawn().unwrap();
+    handles_sigterm(&server).await;
+    kill_process(Pid::from_raw(server.id().unwrap().cast_signed()).unwrap(), Signal::TERM).unwrap();
+    assert_eq!(soon("the end of the server", server.wait()).await.unwrap().code(), Some(0));
 }

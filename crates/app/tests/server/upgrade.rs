@@ -228,7 +228,7 @@ async fn sigusr2_upgrades_and_the_service_manager_is_told_of_each_step() {
     let path = folder.path().join("notify");
     let manager = UnixDatagram::bind(&path).unwrap();
     adopt_orphans();
-    let mut server = Start::default().env("NOTIFY_SOCKET", path.display()).serve().await;
+    let mut server = Start::default().watched_by_this_process(path.display()).serve().await;
     told(&manager, "READY=1").await;
     let _client = server.client().await;
     server.signal(Signal::USR2);

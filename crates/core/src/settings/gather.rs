@@ -68,7 +68,7 @@ impl Loader {
         };
         match <Toml as Format>::from_str::<Dict>(&text) {
             Ok(dict) => {
-                let has_settings = !dict.is_empty();
+                let has_settings = dict.values().any(|value| !text::is_blank(value));
                 if !has_settings && is_named {
                     self.warnings.push(format!("{whole}: there is no setting in it"));
                 }
@@ -128,7 +128,7 @@ impl Loader {
                 Err(_) => variables.push((name, "?".into())),
             }
         }
-        let has_settings = variables.iter().any(|(name, _)| is_setting(name));
+        let has_settings = variables.iter().any(|(name, value)| is_setting(name) && !value.is_empty());
         self.add_file(SettingsFile { path, has_settings, stays }, &at(None));
         self.variables(&variables, Kind::DotEnv, Source::DotEnv);
         if let [first, more @ ..] = others.as_slice() {

@@ -9,6 +9,13 @@ use url::form_urlencoded;
 
 use crate::error::{ApiError, ErrorCode};
 
+/// Most bytes of a query that has a position for each of its channels. A client that may subscribe must be able to come back
+/// with what it knows then: the largest head of a request leaves room for that, and for what else is in it.
+pub(crate) const MAX_QUERY: usize = 16 << 10;
+
+/// The length of the longest position: an epoch of 16 digits, `-`, and an offset of 20 digits.
+const LONGEST_POSITION: usize = 16 + 1 + 20;
+
 /// Returns the channels of a query such as `channel=a&channel=b&since=ID&since=`, each once, in their order. Without
 /// `channel`, `since` is for `broadcast`; without both, there are none.
 ///
@@ -31,6 +38,14 @@ pub(crate) fn parse(query: &str) -> Result<Vec<ChannelRequest>, ApiError> {
             }
         }
     }
+    let size = size_with_positions(query, names.len().max(1));
+    if size > MAX_QUERY {
+        return Err(bad_channel(format!(
+            "A client could not come back: with a position for each of its {} channels, the query would have {size} \
+             bytes, and may have {MAX_QUERY}. Name fewer channels, or use shorter names.",
+            names.len()
+        )));
+    }
     if names.is_empty() && !sinces.is_empty() {
         names.push(ChannelName::broadcast());
     }
@@ -52,6 +67,17 @@ pub(crate) fn parse(query: &str) -> Result<Vec<ChannelRequest>, ApiError> {
         }
     }
     Ok(channels)
+}
+
+/// Returns the most bytes that a query with this number of channels may have once the client knows the position of each.
+/// The positions that it has now do not count.
+fn size_with_positions(query: &str, channels: usize) -> usize {
+    let others = query.split('&').filter(|pair| {
+        let key = form_urlencoded::parse(pair.as_bytes()).next().map(|(key, _)| key);
+        !key.is_some_and(|key| key == "since" || is_last_event_id(&key))
+    });
+    let others: usize = others.map(|pair| pair.len() + 1).sum();
+    others + channels * ("since=&".len() + LONGEST_POSITION)
 }
 
 /// Returns the parameter that a client hardly means to have ignored, as it would get too little, or other channels: its
@@ -101,8 +127,9 @@ pub(crate) fn parse_for_events(query: &str, field: Option<&[u8]>) -> Result<Vec<
 fn last_event_id(query: &str, field: Option<&[u8]>) -> Option<String> {
     let field = field.map(|id| String::from_utf8_lossy(id).into_owned());
     let parameter = || {
-        let mut pairs = form_urlencoded::parse(query.as_bytes());
-        pairs.find(|(key, _)| is_last_event_id(key)).map(|(_, id)| id.into_owned())
+        // The last one: clients that cannot set the field add theirs to the URL with which they began.
+        let pairs = form_urlencoded::parse(query.as_bytes());
+        pairs.filter(|(key, _)| is_last_event_id(key)).last().map(|(_, id)| id.into_owned())
     };
     field.or_else(parameter).filter(|id| !id.is_empty())
 }
@@ -167,10 +194,38 @@ mod tests {
             let at = Since::Position(Position { epoch: Epoch(10), offset: 3 });
             assert_eq!(channels[0].since, at, "{key}");
         }
+        let query = "channel=a&last_event_id=000000000000000a-1&lastEventId=000000000000000a-3";
+        let channels = parse_for_events(query, None).unwrap();
+        let at = Since::Position(Position { epoch: Epoch(10), offset: 3 });
+        assert_eq!(channels[0].since, at, "what a client adds is newer than what it began with");
         for key in ["last_event", "event_id", "lastEventIds", "mylastEventId"] {
             let channels = parse_for_events(&format!("channel=a&{key}=000000000000000a-3"), None).unwrap();
             assert_eq!(channels[0].since, Since::Now, "{key}");
         }
+    }
+
+    #[test]
+    fn a_query_has_the_size_that_it_has_with_the_longest_positions() {
+        let longest = Position { epoch: Epoch(u64::MAX), offset: u64::MAX }.to_string();
+        assert_eq!(longest.len(), LONGEST_POSITION);
+        let full = format!("channel=a&channel=%62&since={longest}&token=x&since={longest}");
+        for query in [
+            &full,
+            "channel=a&channel=%62&token=x",
+            "channel=a&channel=%62&token=x&since=&since=0-1",
+            "channel=a&channel=%62&token=x&lastEventId=1%2C2",
+        ] {
+            // With a `&` at its end.
+            assert_eq!(size_with_positions(query, 2), full.len() + 1, "{query}");
+        }
+        // Whether a client may come back does not depend on the positions that it has.
+        let name = "n".repeat(255);
+        let most = |count: usize| vec![format!("channel={name}"); count].join("&");
+        let count = MAX_QUERY / (format!("channel={name}&since={longest}&").len());
+        for with in [String::new(), vec![format!("&since={longest}"); count].concat()] {
+            assert!(parse(&(most(count) + &with)).is_ok());
+        }
+        assert!(parse(&most(count + 1)).is_err());
     }
 
     #[test]

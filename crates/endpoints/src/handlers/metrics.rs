@@ -31,6 +31,7 @@ use crate::{
     health::{HealthReport, ProcessReport},
     limits::Limits,
     refusals::RefusalCounts,
+    server::HttpConnections,
     state::AppState,
     upgrade_stats::UpgradeStats,
 };
@@ -47,6 +48,7 @@ struct Metrics {
     report: HealthReport,
     upgrade_stats: UpgradeStats,
     limits: Limits,
+    http_connections: HttpConnections,
     refused: RefusalCounts,
     usage: Usage,
     process: ProcessReport,
@@ -75,6 +77,7 @@ pub(crate) async fn metrics(State(state): State<Arc<AppState>>, headers: HeaderM
         report: state.health.report(),
         upgrade_stats: state.health.upgrade_stats(),
         limits: state.limits,
+        http_connections: state.http_connections.clone(),
         refused: state.refusals.counts(),
         usage: state.manager.broker().usage(),
         process,
@@ -101,12 +104,27 @@ impl Collector for Process {
 
 impl Collector for Metrics {
     fn encode(&self, mut to: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let Self { format, stats, counts, report, upgrade_stats, limits, refused, usage, process } = self;
+        let Self {
+            format,
+            stats,
+            counts,
+            report,
+            upgrade_stats,
+            limits,
+            http_connections,
+            refused,
+            usage,
+            process,
+        } = self;
         let help = "1, with the version of the program and the commit that it was built from";
         let mut family = to.encode_descriptor("build_info", help, None, MetricType::Gauge)?;
         let labels = [("version", process.version), ("commit", process.commit.unwrap_or("unknown"))];
         ConstGauge::new(1_i64).encode(family.encode_family(&labels)?)?;
         gauge(&mut to, "connections", "Open connections", counts.connections as f64)?;
+        let help = "HTTP connections that are open, and are no connection of a client";
+        gauge(&mut to, "http_connections", help, http_connections.count() as f64)?;
+        let help = "Most HTTP connections at once, as set";
+        gauge(&mut to, "max_http_connections", help, http_connections.max() as f64)?;
         counter(&mut to, *format, "connections_opened_total", "Connections that were opened", stats.opened)?;
         let mut family =
             counters(&mut to, *format, "disconnects_total", "Connections that have ended, by reason")?;

@@ -21,7 +21,7 @@ use tower::ServiceExt;
 
 use super::*;
 use crate::{
-    Config, HealthReport, ProcessReport, Refusals, UpgradeStats,
+    Config, HealthReport, HttpConnections, ProcessReport, Refusals, UpgradeStats,
     auth::{api_key::FromThisMachine, own_hosts::OnLoopback},
     handlers::page::Page,
     health::Health,
@@ -110,8 +110,9 @@ impl Routes {
             })
             .unwrap();
         let page = Page::load(None, limits.max_message_size).unwrap();
+        let (refusals, connections) = (Refusals::default(), HttpConnections::new(7));
         let state =
-            AppState::new(config, manager.clone(), Box::new(Process(report)), page, Refusals::default());
+            AppState::new(config, manager.clone(), Box::new(Process(report)), page, refusals, connections);
         Self { router: router(state), manager }
     }
 
@@ -221,6 +222,8 @@ async fn metrics_tell_the_state_and_the_limits_in_the_format_that_is_asked_for()
         "lastcall_connections_opened_total 0",
         "lastcall_refused_requests_total{code=\"full\"} 0",
         "lastcall_max_connections 5.0",
+        "lastcall_http_connections 0.0",
+        "lastcall_max_http_connections 7.0",
         "lastcall_max_client_rate_bytes_per_second 1000.0",
         "lastcall_max_total_rate_bytes_per_second 0.0",
         "lastcall_phase{phase=\"serving\"} 1",

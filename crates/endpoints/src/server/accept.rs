@@ -1,18 +1,25 @@
 //! Accepting connections until the server stops, and collecting those that are idle then.
 
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::{future::Future, io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
 use lastcall_core::process::trim_heap;
 use lastcall_websockets::ConnectionManager;
 use tokio::{
+    net::TcpStream,
     task::{JoinError, JoinSet, spawn_blocking, yield_now},
     time::timeout,
 };
 use tracing::{debug, error};
 
 use super::{
-    connection::serve_connection, descriptor_shortage::DescriptorShortage, idle_connection::IdleConnection,
-    listener_state::ListenerState, shared::Shared, stop::StopLevel,
+    accept_errors::AcceptErrors,
+    connection::{Returned, serve_connection},
+    idle_connection::IdleConnection,
+    listener::Listener,
+    listener_state::ListenerState,
+    rejections::Rejections,
+    shared::Shared,
+    stop::StopLevel,
 };
 
 /// Connections that are accepted before other tasks run, at most: as many as usually fit in the backlog.
@@ -24,54 +31,112 @@ const TRIM_THRESHOLD: usize = 500;
 /// How long the event loops have to register the connections of a burst before the heap is trimmed.
 const TRIM_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// The listening socket accepts nothing, and never will.
+#[derive(Debug, thiserror::Error)]
+#[error("the listening socket does not listen any more: something else has shut it down")]
+pub struct ListenerClosed(#[source] io::Error);
+
 /// Accepts connections until the server is to stop, and then waits until each has ended or is idle.
+///
+/// # Errors
+/// When the socket can never accept a connection again. All connections have been dropped then.
 pub(super) async fn accept(
     state: ListenerState,
-    mut shortage: DescriptorShortage,
     shared: Arc<Shared>,
-) -> ListenerState {
+) -> Result<ListenerState, ListenerClosed> {
     let ListenerState { listener, idle } = state;
-    let mut connections = JoinSet::new();
+    let mut connections = Connections { tasks: JoinSet::new(), rejections: Rejections::default(), shared };
     for connection in idle {
-        match connection.stream.peer_addr() {
-            Ok(peer) => drop(connections.spawn(serve_connection(connection, peer, Arc::clone(&shared)))),
-            Err(error) => debug!(%error, "an idle connection has ended"),
-        }
+        connections.restore(connection);
     }
+    let mut errors = AcceptErrors::default();
     let mut idle = Vec::new();
-    let mut accepted_so_far = 0_usize;
+    let mut attempts = 0_usize;
     let mut most_at_once = 0;
+    let shared = Arc::clone(&connections.shared);
     let mut stopped = pin!(shared.stop.reached(StopLevel::ReturnIdle));
     loop {
         tokio::select! {
             () = &mut stopped => break,
-            accepted = listener.accept() => match accepted {
-                Ok((stream, peer)) => {
-                    shortage.accepted();
-                    accepted_so_far = accepted_so_far.wrapping_add(1);
-                    if accepted_so_far.is_multiple_of(MAX_ACCEPTS_PER_YIELD) {
-                        yield_now().await;
-                    }
-                    let connection = IdleConnection::from(stream);
-                    connections.spawn(serve_connection(connection, peer, Arc::clone(&shared)));
+            accepted = next(&listener, &errors) => {
+                attempts = attempts.wrapping_add(1);
+                if attempts.is_multiple_of(MAX_ACCEPTS_PER_YIELD) {
+                    yield_now().await;
                 }
-                Err(error) => shortage.accept_failed(&listener, &error).await,
-            },
-            Some(ended) = connections.join_next() => {
+                match accepted {
+                    Ok((stream, peer)) => {
+                        errors.accepted();
+                        connections.add(stream, peer).await;
+                    }
+                    Err(error) if !listener.can_accept() => {
+                        error!(
+                            %error,
+                            "the listening socket does not listen any more: something else has shut it down"
+                        );
+                        shared.manager.vital_tasks().fail("the accept loop");
+                        return Err(ListenerClosed(error));
+                    }
+                    Err(error) => errors.note(&error),
+                }
+            }
+            Some(ended) = connections.tasks.join_next() => {
                 // Once the server is to stop, an idle connection may be here before this loop knows of it.
-                idle.extend(idle_connection(ended));
-                most_at_once = most_at_once.max(connections.len());
-                if connections.is_empty() && std::mem::take(&mut most_at_once) >= TRIM_THRESHOLD {
+                idle.extend(returned(ended));
+                most_at_once = most_at_once.max(connections.tasks.len());
+                if connections.tasks.is_empty() && std::mem::take(&mut most_at_once) >= TRIM_THRESHOLD {
                     tokio::spawn(trim_memory(shared.manager.clone()));
                 }
             }
         }
     }
     // Each ends by itself, at the latest when nothing is waited for any more.
-    while let Some(ended) = connections.join_next().await {
-        idle.extend(idle_connection(ended));
+    while let Some(ended) = connections.tasks.join_next().await {
+        idle.extend(returned(ended));
     }
-    ListenerState { listener, idle }
+    // The next server makes those leave first that have been idle longest.
+    idle.sort_unstable_by_key(|returned| returned.order);
+    Ok(ListenerState { listener, idle: idle.into_iter().map(|returned| returned.connection).collect() })
+}
+
+/// Accepts the next connection, after the pause that an error has brought.
+async fn next(listener: &Listener, errors: &AcceptErrors) -> io::Result<(TcpStream, SocketAddr)> {
+    errors.pause().await;
+    listener.accept().await
+}
+
+/// The connections of one server.
+struct Connections {
+    tasks: JoinSet<Option<Returned>>,
+    rejections: Rejections,
+    shared: Arc<Shared>,
+}
+
+impl Connections {
+    /// Adds a connection that another server had.
+    fn restore(&mut self, connection: IdleConnection) {
+        let place = self.shared.connections.restore();
+        match connection.stream.peer_addr() {
+            Ok(peer) => {
+                self.tasks.spawn(serve_connection(connection, peer, Arc::clone(&self.shared), place));
+            }
+            Err(error) => debug!(%error, "an idle connection has ended"),
+        }
+    }
+
+    /// Adds a new connection, or answers it 503 if there is no room.
+    async fn add(&mut self, stream: TcpStream, peer: SocketAddr) {
+        let shared = Arc::clone(&self.shared);
+        if let Some(place) = shared.connections.place().await {
+            self.tasks.spawn(serve_connection(IdleConnection::from(stream), peer, shared, place));
+        } else if let Some(rejection) = self.rejections.reject(stream, peer, shared) {
+            self.tasks.spawn(nothing_returned(rejection));
+        }
+    }
+}
+
+async fn nothing_returned(rejection: impl Future<Output = ()>) -> Option<Returned> {
+    rejection.await;
+    None
 }
 
 /// Returns to the system the memory that the handshakes of a burst have used.
@@ -84,7 +149,7 @@ async fn trim_memory(manager: ConnectionManager) {
 }
 
 /// Returns the connection that a task has left, if it was idle when the server was to stop.
-fn idle_connection(ended: Result<Option<IdleConnection>, JoinError>) -> Option<IdleConnection> {
+fn returned(ended: Result<Option<Returned>, JoinError>) -> Option<Returned> {
     ended.unwrap_or_else(|error| {
         error!(%error, "an HTTP connection failed");
         None

@@ -3,6 +3,7 @@
 use std::{
     convert::Infallible,
     future::{Future, poll_fn},
+    mem::MaybeUninit,
     net::SocketAddr,
     pin::Pin,
     sync::Arc,
@@ -25,8 +26,9 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use lastcall_websockets::{Handshake, WireForm};
-use tokio::time::timeout;
+use lastcall_websockets::{Handshake, MAX_CHANNELS, WireForm};
+use socket2::SockRef;
+use tokio::{net::TcpStream, time::timeout};
 use tower::ServiceExt;
 use tracing::{debug, warn};
 
@@ -34,9 +36,11 @@ use super::{
     date::date,
     deferred_handshake::{DeferredHandshake, event_stream_response},
     exchange::Exchange,
+    http_connections::Place,
     http_stream::HttpStream,
     idle_connection::IdleConnection,
     lingering_close::close_in_stages,
+    listener::canonical,
     pending_connection::{Confirmed, PendingConnection},
     request_body::RequestBody,
     response_body::ResponseBody,
@@ -46,6 +50,7 @@ use super::{
 use crate::{
     auth::api_key::FromThisMachine,
     error::{ApiError, ErrorCode},
+    handlers::channel_query::MAX_QUERY,
     refusals::{Refusal, RequestSummary},
 };
 
@@ -53,28 +58,47 @@ use crate::{
 /// descriptor for at most this long.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Most bytes of a request's head. A larger one is answered 431.
-const MAX_HEAD: usize = 16 << 10;
+/// Most bytes of a request's head. A larger one is answered 431. It has room for the largest query, and for the positions of
+/// all channels once more in `Last-Event-ID`, which an `EventSource` adds to the URL with which it began.
+const MAX_HEAD: usize = 24 << 10;
+const _: () = assert!(MAX_HEAD >= MAX_QUERY + MAX_CHANNELS * 38 + 2048);
+
+/// A connection that was idle when the server was to stop.
+pub(super) struct Returned {
+    pub(super) connection: IdleConnection,
+    /// Where it was in the order in which connections became idle.
+    pub(super) order: u64,
+}
 
 /// Answers the requests of a client. Returns the connection if it is idle when the server is to stop.
 pub(super) async fn serve_connection(
     mut connection: IdleConnection,
     peer: SocketAddr,
     shared: Arc<Shared>,
-) -> Option<IdleConnection> {
+    place: Place,
+) -> Option<Returned> {
     // An IPv6 socket has IPv4 clients, too.
-    let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+    let peer = canonical(peer);
     let local = connection.stream.local_addr().ok().map(|address| address.ip());
     let caller = Caller { peer, from_this_machine: FromThisMachine::of(peer.ip(), local) };
     loop {
+        let idle = place.idle();
+        let order = idle.number();
         if shared.stop.has_reached(StopLevel::ReturnIdle) {
-            return Some(connection);
+            return Some(Returned { connection, order });
         }
         // hyper takes its buffers at once. Only connections that have something to read get any.
         if connection.read.is_empty() {
             let mut first_byte = [0];
             tokio::select! {
-                () = shared.stop.reached(StopLevel::ReturnIdle) => return Some(connection),
+                () = shared.stop.reached(StopLevel::ReturnIdle) => return Some(Returned { connection, order }),
+                () = idle.must_leave() => {
+                    // Of a request that has just come, this task may not know yet.
+                    if !has_input(&connection.stream) {
+                        debug!(%peer, "a connection was idle longest, and makes room for another one");
+                        return None;
+                    }
+                }
                 said = timeout(shared.keep_alive_timeout, connection.stream.peek(&mut first_byte)) => match said {
                     Ok(Ok(1..)) => {}
                     Ok(Ok(0)) => return None,
@@ -89,8 +113,15 @@ pub(super) async fn serve_connection(
                 },
             }
         }
-        connection = Box::pin(serve_http(connection, caller, &shared)).await?;
+        drop(idle);
+        connection = Box::pin(serve_http(connection, caller, &shared, &place)).await?;
     }
+}
+
+/// Returns true if a byte can be read from a socket.
+fn has_input(stream: &TcpStream) -> bool {
+    let mut byte = [MaybeUninit::uninit()];
+    SockRef::from(stream).peek(&mut byte).is_ok_and(|read| read > 0)
 }
 
 /// Where the requests of a connection come from.
@@ -110,7 +141,12 @@ enum Ended {
 
 /// Answers requests until there is none, then returns the connection. Returns `None` if it has ended, or has become
 /// a WebSocket.
-async fn serve_http(connection: IdleConnection, caller: Caller, shared: &Shared) -> Option<IdleConnection> {
+async fn serve_http(
+    connection: IdleConnection,
+    caller: Caller,
+    shared: &Shared,
+    place: &Place,
+) -> Option<IdleConnection> {
     let peer = caller.peer;
     let (exchange, pending) = (Exchange::default(), PendingConnection::default());
     let service = service_fn(|request: hyper::Request<Incoming>| {
@@ -167,7 +203,9 @@ async fn serve_http(connection: IdleConnection, caller: Caller, shared: &Shared)
         return None;
     }
     let Some(Confirmed { permit, form, channels }) = pending.take() else {
-        close_in_stages(socket.into_stream(), stop).await;
+        // Nothing is left to be answered.
+        let idle = place.idle();
+        close_in_stages(socket.into_stream(), stop, idle.must_leave()).await;
         return None;
     };
     let response = match form {
@@ -184,7 +222,7 @@ async fn serve_http(connection: IdleConnection, caller: Caller, shared: &Shared)
 /// Returns the refusal if hyper has ended the connection because of a request that it refused by itself.
 fn refused_without_body(error: &hyper::Error, peer: SocketAddr) -> Option<Refusal> {
     let (code, message) = if error.is_parse_too_large() {
-        ("head_too_large", "The head of the request is over 16 KiB, or has more than 100 fields.")
+        ("head_too_large", "The head of the request is over 24 KiB, or has more than 100 fields.")
     } else if error.is_parse() {
         ("malformed_request", "What came is no HTTP/1.1, or is TLS, which is up to a proxy.")
     } else if error.is_timeout() {

@@ -1,6 +1,7 @@
 //! Closing a connection so that the last response arrives.
 
 use std::{
+    future::Future,
     io::{ErrorKind, Result},
     net::Shutdown,
     time::Duration,
@@ -23,10 +24,10 @@ const LINGER_IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long that continues once the server does not wait for connections that are being closed.
 const LINGER_STOP_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// Closes in stages (RFC 9112 section 9.6): this side first, then all of it once the client has closed its side
-/// or has had its time. If the client still sends when a socket is closed, the kernel answers with a reset, and
+/// Closes in stages (RFC 9112 section 9.6): this side first, then all of it once the client has closed its side,
+/// has had its time, or `must_leave` is ready. If the client still sends when a socket is closed, the kernel answers with a reset, and
 /// that makes the client's kernel discard a response that was not read yet.
-pub(super) async fn close_in_stages(stream: TcpStream, stop: &Stop) {
+pub(super) async fn close_in_stages(stream: TcpStream, stop: &Stop, must_leave: impl Future<Output = ()>) {
     if SockRef::from(&stream).shutdown(Shutdown::Write).is_err() {
         // The client is gone.
         return;
@@ -35,6 +36,7 @@ pub(super) async fn close_in_stages(stream: TcpStream, stop: &Stop) {
         async { while let Ok(Ok(1..)) = timeout(LINGER_IDLE_TIMEOUT, discard(&stream)).await {} };
     tokio::select! {
         _ = timeout(LINGER_TIMEOUT, to_the_end) => {}
+        () = must_leave => {}
         () = async {
             stop.reached(StopLevel::AbortClosing).await;
             sleep(LINGER_STOP_TIMEOUT).await;

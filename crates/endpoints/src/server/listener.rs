@@ -2,14 +2,14 @@
 
 use std::{
     io::{self, ErrorKind},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
 use listenfd::ListenFd;
 use rustix::{
     io::Errno,
-    net::sockopt::{set_ipv6_v6only, set_tcp_nodelay},
+    net::sockopt::{set_ipv6_v6only, set_tcp_nodelay, socket_acceptconn},
 };
 use tokio::net::{TcpListener, TcpSocket, TcpStream, lookup_host};
 use tracing::warn;
@@ -63,6 +63,12 @@ pub enum SystemdSocketError {
     /// It is a socket of another kind.
     #[error("what systemd passed is no TCP socket; see ListenStream= in the socket unit")]
     NotTcp(#[source] io::Error),
+    /// It does not listen: it is connected, or only bound.
+    #[error(
+        "the socket that was passed does not listen, so it never accepts a connection; see Accept= in the socket unit, \
+         which must be no"
+    )]
+    NotListening,
     /// The system refuses what is done with each listening socket.
     #[error("the socket that systemd passed cannot be used")]
     Unusable(#[source] io::Error),
@@ -81,7 +87,7 @@ impl Listener {
     pub async fn bind(host: &str, port: u16) -> Result<Self, BindError> {
         let no_host = |source| BindError::Host { host: host.to_owned(), source };
         let mut addresses: Vec<SocketAddr> = Vec::new();
-        for address in lookup_host((host, port)).await.map_err(no_host)? {
+        for address in lookup_host((host, port)).await.map_err(no_host)?.map(canonical) {
             if !addresses.contains(&address) {
                 addresses.push(address);
             }
@@ -114,6 +120,11 @@ impl Listener {
         let Some(listener) = passed.take_tcp_listener(0).map_err(SystemdSocketError::NotTcp)? else {
             return Ok(None);
         };
+        let accepts =
+            socket_acceptconn(&listener).map_err(|errno| SystemdSocketError::Unusable(errno.into()))?;
+        if !accepts {
+            return Err(SystemdSocketError::NotListening);
+        }
         // Small messages must not wait for each other (RFC 896). On Linux, accepted sockets inherit this.
         set_tcp_nodelay(&listener, true).map_err(|errno| SystemdSocketError::Unusable(errno.into()))?;
         Self::from_fd(listener.into()).map(Some).map_err(SystemdSocketError::Unusable)
@@ -134,11 +145,27 @@ impl Listener {
     /// # Errors
     /// When the system does not say.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.0.local_addr()
+        self.0.local_addr().map(canonical)
+    }
+
+    /// Returns false if it can never accept a connection: it does not listen (SO_ACCEPTCONN, socket(7)), as after
+    /// shutdown(2) in another process that has it, too.
+    pub(super) fn can_accept(&self) -> bool {
+        socket_acceptconn(&self.0).unwrap_or(false)
     }
 
     pub(super) async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
         self.0.accept().await
+    }
+}
+
+/// Returns the IPv4 address of an IPv6 one that stands for it (RFC 4291 section 2.5.5.2), as a socket of IPv6 has for its
+/// clients of IPv4; any other as it is.
+pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
+    match address.ip().to_canonical() {
+        ip @ IpAddr::V4(_) => SocketAddr::new(ip, address.port()),
+        // With its zone.
+        IpAddr::V6(_) => address,
     }
 }
 

@@ -42,6 +42,9 @@ pub fn find_socket(folder: &Path, addresses: &[SocketAddr]) -> Option<PathBuf> {
         let hosts = if address.is_ipv4() { vec![v4, v6] } else { vec![v6] };
         hosts.into_iter().map(|host| SocketAddr::new(host, address.port())).collect::<Vec<_>>()
     };
+    // An IPv4 address in an IPv6 one: the server names the socket after the address of IPv4.
+    let v4 = |address: &SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
+    let addresses: Vec<_> = addresses.iter().flat_map(|address| [*address, v4(address)]).collect();
     let exact = addresses.iter().copied();
     let names = exact.chain(addresses.iter().flat_map(unspecified)).map(SocketName::Address);
     let bound = bound_sockets();

@@ -7,6 +7,8 @@ use lastcall_broker::MemoryBroker;
 use lastcall_websockets::ManagerConfig;
 use tokio::{sync::mpsc, task::JoinHandle};
 
+use tokio::time::{Duration, sleep};
+
 use super::*;
 use crate::hooks::BoxError;
 
@@ -41,6 +43,9 @@ struct FakeUpgrade {
 }
 
 const NEW_PROCESS: NewProcess = NewProcess { pid: 4242, is_main: true };
+
+/// No service manager was told that it is the main process.
+const NOT_FOLLOWED: NewProcess = NewProcess { is_main: false, ..NEW_PROCESS };
 
 impl Upgrade for FakeUpgrade {
     type Request = Request;
@@ -100,7 +105,10 @@ impl Process {
             })
             .unwrap();
         let hooks = hooks(&events, stops);
-        let lifecycle = Lifecycle::start(hooks, phases.clone(), signals.clone(), false).await.unwrap();
+        let lifecycle =
+            Lifecycle::start(hooks, phases.clone(), signals.clone(), ServiceManager::default(), false)
+                .await
+                .unwrap();
         assert_eq!(phases.now(), Phase::Serving);
         let (requests, receiver) = mpsc::channel(1);
         let mut upgrade = FakeUpgrade { requests: receiver, events: events.clone() };
@@ -183,7 +191,8 @@ async fn a_startup_hook_that_fails_leaves_the_process_starting() {
     let hooks = hooks(&events, Ok(())).add("last", Duration::from_secs(5), async {
         Err::<std::future::Pending<Result<(), BoxError>>, _>("no".into())
     });
-    let started = Lifecycle::start(hooks, phases.clone(), Signals::new(false), false).await;
+    let started =
+        Lifecycle::start(hooks, phases.clone(), Signals::new(false), ServiceManager::default(), false).await;
     assert_eq!(started.err().unwrap().to_string(), "cannot start last");
     assert_eq!(phases.now(), Phase::Starting);
     assert_eq!(events.all(), ["+loops", "+http", "-http", "-loops"]);
@@ -197,7 +206,7 @@ async fn a_successful_upgrade_ends_the_process_without_a_drain() {
     process.requests.send(Request::Succeed).await.unwrap();
     let phases = process.phases.clone();
     let (reason, events) = process.ended().await;
-    assert_eq!(reason, ExitReason::HandedOver(NEW_PROCESS));
+    assert_eq!(reason, ExitReason::HandedOver(NOT_FOLLOWED));
     assert_eq!(events, ["+loops", "+http", "upgrade: Fail", "upgrade: Succeed", "-http", "-loops"]);
     assert_eq!((phases.now(), phases.state().drain_connections), (Phase::Stopped, None));
 }
@@ -206,7 +215,7 @@ async fn a_successful_upgrade_ends_the_process_without_a_drain() {
 async fn a_signal_interrupts_an_upgrade_and_ends_the_process() {
     for (request, expected) in [
         (Request::FailWhenInterrupted, ExitReason::Graceful),
-        (Request::SucceedWhenInterrupted, ExitReason::HandedOver(NEW_PROCESS)),
+        (Request::SucceedWhenInterrupted, ExitReason::HandedOver(NOT_FOLLOWED)),
     ] {
         let process = Process::start(Ok(())).await;
         process.requests.send(request).await.unwrap();

@@ -11,6 +11,7 @@ use tracing::{debug, trace};
 use super::{
     EventLoop,
     connections::{ConnectionKey, Slot},
+    peer_of,
     stream_positions::StreamPositions,
 };
 use crate::{
@@ -135,7 +136,7 @@ impl EventLoop {
         let Some(entry) = self.connections.get_mut(slot) else { return };
         let connection = &mut entry.connection;
         let id = connection.id;
-        trace!(client = %id, peer = connection.stream.peer_addr().ok().map(display), "connected");
+        trace!(client = %id, peer = peer_of(&connection.stream).map(display), "connected");
         let mut outcome: Outcome;
         if self.config.connection.is_echo() {
             outcome = connection.send_handshake(response, &Bytes::new());

@@ -1,22 +1,27 @@
 //! Accepts connections at the control socket, reads commands, and makes the socket again when it is removed.
 
-use std::{io, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::VecDeque, io, path::PathBuf, time::Duration};
 
 use anyhow::{Context, bail};
-use lastcall_core::SpareDescriptor;
+use lastcall_core::process::Shortage;
 use lastcall_handover::{
-    ControlCommand, ControlSocket, FirstMessage, HEADER_LEN, PROTOCOL, body_len, decode, encode, refusal,
+    ControlCommand, ControlSocket, FirstMessage, HEADER_LEN, PROTOCOL, ServerAddress, body_len, decode,
+    encode, refusal,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{UnixListener, UnixStream},
-    sync::{Semaphore, mpsc},
+    net::UnixStream,
+    sync::{mpsc, oneshot},
+    task::yield_now,
     time::{MissedTickBehavior, interval, sleep, timeout},
 };
 use tracing::{debug, info, warn};
 
 use super::{
-    connection::ControlConnection, requester::Requester, shared_socket::SharedSocket, spare::Spare,
+    control_listener::{ControlListener, can_accept},
+    requester::Requester,
+    shared_socket::SharedSocket,
+    spare::{ControlConnection, Spare},
     watch::FolderWatch,
 };
 use crate::upgrade::timeouts::COMMAND_TIMEOUT;
@@ -24,10 +29,11 @@ use crate::upgrade::timeouts::COMMAND_TIMEOUT;
 /// Longest command, in bytes.
 const MAX_COMMAND: usize = 64 << 10;
 
-/// Most connections whose command is waited for at once. Only this user's processes, and root's, can be there.
-pub(super) const MAX_CONNECTIONS: usize = 8;
+/// Most connections whose command is waited for at once. For another one, the one that has waited longest is closed. Only
+/// this user's processes, and root's, can be there.
+pub(super) const MAX_WAITING: usize = 8;
 
-/// How long until the next attempt to accept a connection when not even the spare descriptor is left.
+/// How long until the next attempt to accept a connection after an error: there is no event for its end.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
 /// How often the socket is checked where the system reports no changes of its folder, and how often a socket that
@@ -36,6 +42,8 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(30);
 
 pub(super) struct Acceptor {
     pub(super) path: PathBuf,
+    /// Where the server listens.
+    pub(super) address: ServerAddress,
     /// Whether its folder was not set. Then it is no fault if there can be no socket, as in a container whose files
     /// are read-only.
     pub(super) is_default: bool,
@@ -46,30 +54,37 @@ pub(super) struct Acceptor {
 /// What the acceptor waits for.
 pub(super) struct Waiting {
     /// `None` while there is no socket.
-    listener: Option<UnixListener>,
+    listener: Option<ControlListener>,
     watch: FolderWatch,
     /// Whether it was logged that the socket cannot be made.
     reported: bool,
     spare: Spare,
+    /// Whether connections cannot be accepted now, and that was logged.
+    failing: bool,
+    /// Connections whose command is waited for, the longest first: how to tell each that it must make room. Closed once its
+    /// command is there.
+    connections: VecDeque<oneshot::Sender<()>>,
 }
 
 impl Acceptor {
     /// Makes the socket, if it can be made now.
     pub(super) fn prepare(&self) -> Waiting {
-        let spare = Spare::reserve();
-        let mut waiting = Waiting { listener: None, watch: FolderWatch::none(), reported: false, spare };
+        let mut waiting = Waiting {
+            listener: None,
+            watch: FolderWatch::none(),
+            reported: false,
+            spare: Spare::reserve(),
+            failing: false,
+            connections: VecDeque::new(),
+        };
         self.check(&mut waiting);
         waiting
     }
 
     pub(super) async fn run(self, mut waiting: Waiting) {
-        let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let mut checks = interval(CHECK_INTERVAL);
         checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let spare = waiting.spare.clone();
         loop {
-            // Never closed: this holds it.
-            let Ok(permit) = Arc::clone(&connections).acquire_owned().await else { return };
             let accepted = tokio::select! {
                 _ = checks.tick() => {
                     self.check(&mut waiting);
@@ -82,42 +97,75 @@ impl Acceptor {
                 accepted = accept(waiting.listener.as_ref()) => accepted,
             };
             let accepted = match accepted {
-                Err(error) if SpareDescriptor::is_shortage(&error) => {
-                    spare.release(&error);
-                    // At once, before anything else takes the descriptor.
-                    timeout(Duration::ZERO, accept(waiting.listener.as_ref())).await.unwrap_or(Err(error))
+                Ok(stream) => {
+                    waiting.failing = false;
+                    Ok(stream)
                 }
-                accepted => {
-                    spare.accepted();
-                    accepted
+                Err(error) => {
+                    waiting.report(&error);
+                    waiting.accept_with_spare(error).await
                 }
             };
             match accepted {
                 Ok(stream) => {
-                    let connection = ControlConnection::new(stream, spare.clone());
-                    let (socket, requests) = (self.socket.clone(), self.requests.clone());
-                    tokio::spawn(async move {
-                        let _permit = permit;
-                        match timeout(COMMAND_TIMEOUT, receive(connection, &socket)).await {
-                            // Dropped when this process ends: the command sees that.
-                            Ok(Ok(requester)) => drop(requests.send(requester).await),
-                            Ok(Err(error)) => warn!("a command at the control socket was refused: {error:#}"),
-                            Err(_) => debug!("a process connected to the control socket and sent nothing"),
-                        }
-                    });
+                    self.add(&mut waiting, stream);
+                    // A command that is there already is read before the next connection needs room.
+                    yield_now().await;
                 }
-                Err(error) => {
-                    debug!(%error, "a connection to the control socket could not be accepted");
-                    // There is no event for a descriptor becoming free.
+                Err(_) => {
+                    waiting.spare.restore();
                     sleep(ACCEPT_RETRY).await;
+                    self.check(&mut waiting);
                 }
             }
         }
     }
 
-    /// Makes the socket if it is not there, and has it waited for.
+    /// Waits for the command of a connection.
+    fn add(&self, waiting: &mut Waiting, stream: UnixStream) {
+        let connections = &mut waiting.connections;
+        connections.retain(|connection| !connection.is_closed());
+        if connections.len() >= MAX_WAITING
+            && let Some(longest) = connections.pop_front()
+        {
+            // An error would mean that its command has come.
+            let _ = longest.send(());
+        }
+        let (must_leave, mut told) = oneshot::channel();
+        connections.push_back(must_leave);
+        let connection = ControlConnection::new(stream, waiting.spare.clone());
+        let (socket, requests, address) = (self.socket.clone(), self.requests.clone(), self.address);
+        tokio::spawn(async move {
+            let received = tokio::select! {
+                biased;
+                received = timeout(COMMAND_TIMEOUT, receive(connection, &socket, address)) => received,
+                // An error would mean that the acceptor is gone: the command may come all the same.
+                Ok(()) = &mut told => {
+                    return debug!("a connection to the control socket sent nothing, and makes room for another one");
+                }
+            };
+            drop(told);
+            match received {
+                // Dropped when this process ends: the command sees that.
+                Ok(Ok(Some(requester))) => drop(requests.send(requester).await),
+                Ok(Ok(None)) => {}
+                Ok(Err(error)) => warn!("a command at the control socket was refused: {error:#}"),
+                Err(_) => debug!("a process connected to the control socket and sent nothing"),
+            }
+        });
+    }
+
+    /// Makes the socket if it is not there, or accepts nothing any more, and has it waited for.
     fn check(&self, waiting: &mut Waiting) {
         let mut socket = self.socket.lock();
+        if socket.as_ref().is_some_and(|socket| !can_accept(socket.listener())) {
+            warn!(
+                "the control socket accepts nothing any more, as something else has shut it down: it is made again"
+            );
+            waiting.listener = None;
+            // Its file is removed with it.
+            *socket = None;
+        }
         let is_there = socket.as_ref().is_some_and(|socket| socket.identity().exists());
         if is_there && waiting.listener.is_some() {
             return;
@@ -139,7 +187,7 @@ impl Acceptor {
             }
         }
         let Some(socket) = socket.as_ref() else { return };
-        match socket.listener().try_clone().and_then(UnixListener::from_std) {
+        match ControlListener::new(socket.listener()) {
             Ok(listener) => {
                 info!(path = %self.path.display(), "control socket");
                 waiting.listener = Some(listener);
@@ -151,18 +199,53 @@ impl Acceptor {
     }
 }
 
-async fn accept(listener: Option<&UnixListener>) -> io::Result<UnixStream> {
+impl Waiting {
+    /// Logs why no connection could be accepted, unless it was logged since the last one that could.
+    fn report(&mut self, error: &io::Error) {
+        if std::mem::replace(&mut self.failing, true) {
+            return;
+        }
+        match Shortage::of(error) {
+            Some(Shortage::Descriptors) => {
+                warn!(%error, "no file descriptors left: the control socket uses the one that is kept for it");
+            }
+            Some(Shortage::Memory) => {
+                warn!(%error, "no memory left for sockets: commands wait until there is some")
+            }
+            None => warn!(%error, "no command can be accepted at the control socket: it is tried again"),
+        }
+    }
+
+    /// Accepts a connection with the spare descriptor after an error, if that was for want of one.
+    ///
+    /// # Errors
+    /// The same if it was not, or if there is no memory either.
+    async fn accept_with_spare(&self, error: io::Error) -> io::Result<UnixStream> {
+        if Shortage::of(&error).is_none() {
+            return Err(error);
+        }
+        self.spare.release();
+        // At once, before anything else takes the descriptor.
+        timeout(Duration::ZERO, accept(self.listener.as_ref())).await.unwrap_or(Err(error))
+    }
+}
+
+async fn accept(listener: Option<&ControlListener>) -> io::Result<UnixStream> {
     match listener {
-        Some(listener) => Ok(listener.accept().await?.0),
+        Some(listener) => listener.accept().await,
         None => std::future::pending().await,
     }
 }
 
-/// Reads a command.
+/// Reads a command. Returns one that asks for an upgrade; another one is answered.
 ///
 /// # Errors
 /// When the connection is not this user's, or sends no command that is understood.
-async fn receive(mut connection: ControlConnection, socket: &SharedSocket) -> anyhow::Result<Requester> {
+async fn receive(
+    mut connection: ControlConnection,
+    socket: &SharedSocket,
+    address: ServerAddress,
+) -> anyhow::Result<Option<Requester>> {
     let stream = connection.stream()?;
     match socket.lock().as_ref() {
         Some(socket) => socket.check_peer(stream)?,
@@ -173,7 +256,11 @@ async fn receive(mut connection: ControlConnection, socket: &SharedSocket) -> an
     let mut body = vec![0; body_len(header, MAX_COMMAND)?];
     stream.read_exact(&mut body).await.context("the command is incomplete")?;
     match decode(&body)? {
-        FirstMessage::Command(ControlCommand::Upgrade) => Ok(Requester::new(connection)),
+        FirstMessage::Command(ControlCommand::Upgrade) => Ok(Some(Requester::new(connection))),
+        FirstMessage::Command(ControlCommand::Address) => {
+            stream.write_all(&encode(&address)?).await.context("the answer could not be sent")?;
+            Ok(None)
+        }
         FirstMessage::Hello(hello) => {
             let reason = format!(
                 "the new process, version {}, speaks version {} of the handover, this one {PROTOCOL}",

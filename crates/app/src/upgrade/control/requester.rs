@@ -4,7 +4,7 @@ use lastcall_handover::{UpgradeProgress, encode};
 use tokio::{io::AsyncWriteExt, time::timeout};
 use tracing::debug;
 
-use super::connection::ControlConnection;
+use super::spare::ControlConnection;
 use crate::upgrade::timeouts::REPORT_TIMEOUT;
 
 /// A connection to the control socket over which `lastcall upgrade` asked for an upgrade, and waits for the report of how it

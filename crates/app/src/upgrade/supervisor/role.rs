@@ -1,12 +1,13 @@
 //! What becomes of a process once it has handed over.
 
 use std::{
-    env, io,
+    io,
     os::{fd::OwnedFd, unix::net::UnixStream},
 };
 
 use lastcall_core::settings::SUPERVISOR_VARIABLE;
-use rustix::process::{Pid, getpid, set_child_subreaper};
+use lastcall_lifecycle::ServiceManager;
+use rustix::process::{getpid, set_child_subreaper};
 
 use super::link::Link;
 use crate::upgrade::descriptor::inherited_descriptor;
@@ -16,25 +17,32 @@ use crate::upgrade::descriptor::inherited_descriptor;
 pub(crate) enum Role {
     /// This process was started by something that may only know its PID: it stays, and supervises.
     Started(Option<LinkPair>),
-    /// This process was started by a service manager that follows a new PID when it is told (sd_notify(3),
-    /// MAINPID=). It ends.
+    /// This process is watched by a service manager that follows a new PID when it is told (sd_notify(3), MAINPID=).
+    /// It ends, unless the manager does not answer.
     Followed,
     /// Another process supervises this one, which ends.
     Supervised(Link),
 }
 
 impl Role {
-    /// Returns the role of this process. To be called once, before there are threads.
+    /// Returns the role of this process, which may take over from another one. To be called once, before there are threads.
     ///
     /// # Errors
     /// When the environment has something in place of the number of a descriptor.
-    pub(crate) fn detect() -> anyhow::Result<Self> {
+    pub(crate) fn detect(takes_over: bool) -> anyhow::Result<Self> {
         if let Some(descriptor) = inherited_descriptor(SUPERVISOR_VARIABLE)? {
             return Ok(Self::Supervised(Link::new(descriptor)));
         }
-        // A container ends with its process 1, whatever its manager is told.
-        let followed = env::var_os("NOTIFY_SOCKET").is_some() && getpid() != Pid::INIT;
+        // Only an old process that is followed itself starts a new one without a supervisor.
+        let followed = takes_over || ServiceManager::watches_this_process();
         Ok(if followed { Self::Followed } else { Self::Started(None) })
+    }
+
+    /// Has this process stay if the service manager did not take what it was told last: it would not follow the new one.
+    pub(in crate::upgrade) async fn stay_in_doubt(&mut self, service_manager: &ServiceManager) {
+        if matches!(self, Self::Followed) && !service_manager.is_told().await {
+            *self = Self::Started(None);
+        }
     }
 
     /// Returns the end of the link that a new process is to inherit, if there is to be a supervisor.

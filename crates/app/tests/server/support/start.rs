@@ -2,7 +2,6 @@
 
 use std::{
     ffi::{OsStr, OsString},
-    net::TcpListener,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     process::Stdio,
@@ -148,17 +147,22 @@ impl Start {
         self
     }
 
+    /// Has it told what it does at this socket, by a service manager that is this process and follows the main one.
+    pub(crate) fn watched_by_this_process(self, socket: impl ToString) -> Self {
+        self.env("NOTIFY_SOCKET", socket).env("MANAGERPID", std::process::id())
+    }
+
     /// Returns the path of a file in the folder that the server starts in.
     pub(crate) fn path(&self, path: &str) -> PathBuf {
         self.dir.path().join(path)
     }
 
     /// Has it find this socket where systemd passes one: descriptor 3, and a variable with its own number.
-    pub(crate) fn listen_on(mut self, listener: TcpListener) -> Self {
+    pub(crate) fn listen_on(mut self, listener: impl Into<OwnedFd>) -> Self {
         let activate = "exec 3<&0 </dev/null; LISTEN_FDS=1 LISTEN_PID=$$ exec \"$0\" \"$@\"";
         let program = env!("CARGO_BIN_EXE_lastcall");
         self.command = copy_of(&self.command, Path::new("sh"), &["-c", activate, program]);
-        self.command.stdin(OwnedFd::from(listener));
+        self.command.stdin(listener.into());
         self
     }
 

@@ -1,0 +1,305 @@
+//! The HTTP connections that there are, and which of them makes room for a new one.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::{
+    sync::Notify,
+    time::{Instant, timeout_at},
+};
+use tracing::warn;
+
+use crate::refusals::LineRate;
+
+/// How long a new connection waits for room while none is idle and nothing changes. Requests that are answered in that
+/// time, such as the handshakes of many clients at once, make room.
+const ROOM_TIMEOUT: Duration = Duration::from_millis(50);
+
+/// How long a connection may be idle before it must make room. Others wait for that in the queue of the listening socket:
+/// when many clients come at once, the first must have the time to send their requests.
+const LEAST_IDLE_TIME: Duration = Duration::from_millis(100);
+
+/// All HTTP connections of this process: each counts from accept(2) until it ends, or becomes one of the connection
+/// manager's, which has a bound of its own. Clones are handles to the same ones.
+#[derive(Debug, Clone)]
+pub struct HttpConnections(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    max: usize,
+    state: Mutex<State>,
+    /// A connection has ended, has become idle, or is not idle any more.
+    changed: Notify,
+}
+
+#[derive(Debug)]
+struct State {
+    count: usize,
+    /// Idle connections by the order in which they became idle: since when, and how to tell each that it must make room.
+    idle: BTreeMap<u64, (Instant, Arc<Notify>)>,
+    /// The next number in that order.
+    next: u64,
+    /// Idle connections that were told to make room, and have not ended yet.
+    leaving: usize,
+    /// When a connection last came, ended, became idle, or was told to make room.
+    last_change: Instant,
+    /// Clients can bring connections to the bound as often as they like.
+    lines: LineRate,
+}
+
+/// The place of one connection. Dropping it gives it back.
+#[derive(Debug)]
+pub(super) struct Place(Arc<Inner>);
+
+/// The time during which a connection is idle: no request is under way. Dropping it ends that.
+#[derive(Debug)]
+pub(super) struct Idle<'a> {
+    connections: &'a Arc<Inner>,
+    number: u64,
+    told: Arc<Notify>,
+}
+
+impl HttpConnections {
+    /// Returns none yet, of which there may be `max` at once.
+    pub fn new(max: usize) -> Self {
+        let state = State {
+            count: 0,
+            idle: BTreeMap::new(),
+            next: 0,
+            leaving: 0,
+            last_change: Instant::now(),
+            lines: LineRate::default(),
+        };
+        Self(Arc::new(Inner { max, state: Mutex::new(state), changed: Notify::new() }))
+    }
+
+    /// Returns how many there may be.
+    pub(crate) fn max(&self) -> usize {
+        self.0.max
+    }
+
+    /// Returns how many there are.
+    pub(crate) fn count(&self) -> usize {
+        self.0.lock().count
+    }
+
+    /// Returns a place for a connection that another process had: such ones may be more than the bound. The next ones to
+    /// come make the rest leave.
+    pub(super) fn restore(&self) -> Place {
+        self.0.lock().count += 1;
+        Place(Arc::clone(&self.0))
+    }
+
+    /// Returns a place for a new connection. At the bound, the connection that has been idle longest is told to end.
+    /// Returns `None` if there is no room: all places are taken, and none has become free for a moment.
+    pub(super) async fn place(&self) -> Option<Place> {
+        loop {
+            let mut changed = std::pin::pin!(self.0.changed.notified());
+            // Before the state is read: no change is missed.
+            changed.as_mut().enable();
+            let next = self.0.lock().next_step(self.0.max);
+            match next {
+                Step::Enter => return Some(Place(Arc::clone(&self.0))),
+                Step::WaitForIdle(until) => {
+                    // At the timeout, that one is told.
+                    let _ = timeout_at(until, changed).await;
+                }
+                Step::Wait(until) => timeout_at(until, changed).await.ok()?,
+            }
+        }
+    }
+}
+
+/// What becomes of a new connection.
+enum Step {
+    /// There is room.
+    Enter,
+    /// The connection that is idle longest must leave, but not before this moment.
+    WaitForIdle(Instant),
+    /// One has to end, or to become idle: until this moment.
+    Wait(Instant),
+}
+
+impl State {
+    fn next_step(&mut self, max: usize) -> Step {
+        let now = Instant::now();
+        if self.count < max {
+            self.count += 1;
+            self.last_change = now;
+            return Step::Enter;
+        }
+        if self.count.saturating_sub(self.leaving) >= max
+            && let Some(longest) = self.idle.first_entry()
+        {
+            let may_leave_at = longest.get().0 + LEAST_IDLE_TIME;
+            if now < may_leave_at {
+                return Step::WaitForIdle(may_leave_at);
+            }
+            let (_, told) = longest.remove();
+            told.notify_one();
+            self.leaving += 1;
+            self.last_change = now;
+            if self.lines.take(now).is_none() {
+                warn!(
+                    max_http_connections = max,
+                    "all HTTP connections that there may be are open: for each new one, the one that has been idle \
+                     longest is closed; raise `max_http_connections`, or lower `keep_alive_timeout`"
+                );
+            }
+        }
+        Step::Wait(self.last_change + ROOM_TIMEOUT)
+    }
+}
+
+impl Inner {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing that holds it can panic.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the state, and has a new connection that waits for room look at it.
+    fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        let changed = change(&mut self.lock());
+        self.changed.notify_one();
+        changed
+    }
+}
+
+impl Place {
+    /// Notes that this connection is idle from now on.
+    pub(super) fn idle(&self) -> Idle<'_> {
+        let told = Arc::new(Notify::new());
+        let number = self.0.change(|state| {
+            let number = state.next;
+            state.next += 1;
+            state.last_change = Instant::now();
+            state.idle.insert(number, (state.last_change, Arc::clone(&told)));
+            number
+        });
+        Idle { connections: &self.0, number, told }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.change(|state| {
+            state.count = state.count.saturating_sub(1);
+            state.last_change = Instant::now();
+        });
+    }
+}
+
+impl Idle<'_> {
+    /// Waits until this connection must make room for a new one. Cancel safe.
+    pub(super) async fn must_leave(&self) {
+        self.told.notified().await;
+    }
+
+    /// Returns where this connection is in the order in which connections became idle.
+    pub(super) fn number(&self) -> u64 {
+        self.number
+    }
+}
+
+impl Drop for Idle<'_> {
+    fn drop(&mut self) {
+        self.connections.change(|state| {
+            if state.idle.remove(&self.number).is_none() {
+                state.leaving = state.leaving.saturating_sub(1);
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{task::yield_now, time::timeout};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_place_is_free_again_when_its_connection_ends() {
+        let connections = HttpConnections::new(2);
+        let (first, _second) = (connections.place().await.unwrap(), connections.place().await.unwrap());
+        assert!(connections.place().await.is_none(), "no request is interrupted");
+        assert_eq!(connections.count(), 2);
+        drop(first);
+        assert_eq!(connections.count(), 1);
+        connections.place().await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_connection_that_is_idle_longest_makes_room() {
+        let connections = HttpConnections::new(3);
+        let places = [(); 3].map(|()| connections.restore());
+        let [first, second, third] = &places;
+        let idle_since_long = second.idle();
+        let (idle, busy) = (third.idle(), first);
+        tokio::time::sleep(LEAST_IDLE_TIME).await;
+        let mut room = std::pin::pin!(connections.place());
+        assert!(timeout(Duration::ZERO, room.as_mut()).await.is_err(), "it has not left yet");
+        idle_since_long.must_leave().await;
+        assert!(timeout(Duration::ZERO, idle.must_leave()).await.is_err(), "one is enough");
+        // A request has come at that moment: it is answered, and the next one is told.
+        drop(idle_since_long);
+        assert!(timeout(Duration::ZERO, room.as_mut()).await.is_err());
+        idle.must_leave().await;
+        drop(idle);
+        drop(busy.idle());
+        drop(places);
+        let _place = room.await.unwrap();
+        assert_eq!(connections.count(), 1);
+        let state = connections.0.lock();
+        assert!(state.idle.is_empty() && state.leaving == 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn connections_of_another_process_may_be_more_and_leave_when_others_come() {
+        let connections = HttpConnections::new(2);
+        let mut leaving: Vec<_> = (0..5)
+            .map(|_| {
+                let place = connections.restore();
+                tokio::spawn(async move {
+                    let idle = place.idle();
+                    idle.must_leave().await;
+                })
+            })
+            .collect();
+        yield_now().await;
+        assert_eq!(connections.count(), 5);
+        let _place = connections.place().await.unwrap();
+        assert_eq!(connections.count(), 2);
+        for task in leaving.drain(..4) {
+            task.await.unwrap();
+        }
+        assert!(!leaving[0].is_finished(), "the one that became idle last stays");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn as_long_as_requests_are_answered_a_new_connection_waits_for_one() {
+        let connections = HttpConnections::new(8);
+        for _ in 0..8 {
+            let place = connections.restore();
+            tokio::spawn(async move {
+                loop {
+                    // A request that takes a while.
+                    tokio::time::sleep(ROOM_TIMEOUT * 3 / 4).await;
+                    let idle = place.idle();
+                    if timeout(2 * LEAST_IDLE_TIME, idle.must_leave()).await.is_ok() {
+                        return;
+                    }
+                }
+            });
+        }
+        for _ in 0..8 {
+            let place = connections.place().await.expect("there is room soon");
+            tokio::spawn(async move {
+                tokio::time::sleep(ROOM_TIMEOUT).await;
+                drop(place);
+            });
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! Answering connections 503 for which there is no room.
+
+use std::{
+    future::{Future, pending},
+    io,
+    net::SocketAddr,
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    sync::Semaphore,
+    time::timeout,
+};
+
+use super::{lingering_close::close_in_stages, shared::Shared};
+use crate::{
+    error::{ApiError, ErrorCode, RETRY_AFTER_SECONDS},
+    refusals::{Refusal, RequestSummary},
+};
+
+/// Connections that are answered at once. Each has a file descriptor, which is in the reserve.
+const MAX_AT_ONCE: usize = 16;
+
+/// How long a client has to send its request, to take the answer, and to close its side.
+const TIMEOUT: Duration = Duration::from_millis(250);
+
+/// Most bytes of a request that are read.
+const MAX_REQUEST: usize = 24 << 10;
+
+/// What is logged, and what the client is told.
+const MESSAGE: &str = "The server has all the HTTP connections that it may have (max_http_connections), and each has a \
+                       request; try again later.";
+
+/// Connections that are being rejected.
+pub(super) struct Rejections(Arc<Semaphore>);
+
+impl Default for Rejections {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(MAX_AT_ONCE)))
+    }
+}
+
+impl Rejections {
+    /// Counts a connection as refused. Returns what answers it; if many are being answered already, `None`, and the
+    /// connection has its answer now, without the time to read its request first: the answer may be lost with it.
+    pub(super) fn reject(
+        &self,
+        mut stream: TcpStream,
+        peer: SocketAddr,
+        shared: Arc<Shared>,
+    ) -> Option<impl Future<Output = ()> + use<>> {
+        let request = RequestSummary::of_peer(peer);
+        shared.refusals.note(Refusal { code: ErrorCode::Full.name(), message: MESSAGE.into(), request });
+        let Ok(permit) = Arc::clone(&self.0).try_acquire_owned() else {
+            let _ = stream.try_write(response(&[]).as_bytes());
+            return None;
+        };
+        Some(async move {
+            let _permit = permit;
+            // Too slow a client is cut off.
+            let _ = timeout(TIMEOUT, async {
+                // The request is read first, or the kernel answers the close with a reset that takes the response with it.
+                let mut request = Vec::with_capacity(MAX_REQUEST);
+                stream.read_buf(&mut request).await?;
+                stream.write_all(response(&request).as_bytes()).await?;
+                close_in_stages(stream, &shared.stop, pending()).await;
+                io::Result::Ok(())
+            })
+            .await;
+        })
+    }
+}
+
+/// Returns the response to a request, of which this is the beginning.
+fn response(request: &[u8]) -> String {
+    let wants_events =
+        String::from_utf8_lossy(request).to_ascii_lowercase().contains("\naccept: text/event-stream");
+    let (status, kind, body) = if wants_events {
+        // After any status but 200, an `EventSource` would never come back.
+        let json = ApiError::new(ErrorCode::Full, MESSAGE).json_message();
+        let retry = RETRY_AFTER_SECONDS * 1000;
+        ("200 OK", "text/event-stream", format!("retry: {retry}\nevent: error\ndata: {json}\n\n"))
+    } else {
+        let body = format!(r#"{{"error":{{"code":"full","message":"{MESSAGE}"}}}}"#);
+        ("503 Service Unavailable", "application/json", body)
+    };
+    format!(
+        "HTTP/1.1 {status}\r\nretry-after: {RETRY_AFTER_SECONDS}\r\ncontent-type: {kind}\r\ncontent-length: {}\r\n\
+         connection: close\r\n\r\n{body}",
+        body.len(),
+    )
+}
