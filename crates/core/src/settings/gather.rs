@@ -142,7 +142,7 @@ impl Loader {
     fn add_file(&mut self, file: SettingsFile, source: &Source) {
         if file.has_settings && !file.stays {
             self.warnings.push(format!(
-                "{source}: it can be read only once, so there will be no upgrade; with a file, there is"
+                "{source}: it can be read only once, so upgrades will be refused; a file can be read again"
             ));
         }
         self.files.push(file);
