@@ -16,6 +16,9 @@ const PUBLICATION_OVERHEAD: usize = 100;
 /// What a channel without subscribers costs beside its name and its publications.
 const CHANNEL_OVERHEAD: usize = 200;
 
+/// Most publications that a subscriber takes while no other call can be served.
+pub(crate) const MISSED_AT_ONCE: usize = 1024;
+
 /// Publications in order, each with the time from when on it is kept.
 #[derive(Debug, Default)]
 struct Kept(VecDeque<(i64, Arc<Publication>)>);
@@ -148,16 +151,36 @@ impl Channel {
         self.is_idle().then_some(Place { keeps, since_ms: self.used_ms })
     }
 
-    /// Returns the beginning of a subscription.
-    pub(crate) fn subscribed(&self, since: Since) -> Subscribed {
+    /// Takes some of what a subscriber has missed after what it was `taken` before, if that is much. Returns true if it was, and
+    /// more may be left.
+    pub(crate) fn take_slice(&self, since: Since, taken: &mut Vec<Arc<Publication>>) -> bool {
+        let Some(missed) = self.missed(since, taken.len()) else { return false };
+        if missed.len() <= MISSED_AT_ONCE {
+            return false;
+        }
+        taken.extend(missed.take(MISSED_AT_ONCE).cloned());
+        true
+    }
+
+    /// Returns the beginning of a subscription, of which this was `taken` before.
+    pub(crate) fn subscribed(&self, since: Since, mut taken: Vec<Arc<Publication>>) -> Subscribed {
         let top = self.top();
-        let missed = match since {
-            Since::Position(position) => self.after(position),
-            Since::Now | Since::Invalid => None,
-        };
-        match missed {
-            Some(missed) => Subscribed { top, recovered: true, missed: missed.cloned().collect() },
+        match self.missed(since, taken.len()) {
+            Some(missed) => {
+                taken.extend(missed.cloned());
+                Subscribed { top, recovered: true, missed: taken }
+            }
             None => Subscribed { top, recovered: false, missed: Vec::new() },
+        }
+    }
+
+    /// Returns what a subscriber has missed beside the first ones, of which there were so many; `None`: not all of it is kept.
+    fn missed(&self, since: Since, taken: usize) -> Option<impl ExactSizeIterator<Item = &Arc<Publication>>> {
+        match since {
+            Since::Position(Position { epoch, offset }) => {
+                self.after(Position { epoch, offset: offset.checked_add(taken as u64)? })
+            }
+            Since::Now | Since::Invalid => None,
         }
     }
 

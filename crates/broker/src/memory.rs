@@ -9,6 +9,7 @@ use std::{
     collections::{BinaryHeap, HashMap},
     future::ready,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread,
     time::Duration,
 };
 
@@ -28,6 +29,9 @@ use journal::Journals;
 
 /// Most publications or channels that are dropped before the lock is released, so that other calls need not wait for long.
 const EXPIRED_AT_ONCE: usize = 1000;
+
+/// Most publications that a subscriber takes in slices. Else it might never end, if they were published as fast.
+const MAX_IN_SLICES: usize = 4_000_000;
 
 /// Most publications or channels that are dropped for their age by one call of `publish`, so that its time is bounded.
 /// [`MemoryBroker::expire`] drops the rest.
@@ -147,8 +151,17 @@ impl MemoryBroker {
     }
 
     fn subscribe_at(&self, now: i64, name: &ChannelName, since: Since, receiver: usize, attach: Attach) {
-        let mut state = self.lock();
+        let (mut state, mut taken) = (self.lock(), Vec::new());
         self.drop_expired_of(&mut state, name, now);
+        // A subscriber may have missed a million of them: the lock is released now and then. The rest, and what was published
+        // meanwhile, is taken in one step with the beginning.
+        while taken.len() < MAX_IN_SLICES
+            && state.channels.get(name).is_some_and(|channel| channel.take_slice(since, &mut taken))
+        {
+            drop(state);
+            thread::yield_now();
+            state = self.lock();
+        }
         let State { channels, queues, bytes, journals, .. } = &mut *state;
         journals.note(name);
         let channel = match channels.get_mut(name) {
@@ -163,7 +176,7 @@ impl MemoryBroker {
         channel.subscribers += 1;
         channel.receivers.insert(receiver);
         requeue(queues, name, channel);
-        attach(channel.subscribed(since));
+        attach(channel.subscribed(since, taken));
     }
 
     fn unsubscribe_at(&self, now: i64, name: &ChannelName, receiver: usize, is_last: bool) {

@@ -9,6 +9,7 @@ use std::{
 };
 
 use super::*;
+use crate::channel::MISSED_AT_ONCE;
 
 const PUBLISHERS: usize = 2;
 const SUBSCRIBERS: usize = 2;
@@ -100,4 +101,54 @@ fn a_subscription_that_begins_while_other_threads_publish_misses_and_doubles_non
     // 5,000 publications of each publisher are 1, 2, 3, 1, 2, … at once.
     let each: u64 = (0..PUBLICATIONS as u64).map(|number| 1 + number % 3).sum();
     assert_eq!(delivered, 1 + PUBLISHERS as u64 * each);
+}
+
+#[test]
+fn a_subscriber_that_has_missed_many_does_not_keep_the_lock_and_gets_all_or_is_told() {
+    const KEPT: usize = 5 * MISSED_AT_ONCE;
+    let broker = keeping(KEPT, 1_000_000);
+    let start = subscribe(&broker, 0, "a", Since::Now).top;
+    for _ in 0..KEPT {
+        publish(&broker, 0, "a");
+    }
+    let state = broker.lock();
+    let (channel, mut taken) = (&state.channels[&name("a")], Vec::new());
+    for slices in 1..=4 {
+        assert!(channel.take_slice(Since::Position(start), &mut taken));
+        assert_eq!(taken.len(), slices * MISSED_AT_ONCE);
+    }
+    assert!(!channel.take_slice(Since::Position(start), &mut taken), "the rest goes with the beginning");
+    drop(state);
+
+    let is_over = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while is_over.load(Ordering::Relaxed) == 0 {
+                for _ in 0..20 {
+                    publish(&broker, 0, "a");
+                }
+                // Else the other thread might never get the lock.
+                thread::sleep(Duration::from_micros(100));
+            }
+        });
+        let (mut recovered, mut told) = (0, 0);
+        // From the oldest that is kept, which may go meanwhile, and from some way after it.
+        for number in 0..400 {
+            let top = broker.lock().channels[&name("a")].top();
+            let behind = (KEPT - (number % 40) * MISSED_AT_ONCE / 10) as u64;
+            let since = Position { offset: top.offset - behind, ..top };
+            let Subscribed { top, recovered: is_recovered, missed } =
+                subscribe(&broker, 0, "a", Since::Position(since));
+            if is_recovered {
+                recovered += 1;
+                let expected = since.offset + 1..=top.offset;
+                assert!(missed.iter().map(|one| one.offset).eq(expected), "since {since}, top {top}");
+            } else {
+                told += 1;
+                assert!(missed.is_empty());
+            }
+        }
+        is_over.store(1, Ordering::Relaxed);
+        assert!(recovered > 0, "{recovered} recovered, {told} told");
+    });
 }
