@@ -19,7 +19,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use lastcall_core::{clock, settings::ClientMessages};
+use lastcall_core::settings::ClientMessages;
 
 pub(crate) use self::ping::Ping;
 use self::{outbox::Outbox, replay::Replay, state::State};
@@ -108,8 +108,6 @@ pub(crate) struct Connection<S> {
     pub(crate) id: ClientId,
     /// How the client gets its messages.
     pub(crate) form: WireForm,
-    /// When it began, in seconds since the machine was started.
-    began_s: u32,
     /// The last ping and its answer.
     pub(crate) ping: Ping,
     /// Whether the client has shut down its direction of the TCP connection: read on until the end of the stream.
@@ -130,7 +128,6 @@ impl<S: Stream> Connection<S> {
             stream,
             id,
             form,
-            began_s: seconds(clock::since_boot()),
             ping: Ping::default(),
             peer_closed: false,
             state: State::Open,
@@ -144,9 +141,7 @@ impl<S: Stream> Connection<S> {
 
     /// Continues a connection of another process.
     pub(crate) fn restore(stream: S, snapshot: ConnectionSnapshot, permit: Permit) -> Self {
-        let age_s = snapshot.age_s.unwrap_or_else(|| seconds(snapshot.id.age_by_time_of_day()));
         let mut connection = Self {
-            began_s: seconds(clock::since_boot()).saturating_sub(age_s),
             state: snapshot.state,
             ping: Ping::restore(snapshot.active_since_ping, !snapshot.outbox.is_empty()),
             close_reason: snapshot.close_reason,
@@ -158,13 +153,13 @@ impl<S: Stream> Connection<S> {
         connection
     }
 
-    /// Returns what another process needs to continue this connection, but for its channels. `close_timeout` is the time that is left of
+    /// Returns what another process needs to continue this connection, but for its channels and its age. `close_timeout` is the time that is left of
     /// it, if the connection is closing.
     pub(crate) fn snapshot(&self, close_timeout: Option<Duration>) -> ConnectionSnapshot {
         ConnectionSnapshot {
             id: self.id,
             form: self.form,
-            age_s: Some(self.age_s()),
+            age_s: None,
             state: self.state,
             close_reason: self.close_reason,
             close_timeout_in_ms: close_timeout
@@ -176,11 +171,6 @@ impl<S: Stream> Connection<S> {
             channels: Vec::new(),
             positions: Vec::new(),
         }
-    }
-
-    /// Returns how long ago it began, in seconds.
-    pub(crate) fn age_s(&self) -> u32 {
-        seconds(clock::since_boot()).saturating_sub(self.began_s)
     }
 
     pub(crate) fn is_open(&self) -> bool {
@@ -342,8 +332,4 @@ impl<S: Stream> Connection<S> {
             State::CloseSent | State::Lingering => Disconnect::ByServer,
         })
     }
-}
-
-fn seconds(time: Duration) -> u32 {
-    u32::try_from(time.as_secs()).unwrap_or(u32::MAX)
 }

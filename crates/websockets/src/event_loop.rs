@@ -401,11 +401,11 @@ impl EventLoop {
             self.config.budget.remove_throttled();
         }
         self.end_subscriptions(&entry.subscriptions);
-        let connection = entry.connection;
+        let (age_s, connection) = (entry.age_s(), entry.connection);
         debug!(
             client = %connection.id,
             peer = peer_of(&connection.stream).map(display),
-            age_seconds = connection.age_s(),
+            age_seconds = age_s,
             disconnect = ?disconnect,
             reason = connection.close_reason().map(CloseReason::reason),
             "connection ended"

@@ -40,6 +40,26 @@ async fn a_clock_that_is_set_forwards_forgets_neither_keys_nor_history() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_connection_and_the_process_are_as_old_as_they_are() {
+    let clock = WallClock::right();
+    for upgrades in [false, true] {
+        clock.shift(0);
+        let mut server = clock.of(Start::default().env("LOG_LEVEL", "debug")).serve().await;
+        let client = server.client().await;
+        clock.shift(24 * HOUR);
+        if upgrades {
+            server.upgrade().await;
+        }
+        let uptime = server.get("/health/ready").await.json()["uptime_seconds"].as_f64().unwrap();
+        assert!(uptime < 10_000.0, "{uptime}");
+        client.leave().await;
+        let ended = server.logged("connection ended").await;
+        let age = ended["fields"]["age_seconds"].as_u64().unwrap();
+        assert!(age < 10_000, "{ended}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_too_old_goes_although_the_clock_was_set_back() {
     let clock = WallClock::right();
     let start = Start::default().env("HISTORY_TTL", "0.5").env("HISTORY_BYTES", "1MiB");

@@ -1,5 +1,8 @@
 //! The connections of one event loop, in slots, and keys to them that survive the reuse of a slot.
 
+use std::time::Duration;
+
+use lastcall_core::clock;
 use mio::net::TcpStream;
 use slab::Slab;
 
@@ -29,6 +32,8 @@ pub(crate) struct Slot {
     pub(crate) throttled: bool,
     /// Whether the poll reports when the socket can be written.
     pub(crate) write_interest: bool,
+    /// When the connection began, in seconds since the machine was started.
+    began_s: u32,
 }
 
 // Memory of an idle connection, apart from the kernel's. Debug builds of mio add a field to each socket.
@@ -45,8 +50,24 @@ impl Slot {
             write_queued: false,
             throttled: false,
             write_interest,
+            began_s: seconds(clock::since_boot()),
         }
     }
+
+    /// Returns how long ago the connection began, in seconds.
+    pub(crate) fn age_s(&self) -> u32 {
+        seconds(clock::since_boot()).saturating_sub(self.began_s)
+    }
+
+    /// Sets the age of a connection that comes from another process. A build before protocol 4 has told none.
+    pub(crate) fn set_age(&mut self, age_s: Option<u32>) {
+        let age_s = age_s.unwrap_or_else(|| seconds(self.connection.id.age_by_time_of_day()));
+        self.began_s = seconds(clock::since_boot()).saturating_sub(age_s);
+    }
+}
+
+fn seconds(time: Duration) -> u32 {
+    u32::try_from(time.as_secs()).unwrap_or(u32::MAX)
 }
 
 /// The connections of one event loop. The number of a slot is also the token of its socket.

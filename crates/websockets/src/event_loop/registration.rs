@@ -61,10 +61,13 @@ impl EventLoop {
                 }
             }
             ConnectionSource::Handover(mut snapshot) => {
-                let close_timeout = snapshot.close_timeout_in_ms;
+                let (close_timeout, age_s) = (snapshot.close_timeout_in_ms, snapshot.age_s);
                 let channels = std::mem::take(&mut snapshot.channels);
                 let positions = std::mem::take(&mut snapshot.positions);
                 let slot = self.insert(Connection::restore(stream, *snapshot, permit));
+                if let Some(entry) = slot.and_then(|slot| self.connections.get_mut(slot)) {
+                    entry.set_age(age_s);
+                }
                 if let Some(key) = slot.and_then(|slot| self.connections.key(slot)) {
                     self.reserve_subscriptions(key.slot, channels.len());
                     if !positions.is_empty() {

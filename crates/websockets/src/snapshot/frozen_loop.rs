@@ -45,7 +45,9 @@ impl FrozenLoop {
             let left = self.close_timeouts.get(&slot).copied();
             let channels = self.channels.get(&slot).cloned().unwrap_or_default();
             let positions = entry.subscriptions.position_texts();
-            let snapshot = ConnectionSnapshot { channels, positions, ..entry.connection.snapshot(left) };
+            let age_s = Some(entry.age_s());
+            let snapshot =
+                ConnectionSnapshot { age_s, channels, positions, ..entry.connection.snapshot(left) };
             (entry.connection.stream.as_fd(), snapshot)
         })
     }
