@@ -22,7 +22,11 @@ use bytes::Bytes;
 use lastcall_core::settings::ClientMessages;
 
 pub(crate) use self::ping::Ping;
-use self::{outbox::Outbox, replay::Replay, state::State};
+use self::{
+    outbox::{Outbox, Round},
+    replay::Replay,
+    state::State,
+};
 use crate::{
     admission::{Disconnect, Permit},
     client_id::ClientId,
@@ -62,7 +66,7 @@ pub(crate) struct ConnectionConfig {
     pub(crate) client_messages: ClientMessages,
     /// Most bytes in one message from a client, its fragments together.
     pub(crate) max_message_size: usize,
-    /// Most bytes that may be queued for one client.
+    /// Most bytes that may be queued for one client before more is added.
     pub(crate) max_queue: usize,
     /// Whether the rate of published texts is limited.
     pub(crate) limits_texts: bool,
@@ -85,7 +89,7 @@ impl ConnectionConfig {
 pub(crate) enum Outcome {
     /// Nothing.
     Unchanged,
-    /// More would be queued than `max_queue` allows: close the connection with [`CloseReason::SlowConsumer`].
+    /// More is queued than `max_queue` allows: close the connection with [`CloseReason::SlowConsumer`].
     TooSlow,
     /// A close frame was sent or queued: end the connection after `close_timeout`, if it has not ended by then.
     CloseStarted,
@@ -119,7 +123,17 @@ pub(crate) struct Connection<S> {
     early_input: Option<Box<Bytes>>,
     decoder: Decoder,
     outbox: Outbox,
+    /// What the socket took since [`Connection::take_sent`].
+    sent: Sent,
     permit: Permit,
+}
+
+/// What a socket took.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct Sent {
+    pub(crate) bytes: u32,
+    /// Messages of replays, which are counted when they are encoded to be written next.
+    pub(crate) replayed_messages: u32,
 }
 
 impl<S: Stream> Connection<S> {
@@ -135,6 +149,7 @@ impl<S: Stream> Connection<S> {
             early_input: None,
             decoder: Decoder::default(),
             outbox: Outbox::default(),
+            sent: Sent::default(),
             permit,
         }
     }
@@ -182,6 +197,15 @@ impl<S: Stream> Connection<S> {
         self.outbox.len()
     }
 
+    /// Returns what the socket took since the last call.
+    pub(crate) fn take_sent(&mut self) -> Sent {
+        std::mem::take(&mut self.sent)
+    }
+
+    fn count_sent(&mut self, bytes: usize) {
+        self.sent.bytes = self.sent.bytes.saturating_add(u32::try_from(bytes).unwrap_or(u32::MAX));
+    }
+
     pub(crate) fn has_output(&self) -> bool {
         !self.outbox.is_empty()
     }
@@ -209,8 +233,9 @@ impl<S: Stream> Connection<S> {
         loop {
             match self.stream.write(&all) {
                 Ok(written) if written >= response => {
+                    self.count_sent(written - response);
                     if written < all.len() {
-                        self.outbox.push(frames.clone(), written - response);
+                        self.outbox.push(frames.clone(), written - response, Round::default());
                     }
                     return Outcome::Unchanged;
                 }
@@ -222,33 +247,65 @@ impl<S: Stream> Connection<S> {
         }
     }
 
-    /// Sends whole frames, or queues what the socket does not take. With too much in the queue already, it sends
-    /// nothing and returns [`Outcome::TooSlow`].
-    pub(crate) fn send(&mut self, frames: &Bytes, config: &ConnectionConfig) -> Outcome {
-        if self.is_open() && self.has_output() && self.outbox.len() + frames.len() > config.max_queue {
+    /// Sends whole frames, or queues what the socket does not take. If too much was in the queue before this round of the
+    /// loop, it sends nothing and returns [`Outcome::TooSlow`].
+    pub(crate) fn send(&mut self, frames: &Bytes, round: Round, config: &ConnectionConfig) -> Outcome {
+        if self.is_open() && self.outbox.is_over(config.max_queue, round) {
             return Outcome::TooSlow;
         }
-        self.send_unbounded(frames)
+        self.send_or_queue(frames, round)
     }
 
     /// Sends whole frames like [`Connection::send`], however much is queued. For the few that every client must get.
     pub(crate) fn send_unbounded(&mut self, frames: &Bytes) -> Outcome {
+        self.send_or_queue(frames, Round::default())
+    }
+
+    fn send_or_queue(&mut self, frames: &Bytes, round: Round) -> Outcome {
         if !self.is_open() {
             return Outcome::Unchanged;
         }
         if self.has_output() {
-            self.outbox.push(frames.clone(), 0);
+            self.outbox.push(frames.clone(), 0, round);
             return Outcome::Unchanged;
         }
-        loop {
-            match self.stream.write(frames) {
-                Ok(written) if written == frames.len() => {}
-                Ok(written) => self.outbox.push(frames.clone(), written),
-                Err(error) if error.kind() == ErrorKind::WouldBlock => self.outbox.push(frames.clone(), 0),
-                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-                Err(_) => return self.disconnected(),
-            }
+        match self.write(frames) {
+            Ok(written) if written == frames.len() => {}
+            Ok(written) => self.outbox.push(frames.clone(), written, round),
+            Err(_) => return self.disconnected(),
+        }
+        Outcome::Unchanged
+    }
+
+    /// Sends a pong. Of those that the socket does not take, the last one stands for all.
+    fn send_pong(&mut self, frame: &Frame) -> Outcome {
+        if self.has_output() {
+            self.outbox.push_pong(frame.bytes());
             return Outcome::Unchanged;
+        }
+        match self.write(frame.bytes()) {
+            Ok(0) => self.outbox.push_pong(frame.bytes()),
+            Ok(written) if written < frame.bytes().len() => {
+                self.outbox.push(frame.bytes().clone(), written, Round::default());
+            }
+            Ok(_) => {}
+            Err(_) => return self.disconnected(),
+        }
+        Outcome::Unchanged
+    }
+
+    /// Writes to the socket, and returns how many bytes it took: none if it would block.
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        loop {
+            match self.stream.write(bytes) {
+                Ok(written) => {
+                    self.count_sent(written);
+                    return Ok(written);
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(0),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
         }
     }
 
@@ -263,8 +320,8 @@ impl<S: Stream> Connection<S> {
     }
 
     /// Sends what shows whether the client is there. Clients of server-sent events only show that they read.
-    pub(crate) fn send_ping(&mut self, config: &ConnectionConfig) -> Outcome {
-        let outcome = self.send(&self.form.ping(), config);
+    pub(crate) fn send_ping(&mut self) -> Outcome {
+        let outcome = self.send_unbounded(&self.form.ping());
         let is_queued = self.has_output();
         self.ping.sent(is_queued);
         if self.form == WireForm::EventStream && !is_queued {
@@ -284,7 +341,7 @@ impl<S: Stream> Connection<S> {
             self.outbox.truncate_to_partial_message(self.form);
         }
         if let Some(notice) = notice {
-            self.outbox.push(notice, 0);
+            self.outbox.push(notice, 0, Round::default());
         }
         if self.form == WireForm::EventStream {
             // There is no close frame: the end of the response is the close.
@@ -297,15 +354,17 @@ impl<S: Stream> Connection<S> {
 
     /// Sends or queues a close frame, the last frame of a connection.
     fn send_close_frame(&mut self, frame: &Frame) -> Outcome {
-        self.outbox.push(frame.bytes().clone(), 0);
+        self.outbox.push(frame.bytes().clone(), 0, Round::default());
         Outcome::CloseStarted.max(self.flush())
     }
 
     /// Writes what is queued, as far as the socket takes it and the turn lasts.
     pub(crate) fn flush(&mut self) -> Outcome {
-        let Ok(written) = self.outbox.flush(&mut self.stream) else { return self.disconnected() };
+        let Ok(flushed) = self.outbox.flush(&mut self.stream) else { return self.disconnected() };
+        self.count_sent(flushed.bytes);
+        self.sent.replayed_messages += u32::try_from(flushed.replayed_messages).unwrap_or(u32::MAX);
         // Not by what is queued: that may grow meanwhile, as replays are encoded when their turn comes.
-        if written > 0 {
+        if flushed.bytes > 0 {
             self.ping.wrote(self.outbox.is_empty());
             if self.form == WireForm::EventStream && self.outbox.is_empty() {
                 // A client that sends nothing answers by reading.

@@ -276,7 +276,7 @@ impl EventLoop {
         for item in batch.items {
             match item {
                 BatchItem::Run(run) => {
-                    let content = FanoutContent::Publications(RunFanout::new(run));
+                    let content = FanoutContent::Publications(RunFanout::new(run, batch.round));
                     self.jobs.push(Job::Deliver(Fanout::new(content)));
                 }
                 BatchItem::Attach(attachment) => self.jobs.push(Job::Attach(attachment)),
@@ -323,7 +323,7 @@ impl EventLoop {
             let Some(entry) = self.connections.get_mut(slot) else { continue };
             let connection = &mut entry.connection;
             if connection.is_open() && connection.ping.is_needed() {
-                let outcome = connection.send_ping(&self.config.connection);
+                let outcome = connection.send_ping();
                 self.apply_outcome(slot, outcome);
             }
         }
@@ -348,6 +348,11 @@ impl EventLoop {
 
     /// Does what an outcome asks for.
     fn apply_outcome(&mut self, slot: usize, outcome: Outcome) {
+        if let Some(entry) = self.connections.get_mut(slot) {
+            let sent = entry.connection.take_sent();
+            self.stats.bytes_sent += u64::from(sent.bytes);
+            self.stats.messages_sent += u64::from(sent.replayed_messages);
+        }
         self.watch_output(slot);
         match outcome {
             Outcome::Unchanged => {}

@@ -18,7 +18,9 @@ pub(crate) use self::{
     loop_command::LoopCommand,
     new_connection::{ConnectionSource, NewConnection},
 };
-use crate::{encoded::EncodedPublication, excess_capacity::release_excess_capacity};
+use crate::{
+    connection::outbox::Round, encoded::EncodedPublication, excess_capacity::release_excess_capacity,
+};
 
 /// Most new connections that a loop takes at once; none while [`MAX_ATTACH_BATCH`] subscriptions wait in its mailbox. So a
 /// burst needs little temporary memory, which would lie between lasting allocations and could not be returned to the system
@@ -34,7 +36,8 @@ pub(crate) const MAX_WRITE_BATCH: usize = 128 << 10;
 
 #[derive(Debug)]
 enum Entry {
-    Publication(ChannelName, Arc<EncodedPublication>),
+    /// The number is that of the turn in which it was published.
+    Publication(ChannelName, Arc<EncodedPublication>, u32),
     /// Boxed: entries are as large as the largest one, and nearly all are publications.
     Attach(Box<Attachment>),
     /// The number is that of the connections assigned before it, which the loop registers first.
@@ -55,6 +58,10 @@ pub(crate) struct Mailbox {
     entries: VecDeque<Entry>,
     /// Bytes of the publications in `entries`.
     bytes: usize,
+    /// The round that the loop takes, the entries that are left of it, and the turn of the last publication of it.
+    round: Round,
+    round_left: usize,
+    round_turn: u32,
     /// Whether the loop has been woken and has not emptied its mailbox since: it need not be woken again.
     wake_pending: bool,
     /// Whether the loop has ended: nothing is taken in.
@@ -109,18 +116,19 @@ impl Mailbox {
         self.attachments += 1;
     }
 
-    /// Adds publications of a channel, which have so many `bytes`.
+    /// Adds publications of a channel, which have so many `bytes`, and were published in this turn.
     pub(crate) fn push_publications(
         &mut self,
         channel: &ChannelName,
         publications: &[Arc<EncodedPublication>],
         bytes: usize,
+        turn: u32,
     ) {
         if self.closed {
             return;
         }
         let entries = publications.iter().cloned();
-        self.entries.extend(entries.map(|entry| Entry::Publication(channel.clone(), entry)));
+        self.entries.extend(entries.map(|entry| Entry::Publication(channel.clone(), entry, turn)));
         self.bytes += bytes;
     }
 
@@ -152,19 +160,26 @@ impl Mailbox {
     }
 
     /// Takes what is next: at most [`MAX_NEW_CONNECTIONS`]; then publications, at most [`MAX_WRITE_BATCH`] bytes, with the
-    /// subscriptions between them; then the next command, unless a connection assigned before it still waits.
+    /// subscriptions between them; then the next command, unless a connection assigned before it still waits. All of it is of
+    /// one round.
     pub(crate) fn take(&mut self) -> Batch {
         let mut batch = Batch { new_connections: self.take_new_connections(), ..Batch::default() };
+        self.begin_round();
         let (mut bytes, mut attached, mut runs_from) = (0, 0, 0);
-        while let Some(entry) = self.entries.pop_front() {
+        while !self.is_round_over()
+            && let Some(entry) = self.entries.pop_front()
+        {
+            self.round_left = self.round_left.saturating_sub(1);
             match entry {
-                Entry::Publication(channel, publication) => {
+                Entry::Publication(channel, publication, turn) => {
                     let size = publication.size(&channel);
                     // One that is larger than a batch is one of its own.
                     if bytes > 0 && bytes + size > MAX_WRITE_BATCH {
-                        self.entries.push_front(Entry::Publication(channel, publication));
+                        self.entries.push_front(Entry::Publication(channel, publication, turn));
+                        self.round_left += 1;
                         break;
                     }
+                    self.round_turn = turn;
                     bytes += size;
                     batch.push(channel, publication, runs_from);
                 }
@@ -179,6 +194,7 @@ impl Mailbox {
                 }
                 Entry::Command(command, assigned) if assigned > self.taken => {
                     self.entries.push_front(Entry::Command(command, assigned));
+                    self.round_left += 1;
                     break;
                 }
                 Entry::Command(command, _) => {
@@ -190,9 +206,27 @@ impl Mailbox {
         self.bytes -= bytes;
         self.attachments -= attached;
         release_excess_capacity(&mut self.entries);
+        batch.round = self.round;
         batch.more = !self.is_empty();
         self.wake_pending = batch.more;
         batch
+    }
+
+    /// Begins a round if the last one is over: all that waits now.
+    fn begin_round(&mut self) {
+        if self.is_round_over() {
+            self.round = self.round.next();
+            self.round_left = self.entries.len();
+        }
+    }
+
+    /// Returns true if nothing of the round is left, and nothing that was published in the same turn.
+    fn is_round_over(&self) -> bool {
+        let continues = |entry: &Entry| match entry {
+            Entry::Publication(.., turn) => *turn == self.round_turn,
+            Entry::Attach(_) | Entry::Command(..) => false,
+        };
+        self.round_left == 0 && !self.entries.front().is_some_and(continues)
     }
 }
 

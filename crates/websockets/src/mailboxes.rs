@@ -32,6 +32,8 @@ struct State {
     mailboxes: Vec<Mailbox>,
     /// The thread whose publications wake no loop until its [`DeferredWake`] is dropped.
     deferring: Option<ThreadId>,
+    /// The number of the turn: what one call publishes, and all that is published while wakes are deferred, is of one turn.
+    turn: u32,
 }
 
 /// The mailboxes of all event loops.
@@ -50,7 +52,7 @@ impl Mailboxes {
     pub(crate) fn new(wakers: Vec<Waker>, connections_per_loop: usize) -> Self {
         let mailboxes = wakers.iter().map(|_| Mailbox::default()).collect();
         Self {
-            state: Mutex::new(State { mailboxes, deferring: None }),
+            state: Mutex::new(State { mailboxes, deferring: None, turn: 0 }),
             placement: Placement::new(wakers.len(), connections_per_loop),
             wakers,
             full: AtomicBool::new(false),
@@ -97,13 +99,16 @@ impl Mailboxes {
     ) {
         let bytes: usize = publications.iter().map(|publication| publication.size(channel)).sum();
         let mut state = self.lock();
-        let State { mailboxes, deferring } = &mut *state;
+        let State { mailboxes, deferring, turn } = &mut *state;
         let is_deferred = deferring.is_some_and(|thread| thread == thread::current().id());
+        if !is_deferred {
+            *turn = turn.wrapping_add(1);
+        }
         for (index, (mailbox, waker)) in mailboxes.iter_mut().zip(&self.wakers).enumerate() {
             if !receivers.contains(index) {
                 continue;
             }
-            mailbox.push_publications(channel, publications, bytes);
+            mailbox.push_publications(channel, publications, bytes, *turn);
             if mailbox.bytes() >= HIGH_WATER_MARK {
                 self.full.store(true, Ordering::Relaxed);
             }
@@ -144,6 +149,7 @@ impl Mailboxes {
             return None;
         }
         state.deferring = Some(thread::current().id());
+        state.turn = state.turn.wrapping_add(1);
         Some(DeferredWake(Arc::clone(self)))
     }
 

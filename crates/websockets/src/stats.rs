@@ -25,9 +25,9 @@ pub struct Stats {
     pub messages_received: u64,
     /// Bytes received from clients, with all framing.
     pub bytes_received: u64,
-    /// Messages sent, once for each client: written or queued.
+    /// Publications sent, once for each client: written or queued. Those of a replay count when they are about to be written.
     pub messages_sent: u64,
-    /// Bytes of these, with all framing.
+    /// Bytes that the sockets of clients have taken, with all framing, but for the responses to handshakes.
     pub bytes_sent: u64,
     /// Subscriptions from a position that got everything after it.
     pub recovered: u64,

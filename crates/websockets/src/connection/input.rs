@@ -113,7 +113,7 @@ impl<S: Stream> Connection<S> {
         self.decoder = decoder;
         match result {
             Ok(()) => outcome,
-            Err(reason) => outcome.max(self.reject(reason, config)),
+            Err(reason) => outcome.max(self.reject(reason)),
         }
     }
 
@@ -130,10 +130,11 @@ impl<S: Stream> Connection<S> {
                     Outcome::Unchanged
                 }
                 ClientMessages::Ignore => Outcome::Unchanged,
-                ClientMessages::Echo => self.send(Frame::text(text).bytes(), config),
+                // There is nothing queued when a read begins, and one read brings little.
+                ClientMessages::Echo => self.send_unbounded(Frame::text(text).bytes()),
             },
-            (State::Open, Event::Binary(payload)) => self.send(Frame::binary(payload).bytes(), config),
-            (State::Open, Event::Ping(payload)) => self.send(Frame::pong(payload).bytes(), config),
+            (State::Open, Event::Binary(payload)) => self.send_unbounded(Frame::binary(payload).bytes()),
+            (State::Open, Event::Ping(payload)) => self.send_pong(&Frame::pong(payload)),
             (State::Open, Event::Close(status)) => {
                 self.state = State::CloseReceived;
                 self.send_close_frame(&Frame::close(status.map(|(code, _)| (code, ""))))
@@ -145,7 +146,7 @@ impl<S: Stream> Connection<S> {
     }
 
     /// Closes the connection after input that is not acceptable.
-    fn reject(&mut self, reason: CloseReason, config: &ConnectionConfig) -> Outcome {
+    fn reject(&mut self, reason: CloseReason) -> Outcome {
         if self.state == State::CloseSent {
             return self.disconnected();
         }
@@ -154,7 +155,7 @@ impl<S: Stream> Connection<S> {
                 code: "unsupported_data",
                 message: "Binary messages are not accepted; send text.",
             };
-            self.send(error.frame().bytes(), config)
+            self.send_unbounded(error.frame().bytes())
         } else {
             Outcome::Unchanged
         };

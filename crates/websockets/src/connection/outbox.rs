@@ -17,7 +17,18 @@ const MAX_SLICES: usize = 16;
 /// Bytes after which a flush lets other connections have their turn.
 const TURN: usize = 128 << 10;
 
-/// What is queued for one client, in order. Its chunks are shared with other clients, not copied.
+/// Most bytes of a chunk that small messages are copied into.
+const COPIED: usize = 16 << 10;
+
+/// What a chunk costs beside its bytes: its place in the queue, which may have room for twice as many, and the header of its
+/// allocation.
+const CHUNK_COST: usize = 2 * size_of::<Chunk>() + 32;
+
+/// Chunks that a queue keeps room for.
+const KEPT_CHUNKS: usize = 16;
+
+/// What is queued for one client, in order. Its chunks are shared with other clients, not copied; but for messages that are
+/// smaller than what a chunk costs.
 ///
 /// Plain data: it is serialized for the new process, which may be another build. The serialized names stay.
 #[derive(Debug, Default, Clone, PartialEq, Serialize, Deserialize)]
@@ -27,7 +38,7 @@ pub(crate) struct Outbox {
     queue: Option<Box<Queue>>,
 }
 
-#[derive(Debug, Default, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Default, Clone, Deserialize)]
 #[serde(try_from = "UncheckedQueue")]
 struct Queue {
     /// Never empty; the first chunk may have been written in part.
@@ -38,8 +49,52 @@ struct Queue {
     waiting: usize,
     /// Of these, bytes of replays that the old process encoded. They do not count towards `max_queue`.
     replayed: usize,
+    /// What all chunks cost but replays and their pages: the memory that they keep, and not only what is not written of it.
+    cost: usize,
+    /// What the chunks cost that were queued before the current round, as far as they are still there.
+    cost_before_round: usize,
+    round: Round,
+    /// The index of a pong of which nothing is written: the next one takes its place.
+    pong: Option<usize>,
     /// Whether the last flush ended with its turn: the socket may take more.
     turn_ended: bool,
+}
+
+/// The number of what a loop takes from its mailbox without a chance for the clients to read it: at least all
+/// publications of one call.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Round(u32);
+
+impl Round {
+    /// Returns the one after this.
+    pub(crate) fn next(self) -> Self {
+        Self(self.0.wrapping_add(1))
+    }
+}
+
+/// What was written.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Flushed {
+    pub(crate) bytes: usize,
+    /// Messages of replays that were encoded to be written next.
+    pub(crate) replayed_messages: usize,
+}
+
+impl PartialEq for Queue {
+    /// Returns true if the client gets the same bytes, in whatever chunks they are.
+    fn eq(&self, other: &Self) -> bool {
+        let bytes = |queue: &Self| {
+            let mut all = Vec::with_capacity(queue.waiting);
+            for chunk in &queue.chunks {
+                match chunk {
+                    Chunk::Replay(replay) => all.extend_from_slice(&replay.rest()),
+                    _ => all.extend_from_slice(chunk.bytes().unwrap_or_default()),
+                }
+            }
+            all
+        };
+        self.written == other.written && bytes(self) == bytes(other)
+    }
 }
 
 impl Serialize for Queue {
@@ -49,7 +104,12 @@ impl Serialize for Queue {
             .chunks
             .iter()
             .map(|chunk| match chunk {
-                Chunk::Bytes(bytes) => bytes.clone(),
+                Chunk::Shared(bytes) => bytes.clone(),
+                Chunk::Copied(bytes) => Bytes::copy_from_slice(bytes),
+                Chunk::Page(bytes) => {
+                    replayed += bytes.len();
+                    bytes.clone()
+                }
                 // The new process has the publications in its history, too, but may have to drop some before they are written.
                 Chunk::Replay(replay) => {
                     let rest = replay.rest();
@@ -67,12 +127,36 @@ impl Serialize for Queue {
     }
 }
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 enum Chunk {
-    /// Whole messages.
-    Bytes(Bytes),
+    /// Whole messages, shared with other clients.
+    Shared(Bytes),
+    /// Whole messages, each smaller than what a chunk costs.
+    Copied(Vec<u8>),
+    /// Whole messages of the replay behind it.
+    Page(Bytes),
     /// Messages that are encoded once they are the next ones to be written.
     Replay(Box<Replay>),
+}
+
+impl Chunk {
+    /// Returns what can be written; `None`: it must be encoded first.
+    fn bytes(&self) -> Option<&[u8]> {
+        match self {
+            Self::Shared(bytes) | Self::Page(bytes) => Some(bytes),
+            Self::Copied(bytes) => Some(bytes),
+            Self::Replay(_) => None,
+        }
+    }
+
+    /// Returns the memory that counts towards `max_queue`.
+    fn cost(&self) -> usize {
+        match self {
+            Self::Shared(bytes) => bytes.len() + CHUNK_COST,
+            Self::Copied(bytes) => bytes.capacity() + CHUNK_COST,
+            Self::Page(_) | Self::Replay(_) => 0,
+        }
+    }
 }
 
 /// A queue from another process. If it contradicts itself, the handover fails and the old process continues.
@@ -102,9 +186,11 @@ impl TryFrom<UncheckedQueue> for Queue {
         }
         let all: usize = chunks.iter().map(Bytes::len).sum();
         // A replay may have ended with an empty chunk.
-        let chunks = chunks.into_iter().filter(|chunk| !chunk.is_empty()).map(Chunk::Bytes).collect();
+        let chunks: VecDeque<_> =
+            chunks.into_iter().filter(|chunk| !chunk.is_empty()).map(Chunk::Shared).collect();
         let waiting = all - written;
-        Ok(Self { waiting, chunks, written, replayed: replayed.min(waiting), turn_ended: false })
+        let cost = chunks.iter().map(Chunk::cost).sum();
+        Ok(Self { waiting, cost, chunks, written, replayed: replayed.min(waiting), ..Self::default() })
     }
 }
 
@@ -113,10 +199,21 @@ impl Outbox {
         self.queue.is_none()
     }
 
-    /// Returns the number of queued bytes that count towards `max_queue`. Replays count from when their pages are encoded, and
-    /// what was a replay in the old process does not count.
+    /// Returns the number of queued bytes. Those of replays count from when their pages are encoded.
     pub(crate) fn len(&self) -> usize {
-        self.queue.as_ref().map_or(0, |queue| queue.waiting - queue.replayed)
+        self.queue.as_ref().map_or(0, |queue| queue.waiting)
+    }
+
+    /// Begins a round, unless it has begun. Returns true if more than `max_queue` was queued before it: the client is too slow,
+    /// as it has not taken that. What a round adds is not held against the client, which could not read any of it yet.
+    /// Replays do not count.
+    pub(crate) fn is_over(&mut self, max_queue: usize, round: Round) -> bool {
+        let Some(queue) = &mut self.queue else { return false };
+        if queue.round != round {
+            queue.round = round;
+            queue.cost_before_round = queue.cost.saturating_sub(queue.replayed);
+        }
+        queue.cost_before_round > max_queue
     }
 
     /// Returns about how many bytes the outbox has when it is serialized.
@@ -124,7 +221,8 @@ impl Outbox {
         let chunks = self.queue.iter().flat_map(|queue| &queue.chunks);
         chunks
             .map(|chunk| match chunk {
-                Chunk::Bytes(bytes) => bytes.len(),
+                Chunk::Shared(bytes) | Chunk::Page(bytes) => bytes.len(),
+                Chunk::Copied(bytes) => bytes.len(),
                 Chunk::Replay(replay) => replay.size(),
             })
             .sum()
@@ -132,12 +230,39 @@ impl Outbox {
 
     /// Queues whole frames. The socket has taken their first `written` bytes already, which is only possible when
     /// nothing else is queued.
-    pub(crate) fn push(&mut self, frames: Bytes, written: usize) {
-        let queue = self.queue.get_or_insert_default();
+    pub(crate) fn push(&mut self, frames: Bytes, written: usize, round: Round) {
+        let queue = self.queue.get_or_insert_with(|| Box::new(Queue { round, ..Queue::default() }));
         debug_assert!(written == 0 || queue.chunks.is_empty());
         queue.written = queue.written.max(written);
         queue.waiting += frames.len() - written;
-        queue.chunks.push_back(Chunk::Bytes(frames));
+        if frames.len() > CHUNK_COST {
+            queue.push_back(Chunk::Shared(frames));
+        } else {
+            queue.copy(&frames);
+        }
+    }
+
+    /// Queues a pong. Of those that the socket has not taken, the last one stands for all (RFC 6455 §5.5.3), and comes before
+    /// all other messages.
+    pub(crate) fn push_pong(&mut self, frame: &[u8]) {
+        let queue = self.queue.get_or_insert_default();
+        let chunk = Chunk::Copied(frame.to_vec());
+        queue.waiting += frame.len();
+        queue.cost += chunk.cost();
+        let index = match queue.pong {
+            Some(index) => {
+                let replaced = std::mem::replace(&mut queue.chunks[index], chunk);
+                queue.waiting -= replaced.bytes().map_or(0, <[u8]>::len);
+                queue.remove_cost(&replaced);
+                index
+            }
+            None => {
+                let index = usize::from(queue.written > 0);
+                queue.chunks.insert(index, chunk);
+                index
+            }
+        };
+        queue.pong = Some(index);
     }
 
     /// Queues a replay.
@@ -150,23 +275,23 @@ impl Outbox {
         self.queue.as_ref().is_some_and(|queue| queue.turn_ended)
     }
 
-    /// Writes until nothing is queued, `socket` would block, or the turn is over. Returns how many bytes were written.
+    /// Writes until nothing is queued, `socket` would block, or the turn is over. Returns what was written.
     ///
     /// # Errors
     /// Those of `socket`, except `WouldBlock` and `Interrupted`.
-    pub(crate) fn flush(&mut self, mut socket: impl Write) -> io::Result<usize> {
-        let mut written = 0;
+    pub(crate) fn flush(&mut self, mut socket: impl Write) -> io::Result<Flushed> {
+        let mut flushed = Flushed::default();
         while let Some(queue) = &mut self.queue {
-            queue.turn_ended = written >= TURN;
+            queue.turn_ended = flushed.bytes >= TURN;
             if queue.turn_ended {
                 break;
             }
-            queue.encode_next();
+            flushed.replayed_messages += queue.encode_next();
             let mut slices = [IoSlice::new(&[]); MAX_SLICES];
             let mut skip = queue.written;
             let mut used = 0;
             for (slice, chunk) in slices.iter_mut().zip(&queue.chunks) {
-                let Chunk::Bytes(bytes) = chunk else { break };
+                let Some(bytes) = chunk.bytes() else { break };
                 *slice = IoSlice::new(&bytes[skip..]);
                 skip = 0;
                 used += 1;
@@ -179,7 +304,7 @@ impl Outbox {
             match socket.write_vectored(&slices[..used]) {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
                 Ok(n) => {
-                    written += n;
+                    flushed.bytes += n;
                     if queue.advance(n) {
                         self.queue = None;
                     }
@@ -189,54 +314,83 @@ impl Outbox {
                 Err(error) => return Err(error),
             }
         }
-        Ok(written)
+        Ok(flushed)
     }
 
     /// Drops what is queued, except the rest of a message that is written in part, so that another one may follow.
     pub(crate) fn truncate_to_partial_message(&mut self, form: WireForm) {
-        let Some(queue) = &mut self.queue else { return };
-        let rest = match queue.chunks.front() {
-            Some(Chunk::Bytes(chunk)) => {
-                // A chunk from another process may not consist of whole messages: then all of it is kept.
-                let end = form.next_boundary(chunk, queue.written).clamp(queue.written, chunk.len());
-                chunk.slice(queue.written..end)
-            }
-            Some(Chunk::Replay(_)) | None => Bytes::new(),
-        };
-        self.queue = None;
+        let Some(queue) = self.queue.take() else { return };
+        // Nothing of the first message is written: then it goes, too.
+        let Some(first) = queue.chunks.front().and_then(Chunk::bytes) else { return };
+        // A chunk from another process may not consist of whole messages: then all of it is kept.
+        let end = form.next_boundary(first, queue.written).clamp(queue.written, first.len());
+        let rest = &first[queue.written..end];
         if !rest.is_empty() {
-            self.push(rest, 0);
+            self.push(Bytes::copy_from_slice(rest), 0, queue.round);
         }
     }
 }
 
 impl Queue {
+    fn push_back(&mut self, chunk: Chunk) {
+        self.cost += chunk.cost();
+        self.chunks.push_back(chunk);
+    }
+
+    /// Adds a small message to the last chunk, if it is one of small messages, and not a pong that may be replaced.
+    fn copy(&mut self, message: &[u8]) {
+        let is_pong = self.pong.is_some_and(|pong| pong + 1 == self.chunks.len());
+        if let Some(Chunk::Copied(last)) = self.chunks.back_mut().filter(|_| !is_pong)
+            && last.len() + message.len() <= COPIED
+        {
+            let before = last.capacity();
+            last.extend_from_slice(message);
+            self.cost += last.capacity() - before;
+        } else {
+            self.push_back(Chunk::Copied(message.to_vec()));
+        }
+    }
+
+    /// Subtracts what a chunk costs that is no longer there.
+    fn remove_cost(&mut self, chunk: &Chunk) {
+        self.cost -= chunk.cost();
+        self.cost_before_round = self.cost_before_round.saturating_sub(chunk.cost());
+    }
+
     /// Records that `n` bytes were written. Returns true if nothing is left.
     fn advance(&mut self, n: usize) -> bool {
         self.waiting -= n;
         self.replayed = self.replayed.min(self.waiting);
         self.written += n;
-        while let Some(chunk) = self.chunks.front() {
-            let Chunk::Bytes(bytes) = chunk else { return false };
-            if self.written < bytes.len() {
-                return false;
+        while let Some(len) = self.chunks.front().map(|chunk| chunk.bytes().map(<[u8]>::len)) {
+            match len {
+                Some(len) if self.written >= len => self.written -= len,
+                _ => break,
             }
-            self.written -= bytes.len();
-            self.chunks.pop_front();
+            if let Some(chunk) = self.chunks.pop_front() {
+                self.remove_cost(&chunk);
+            }
+            self.pong = self.pong.and_then(|pong| pong.checked_sub(1));
         }
-        true
+        // A pong of which a part is written has to be written whole.
+        self.pong = self.pong.filter(|pong| *pong > 0 || self.written == 0);
+        if self.chunks.len() * 4 < self.chunks.capacity() {
+            self.chunks.shrink_to(KEPT_CHUNKS.max(self.chunks.len() * 2));
+        }
+        self.chunks.is_empty()
     }
 
-    /// Encodes the next page of a replay, if it is to be written next.
-    fn encode_next(&mut self) {
+    /// Encodes the next page of a replay, if it is to be written next. Returns how many messages it has.
+    fn encode_next(&mut self) -> usize {
         while let Some(Chunk::Replay(replay)) = self.chunks.front_mut() {
-            if let Some(page) = replay.next_page() {
+            if let Some((page, messages)) = replay.next_page() {
                 self.waiting += page.len();
-                self.chunks.push_front(Chunk::Bytes(page));
-                break;
+                self.chunks.push_front(Chunk::Page(page));
+                return messages;
             }
             self.chunks.pop_front();
         }
+        0
     }
 }
 
@@ -256,7 +410,7 @@ mod tests {
             let mut outbox = Outbox::default();
             let mut socket = MemoryStream::default();
             for n in 1..40 {
-                outbox.push(text(n), 0);
+                outbox.push(text(n), 0, Round::default());
             }
             assert_eq!(outbox.len(), expected.len());
             while !outbox.is_empty() {
@@ -274,8 +428,8 @@ mod tests {
             let mut outbox = Outbox::default();
             let mut socket = MemoryStream { capacity, ..MemoryStream::default() };
             let chunk: Vec<u8> = [text(5), text(7)].concat();
-            outbox.push(chunk.into(), 0);
-            outbox.push(text(9), 0);
+            outbox.push(chunk.into(), 0, Round::default());
+            outbox.push(text(9), 0, Round::default());
             outbox.flush(&mut socket).unwrap();
             outbox.truncate_to_partial_message(WireForm::WebSocket);
             socket.capacity = 1000;
@@ -299,7 +453,7 @@ mod tests {
             }
         }
         let mut outbox = Outbox::default();
-        outbox.push(text(1), 0);
+        outbox.push(text(1), 0, Round::default());
         assert_eq!(outbox.flush(Zero).unwrap_err().kind(), ErrorKind::WriteZero);
     }
 }

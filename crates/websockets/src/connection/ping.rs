@@ -10,7 +10,7 @@ pub(crate) enum Ping {
     Sent,
     /// The ping is in the outbox: the client cannot answer yet.
     Queued {
-        /// Whether the socket took output since the last check, which shows that the client reads.
+        /// Whether the socket took output since the last check, which shows that the client reads, or bytes arrived.
         progress: bool,
     },
     /// The ping has left the outbox some time after the other clients of its bucket were pinged. It is checked one
@@ -45,9 +45,12 @@ impl Ping {
         *self = if is_queued { Self::Queued { progress: true } } else { Self::Sent };
     }
 
-    /// Records that bytes arrived from the client.
+    /// Records that bytes arrived from the client. While a ping is queued, no other one is needed.
     pub(crate) fn answered(&mut self) {
-        *self = Self::Answered;
+        match self {
+            Self::Queued { progress } => *progress = true,
+            _ => *self = Self::Answered,
+        }
     }
 
     /// Records that the socket took queued output; `all`: nothing is queued any more.

@@ -39,13 +39,6 @@ pub(crate) enum ReplayForm {
     },
 }
 
-impl PartialEq for Replay {
-    fn eq(&self, other: &Self) -> bool {
-        (&self.channel, self.epoch, self.missed.as_slice(), &self.form)
-            == (&other.channel, other.epoch, other.missed.as_slice(), &other.form)
-    }
-}
-
 impl Replay {
     /// Returns the replay of these publications, in their order.
     pub(crate) fn new(
@@ -57,9 +50,11 @@ impl Replay {
         Self { channel, epoch, missed: missed.into_iter(), form }
     }
 
-    /// Encodes the next publications as whole messages; `None`: none is left.
-    pub(crate) fn next_page(&mut self) -> Option<Bytes> {
-        self.encode(PAGE)
+    /// Encodes the next publications as whole messages, and returns their number, too; `None`: none is left.
+    pub(crate) fn next_page(&mut self) -> Option<(Bytes, usize)> {
+        let before = self.missed.len();
+        let page = self.encode(PAGE)?;
+        Some((page, before - self.missed.len()))
     }
 
     /// Returns all that is left.

@@ -88,9 +88,7 @@ impl EventLoop {
             }
         };
         if !missed.is_empty() {
-            self.stats.messages_sent += missed.len() as u64;
             let replay = Replay::new(channel, top.epoch, missed, form);
-            self.stats.bytes_sent += replay.size() as u64;
             outcome = outcome.max(connection.replay(replay));
         }
         self.apply_outcome(slot, outcome);

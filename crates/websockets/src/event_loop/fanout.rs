@@ -54,9 +54,8 @@ impl EventLoop {
         let connection = &mut entry.connection;
         if connection.is_open() {
             self.stats.messages_sent += run.count() as u64;
-            self.stats.bytes_sent += bytes.len() as u64;
         }
-        let outcome = connection.send(bytes, &self.config.connection);
+        let outcome = connection.send(bytes, run.round, &self.config.connection);
         self.apply_outcome(slot, outcome);
     }
 

@@ -6,19 +6,24 @@ use bytes::Bytes;
 use lastcall_core::{ChannelName, Position};
 
 use super::stream_positions::StreamPositions;
-use crate::{encoded::EncodedPublication, mailbox::Run, protocol::event_stream, wire_form::WireForm};
+use crate::{
+    connection::outbox::Round, encoded::EncodedPublication, mailbox::Run, protocol::event_stream,
+    wire_form::WireForm,
+};
 
 /// Publications of a channel, encoded and joined in each form when the first member needs it.
 #[derive(Debug)]
 pub(super) struct RunFanout {
     run: Run,
+    /// The round in which the loop has taken them.
+    pub(super) round: Round,
     frames: OnceCell<Bytes>,
     events: OnceCell<Bytes>,
 }
 
 impl RunFanout {
-    pub(super) fn new(run: Run) -> Self {
-        Self { run, frames: OnceCell::new(), events: OnceCell::new() }
+    pub(super) fn new(run: Run, round: Round) -> Self {
+        Self { run, round, frames: OnceCell::new(), events: OnceCell::new() }
     }
 
     pub(super) fn channel(&self) -> &ChannelName {

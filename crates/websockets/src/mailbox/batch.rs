@@ -5,7 +5,7 @@ use std::sync::Arc;
 use lastcall_core::ChannelName;
 
 use super::{Attachment, LoopCommand, NewConnection};
-use crate::encoded::EncodedPublication;
+use crate::{connection::outbox::Round, encoded::EncodedPublication};
 
 /// Runs of other channels among which a loop looks for one that a publication continues.
 pub(crate) const MAX_OPEN_RUNS: usize = 16;
@@ -22,6 +22,8 @@ pub(crate) struct Run {
 pub(crate) struct Batch {
     /// To be registered first.
     pub(crate) new_connections: Vec<NewConnection>,
+    /// The round that the items belong to.
+    pub(crate) round: Round,
     /// To be done in this order.
     pub(crate) items: Vec<BatchItem>,
     /// Whether the mailbox holds more.

@@ -64,6 +64,7 @@ mod tests {
     use super::{super::ManagerSnapshot, *};
     use crate::{
         codec::{DecoderLimits, Event, Frame},
+        connection::outbox::Round,
         stats::Stats,
     };
 
@@ -75,8 +76,8 @@ mod tests {
         let mut input = b"\x01\x87\0\0\0\0Hello, \x80\x86\x01\x02\x03\x04v\x6d".to_vec();
         decoder.decode(&mut input, limits, |_| ControlFlow::Continue(())).unwrap();
         let mut outbox = Outbox::default();
-        outbox.push(Frame::text("half written").bytes().clone(), 5);
-        outbox.push(Frame::close(Some((1012, "service restart"))).bytes().clone(), 0);
+        outbox.push(Frame::text("half written").bytes().clone(), 5, Round::default());
+        outbox.push(Frame::close(Some((1012, "service restart"))).bytes().clone(), 0, Round::default());
         ConnectionSnapshot {
             id: serde_json::from_str("\"01a20897-adf5-76ce-9f22-e02aacce5ddd\"").unwrap(),
             age_s: None,

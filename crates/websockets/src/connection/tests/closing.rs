@@ -21,7 +21,7 @@ fn the_answer_to_a_close_is_written_behind_what_is_queued_before_the_connection_
     let expected = [bytes(&frame), bytes(&Frame::close(Some((1000, ""))))].concat();
     for taken in 0..frame.bytes().len() {
         let mut connection = connection(taken);
-        let _ = connection.send(frame.bytes(), &CONFIG);
+        let _ = connection.send(frame.bytes(), Round::default(), &CONFIG);
         assert_eq!(receive(&mut connection, client_close(1000), &CONFIG).0, Outcome::CloseStarted);
         assert_eq!(connection.state, State::CloseReceived);
         assert_eq!(drain(&mut connection, 3), BY_CLIENT);
@@ -69,7 +69,7 @@ fn only_an_open_connection_can_be_closed_or_written_to() {
             connection.close(CloseReason::ServiceRestart, Some(notice.bytes().clone())),
             Outcome::Unchanged
         );
-        assert_eq!(connection.send(notice.bytes(), &CONFIG), Outcome::Unchanged);
+        assert_eq!(connection.send(notice.bytes(), Round::default(), &CONFIG), Outcome::Unchanged);
         assert_eq!(connection.send_unbounded(notice.bytes()), Outcome::Unchanged);
         assert_eq!((connection.queued(), connection.state), (queued, state));
         assert!(connection.stream.written.is_empty());
@@ -166,7 +166,7 @@ fn a_close_follows_what_is_queued_and_the_notice_whatever_the_socket_takes_at_a_
     {
         for taken in 0..frame.bytes().len() {
             let mut connection = connection(taken);
-            let _ = connection.send(frame.bytes(), &CONFIG);
+            let _ = connection.send(frame.bytes(), Round::default(), &CONFIG);
             assert_eq!(
                 connection.close(reason, notice.map(|notice: &Frame| notice.bytes().clone())),
                 Outcome::CloseStarted

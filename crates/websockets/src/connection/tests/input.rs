@@ -123,7 +123,7 @@ fn input_is_seen_without_being_read_and_so_is_the_end() {
 #[test]
 fn any_input_answers_a_ping_and_a_queued_ping_is_checked_when_it_is_written() {
     let mut connection = connection(0);
-    let _ = connection.send(Frame::ping().bytes(), &CONFIG);
+    let _ = connection.send(Frame::ping().bytes(), Round::default(), &CONFIG);
     connection.ping.sent(connection.has_output());
     assert_eq!(connection.ping, Ping::Queued { progress: true });
     connection.stream.capacity = 1;

@@ -15,11 +15,11 @@ fn a_write_that_fails_ends_the_connection() {
         connection.stream.write_error = Some(ErrorKind::BrokenPipe);
         connection
     };
-    assert_eq!(fails().send(frame.bytes(), &CONFIG), BY_CLIENT);
+    assert_eq!(fails().send(frame.bytes(), Round::default(), &CONFIG), BY_CLIENT);
     assert_eq!(fails().send_handshake(b"HTTP".to_vec(), frame.bytes()), BY_CLIENT);
     assert_eq!(fails().close(CloseReason::Idle, None), BY_SERVER);
     let mut queued = connection(0);
-    assert_eq!(queued.send(frame.bytes(), &CONFIG), Outcome::Unchanged);
+    assert_eq!(queued.send(frame.bytes(), Round::default(), &CONFIG), Outcome::Unchanged);
     queued.stream.write_error = Some(ErrorKind::BrokenPipe);
     assert_eq!(queued.flush(), BY_CLIENT);
 }
@@ -33,7 +33,7 @@ fn a_system_call_that_is_interrupted_is_made_again() {
         connection
     };
     let mut sends = interrupted();
-    assert_eq!(sends.send(frame.bytes(), &CONFIG), Outcome::Unchanged);
+    assert_eq!(sends.send(frame.bytes(), Round::default(), &CONFIG), Outcome::Unchanged);
     assert_eq!(sends.stream.written, bytes(&frame));
     let mut starts = interrupted();
     assert_eq!(starts.send_handshake(b"HTTP".to_vec(), &Bytes::new()), Outcome::Unchanged);
@@ -52,8 +52,8 @@ fn a_frame_is_written_whole_whatever_the_socket_takes_at_a_time() {
     let expected = [bytes(&first), bytes(&second)].concat();
     for taken in 0..=expected.len() {
         let mut connection = connection(taken);
-        assert_eq!(connection.send(first.bytes(), &CONFIG), Outcome::Unchanged);
-        assert_eq!(connection.send(second.bytes(), &CONFIG), Outcome::Unchanged);
+        assert_eq!(connection.send(first.bytes(), Round::default(), &CONFIG), Outcome::Unchanged);
+        assert_eq!(connection.send(second.bytes(), Round::default(), &CONFIG), Outcome::Unchanged);
         assert_eq!(connection.queued(), expected.len() - taken);
         assert_eq!(drain(&mut connection, 1), Outcome::Unchanged);
         assert_eq!(connection.stream.written, expected, "after {taken} bytes");
@@ -80,26 +80,117 @@ fn the_response_to_a_handshake_and_the_first_frames_are_one_write() {
     }
 }
 
-#[test]
-fn a_client_whose_queue_would_exceed_the_limit_is_too_slow() {
-    let frame = Frame::text("x".repeat(48));
-    let mut connection = connection(0);
-    assert_eq!(connection.send(frame.bytes(), &CONFIG), Outcome::Unchanged);
-    assert_eq!(connection.send(frame.bytes(), &CONFIG), Outcome::Unchanged);
-    assert_eq!(connection.queued(), CONFIG.max_queue, "exactly the limit");
-    assert_eq!(connection.send(Frame::text("").bytes(), &CONFIG), Outcome::TooSlow);
-    assert_eq!(connection.queued(), CONFIG.max_queue, "nothing is queued beyond it");
-    assert_eq!(connection.send_unbounded(frame.bytes()), Outcome::Unchanged, "but for what all must get");
-    assert_eq!(connection.queued(), CONFIG.max_queue + 50);
+/// Has the connection send this frame in one round after the other until it is too slow. Returns how many it has queued.
+fn rounds_until_too_slow(
+    connection: &mut Connection<MemoryStream>,
+    frame: &Bytes,
+    max_queue: usize,
+) -> usize {
+    let config = ConnectionConfig { max_queue, ..CONFIG };
+    let mut round = Round::default();
+    for sent in 0..10_000 {
+        round = round.next();
+        if connection.send(frame, round, &config) == Outcome::TooSlow {
+            return sent;
+        }
+    }
+    panic!("it is never too slow");
 }
 
 #[test]
-fn one_run_of_frames_may_exceed_the_limit_if_nothing_is_queued() {
-    let large = Frame::text("x".repeat(500));
+fn a_client_for_which_more_than_the_limit_was_queued_is_too_slow_when_more_is_added() {
+    let frame = Frame::text("x".repeat(996)).bytes().clone();
+    let mut taking_nothing = connection(0);
+    let sent = rounds_until_too_slow(&mut taking_nothing, &frame, 100_000);
+    assert!((85..=100).contains(&sent), "{sent} messages of 1,000 bytes");
+    assert_eq!(taking_nothing.queued(), sent * 1000, "nothing is queued beyond it");
+    assert_eq!(taking_nothing.send_unbounded(&frame), Outcome::Unchanged, "but for what all must get");
+}
+
+#[test]
+fn small_messages_count_with_what_they_cost() {
+    for size in [0, 1, 10, 90, 120] {
+        let frame = Frame::text("x".repeat(size)).bytes().clone();
+        let mut taking_nothing = connection(0);
+        let sent = rounds_until_too_slow(&mut taking_nothing, &frame, 10_000);
+        assert!(sent * frame.len() <= 10_000 + frame.len(), "{sent} messages of {size} bytes");
+    }
+}
+
+#[test]
+fn what_one_round_adds_makes_no_client_too_slow_that_had_taken_what_came_before() {
+    let frame = Frame::text("x".repeat(100)).bytes().clone();
+    let (one, two) = (Round::default().next(), Round::default().next().next());
     let mut connection = connection(10);
-    assert_eq!(connection.send(large.bytes(), &CONFIG), Outcome::Unchanged);
-    assert_eq!(connection.queued(), large.bytes().len() - 10);
-    assert_eq!(connection.send(large.bytes(), &CONFIG), Outcome::TooSlow);
+    for _ in 0..100 {
+        assert_eq!(connection.send(&frame, one, &CONFIG), Outcome::Unchanged);
+    }
+    assert_eq!(connection.send(&frame, two, &CONFIG), Outcome::TooSlow, "it has taken nothing of it");
+    connection.stream.capacity = usize::MAX;
+    assert_eq!(connection.flush(), Outcome::Unchanged);
+    connection.stream.capacity = 10;
+    for _ in 0..100 {
+        assert_eq!(connection.send(&frame, two, &CONFIG), Outcome::Unchanged);
+    }
+}
+
+#[test]
+fn what_the_socket_takes_of_the_rounds_before_counts_no_longer() {
+    let frame = Frame::text("x".repeat(196)).bytes().clone();
+    let config = ConnectionConfig { max_queue: 1000, ..CONFIG };
+    let mut connection = connection(0);
+    let mut round = Round::default();
+    for _ in 0..100 {
+        round = round.next();
+        for _ in 0..10 {
+            assert_eq!(connection.send(&frame, round, &config), Outcome::Unchanged);
+        }
+        connection.stream.capacity = 10 * 200;
+        assert_eq!(connection.flush(), Outcome::Unchanged);
+        connection.stream.capacity = 0;
+    }
+}
+
+#[test]
+fn of_the_pongs_that_a_socket_has_not_taken_the_last_one_stands_for_all() {
+    let pong = |n: usize| bytes(&Frame::pong(n.to_string().as_bytes()));
+    let frame = Frame::text("x".repeat(300)).bytes().clone();
+    // Whatever is taken when the pings come: nothing, a part of the message, a part of a pong.
+    for taken in 0..320 {
+        let mut connection = connection(taken);
+        assert_eq!(connection.send(&frame, Round::default(), &CONFIG), Outcome::Unchanged);
+        for n in 0..1000 {
+            let ping = client_frame(0x89, [1; 4], n.to_string().as_bytes());
+            assert_eq!(receive(&mut connection, ping, &CONFIG).0, Outcome::Unchanged);
+        }
+        assert!(connection.queued() < frame.len() + 20, "{} bytes", connection.queued());
+        connection.stream.capacity = usize::MAX;
+        assert_eq!(connection.flush(), Outcome::Unchanged);
+        let mut expected = [pong(999), frame.to_vec()];
+        if taken > 0 {
+            expected.reverse();
+        }
+        let mut expected = expected.concat();
+        if taken > frame.len() {
+            expected = frame.to_vec();
+            let mut n = 0;
+            while expected.len() < taken {
+                expected.extend(pong(n));
+                n += 1;
+            }
+            expected.extend(pong(999));
+        } else if taken == frame.len() {
+            expected = [frame.to_vec(), pong(999)].concat();
+        }
+        assert_eq!(connection.stream.written, expected, "{taken} bytes were taken");
+        // While the socket takes them, each gets its own.
+        connection.stream.written.clear();
+        for n in 0..10 {
+            let ping = client_frame(0x89, [1; 4], n.to_string().as_bytes());
+            assert_eq!(receive(&mut connection, ping, &CONFIG).0, Outcome::Unchanged);
+        }
+        assert_eq!(connection.stream.written, (0..10).flat_map(pong).collect::<Vec<_>>());
+    }
 }
 
 /// Returns a replay of so many publications of 1,000 bytes.
@@ -142,10 +233,7 @@ fn a_client_that_reads_its_replay_is_not_overdue_also_in_another_process() {
             connection.form = form;
             assert_eq!(connection.replay(replay(100, replay_form.clone())), Outcome::Unchanged);
             assert!(connection.ping.is_needed());
-            assert_eq!(
-                connection.send_ping(&ConnectionConfig { max_queue: 1 << 20, ..CONFIG }),
-                Outcome::Unchanged
-            );
+            assert_eq!(connection.send_ping(), Outcome::Unchanged);
             assert!(!connection.ping.is_overdue(), "it was just sent");
             if upgrades {
                 let snapshot = rmp_serde::to_vec_named(&connection.snapshot(None)).unwrap();

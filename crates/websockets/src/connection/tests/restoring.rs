@@ -12,8 +12,8 @@ fn a_restored_connection_continues_to_the_byte() {
             let mut old = connection(taken);
             let (outcome, mut texts) = receive(&mut old, &input[..cut], &CONFIG);
             assert_eq!(outcome, Outcome::Unchanged);
-            let _ = old.send(first.bytes(), &CONFIG);
-            let _ = old.send(second.bytes(), &CONFIG);
+            let _ = old.send(first.bytes(), Round::default(), &CONFIG);
+            let _ = old.send(second.bytes(), Round::default(), &CONFIG);
             let snapshot = old.snapshot(None);
             assert_eq!((snapshot.id, snapshot.close_timeout_in_ms), (old.id, None));
 
