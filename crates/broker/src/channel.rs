@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
-use lastcall_core::{Epoch, Position, Publication};
+use lastcall_core::{Epoch, PinnedBytes, Position, Publication};
 
 use crate::{
     HistoryPage, PageLimit, ReceiverSet, Since, Subscribed,
@@ -97,9 +97,16 @@ impl Channel {
         Arc::new(publication)
     }
 
-    /// Keeps a publication, which has been numbered last. Returns what it costs.
-    pub(crate) fn keep(&mut self, since_ms: i64, publication: Arc<Publication>) -> usize {
+    /// Keeps a publication, which has been numbered last. Returns what it costs, which counts as `pinned` once it is dropped
+    /// and something else still holds it.
+    pub(crate) fn keep(
+        &mut self,
+        since_ms: i64,
+        publication: Arc<Publication>,
+        pinned: &PinnedBytes,
+    ) -> usize {
         let cost = cost(&publication);
+        publication.keep_in_history(pinned, cost);
         let kept = &mut self.kept.get_or_insert_default().0;
         // None is older than the one before it: a thread may have read the clock before another one.
         let since_ms = kept.back().map_or(since_ms, |(before, _)| since_ms.max(*before));
@@ -108,9 +115,14 @@ impl Channel {
     }
 
     /// Adds a publication of another process, which has the next offset. Returns what it costs.
-    pub(crate) fn append(&mut self, since_ms: i64, publication: Arc<Publication>) -> usize {
+    pub(crate) fn append(
+        &mut self,
+        since_ms: i64,
+        publication: Arc<Publication>,
+        pinned: &PinnedBytes,
+    ) -> usize {
         self.top = publication.offset;
-        self.keep(since_ms, publication)
+        self.keep(since_ms, publication, pinned)
     }
 
     /// Drops the oldest publication. Returns what it cost; `None`: none is kept.
@@ -123,7 +135,10 @@ impl Channel {
             // Many of them may have expired.
             kept.shrink_to(kept.len() * 2);
         }
-        first.map(|(_, publication)| cost(&publication))
+        first.map(|(_, publication)| {
+            publication.drop_from_history();
+            cost(&publication)
+        })
     }
 
     /// Begins a new epoch. Nothing may be kept.

@@ -95,6 +95,10 @@ pub trait Broker: fmt::Debug + Send + Sync {
     /// Returns what is known of the channels on this node: of at most `limit`, the first ones by name after `after`.
     fn channels(&self, after: Option<&ChannelName>, limit: usize) -> Vec<ChannelInfo>;
 
+    /// Returns true if the publications that the history has dropped and that replays still hold cost more than the history
+    /// may.
+    fn pins_too_much(&self) -> bool;
+
     /// Returns how much this node keeps.
     fn usage(&self) -> Usage;
 }
@@ -171,6 +175,8 @@ pub struct Usage {
     pub channels: usize,
     /// Bytes of history, as [`Config::max_bytes`] counts them.
     pub history_bytes: usize,
+    /// Bytes of publications that the history has dropped and that replays still hold, each counted once.
+    pub pinned_bytes: usize,
 }
 
 /// What is known of a channel on this node.

@@ -14,7 +14,7 @@ use std::{
 };
 
 pub use export::MemoryExport;
-use lastcall_core::{ChannelName, Epoch, Position, Publication, clock};
+use lastcall_core::{ChannelName, Epoch, PinnedBytes, Position, Publication, clock};
 
 use crate::{
     Attach, Broker, BrokerFuture, ChannelInfo, Config, Delivery, HistoryPage, IDEMPOTENCY_TTL,
@@ -46,6 +46,8 @@ pub struct MemoryBroker {
     delivery: Box<dyn Delivery>,
     max_bytes: usize,
     rules: RetentionRules,
+    /// What publications cost that only replays still hold.
+    pinned: PinnedBytes,
     state: Mutex<State>,
 }
 
@@ -68,7 +70,7 @@ impl MemoryBroker {
         let (channels, queues) = (HashMap::new(), AgeQueues::new(rules.len()));
         let (idempotency, journals) = (IdempotencyCache::default(), Journals::default());
         let state = State { channels, queues, bytes: 0, idempotency, journals };
-        Self { delivery, max_bytes, rules, state: Mutex::new(state) }
+        Self { delivery, max_bytes, rules, pinned: PinnedBytes::default(), state: Mutex::new(state) }
     }
 
     /// Drops what is too old, and returns how long it takes until something else may be; `None`: nothing is kept.
@@ -128,7 +130,7 @@ impl MemoryBroker {
         for publication in publications {
             let publication = channel.number(publication);
             if size > 0 {
-                *bytes += channel.keep(now, Arc::clone(&publication));
+                *bytes += channel.keep(now, Arc::clone(&publication), &self.pinned);
             }
             numbered.push(publication);
         }
@@ -302,9 +304,13 @@ impl Broker for MemoryBroker {
         self.channels_at(clock::since_boot_ms(), after, limit)
     }
 
+    fn pins_too_much(&self) -> bool {
+        self.pinned.get() > self.max_bytes
+    }
+
     fn usage(&self) -> Usage {
         let state = self.lock();
-        Usage { channels: state.channels.len(), history_bytes: state.bytes }
+        Usage { channels: state.channels.len(), history_bytes: state.bytes, pinned_bytes: self.pinned.get() }
     }
 }
 

@@ -19,4 +19,4 @@ pub mod settings;
 
 pub use channel::{CHANNEL_NAME_RULE, ChannelName, InvalidChannelName, MAX_CHANNEL_NAME};
 pub use position::{Epoch, InvalidPosition, Position};
-pub use publication::{Publication, Publisher};
+pub use publication::{Pin, PinnedBytes, Publication, Publisher};

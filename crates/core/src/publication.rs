@@ -1,5 +1,10 @@
 //! One message in a channel.
 
+use std::sync::{
+    Arc, OnceLock,
+    atomic::{AtomicBool, AtomicUsize, Ordering},
+};
+
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use uuid::Uuid;
@@ -30,12 +35,68 @@ pub struct Publication {
     /// Any JSON, as it was written.
     #[serde(with = "json_text")]
     pub data: Box<RawValue>,
+    /// Counts it once the history has dropped it.
+    #[serde(skip)]
+    pub pin: Pin,
+}
+
+/// The bytes of the publications that a history has dropped and that something else still holds, each counted once.
+#[derive(Debug, Default, Clone)]
+pub struct PinnedBytes(Arc<AtomicUsize>);
+
+impl PinnedBytes {
+    /// Returns the bytes.
+    pub fn get(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Counts a publication as pinned from when the history drops it until it is freed.
+#[derive(Debug, Default)]
+pub struct Pin {
+    /// Where it counts, and how many bytes.
+    counted: OnceLock<(PinnedBytes, usize)>,
+    is_dropped: AtomicBool,
+}
+
+impl Clone for Pin {
+    /// Returns one that counts nothing: a clone is another publication.
+    fn clone(&self) -> Self {
+        Self::default()
+    }
+}
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        if let (Some((PinnedBytes(total), bytes)), true) = (self.counted.get(), *self.is_dropped.get_mut()) {
+            total.fetch_sub(*bytes, Ordering::Relaxed);
+        }
+    }
 }
 
 impl Publication {
     /// Returns a publication that is published now and has no offset yet.
     pub fn new(publisher: Publisher, data: Box<RawValue>) -> Self {
-        Self { offset: 0, time_ms: clock::since_1970_ms(), publisher, data }
+        Self { offset: 0, time_ms: clock::since_1970_ms(), publisher, data, pin: Pin::default() }
+    }
+
+    /// Records that a history keeps it, where it costs so many bytes, and where they count once the history has dropped it.
+    pub fn keep_in_history(&self, pinned: &PinnedBytes, bytes: usize) {
+        self.pin.counted.get_or_init(|| (pinned.clone(), bytes));
+    }
+
+    /// Records that the history drops it.
+    pub fn drop_from_history(&self) {
+        if let Some((PinnedBytes(total), bytes)) = self.pin.counted.get()
+            && !self.pin.is_dropped.swap(true, Ordering::Relaxed)
+        {
+            total.fetch_add(*bytes, Ordering::Relaxed);
+        }
+    }
+
+    /// Returns true if the history has dropped it.
+    pub fn is_pinned(&self) -> bool {
+        self.pin.is_dropped.load(Ordering::Relaxed)
     }
 
     /// Returns the number of bytes of the data.

@@ -3,6 +3,7 @@
 //! It makes one system call where it can and never blocks. When to read, when to write and when to give up is decided
 //! by the event loop that owns it: each action returns an [`Outcome`] that says what is left to do.
 
+mod delivery;
 mod input;
 #[cfg(test)]
 pub(crate) mod memory_stream;
@@ -23,6 +24,7 @@ use lastcall_core::settings::ClientMessages;
 
 pub(crate) use self::ping::Ping;
 use self::{
+    delivery::Delivery,
     outbox::{Outbox, Round},
     replay::Replay,
     state::State,
@@ -43,6 +45,12 @@ pub(crate) trait Stream: Read + Write {
     /// Those of the system; `WouldBlock` when nothing has arrived.
     fn peek(&self, buffer: &mut [u8]) -> io::Result<usize>;
 
+    /// Returns how far the kernel has got with what was written.
+    ///
+    /// # Errors
+    /// Those of the system.
+    fn delivery(&self) -> io::Result<Delivery>;
+
     /// Ends the direction to the client (shutdown(2), `SHUT_WR`).
     ///
     /// # Errors
@@ -53,6 +61,10 @@ pub(crate) trait Stream: Read + Write {
 impl Stream for mio::net::TcpStream {
     fn peek(&self, buffer: &mut [u8]) -> io::Result<usize> {
         Self::peek(self, buffer)
+    }
+
+    fn delivery(&self) -> io::Result<Delivery> {
+        Delivery::of(self)
     }
 
     fn shutdown_write(&self) -> io::Result<()> {
@@ -321,13 +333,50 @@ impl<S: Stream> Connection<S> {
 
     /// Sends what shows whether the client is there. Clients of server-sent events only show that they read.
     pub(crate) fn send_ping(&mut self) -> Outcome {
+        let is_read = self.form == WireForm::EventStream || self.has_output();
+        // Before it is sent: that it is acknowledged must show.
+        let before = if is_read { self.stream.delivery() } else { Ok(Delivery::default()) };
         let outcome = self.send_unbounded(&self.form.ping());
-        let is_queued = self.has_output();
-        self.ping.sent(is_queued);
-        if self.form == WireForm::EventStream && !is_queued {
-            self.ping.answered();
+        match before {
+            Ok(before) if is_read => self.ping.sent_unread(before),
+            Ok(_) if self.has_output() => self.ping.sent_unread(self.stream.delivery().unwrap_or_default()),
+            Ok(_) => self.ping.sent(),
+            Err(_) => return self.disconnected(),
         }
         outcome
+    }
+
+    /// Returns true if the answer to the ping is missing, when the time for it is over: the client is gone, or does not read.
+    pub(crate) fn is_overdue(&mut self) -> bool {
+        if !self.ping.is_unread() && !self.ping.is_overdue() {
+            return false;
+        }
+        // The poll reports a socket that has failed.
+        let Ok(delivery) = self.stream.delivery() else { return false };
+        if self.ping.is_unread() {
+            let is_answer = self.form == WireForm::EventStream;
+            return self.ping.check_unread(delivery, self.has_output(), is_answer);
+        }
+        // What came before the ping may not even be sent, as the client reads slowly: it cannot have answered yet.
+        if delivery.unsent {
+            self.ping.sent_unread(delivery);
+        }
+        !delivery.unsent
+    }
+
+    /// Returns true if a replay is under way.
+    pub(crate) fn has_replay(&self) -> bool {
+        self.outbox.has_replay()
+    }
+
+    /// Returns true if a replay holds publications that the history has dropped.
+    pub(crate) fn pins_history(&self) -> bool {
+        self.outbox.pins_history()
+    }
+
+    /// Returns how many bytes the client has acknowledged, wrapping around.
+    pub(crate) fn acknowledged(&self) -> Option<u32> {
+        self.stream.delivery().ok().map(|delivery| delivery.acknowledged)
     }
 
     /// Starts the closing handshake (RFC 6455 §7.1.2), unless it has started. What is queued is sent before the close
@@ -363,13 +412,9 @@ impl<S: Stream> Connection<S> {
         let Ok(flushed) = self.outbox.flush(&mut self.stream) else { return self.disconnected() };
         self.count_sent(flushed.bytes);
         self.sent.replayed_messages += u32::try_from(flushed.replayed_messages).unwrap_or(u32::MAX);
-        // Not by what is queued: that may grow meanwhile, as replays are encoded when their turn comes.
-        if flushed.bytes > 0 {
-            self.ping.wrote(self.outbox.is_empty());
-            if self.form == WireForm::EventStream && self.outbox.is_empty() {
-                // A client that sends nothing answers by reading.
-                self.ping.answered();
-            }
+        // A client of server-sent events answers by reading, not by what comes back later.
+        if self.form == WireForm::WebSocket && self.outbox.is_empty() {
+            self.ping.left();
         }
         if self.has_output() {
             return Outcome::Unchanged;

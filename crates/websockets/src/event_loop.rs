@@ -14,6 +14,7 @@ mod jobs;
 mod members;
 mod reading;
 mod registration;
+mod replays;
 mod run_fanout;
 mod stream_positions;
 mod subscription_list;
@@ -42,6 +43,7 @@ use self::{
     connections::{ConnectionKey, Connections},
     heartbeat::{BUCKETS, Heartbeat, HeartbeatEvent},
     jobs::{Fanout, FanoutContent, Job, Jobs},
+    replays::Replays,
     run_fanout::RunFanout,
     subscriptions::Subscriptions,
     timers::{Due, Timers},
@@ -99,6 +101,7 @@ pub(crate) struct EventLoop {
     connections: Connections,
     subscriptions: Subscriptions,
     jobs: Jobs,
+    replays: Replays,
     timers: Timers,
     /// Connections to read from, each once. They take turns, one read each.
     read_queue: VecDeque<ConnectionKey>,
@@ -141,6 +144,7 @@ impl EventLoop {
             connections: Connections::default(),
             subscriptions: Subscriptions::default(),
             jobs: Jobs::default(),
+            replays: Replays::default(),
             timers: Timers::new(clock, heartbeat),
             read_queue: VecDeque::new(),
             write_queue: VecDeque::new(),
@@ -211,6 +215,7 @@ impl EventLoop {
         self.read();
         self.run_jobs();
         self.run_timers();
+        self.bound_pinned_history();
         self.mailboxes.report_load(self.config.index, self.connections.len());
         let end = Instant::now();
         self.timers.clock().read(end);
@@ -295,6 +300,7 @@ impl EventLoop {
             match due {
                 Due::Heartbeat(HeartbeatEvent::Ping(bucket)) => self.ping(bucket),
                 Due::Heartbeat(HeartbeatEvent::Check(bucket)) => self.check_pings(bucket),
+                Due::CheckReplays => self.check_replays(),
                 Due::Close(key, reason) => {
                     if let Some(slot) = self.connections.slot(key) {
                         self.close(slot, reason);
@@ -334,7 +340,7 @@ impl EventLoop {
         for slot in (bucket..self.connections.slots()).step_by(BUCKETS) {
             let Some(entry) = self.connections.get_mut(slot) else { continue };
             let connection = &mut entry.connection;
-            if !connection.is_open() || !connection.ping.is_overdue() {
+            if !connection.is_open() || !connection.is_overdue() {
                 continue;
             }
             // The answer may have arrived and not be read yet: after a pause there is much to read.

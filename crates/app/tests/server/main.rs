@@ -1,6 +1,6 @@
 //! The server from the outside: the real binary, real signals, real sockets, a real browser.
 //!
-//! - What clients see: `messages`, `notices`, `protocol`, `limits`, `flood`, `heartbeat`, `event_loops`, `example_clients`.
+//! - What clients see: `messages`, `notices`, `protocol`, `limits`, `flood`, `slow_clients`, `heartbeat`, `event_loops`, `example_clients`.
 //! - Channels and recovery: `channels`, `events`, `events_in_browser`, `history`, `history_file`, `history_pages`, `recovery_model`, `replays`.
 //! - HTTP: `http_*`, `publish`, `pages`, `pages_in_browser`, `refusals`, `proxies`.
 //! - The page in a browser: `browser`, `page_*`.
@@ -61,6 +61,7 @@ mod settings;
 mod settings_sources;
 mod shutdown;
 mod signals;
+mod slow_clients;
 mod startup;
 mod support;
 mod task_limit;

@@ -335,7 +335,9 @@ async fn a_client_that_is_closed_as_too_slow_gets_the_rest_when_it_comes_back() 
         let (mut since, _) = publish_order(&server, json!("known")).await;
         let mut input = come_back_with_a_small_buffer(&server, wire, &since).await;
         // It does not read meanwhile.
-        let expected = publish_more_than_a_client_takes(&server).await;
+        let mut expected = publish_more_than_a_client_takes(&server).await;
+        // What comes after what it has not taken closes it.
+        expected.push(publish_order(&server, json!("one more")).await);
         let mut has = 0;
         while let Some(message) = soon("a message, or the end", input.next()).await {
             let message = message.json();

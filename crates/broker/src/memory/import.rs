@@ -132,7 +132,7 @@ impl MemoryBroker {
             let mut ages_ms = ages_ms.into_iter();
             for publication in publications {
                 let since_ms = time.since(ages_ms.next(), Some(publication.time_ms));
-                *bytes += channel.append(since_ms, publication);
+                *bytes += channel.append(since_ms, publication, &self.pinned);
             }
         }
         let kept = kept.map_or(size, |kept| usize::try_from(kept).map_or(size, |kept| kept.min(size)));

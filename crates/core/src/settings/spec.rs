@@ -186,7 +186,7 @@ pub const SPECS: [Spec; 29] = [
         LIMITS,
         "SIZE",
         Some("\"1MiB\""),
-        "Bytes that may wait for a slow client before it is cut off",
+        "Bytes that may wait for a slow client; it is closed if more comes then",
     ),
     spec(
         "max_client_rate",

@@ -183,6 +183,8 @@ impl Collector for Metrics {
         gauge(&mut to, "channels", "Channels with clients or history", usage.channels as f64)?;
         let help = "Bytes of the history of all channels";
         gauge(&mut to, "history_bytes", help, usage.history_bytes as f64)?;
+        let help = "Bytes that the history has dropped and that replays still hold";
+        gauge(&mut to, "pinned_history_bytes", help, usage.pinned_bytes as f64)?;
         let help = "Clients that came back with a position, by what became of what they had missed";
         let mut family = counters(&mut to, *format, "recoveries_total", help)?;
         for (result, recoveries) in [("recovered", stats.recovered), ("not_recovered", stats.not_recovered)] {

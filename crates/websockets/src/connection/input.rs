@@ -94,7 +94,7 @@ impl<S: Stream> Connection<S> {
         stats: &mut Stats,
         mut on_text: impl FnMut(ClientId, &str),
     ) -> Outcome {
-        self.ping.answered();
+        self.ping.answered(self.has_output());
         stats.bytes_received += input.len() as u64;
         let is_discarded = matches!(self.state, State::CloseReceived | State::Lingering);
         if is_discarded || self.form == WireForm::EventStream {

@@ -6,7 +6,7 @@ use std::{
     io::{self, ErrorKind, Read, Write},
 };
 
-use super::Stream;
+use super::{Stream, delivery::Delivery};
 
 /// The server's end of a stream whose client is the test.
 #[derive(Debug, Default)]
@@ -82,6 +82,10 @@ impl Stream for MemoryStream {
             None if self.is_ended => Ok(0),
             None => Err(ErrorKind::WouldBlock.into()),
         }
+    }
+
+    fn delivery(&self) -> io::Result<Delivery> {
+        Ok(Delivery { acknowledged: self.written.len() as u32, ..Delivery::default() })
     }
 
     fn shutdown_write(&self) -> io::Result<()> {

@@ -17,6 +17,9 @@ const MAX_SLICES: usize = 16;
 /// Bytes after which a flush lets other connections have their turn.
 const TURN: usize = 128 << 10;
 
+/// Messages up to this size are copied into one chunk: what a chunk costs would be much of what they cost.
+const SMALL: usize = 512;
+
 /// Most bytes of a chunk that small messages are copied into.
 const COPIED: usize = 16 << 10;
 
@@ -27,8 +30,8 @@ const CHUNK_COST: usize = 2 * size_of::<Chunk>() + 32;
 /// Chunks that a queue keeps room for.
 const KEPT_CHUNKS: usize = 16;
 
-/// What is queued for one client, in order. Its chunks are shared with other clients, not copied; but for messages that are
-/// smaller than what a chunk costs.
+/// What is queued for one client, in order. Its chunks are shared with other clients, not copied; but for small
+/// messages.
 ///
 /// Plain data: it is serialized for the new process, which may be another build. The serialized names stay.
 #[derive(Debug, Default, Clone, PartialEq, Serialize, Deserialize)]
@@ -131,7 +134,7 @@ impl Serialize for Queue {
 enum Chunk {
     /// Whole messages, shared with other clients.
     Shared(Bytes),
-    /// Whole messages, each smaller than what a chunk costs.
+    /// Whole messages, each of them small.
     Copied(Vec<u8>),
     /// Whole messages of the replay behind it.
     Page(Bytes),
@@ -235,7 +238,7 @@ impl Outbox {
         debug_assert!(written == 0 || queue.chunks.is_empty());
         queue.written = queue.written.max(written);
         queue.waiting += frames.len() - written;
-        if frames.len() > CHUNK_COST {
+        if frames.len() > SMALL {
             queue.push_back(Chunk::Shared(frames));
         } else {
             queue.copy(&frames);
@@ -268,6 +271,24 @@ impl Outbox {
     /// Queues a replay.
     pub(crate) fn push_replay(&mut self, replay: Replay) {
         self.queue.get_or_insert_default().chunks.push_back(Chunk::Replay(Box::new(replay)));
+    }
+
+    /// Returns true if a replay is under way.
+    pub(crate) fn has_replay(&self) -> bool {
+        self.replays().next().is_some()
+    }
+
+    /// Returns true if a replay holds publications that the history has dropped.
+    pub(crate) fn pins_history(&self) -> bool {
+        self.replays().any(Replay::pins_history)
+    }
+
+    fn replays(&self) -> impl Iterator<Item = &Replay> {
+        let chunks = self.queue.iter().flat_map(|queue| &queue.chunks);
+        chunks.filter_map(|chunk| match chunk {
+            Chunk::Replay(replay) => Some(&**replay),
+            _ => None,
+        })
     }
 
     /// Returns true if the last flush ended with its turn. No event of the poll says when to go on.

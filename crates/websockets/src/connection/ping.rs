@@ -1,5 +1,7 @@
 //! The last ping to one client, and its answer.
 
+use super::delivery::Delivery;
+
 /// The state of a ping. Any bytes from the client count as the answer, but only bytes that arrive after the ping.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ping {
@@ -8,10 +10,14 @@ pub(crate) enum Ping {
     Answered,
     /// The socket took the ping at once, and nothing arrived since.
     Sent,
-    /// The ping is in the outbox: the client cannot answer yet.
-    Queued {
-        /// Whether the socket took output since the last check, which shows that the client reads, or bytes arrived.
-        progress: bool,
+    /// The ping is in the outbox, or it is one that a client answers by reading it (server-sent events).
+    Unread {
+        /// What the client had acknowledged at the last check.
+        acknowledged: u32,
+        /// Whether bytes arrived since the last check.
+        heard: bool,
+        /// Whether the client took nothing between the last two checks.
+        stalled: bool,
     },
     /// The ping has left the outbox some time after the other clients of its bucket were pinged. It is checked one
     /// round later, so that the client has the full time to answer.
@@ -24,15 +30,16 @@ impl Ping {
         match (answered, has_output) {
             (true, _) => Self::Answered,
             (false, false) => Self::Sent,
-            (false, true) => Self::Queued { progress: true },
+            (false, true) => Self::Unread { acknowledged: 0, heard: true, stalled: false },
         }
     }
 
-    /// Returns true if the client is to be pinged now that its turn has come. Then call [`Ping::sent`].
+    /// Returns true if the client is to be pinged now that its turn has come. Then call [`Ping::sent`], or
+    /// [`Ping::sent_unread`].
     pub(crate) fn is_needed(&mut self) -> bool {
         match self {
             Self::Answered | Self::Sent => true,
-            Self::Queued { .. } => false,
+            Self::Unread { .. } => false,
             Self::SentLate => {
                 *self = Self::Sent;
                 false
@@ -40,36 +47,57 @@ impl Ping {
         }
     }
 
-    /// Records that a ping was sent, or queued if `is_queued`.
-    pub(crate) fn sent(&mut self, is_queued: bool) {
-        *self = if is_queued { Self::Queued { progress: true } } else { Self::Sent };
+    /// Records that a ping was sent.
+    pub(crate) fn sent(&mut self) {
+        *self = Self::Sent;
     }
 
-    /// Records that bytes arrived from the client. While a ping is queued, no other one is needed.
-    pub(crate) fn answered(&mut self) {
+    /// Records that a ping was queued, or sent to a client that answers by reading.
+    pub(crate) fn sent_unread(&mut self, delivery: Delivery) {
+        *self = Self::Unread { acknowledged: delivery.acknowledged, heard: false, stalled: false };
+    }
+
+    /// Records that bytes arrived from the client. While a ping is queued (`has_output`), no other one is needed.
+    pub(crate) fn answered(&mut self, has_output: bool) {
         match self {
-            Self::Queued { progress } => *progress = true,
+            Self::Unread { heard, .. } if has_output => *heard = true,
             _ => *self = Self::Answered,
         }
     }
 
-    /// Records that the socket took queued output; `all`: nothing is queued any more.
-    pub(crate) fn wrote(&mut self, all: bool) {
-        if let Self::Queued { progress } = self {
-            *progress = true;
-            if all {
-                *self = Self::SentLate;
-            }
+    /// Records that a queued ping has left the outbox.
+    pub(crate) fn left(&mut self) {
+        if let Self::Unread { .. } = self {
+            *self = Self::SentLate;
         }
     }
 
-    /// Returns true if the answer is missing when the time for it is over.
-    pub(crate) fn is_overdue(&mut self) -> bool {
-        match self {
-            Self::Answered | Self::SentLate => false,
-            Self::Sent => true,
-            Self::Queued { progress } => !std::mem::take(progress),
+    /// Returns true if the socket took the ping, and there is no answer when the time for it is over.
+    pub(crate) fn is_overdue(&self) -> bool {
+        *self == Self::Sent
+    }
+
+    /// Checks a ping that waits to be read, when the time for the answer is over. Returns true if the client is gone or does
+    /// not read. `has_output`: something is queued; `is_answer`: reading is the answer.
+    pub(crate) fn check_unread(&mut self, delivery: Delivery, has_output: bool, is_answer: bool) -> bool {
+        let Self::Unread { acknowledged, heard, stalled } = self else { return false };
+        if !has_output && !delivery.in_flight && !delivery.unsent {
+            *self = if is_answer { Self::Answered } else { Self::SentLate };
+            return false;
         }
+        let has_read = std::mem::replace(acknowledged, delivery.acknowledged) != delivery.acknowledged;
+        if has_read | std::mem::take(heard) {
+            *stalled = false;
+            return false;
+        }
+        // Nothing came back for what was sent: nobody is there. A client that is there and has no room gets a second round, as it
+        // makes room in large steps.
+        delivery.in_flight || std::mem::replace(stalled, true)
+    }
+
+    /// Returns true if [`Ping::check_unread`] is to be called.
+    pub(crate) fn is_unread(&self) -> bool {
+        matches!(self, Self::Unread { .. })
     }
 }
 
@@ -77,33 +105,32 @@ impl Ping {
 mod tests {
     use super::*;
 
-    fn pinged(is_queued: bool) -> Ping {
-        let mut ping = Ping::default();
-        assert!(ping.is_needed());
-        ping.sent(is_queued);
-        ping
+    fn acknowledged(acknowledged: u32) -> Delivery {
+        Delivery { acknowledged, in_flight: false, unsent: true }
     }
 
     #[test]
     fn a_ping_is_overdue_unless_bytes_arrived_since() {
-        let mut ping = pinged(false);
+        let mut ping = Ping::default();
+        assert!(ping.is_needed());
+        ping.sent();
         assert!(ping.is_overdue());
-        ping.answered();
+        ping.answered(false);
         assert!(!ping.is_overdue());
         assert!(ping.is_needed());
-        ping.sent(false);
+        ping.sent();
         assert!(ping.is_overdue(), "an answer to an earlier ping does not count");
     }
 
     #[test]
     fn a_client_that_reads_slowly_is_not_asked_for_what_it_cannot_have_read() {
-        let mut ping = pinged(true);
-        for _ in 0..5 {
-            ping.wrote(false);
-            assert!(!ping.is_overdue());
+        let mut ping = Ping::default();
+        ping.sent_unread(acknowledged(0));
+        for read in 1..5 {
+            assert!(!ping.check_unread(acknowledged(read), true, false));
             assert!(!ping.is_needed(), "one is queued already");
         }
-        ping.wrote(true);
+        ping.left();
         assert!(!ping.is_overdue(), "it has not had its time");
         assert!(!ping.is_needed());
         assert!(ping.is_overdue());
@@ -111,18 +138,47 @@ mod tests {
 
     #[test]
     fn a_client_that_does_not_read_at_all_is_overdue_at_the_second_check() {
-        let mut ping = pinged(true);
-        assert!(!ping.is_overdue(), "the queue may have moved when the ping was queued");
-        assert!(ping.is_overdue());
+        let mut ping = Ping::default();
+        ping.sent_unread(acknowledged(7));
+        assert!(!ping.check_unread(acknowledged(7), true, false), "it may make room in large steps");
+        assert!(ping.check_unread(acknowledged(7), true, false));
+    }
+
+    #[test]
+    fn a_client_whose_network_is_gone_is_overdue_at_the_first_check() {
+        let mut ping = Ping::default();
+        ping.sent_unread(acknowledged(7));
+        assert!(ping.check_unread(Delivery { in_flight: true, ..acknowledged(7) }, false, true));
+    }
+
+    #[test]
+    fn a_client_that_answers_by_reading_has_answered_once_all_is_acknowledged() {
+        let mut ping = Ping::default();
+        ping.sent_unread(acknowledged(7));
+        assert!(!ping.check_unread(Delivery { in_flight: true, ..acknowledged(8) }, false, true));
+        assert!(ping.is_unread());
+        assert!(!ping.check_unread(Delivery { unsent: false, ..acknowledged(8) }, false, true));
+        assert_eq!(ping, Ping::Answered);
+    }
+
+    #[test]
+    fn bytes_from_the_client_show_that_it_is_there_and_no_second_ping_is_queued() {
+        let mut ping = Ping::default();
+        ping.sent_unread(acknowledged(0));
+        for _ in 0..5 {
+            ping.answered(true);
+            assert!(!ping.is_needed());
+            assert!(!ping.check_unread(acknowledged(0), true, false));
+        }
     }
 
     #[test]
     fn a_ping_of_another_process_can_still_be_answered() {
-        assert_eq!(Ping::restore(true, true), Ping::Answered);
+        assert!(!Ping::restore(true, true).is_unread());
         let mut ping = Ping::restore(false, false);
         assert!(ping.is_needed());
-        ping.sent(false);
-        ping.answered();
+        ping.sent();
+        ping.answered(false);
         assert!(!ping.is_overdue());
         assert!(!Ping::restore(false, true).is_needed(), "it is in the outbox");
     }

@@ -57,6 +57,12 @@ impl Replay {
         Some((page, before - self.missed.len()))
     }
 
+    /// Returns true if it holds publications that the history has dropped.
+    pub(crate) fn pins_history(&self) -> bool {
+        // The oldest is dropped first.
+        self.missed.as_slice().first().is_some_and(|publication| publication.is_pinned())
+    }
+
     /// Returns all that is left.
     pub(crate) fn rest(&self) -> Bytes {
         self.clone().encode(usize::MAX).unwrap_or_default()

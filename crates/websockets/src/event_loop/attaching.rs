@@ -92,6 +92,7 @@ impl EventLoop {
             outcome = outcome.max(connection.replay(replay));
         }
         self.apply_outcome(slot, outcome);
+        self.watch_replay(slot);
     }
 
     /// Ends the subscriptions of a connection.

@@ -7,7 +7,7 @@ use mio::net::TcpStream;
 use slab::Slab;
 
 use super::subscription_list::SubscriptionList;
-use crate::{budget::Used, client_id::ClientId, connection::Connection};
+use crate::{budget::Used, client_id::ClientId, connection::Connection, excess_capacity::TrimThreshold};
 
 /// Identifies a connection of a loop, and never another one: a slot is reused, but a connection's id is not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -28,6 +28,8 @@ pub(crate) struct Slot {
     pub(crate) read_queued: bool,
     /// Whether the connection is in the write queue.
     pub(crate) write_queued: bool,
+    /// Whether the connection is among those whose replays are watched.
+    pub(crate) replay_watched: bool,
     /// Whether reads are paused because the client sent too much.
     pub(crate) throttled: bool,
     /// Whether the poll reports when the socket can be written.
@@ -48,6 +50,7 @@ impl Slot {
             used: Used::default(),
             read_queued: false,
             write_queued: false,
+            replay_watched: false,
             throttled: false,
             write_interest,
             began_s: seconds(clock::since_boot()),
@@ -72,7 +75,7 @@ fn seconds(time: Duration) -> u32 {
 
 /// The connections of one event loop. The number of a slot is also the token of its socket.
 #[derive(Debug, Default)]
-pub(crate) struct Connections(Slab<Slot>);
+pub(crate) struct Connections(Slab<Slot>, TrimThreshold);
 
 impl Connections {
     pub(crate) fn len(&self) -> usize {
@@ -95,11 +98,17 @@ impl Connections {
 
     /// Adds a connection, and returns its slot.
     pub(crate) fn insert(&mut self, slot: Slot) -> usize {
-        self.0.insert(slot)
+        let slot = self.0.insert(slot);
+        self.1.grew(self.0.len());
+        slot
     }
 
     pub(crate) fn remove(&mut self, slot: usize) -> Option<Slot> {
-        self.0.try_remove(slot)
+        let removed = self.0.try_remove(slot);
+        if removed.is_some() && self.1.is_reached(self.0.len()) {
+            self.0.shrink_to_fit();
+        }
+        removed
     }
 
     pub(crate) fn get(&self, slot: usize) -> Option<&Slot> {

@@ -1,5 +1,7 @@
 //! The connections of one loop that are subscribed to a channel.
 
+use crate::excess_capacity::TrimThreshold;
+
 /// In place of a slot: the index of the next free entry is in the other bits.
 const FREE: u32 = 1 << 31;
 
@@ -14,11 +16,12 @@ pub(super) struct Members {
     entries: Vec<u32>,
     first_free: u32,
     len: u32,
+    trim: TrimThreshold,
 }
 
 impl Default for Members {
     fn default() -> Self {
-        Self { entries: Vec::new(), first_free: NONE, len: 0 }
+        Self { entries: Vec::new(), first_free: NONE, len: 0, trim: TrimThreshold::default() }
     }
 }
 
@@ -41,6 +44,7 @@ impl Members {
     pub(super) fn insert(&mut self, slot: usize) -> u32 {
         debug_assert!(slot < NONE as usize, "there are fewer descriptors than that");
         self.len += 1;
+        self.trim.grew(self.len as usize);
         let slot = slot as u32;
         if self.first_free == NONE {
             // The first one of most channels is the only one.
@@ -65,6 +69,22 @@ impl Members {
         *entry = FREE | self.first_free;
         self.first_free = index;
         self.len -= 1;
+        if self.trim.is_reached(self.len as usize) {
+            self.trim();
+        }
+    }
+
+    /// Gives back the room of the free entries at the end.
+    fn trim(&mut self) {
+        while self.entries.last().is_some_and(|entry| entry & FREE != 0) {
+            self.entries.pop();
+        }
+        self.entries.shrink_to_fit();
+        self.first_free = NONE;
+        for (index, entry) in self.entries.iter_mut().enumerate().filter(|(_, entry)| **entry & FREE != 0) {
+            *entry = FREE | self.first_free;
+            self.first_free = index as u32;
+        }
     }
 
     /// Returns all indexes with their slots.
@@ -98,6 +118,7 @@ mod tests {
                 expected.sort_unstable();
                 prop_assert_eq!(members.iter().collect::<Vec<_>>(), expected);
                 prop_assert_eq!(members.is_empty(), model.is_empty());
+                prop_assert!(!model.is_empty() || members.entries.capacity() == 0, "it keeps room for nobody");
             }
         }
     }

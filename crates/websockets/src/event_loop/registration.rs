@@ -6,6 +6,7 @@ use bytes::Bytes;
 use lastcall_broker::Since;
 use lastcall_core::ChannelName;
 use mio::{Interest, Token};
+use socket2::SockRef;
 use tracing::{debug, trace};
 
 use super::{
@@ -26,6 +27,10 @@ use crate::{
 
 /// The shortest time after which an `EventSource` comes back.
 const MIN_RETRY: Duration = Duration::from_secs(1);
+
+/// About how many bytes the kernel takes for a client before they can be sent (TCP_NOTSENT_LOWAT, tcp(7)). What is sent and
+/// not acknowledged does not count, so a distant client is not slowed down.
+const MOST_UNSENT: u32 = 128 << 10;
 
 impl EventLoop {
     /// Registers a connection, and starts or continues to serve it.
@@ -127,7 +132,12 @@ impl EventLoop {
             return None;
         }
         let has_early_input = connection.has_early_input();
+        // Otherwise a client that does not read makes the kernel keep megabytes of what cannot be sent.
+        if let Err(error) = SockRef::from(&connection.stream).set_tcp_notsent_lowat(MOST_UNSENT) {
+            debug!(client = %connection.id, %error, "the limit of unsent bytes of a connection stays what it was");
+        }
         self.connections.insert(Slot::new(connection, write_interest));
+        self.watch_replay(slot);
         if has_early_input {
             self.queue_read(slot);
         }

@@ -7,6 +7,7 @@ use lastcall_core::{ChannelName, Position};
 use slab::Slab;
 
 use super::members::Members;
+use crate::excess_capacity::TrimThreshold;
 
 /// A channel's number in its loop, while the channel has subscriptions there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +41,7 @@ pub(super) struct Subscriptions {
     channels: Slab<LocalChannel>,
     by_name: HashTable<LocalChannelId>,
     hasher: RandomState,
+    trim: TrimThreshold,
     /// Subscriptions of all channels that wait for the broker.
     pending: usize,
 }
@@ -87,6 +89,7 @@ impl Subscriptions {
                 id
             }
         };
+        self.trim.grew(self.channels.len());
         self.pending += 1;
         let local = &mut self.channels[channel.0 as usize];
         local.pending += 1;
@@ -125,6 +128,11 @@ impl Subscriptions {
             entry.remove();
         }
         self.channels.remove(index);
+        if self.trim.is_reached(self.channels.len()) {
+            self.channels.shrink_to_fit();
+            let Self { channels, by_name, hasher, .. } = self;
+            by_name.shrink_to(channels.len(), |id| hasher.hash_one(&channels[id.0 as usize].name));
+        }
         true
     }
 

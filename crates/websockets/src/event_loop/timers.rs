@@ -11,13 +11,15 @@ use super::{
     connections::ConnectionKey,
     heartbeat::{Heartbeat, HeartbeatEvent},
 };
-use crate::{close_schedule::CloseSchedule, codec::CloseReason};
+use crate::{close_schedule::CloseSchedule, codec::CloseReason, excess_capacity::release_excess_capacity};
 
 /// What is due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Due {
     /// Ping the connections of a bucket, or check their answers.
     Heartbeat(HeartbeatEvent),
+    /// Look at the replays under way.
+    CheckReplays,
     /// Start the closing handshake of a connection.
     Close(ConnectionKey, CloseReason),
     /// End a connection whose closing handshake takes longer than `close_timeout`.
@@ -37,6 +39,8 @@ pub(super) struct Timers {
     /// When closing connections are ended, in order.
     close_timeouts: VecDeque<(Instant, ConnectionKey)>,
     close_schedule: Option<(CloseSchedule, CloseReason)>,
+    /// When the replays under way are looked at next.
+    replay_check: Option<Instant>,
     /// When throttled connections are read again, by the system's clock.
     throttled: BinaryHeap<Reverse<(Instant, ConnectionKey)>>,
 }
@@ -48,6 +52,7 @@ impl Timers {
             heartbeat,
             close_timeouts: VecDeque::new(),
             close_schedule: None,
+            replay_check: None,
             throttled: BinaryHeap::new(),
         }
     }
@@ -76,6 +81,11 @@ impl Timers {
         self.close_schedule = Some((schedule, reason));
     }
 
+    /// Sets the moment at which replays are looked at, by the loop's clock, unless it is set.
+    pub(super) fn check_replays_at(&mut self, at: Instant) {
+        self.replay_check.get_or_insert(at);
+    }
+
     /// Sets the moment at which a throttled connection is read again.
     pub(super) fn end_throttling_at(&mut self, key: ConnectionKey, at: Instant) {
         self.throttled.push(Reverse((at, key)));
@@ -85,7 +95,7 @@ impl Timers {
     pub(super) fn next(&self) -> Option<Duration> {
         let heartbeat = self.heartbeat.as_ref().map(Heartbeat::next);
         let close_timeout = self.close_timeouts.front().map(|(deadline, _)| *deadline);
-        let by_clock = [heartbeat, close_timeout].into_iter().flatten().min();
+        let by_clock = [heartbeat, close_timeout, self.replay_check].into_iter().flatten().min();
         let by_clock = by_clock.map(|next| next.saturating_duration_since(self.clock.now()));
         let close = self.close_schedule.as_ref().and_then(|(schedule, _)| schedule.next());
         let throttled = self.throttled.peek().map(|Reverse((at, _))| *at);
@@ -101,12 +111,20 @@ impl Timers {
             && deadline <= clock
         {
             self.close_timeouts.pop_front();
+            release_excess_capacity(&mut self.close_timeouts);
             return Some(Due::CloseTimeout(key));
+        }
+        if self.replay_check.is_some_and(|at| at <= clock) {
+            self.replay_check = None;
+            return Some(Due::CheckReplays);
         }
         if let Some(&Reverse((at, key))) = self.throttled.peek()
             && at <= now
         {
             self.throttled.pop();
+            if self.throttled.is_empty() {
+                self.throttled.shrink_to_fit();
+            }
             return Some(Due::EndThrottling(key));
         }
         if let Some((schedule, reason)) = &mut self.close_schedule {

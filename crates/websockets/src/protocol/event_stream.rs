@@ -87,7 +87,13 @@ mod tests {
 
     fn published(data: &str) -> String {
         let data = RawValue::from_string(data.to_owned()).unwrap();
-        let publication = Publication { offset: 3, time_ms: 0, publisher: Publisher::Api, data };
+        let publication = Publication {
+            offset: 3,
+            time_ms: 0,
+            publisher: Publisher::Api,
+            data,
+            pin: lastcall_core::Pin::default(),
+        };
         let channel = "a".parse().unwrap();
         let message = ServerMessage::publication(&channel, Epoch(1), &publication);
         String::from_utf8(encode(&message, Some(&"ID"), None).to_vec()).unwrap()

@@ -216,6 +216,7 @@ mod tests {
             time_ms: time.as_millisecond(),
             publisher,
             data: RawValue::from_string(data.into()).unwrap(),
+            pin: lastcall_core::Pin::default(),
         };
         let version = env!("CARGO_PKG_VERSION");
         assert_eq!(

@@ -123,12 +123,11 @@ fn input_is_seen_without_being_read_and_so_is_the_end() {
 #[test]
 fn any_input_answers_a_ping_and_a_queued_ping_is_checked_when_it_is_written() {
     let mut connection = connection(0);
-    let _ = connection.send(Frame::ping().bytes(), Round::default(), &CONFIG);
-    connection.ping.sent(connection.has_output());
-    assert_eq!(connection.ping, Ping::Queued { progress: true });
+    assert_eq!(connection.send_ping(), Outcome::Unchanged);
+    assert!(connection.ping.is_unread());
     connection.stream.capacity = 1;
     let _ = connection.flush();
-    assert_eq!(connection.ping, Ping::Queued { progress: true });
+    assert!(connection.ping.is_unread());
     let _ = drain(&mut connection, 1);
     assert_eq!(connection.ping, Ping::SentLate);
     let _ = receive(&mut connection, [0x8A], &CONFIG);

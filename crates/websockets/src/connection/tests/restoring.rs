@@ -37,7 +37,7 @@ fn a_restored_connection_is_in_the_same_state() {
     for state in [State::Open, State::CloseSent, State::CloseReceived, State::Lingering] {
         let mut old = connection_in(state);
         old.set_early_input(Bytes::from_static(b"early"));
-        old.ping.sent(false);
+        old.ping.sent();
         let snapshot = old.snapshot(Some(Duration::from_millis(1500)));
         assert_eq!(snapshot.close_timeout_in_ms, Some(1500));
         let new = Connection::restore(MemoryStream::default(), snapshot, permit());

@@ -86,11 +86,11 @@ impl Run {
             });
             if has_answered {
                 answer_at = None;
-                ping.answered();
+                ping.answered(false);
             }
             match heartbeat.due(clock.read(start + time.system)) {
                 Some(HeartbeatEvent::Ping(bucket)) if bucket == self.bucket && ping.is_needed() => {
-                    ping.sent(false);
+                    ping.sent();
                     answer_at = match client {
                         Client::Elsewhere(latency) => Some(time.system + latency),
                         Client::StoppedToo(latency) => Some(time.ran + latency),
