@@ -109,10 +109,12 @@ async fn ten_thousand_clients_that_come_back_at_once_get_what_they_missed_and_th
     const MISSED: usize = 100;
     /// Publications after which a client tells that it gets on.
     const STEP: usize = 10;
-    let budget = ConnectionBudget::with(10_000, 1000).await;
+    // Nearly: while they wait, each has its place among the HTTP connections, and another one is kept for it among the clients.
+    let budget = ConnectionBudget::with(9_700, 1000).await;
     let clients = budget.connections;
     // Connections wait for their requests until all are there.
-    let server = Start::default().env("KEEP_ALIVE_TIMEOUT", "600").serve().await;
+    let start = Start::default().env("KEEP_ALIVE_TIMEOUT", "600");
+    let server = start.env("MAX_HTTP_CONNECTIONS", clients + 100).serve().await;
     let missed = Arc::new(publish_missed(&server, CHANNELS, MISSED).await);
     let streams = connect_silent(&server, clients).await;
     // Half of the clients of each channel use either route. All of them ask before one of them reads.
