@@ -40,7 +40,7 @@ pub(crate) struct Slot {
 
 // Memory of an idle connection, apart from the kernel's. Debug builds of mio add a field to each socket.
 #[cfg(not(debug_assertions))]
-const _: () = assert!(size_of::<Slot>() <= 112);
+const _: () = assert!(size_of::<Slot>() <= 136);
 
 impl Slot {
     pub(crate) fn new(connection: Connection<TcpStream>, write_interest: bool) -> Self {
