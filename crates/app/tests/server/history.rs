@@ -217,3 +217,34 @@ async fn a_restart_without_a_history_file_begins_anew() {
     let server = Server::start().await;
     does_not_recover(&server, &since).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_that_clients_invent_displace_no_history() {
+    let server = Start::default().env("HISTORY_BYTES", "1MiB").serve().await;
+    let mut real = Vec::new();
+    for number in 0..50 {
+        let publication = json!({ "channel": format!("real{number}"), "data": "known" }).to_string();
+        real.push(server.publish(&publication).await.json()["id"].as_str().unwrap().to_owned());
+        assert_eq!(server.publish(&publication).await.status, 200);
+    }
+    // They take four times the room that there is.
+    for connection in 0..100 {
+        let names: Vec<_> = (0..128).map(|name| format!("invented-{connection}-{name}-{:050}", 0)).collect();
+        let query = names.iter().map(|name| format!("channel={name}")).collect::<Vec<_>>().join("&");
+        let (client, _) = dial(&format!("{}?{query}", server.ws_url()), &[]).await.expect("to be let in");
+        client.leave().await;
+    }
+    until("the names to be left", async || {
+        let page = server.get("/metrics").await.body;
+        let used = page.lines().find_map(|line| line.strip_prefix("lastcall_history_bytes ")).unwrap();
+        used.parse::<f64>().unwrap() > 1_000_000.0
+    })
+    .await;
+    for (number, id) in real.iter().enumerate() {
+        let url = format!("{}?channel=real{number}&since={id}", server.ws_url());
+        let (mut client, _) = dial(&url, &[]).await.expect("to be let in");
+        assert_eq!(client.next_of("subscribed").await["recovered"], true, "real{number}");
+        assert_eq!(client.next_of("notification").await["id"], next_id(id));
+        client.leave().await;
+    }
+}
