@@ -13,6 +13,7 @@ use std::{
 use anyhow::Context as _;
 use lastcall_broker::MemoryBroker;
 use lastcall_core::{
+    logging::FLUSH_TIMEOUT,
     process,
     settings::{FOREGROUND_VARIABLE, Loaded, RuntimeDir, SettingError, Settings, SettingsErrors},
 };
@@ -27,7 +28,7 @@ use lastcall_handover::{
 use lastcall_lifecycle::{
     ExitReason, Hooks, Lifecycle, NewProcess, ServiceManager, Signal, Signals, is_in_foreground,
 };
-use lastcall_websockets::{ConnectionManager, NotifierState, Phases, VitalTasks};
+use lastcall_websockets::{CLOSE_GRACE, ConnectionManager, NotifierState, Phases, VitalTasks};
 use tokio::{task::spawn_blocking, time::timeout};
 use tracing::{info, warn};
 
@@ -52,6 +53,18 @@ const HISTORY_LOST: u8 = 3;
 
 /// How long the history may take to be written, when the server ends.
 const WRITE_HISTORY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The parts of the server, each of which may take [`HOOK_TIMEOUT`] to stop.
+const HOOKS: u32 = 3;
+
+/// How long the end of the server may take beyond `shutdown_delay`, `shutdown_timeout`, twice `close_timeout` (for clients, and then
+/// for requests in flight) and the history. README.md, the documentation and what is in `deploy/` count with it.
+const STOP_MARGIN: Duration = Duration::from_secs(30);
+
+const _: () = {
+    let parts = HOOK_TIMEOUT.as_secs() * HOOKS as u64;
+    assert!(CLOSE_GRACE.as_secs() + parts + FLUSH_TIMEOUT.as_secs() <= STOP_MARGIN.as_secs());
+};
 
 /// The address with the longest name: a control socket with that name fits for every other one.
 const LONGEST_ADDRESS: SocketAddr =
@@ -290,7 +303,10 @@ async fn write_history(
     broker: Arc<MemoryBroker>,
     signals: &Signals,
 ) -> Result<(), NotWritten> {
-    let writing = spawn_blocking(move || file.write(&broker));
+    let writing = spawn_blocking(move || {
+        failpoint::hit(Step::WritingHistory);
+        file.write(&broker)
+    });
     tokio::select! {
         biased;
         written = timeout(WRITE_HISTORY_TIMEOUT, writing) => {

@@ -51,7 +51,7 @@ pub enum LoggingError {
 }
 
 /// How long the last lines may take to reach slow outputs, all together.
-const FLUSH_TIMEOUT: Duration = Duration::from_secs(10);
+pub const FLUSH_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The same, for a process that is to end at once.
 const FAST_FLUSH_TIMEOUT: Duration = Duration::from_millis(100);

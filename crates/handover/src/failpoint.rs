@@ -22,6 +22,8 @@ pub enum Step {
     CommitTooLate,
     Committed,
     Reported,
+    /// At the end of a drain, as a disk that does not answer.
+    WritingHistory,
 }
 
 impl Step {

@@ -81,7 +81,7 @@ pub use manager::{ConnectionManager, LoopEnded, ManagerConfig, PublishError, Pub
 pub use notifier::{Notifier, NotifierState};
 pub use phases::Phases;
 pub use protocol::{message_size, write_message};
-pub use shutdown::{GracefulShutdown, ShutdownConfig};
+pub use shutdown::{CLOSE_GRACE, GracefulShutdown, ShutdownConfig};
 pub use snapshot::{ConnectionSnapshot, Frozen, ManagerSnapshot};
 pub use stats::{Histogram, Stats};
 pub use vital_tasks::VitalTasks;

@@ -17,7 +17,7 @@ use crate::{
 /// How much longer than `close_timeout` to wait until the event loops have closed all sockets. They do it in their next
 /// iteration. The bound matters only when a loop is stuck, or when the process was suspended meanwhile and the loops
 /// still have to read the clients' answers.
-const CLOSE_GRACE: Duration = Duration::from_secs(1);
+pub const CLOSE_GRACE: Duration = Duration::from_secs(1);
 
 /// How often the progress of a drain is logged, at least.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(60);

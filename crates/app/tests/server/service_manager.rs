@@ -9,6 +9,7 @@ use std::{
     process,
 };
 
+use lastcall_handover::failpoint;
 use rustix::process::Signal;
 
 use crate::support::{
@@ -94,13 +95,16 @@ async fn a_service_manager_at_an_abstract_socket_follows_what_it_has_started() {
         let pid = main_pid(&socket).await;
         server.followed_by(pid).await;
     }
+    // Without a client, it would have ended before it says so.
+    let client = server.client().await;
     server.signal(Signal::TERM);
-    assert_eq!(server.exit_code().await, 0);
     let mut all = String::new();
     while !all.contains("EXTEND_TIMEOUT_USEC=") {
         all += &told(&socket).await;
     }
     assert!(all.contains("STOPPING=1"), "{all}");
+    client.leave().await;
+    assert_eq!(server.exit_code().await, 0);
 }
 
 /// Sends to this socket until its queue is full.
@@ -169,4 +173,29 @@ async fn a_process_that_the_service_manager_does_not_leave_stays_until_it_does()
         client.leave().await;
         assert_eq!(server.exit_code().await, 0);
     }
+}
+
+/// A disk that does not answer: the history takes as long as it may.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_service_manager_is_asked_for_more_time_until_the_end() {
+    let folder = folder();
+    let path = folder.path().join("notify");
+    let socket = into_tokio(UnixDatagram::bind(&path).unwrap());
+    let failpoint = tempfile::NamedTempFile::new().unwrap();
+    let start = Start::default().env("HISTORY_FILE", folder.path().join("history").display());
+    let start = start.env(failpoint::FILE_VARIABLE, failpoint.path().display());
+    let mut server = start.watched_by_this_process(path.display()).serve().await;
+    std::fs::write(failpoint.path(), "WritingHistory:hang").unwrap();
+    server.signal(Signal::TERM);
+    server.logged("phase changed from draining to stopped").await;
+    // What was asked before is here by now. The first one after it may be about the beginning of the history.
+    while socket.try_recv(&mut [0; 1024]).is_ok() {}
+    let mut asked = 0;
+    while asked < 2 {
+        asked += usize::from(told(&socket).await.contains("EXTEND_TIMEOUT_USEC="));
+    }
+    for _ in 0..2 {
+        server.signal(Signal::TERM);
+    }
+    assert_eq!(server.exit_code().await, 128 + 15);
 }
