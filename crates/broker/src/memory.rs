@@ -135,7 +135,7 @@ impl MemoryBroker {
             numbered.push(publication);
         }
         while channel.kept().len() > size {
-            *bytes -= channel.drop_oldest().unwrap_or_default();
+            *bytes = bytes.saturating_sub(channel.drop_oldest().unwrap_or_default());
         }
         if !channel.receivers.is_empty() && !numbered.is_empty() {
             self.delivery.deliver(name, channel.top().epoch, &numbered, channel.receivers);
@@ -169,7 +169,7 @@ impl MemoryBroker {
         let channel = match channels.get_mut(name) {
             Some(channel) => {
                 if channel.is_idle() {
-                    *bytes -= Channel::idle_cost(name.as_str());
+                    *bytes = bytes.saturating_sub(Channel::idle_cost(name.as_str()));
                 }
                 channel
             }

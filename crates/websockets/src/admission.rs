@@ -126,7 +126,7 @@ impl Permit {
     fn give_back(&mut self, disconnect: Option<Disconnect>) {
         let Some(admission) = self.0.take() else { return };
         admission.counts.send_modify(|counts| {
-            counts.connections -= 1;
+            counts.connections = counts.connections.saturating_sub(1);
             match disconnect {
                 Some(Disconnect::ByClient) => counts.by_client += 1,
                 Some(Disconnect::ByServer) => counts.by_server += 1,

@@ -91,7 +91,9 @@ impl Budget {
 
     /// Counts a client as throttled no longer.
     pub(crate) fn remove_throttled(&self) {
-        self.throttled.fetch_sub(1, Ordering::Relaxed);
+        // Never an error: it always gives a number.
+        let _ =
+            self.throttled.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| Some(n.saturating_sub(1)));
     }
 
     /// Returns how many clients are throttled.
@@ -171,6 +173,15 @@ mod tests {
             now += Duration::from_millis(1);
         }
         all.into_iter().map(|(.., sent)| sent).collect()
+    }
+
+    #[test]
+    fn a_gauge_never_falls_below_none() {
+        let budget = Budget::new(RATES, Instant::now());
+        budget.remove_throttled();
+        assert_eq!(budget.throttled(), 0);
+        budget.add_throttled();
+        assert_eq!(budget.throttled(), 1);
     }
 
     #[test]

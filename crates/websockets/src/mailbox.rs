@@ -203,8 +203,8 @@ impl Mailbox {
                 }
             }
         }
-        self.bytes -= bytes;
-        self.attachments -= attached;
+        self.bytes = self.bytes.saturating_sub(bytes);
+        self.attachments = self.attachments.saturating_sub(attached);
         release_excess_capacity(&mut self.entries);
         batch.round = self.round;
         batch.more = !self.is_empty();

@@ -236,8 +236,8 @@ impl<F: Future> Interrupt<F> {
 
 /// Logs how the connections of a drain ended.
 fn log_end(before: ConnectionCounts, now: ConnectionCounts) {
-    let closed = now.by_server - before.by_server;
-    let cut = now.forced - before.forced + now.connections as u64;
+    let closed = now.by_server.saturating_sub(before.by_server);
+    let cut = now.forced.saturating_sub(before.forced).saturating_add(now.connections as u64);
     // Failed handshakes, too: the three add up to the connections at the start.
     let left = (before.connections as u64).saturating_sub(closed + cut);
     info!(

@@ -19,7 +19,7 @@ impl MemoryBroker {
         let ttl = ttl_ms(self.rules.retention(channel.rule));
         let is_too_old = |since: i64| since.saturating_add(ttl) <= now;
         while channel.kept_since().next().is_some_and(|(since, _)| is_too_old(*since)) {
-            *bytes -= channel.drop_oldest().unwrap_or_default();
+            *bytes = bytes.saturating_sub(channel.drop_oldest().unwrap_or_default());
         }
         if channel.place().is_some_and(|place| is_too_old(place.since_ms)) {
             // As if it had been removed.
@@ -67,9 +67,9 @@ impl State {
         if channel.place().is_some_and(|place| may_go(place.since_ms)) {
             self.journals.note(&name);
             match channel.drop_oldest() {
-                Some(cost) => self.bytes -= cost,
+                Some(cost) => self.bytes = self.bytes.saturating_sub(cost),
                 None => {
-                    self.bytes -= Channel::idle_cost(name.as_str());
+                    self.bytes = self.bytes.saturating_sub(Channel::idle_cost(name.as_str()));
                     self.channels.remove(&name);
                     return;
                 }
@@ -83,10 +83,10 @@ impl State {
         let Some(channel) = self.channels.get_mut(name) else { return };
         self.journals.note(name);
         while let Some(cost) = channel.drop_oldest() {
-            self.bytes -= cost;
+            self.bytes = self.bytes.saturating_sub(cost);
         }
         if channel.is_idle() {
-            self.bytes -= Channel::idle_cost(name.as_str());
+            self.bytes = self.bytes.saturating_sub(Channel::idle_cost(name.as_str()));
         }
         channel.held = false;
         if channel.is_idle() {

@@ -122,7 +122,7 @@ impl MemoryBroker {
         let first = publications.first().map_or(top + 1, |first| first.offset);
         if (before.epoch, before.offset + 1) != (epoch, first) {
             while let Some(cost) = channel.drop_oldest() {
-                *bytes -= cost;
+                *bytes = bytes.saturating_sub(cost);
             }
             channel.move_to(Position { epoch, offset: first - 1 });
         }
@@ -137,11 +137,11 @@ impl MemoryBroker {
         }
         let kept = kept.map_or(size, |kept| usize::try_from(kept).map_or(size, |kept| kept.min(size)));
         while channel.kept().len() > kept {
-            *bytes -= channel.drop_oldest().unwrap_or_default();
+            *bytes = bytes.saturating_sub(channel.drop_oldest().unwrap_or_default());
         }
         (channel.used_ms, channel.held) = (used_ms, in_use);
         match (was_idle, channel.is_idle()) {
-            (true, false) => *bytes -= idle_cost,
+            (true, false) => *bytes = bytes.saturating_sub(idle_cost),
             (false, true) => *bytes += idle_cost,
             _ => {}
         }

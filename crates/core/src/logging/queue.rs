@@ -99,7 +99,7 @@ impl LineQueue {
         self.0.changed.notify_all();
         loop {
             if let Some(line) = state.lines.pop_front() {
-                state.bytes -= line.len();
+                state.bytes = state.bytes.saturating_sub(line.len());
                 state.writing = true;
                 return line;
             }

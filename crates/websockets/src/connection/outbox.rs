@@ -255,7 +255,7 @@ impl Outbox {
         let index = match queue.pong {
             Some(index) => {
                 let replaced = std::mem::replace(&mut queue.chunks[index], chunk);
-                queue.waiting -= replaced.bytes().map_or(0, <[u8]>::len);
+                queue.waiting = queue.waiting.saturating_sub(replaced.bytes().map_or(0, <[u8]>::len));
                 queue.remove_cost(&replaced);
                 index
             }
@@ -374,13 +374,13 @@ impl Queue {
 
     /// Subtracts what a chunk costs that is no longer there.
     fn remove_cost(&mut self, chunk: &Chunk) {
-        self.cost -= chunk.cost();
+        self.cost = self.cost.saturating_sub(chunk.cost());
         self.cost_before_round = self.cost_before_round.saturating_sub(chunk.cost());
     }
 
     /// Records that `n` bytes were written. Returns true if nothing is left.
     fn advance(&mut self, n: usize) -> bool {
-        self.waiting -= n;
+        self.waiting = self.waiting.saturating_sub(n);
         self.replayed = self.replayed.min(self.waiting);
         self.written += n;
         while let Some(len) = self.chunks.front().map(|chunk| chunk.bytes().map(<[u8]>::len)) {

@@ -64,7 +64,7 @@ impl EventLoop {
             return;
         }
         // The client's position now: if it disconnects before it has everything that it missed, it recovers from here.
-        let start = Position { offset: top.offset - missed.len() as u64, ..top };
+        let start = Position { offset: top.offset.saturating_sub(missed.len() as u64), ..top };
         let message = ServerMessage::Subscribed { channel: &channel, id: start, recovered };
         let mut outcome;
         let form = match connection.form {

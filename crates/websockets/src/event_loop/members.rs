@@ -68,7 +68,7 @@ impl Members {
         };
         *entry = FREE | self.first_free;
         self.first_free = index;
-        self.len -= 1;
+        self.len = self.len.saturating_sub(1);
         if self.trim.is_reached(self.len as usize) {
             self.trim();
         }

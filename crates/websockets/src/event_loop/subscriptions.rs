@@ -142,9 +142,9 @@ impl Subscriptions {
     }
 
     fn end_pending(&mut self, id: LocalChannelId) {
-        self.pending -= 1;
+        self.pending = self.pending.saturating_sub(1);
         if let Some(channel) = self.channels.get_mut(id.0 as usize) {
-            channel.pending -= 1;
+            channel.pending = channel.pending.saturating_sub(1);
         }
     }
 }
