@@ -36,7 +36,9 @@ mod sender;
 mod stream;
 
 pub use control_socket::{ControlSocket, FileIdentity, SocketError, SocketName, bound_sockets, find_socket};
-pub use protocol::{ControlCommand, FirstMessage, Hello, PROTOCOL, ServerAddress, UpgradeProgress};
+pub use protocol::{
+    ControlCommand, FirstMessage, Hello, OLDEST_PROTOCOL, PROTOCOL, ServerAddress, UpgradeProgress,
+};
 pub use receiver::{
     Committed, HandoverReceiver, OldProcess, PartError, ReceiveError, ReceivedClient, ReceivedHandover,
     ReceivedServer,

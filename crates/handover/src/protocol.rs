@@ -5,17 +5,21 @@
 //! other. A change that another build cannot understand, or must not ignore, raises [`PROTOCOL`]. Where a name here
 //! differs from that on the wire, the type says so.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{net::SocketAddr, ops::RangeInclusive, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use crate::path;
 
-/// The version of the handover. Both sides must have the same.
+/// The version of the handover by which this build hands over.
 ///
 /// 1: the new process connected to the control socket. 2: it inherits a socket of its own, and says when it serves.
-/// 3: channels and their history are handed over, too, in parts that come before the server.
-pub const PROTOCOL: u32 = 3;
+/// 3: channels and their history are handed over, too, in parts that come before the server. 4: subscriptions are numbers,
+/// and what clients have not read comes in parts, each byte once; streams of server-sent events may be chunked.
+pub const PROTOCOL: u32 = 4;
+
+/// The oldest version of the handover by which this build takes over.
+pub const OLDEST_PROTOCOL: u32 = 3;
 
 /// The first message on a connection: at the control socket, or from a new process.
 #[derive(Debug, Serialize, Deserialize)]
@@ -31,8 +35,12 @@ pub enum FirstMessage {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Hello {
-    /// [`PROTOCOL`].
+    /// The oldest version of the handover that the process understands: builds up to version 3 want it to be their own. Of an
+    /// old process, the version by which it hands over.
     pub protocol: u32,
+    /// The newest version that it understands. Builds up to version 3 do not say it.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub newest: u32,
     /// The version of the program.
     pub version: String,
     /// The number of the process.
@@ -43,6 +51,18 @@ pub struct Hello {
     /// Of these, the ones without any setting.
     #[serde(with = "path::list", skip_serializing_if = "Vec::is_empty")]
     pub empty_files: Vec<PathBuf>,
+}
+
+impl Hello {
+    /// Returns the versions of the handover that the process understands.
+    pub(crate) fn protocols(&self) -> RangeInclusive<u32> {
+        self.protocol..=self.newest.max(self.protocol)
+    }
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 /// A command of an operator to a running server.
@@ -170,8 +190,9 @@ mod tests {
     #[test]
     fn messages_have_the_names_of_every_build_of_this_protocol() {
         let files = vec!["/f".into()];
-        let hello = Hello { protocol: PROTOCOL, version: "1".into(), pid: 2, files, ..Hello::default() };
-        let described = json!({ "protocol": 3, "version": "1", "pid": 2, "files": ["/f"] });
+        let (protocol, newest) = (OLDEST_PROTOCOL, PROTOCOL);
+        let hello = Hello { protocol, newest, version: "1".into(), pid: 2, files, ..Hello::default() };
+        let described = json!({ "protocol": 3, "newest": 4, "version": "1", "pid": 2, "files": ["/f"] });
         assert_eq!(on_the_wire(FirstMessage::Hello(hello.clone())), json!({ "hello": described }));
         assert_eq!(
             on_the_wire(FirstMessage::Command(ControlCommand::Upgrade)),

@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 
 use crate::{
     failpoint::{Step, hit},
-    protocol::{FirstMessage, FromNew, FromOld, Hello, PROTOCOL},
+    protocol::{FirstMessage, FromNew, FromOld, Hello, OLDEST_PROTOCOL, PROTOCOL},
     stream::{FramedStream, StreamError},
 };
 
@@ -24,12 +24,13 @@ pub enum ReceiveError {
     Refused(String),
     /// The old process has another version of the handover.
     #[error(
-        "the old process, version {version}, speaks version {theirs} of the handover, this one {PROTOCOL}"
+        "the old process, version {version}, speaks version {theirs} of the handover, this one {OLDEST_PROTOCOL} to \
+         {PROTOCOL}"
     )]
     Protocol {
         /// The version of the old process's program.
         version: String,
-        /// The old process's [`PROTOCOL`].
+        /// The version by which the old process hands over.
         theirs: u32,
     },
     /// The old process sent another message than the next one.
@@ -87,12 +88,15 @@ impl HandoverReceiver {
     pub fn begin(stream: FramedStream, hello: Hello, timeout: Duration) -> Result<Self, ReceiveError> {
         let deadline = Instant::now() + timeout;
         hit(Step::Started);
-        let protocol = if hit(Step::OtherProtocol) { PROTOCOL + 1 } else { PROTOCOL };
-        let hello = Hello { protocol, pid: std::process::id(), ..hello };
+        // With the failpoint: as builds of version 3 do.
+        let newest = if hit(Step::OtherProtocol) { 0 } else { PROTOCOL };
+        let hello = Hello { protocol: OLDEST_PROTOCOL, newest, pid: std::process::id(), ..hello };
         stream.send(&FirstMessage::Hello(hello), deadline)?;
         hit(Step::SentHello);
         match stream.receive::<FromOld<(), ()>>(deadline)? {
-            FromOld::Accepted(old_process) if old_process.protocol == PROTOCOL => {
+            FromOld::Accepted(old_process)
+                if (OLDEST_PROTOCOL..=PROTOCOL).contains(&old_process.protocol) =>
+            {
                 hit(Step::Accepted);
                 Ok(Self { stream, old_process })
             }

@@ -1,6 +1,6 @@
 //! The old process's side of a handover.
 
-use std::{os::fd::BorrowedFd, time::Instant};
+use std::{ops::RangeInclusive, os::fd::BorrowedFd, time::Instant};
 
 use serde::Serialize;
 
@@ -19,13 +19,17 @@ const MAX_BATCH: usize = 1 << 20;
 pub enum SendError {
     /// The new process has another version of the handover.
     #[error(
-        "the new process, version {version}, speaks version {theirs} of the handover, this one {PROTOCOL}"
+        "the new process, version {version}, understands version {} to {} of the handover, and this one, which serves now, \
+         hands over by version {PROTOCOL}: its clients have what that build does not know. Restart the server to change \
+         to it",
+        theirs.start(),
+        theirs.end()
     )]
     Protocol {
         /// The version of the new process's program.
         version: String,
-        /// The new process's [`PROTOCOL`].
-        theirs: u32,
+        /// The versions that the new process understands.
+        theirs: RangeInclusive<u32>,
     },
     /// The new process cannot take all clients.
     #[error("it takes at most {max_clients}, but {clients} are here")]
@@ -83,14 +87,16 @@ impl HandoverSender {
         let FirstMessage::Hello(new_process) = stream.receive(deadline)? else {
             return Err(SendError::Unexpected);
         };
-        if new_process.protocol != PROTOCOL {
-            let error = SendError::Protocol { version: new_process.version, theirs: new_process.protocol };
+        let theirs = new_process.protocols();
+        if !theirs.contains(&PROTOCOL) {
+            let error = SendError::Protocol { version: new_process.version, theirs };
             // For its log. If it does not read it, nothing changes here.
             let _ = stream.send(&refusal(&error), deadline);
             return Err(error);
         }
         let hello = Hello {
             protocol: PROTOCOL,
+            newest: PROTOCOL,
             version: version.to_owned(),
             pid: std::process::id(),
             ..Hello::default()
@@ -360,13 +366,17 @@ mod tests {
 
     #[test]
     fn another_protocol_is_refused_and_the_new_process_is_told_why() {
-        for theirs in [PROTOCOL - 1, PROTOCOL + 1] {
+        let ranges = [(3, 0, 3..=3), (1, 2, 1..=2), (5, 0, 5..=5), (5, 7, 5..=7)];
+        for (protocol, newest, theirs) in ranges {
             let (old, new) = pair();
-            let hello = Hello { protocol: theirs, version: "9.0.0".into(), ..Hello::default() };
+            let hello = Hello { protocol, newest, version: "9.0.0".into(), ..Hello::default() };
             new.send(&FirstMessage::Hello(hello), soon()).unwrap();
             let error = HandoverSender::begin(old, "1.0.0", soon()).unwrap_err();
+            let (from, to) = theirs.into_inner();
             let expected = format!(
-                "the new process, version 9.0.0, speaks version {theirs} of the handover, this one 3"
+                "the new process, version 9.0.0, understands version {from} to {to} of the handover, and this one, which serves \
+                 now, hands over by version 4: its clients have what that build does not know. Restart the server to change \
+                 to it"
             );
             assert_eq!(error.to_string(), expected);
             let told = new.receive::<FromOld<(), ()>>(soon()).unwrap();

@@ -94,7 +94,7 @@ fn an_old_process_that_sends_everything_hears_each_step() {
     send(&old, &all());
     let thread = thread::spawn(|| take_over(new, None));
     let Ok(FirstMessage::Hello(new)) = old.receive(soon()) else { panic!("the hello comes first") };
-    assert_eq!((new.protocol, new.version.as_str()), (PROTOCOL, "2.0.0"));
+    assert_eq!((new.protocol, new.newest, new.version.as_str()), (OLDEST_PROTOCOL, PROTOCOL, "2.0.0"));
     assert_eq!(old.receive::<FromNew>(soon()).unwrap(), FromNew::Ready { max_clients: 5 });
     assert_eq!(old.receive::<FromNew>(soon()).unwrap(), FromNew::Complete { clients: 2 });
     assert_eq!(old.receive::<FromNew>(soon()).unwrap(), FromNew::Serving);
@@ -195,9 +195,19 @@ fn a_refusal_is_reported_with_its_reason_and_another_protocol_with_its_version()
     let (_, error) = take_over(new, None);
     assert_eq!(error.unwrap().to_string(), "the old process refused: not now");
     let (old, new) = pair();
-    let other = Hello { protocol: PROTOCOL - 1, ..hello() };
+    let other = Hello { protocol: OLDEST_PROTOCOL - 1, ..hello() };
     old.send(&FromOld::<(), ()>::Accepted(other), soon()).unwrap();
     let (_, error) = take_over(new, None);
-    let expected = "the old process, version 1.0.0, speaks version 2 of the handover, this one 3";
+    let expected = "the old process, version 1.0.0, speaks version 2 of the handover, this one 3 to 4";
     assert_eq!(error.unwrap().to_string(), expected);
+}
+
+#[test]
+fn an_old_process_of_the_last_version_is_taken_over_from() {
+    let (old, new) = pair();
+    let mut messages = all();
+    messages[0].0 = FromOld::Accepted(Hello { protocol: OLDEST_PROTOCOL, ..hello() });
+    send(&old, &messages);
+    let receiver = HandoverReceiver::begin(new, Hello::default(), TIMEOUT).unwrap();
+    assert_eq!(receiver.old_process().protocol, OLDEST_PROTOCOL);
 }
