@@ -33,6 +33,7 @@ use crate::{
     admission::{Disconnect, Permit},
     client_id::ClientId,
     codec::{CloseReason, Decoder, DecoderLimits, Frame},
+    protocol::chunk::LAST_CHUNK,
     snapshot::connection::ConnectionSnapshot,
     wire_form::WireForm,
 };
@@ -128,6 +129,8 @@ pub(crate) struct Connection<S> {
     pub(crate) ping: Ping,
     /// Whether the client has shut down its direction of the TCP connection: read on until the end of the stream.
     pub(crate) peer_closed: bool,
+    /// Whether that end was read. A client of server-sent events may still read.
+    input_ended: bool,
     state: State,
     /// Why the server closed it, if it did.
     close_reason: Option<CloseReason>,
@@ -156,6 +159,7 @@ impl<S: Stream> Connection<S> {
             form,
             ping: Ping::default(),
             peer_closed: false,
+            input_ended: false,
             state: State::Open,
             close_reason: None,
             early_input: None,
@@ -333,7 +337,7 @@ impl<S: Stream> Connection<S> {
 
     /// Sends what shows whether the client is there. Clients of server-sent events only show that they read.
     pub(crate) fn send_ping(&mut self) -> Outcome {
-        let is_read = self.form == WireForm::EventStream || self.has_output();
+        let is_read = self.form.is_event_stream() || self.has_output();
         // Before it is sent: that it is acknowledged must show.
         let before = if is_read { self.stream.delivery() } else { Ok(Delivery::default()) };
         let outcome = self.send_unbounded(&self.form.ping());
@@ -354,7 +358,7 @@ impl<S: Stream> Connection<S> {
         // The poll reports a socket that has failed.
         let Ok(delivery) = self.stream.delivery() else { return false };
         if self.ping.is_unread() {
-            let is_answer = self.form == WireForm::EventStream;
+            let is_answer = self.form.is_event_stream();
             return self.ping.check_unread(delivery, self.has_output(), is_answer);
         }
         // What came before the ping may not even be sent, as the client reads slowly: it cannot have answered yet.
@@ -392,8 +396,11 @@ impl<S: Stream> Connection<S> {
         if let Some(notice) = notice {
             self.outbox.push(notice, 0, Round::default());
         }
-        if self.form == WireForm::EventStream {
+        if self.form.is_event_stream() {
             // There is no close frame: the end of the response is the close.
+            if self.form == WireForm::EventStream {
+                self.outbox.push(LAST_CHUNK, 0, Round::default());
+            }
             self.state = State::Lingering;
             return Outcome::CloseStarted.max(self.flush());
         }
@@ -422,8 +429,9 @@ impl<S: Stream> Connection<S> {
         match self.state {
             State::CloseReceived => Outcome::Ended(Disconnect::ByClient),
             State::Lingering => match self.stream.shutdown_write() {
-                Ok(()) => Outcome::Unchanged,
-                Err(_) => self.disconnected(),
+                Ok(()) if !self.input_ended => Outcome::Unchanged,
+                // Both directions have ended.
+                Ok(()) | Err(_) => self.disconnected(),
             },
             State::Open | State::CloseSent => Outcome::Unchanged,
         }

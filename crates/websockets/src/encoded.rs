@@ -7,7 +7,11 @@ use lastcall_core::{ChannelName, Epoch, Position, Publication};
 
 use crate::{
     codec::Frame,
-    protocol::{ServerMessage, event_stream},
+    protocol::{
+        ServerMessage,
+        chunk::{self, ChunkWriter},
+        event_stream,
+    },
 };
 
 /// About how many bytes a message has beside its data and the name of its channel.
@@ -24,11 +28,13 @@ pub(crate) struct EncodedPublication {
 
 /// A publication as a server-sent event.
 #[derive(Debug)]
-struct Event {
-    /// With the line of its id.
-    bytes: Bytes,
-    /// Where the rest begins.
-    body_at: usize,
+pub(crate) struct Event {
+    /// With its position as its id, in a chunk: for clients of its channel alone.
+    pub(crate) chunk: Bytes,
+    /// The position, as text.
+    pub(crate) position: Bytes,
+    /// What follows the line of the id.
+    pub(crate) body: Bytes,
 }
 
 impl EncodedPublication {
@@ -46,25 +52,19 @@ impl EncodedPublication {
         self.frame.get_or_init(|| ServerMessage::publication(channel, self.epoch, &self.publication).frame())
     }
 
-    /// Returns the server-sent event, for clients of this channel alone.
-    pub(crate) fn event(&self, channel: &ChannelName) -> &Bytes {
-        &self.encoded_event(channel).bytes
-    }
-
-    /// Returns the server-sent event without its id, for clients of several channels.
-    pub(crate) fn event_body(&self, channel: &ChannelName) -> &[u8] {
-        let event = self.encoded_event(channel);
-        &event.bytes[event.body_at..]
-    }
-
-    fn encoded_event(&self, channel: &ChannelName) -> &Event {
+    /// Returns the server-sent event.
+    pub(crate) fn event(&self, channel: &ChannelName) -> &Event {
         self.event.get_or_init(|| {
-            let mut event = Vec::with_capacity(self.size(channel));
-            event_stream::write_id(&mut event, &self.position());
-            let body_at = event.len();
+            let mut chunk = ChunkWriter::with_capacity(self.size(channel));
+            let position = self.position().to_string();
+            event_stream::write_id(chunk.content(), [b"", position.as_bytes(), b""]);
+            let id_end = chunk.len();
             let message = ServerMessage::publication(channel, self.epoch, &self.publication);
-            event_stream::write_body(&mut event, &message);
-            Event { bytes: event.into(), body_at }
+            event_stream::write_body(chunk.content(), &message);
+            let chunk = chunk.finish();
+            let content = chunk::content(&chunk);
+            let position = content.slice_ref(&content[id_end - 1 - position.len()..id_end - 1]);
+            Event { position, body: content.slice(id_end..), chunk }
         })
     }
 

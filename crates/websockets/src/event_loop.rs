@@ -208,7 +208,7 @@ impl EventLoop {
                 self.queue_read(slot);
             }
             if event.is_error() || event.is_write_closed() {
-                self.end_if_throttled(slot);
+                self.end_if_not_read(slot);
             }
         }
         self.write();

@@ -40,7 +40,7 @@
 //!   connections, and each `replay` of what the client has missed; its `ping` keeps what became of the last ping. An idle connection has no buffer.
 //! - `codec` is RFC 6455: frames, a decoder that enforces every limit as soon as a header shows it, and close codes. It
 //!   knows neither sockets nor JSON.
-//! - `protocol` has the messages of `docs/protocol.md` as types, and as server-sent events (`event_stream`). [`WireForm`]
+//! - `protocol` has the messages of `docs/protocol.md` as types, as server-sent events (`event_stream`), and in chunks (`chunk`). [`WireForm`]
 //!   (`wire_form`) is how a connection gets them, and `client_id` the ids of connections in them.
 //!   `handshake` is what the HTTP server leaves to the event loop: the response that is not sent yet, and early input.
 //! - `snapshot` is what a handover needs: the event loops stopped at once, and each connection as plain data that other

@@ -66,8 +66,8 @@ impl ShutdownNotice {
         let message = self.message(client, now);
         match form {
             WireForm::WebSocket => form.encode(&message),
-            WireForm::EventStream => {
-                event_stream::encode(&message, None, Some(self.reconnect_after(client, now)))
+            WireForm::EventStream | WireForm::UnchunkedEventStream => {
+                form.of_chunk(event_stream::encode(&message, Some(self.reconnect_after(client, now))))
             }
         }
     }

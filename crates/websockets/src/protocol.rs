@@ -1,5 +1,6 @@
 //! The messages between server and clients, as types.
 
+pub(crate) mod chunk;
 pub(crate) mod event_stream;
 mod plain;
 

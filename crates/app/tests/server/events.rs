@@ -23,7 +23,12 @@ async fn publish(server: &Server, channel: &str, numbers: std::ops::RangeInclusi
 async fn a_client_gets_events_with_ids_and_recovers_with_the_last_one() {
     let server = quiet_server().await;
     let mut stream = server.events("?channel=orders", &[]).await;
-    for line in ["content-type: text/event-stream", "cache-control: no-store", "x-accel-buffering: no"] {
+    for line in [
+        "transfer-encoding: chunked",
+        "content-type: text/event-stream",
+        "cache-control: no-store, no-transform",
+        "x-accel-buffering: no",
+    ] {
         assert!(stream.head.lines().any(|one| one == line), "{}", stream.head);
     }
     let subscribed = stream.next().await.unwrap();
@@ -143,8 +148,9 @@ async fn what_cannot_be_recovered_is_an_event() {
     for last in [&*ids[0], "garbage", "1,2", &format!("{},", ids[3])] {
         let mut stream = server.events("?channel=a", &[&format!("Last-Event-ID: {last}")]).await;
         let subscribed = stream.next().await.unwrap();
-        assert_eq!(subscribed.data["recovered"], false, "{last}");
+        assert_eq!((&subscribed.data["recovered"], &subscribed.id), (&json!(false), &None), "{last}");
         let reset = stream.next().await.unwrap();
+        assert_eq!(reset.id.as_ref(), Some(&ids[3]));
         assert_eq!(
             (&*reset.name, &reset.data),
             ("reset", &json!({"type": "reset", "channel": "a", "id": ids[3]}))
@@ -154,6 +160,51 @@ async fn what_cannot_be_recovered_is_an_event() {
     assert_eq!(fresh.next().await.unwrap().data["recovered"], false);
     publish(&server, "a", 5..=5).await;
     assert_eq!(fresh.next().await.unwrap().name, "notification", "nothing was asked for, so nothing is lost");
+}
+
+#[tokio::test]
+async fn a_client_that_loses_its_connection_before_it_is_told_of_a_loss_is_told_the_next_time() {
+    let server = Start::default().env("NOTIFICATION_INTERVAL", "0").env("HISTORY_SIZE", "2").serve().await;
+    let mut old = Vec::new();
+    for channel in ["a", "b", "c"] {
+        old.push(publish(&server, channel, 1..=5).await.remove(0));
+    }
+    let [a, b, c] = &old[..] else { panic!("three channels") };
+    let query = "?channel=a&channel=b&channel=c";
+    for (last, lost) in [
+        (format!("{a},{b},{c}"), "abc"),
+        (format!("{a},,{c}"), "ac"),
+        (format!(",{b},"), "b"),
+        (format!("{a},malformed,{c}"), "abc"),
+        (format!("malformed,,{c}"), "ac"),
+        (",,malformed".to_owned(), "c"),
+        ("malformed".to_owned(), "abc"),
+    ] {
+        // Up to a welcome is read already; then come at most three subscriptions and three resets.
+        for reads in 0..=3 + lost.len() {
+            let (mut last, mut told) = (last.clone(), Vec::new());
+            let mut stream = server.events(query, &[&format!("Last-Event-ID: {last}")]).await;
+            for _ in 0..reads {
+                let event = stream.next().await.unwrap();
+                last = event.id.unwrap_or(last);
+                if event.name == "reset" {
+                    told.push(event.data["channel"].as_str().unwrap().to_owned());
+                }
+            }
+            drop(stream);
+            let mut stream = server.events(query, &[&format!("Last-Event-ID: {last}")]).await;
+            publish(&server, "c", 6..=6).await;
+            loop {
+                let event = stream.next().await.unwrap();
+                match &*event.name {
+                    "reset" => told.push(event.data["channel"].as_str().unwrap().to_owned()),
+                    "notification" => break,
+                    _ => {}
+                }
+            }
+            assert_eq!(told.concat(), lost, "{reads} events were read");
+        }
+    }
 }
 
 #[tokio::test]

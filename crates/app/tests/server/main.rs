@@ -1,7 +1,7 @@
 //! The server from the outside: the real binary, real signals, real sockets, a real browser.
 //!
 //! - What clients see: `messages`, `notices`, `protocol`, `limits`, `flood`, `slow_clients`, `heartbeat`, `event_loops`, `example_clients`.
-//! - Channels and recovery: `channels`, `events`, `events_in_browser`, `history`, `history_file`, `history_pages`, `recovery_model`, `replays`.
+//! - Channels and recovery: `channels`, `events`, `events_body`, `events_in_browser`, `history`, `history_file`, `history_pages`, `recovery_model`, `replays`.
 //! - HTTP: `http_*`, `publish`, `pages`, `pages_in_browser`, `refusals`, `proxies`.
 //! - The page in a browser: `browser`, `page_*`.
 //! - The life of the process: `startup`, `listen`, `listening_socket`, `settings`, `settings_sources`, `signals`, `drain`, `shutdown`, `parents`, `service_manager`, `processes`,
@@ -19,6 +19,7 @@ mod deploy;
 mod drain;
 mod event_loops;
 mod events;
+mod events_body;
 mod events_in_browser;
 mod example_clients;
 mod failed_upgrades;

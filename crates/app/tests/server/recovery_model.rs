@@ -146,8 +146,8 @@ struct Client {
     last_event_id: String,
     /// Of which channels it has sent an id, as a client of server-sent events.
     asked: Vec<bool>,
-    /// The channel whose `reset` must come next.
-    expected_reset: Option<String>,
+    /// Whether a `reset` must come next. Until it does, the client has its old position.
+    expects_reset: bool,
     received: usize,
 }
 
@@ -170,7 +170,7 @@ impl Client {
         }
         let lines: Vec<_> = lines.iter().map(String::as_str).collect();
         self.asked = self.last_event_id.split(',').map(|id| !id.is_empty()).collect();
-        self.expected_reset = None;
+        self.expects_reset = false;
         let request = self.wire.request(self.shared.address, &query.join("&"), &lines);
         let mut input = Input::request(stream, self.wire, &request).await.ok()?;
         let status = soon("a head", input.status()).await?;
@@ -182,10 +182,7 @@ impl Client {
     fn check(&mut self, received: &Received) -> bool {
         let message = received.json();
         let kind = message["type"].as_str().unwrap();
-        if let Some(channel) = self.expected_reset.take() {
-            assert_eq!((kind, message["channel"].as_str()), ("reset", Some(&*channel)), "{message}");
-            return true;
-        }
+        assert!(!self.expects_reset || kind == "reset", "{message}");
         if ["welcome", "shutdown"].contains(&kind) {
             return true;
         }
@@ -209,14 +206,20 @@ impl Client {
                     }
                     None => assert!(!recovered, "{message}"),
                 }
-                if self.wire == Wire::EventStream && !recovered && self.asked.get(index) == Some(&true) {
-                    self.expected_reset = Some(channel_name(channel));
-                }
                 if last.is_some() {
                     let mut recoveries = self.shared.recoveries.lock().unwrap();
                     recoveries.0 += u64::from(recovered);
                     recoveries.1 += u64::from(!recovered);
                 }
+                if self.wire == Wire::EventStream && !recovered && self.asked.get(index) == Some(&true) {
+                    assert_eq!(received.event_id, None, "its position stays until it is told");
+                    self.expects_reset = true;
+                    return true;
+                }
+            }
+            "reset" => {
+                assert!(std::mem::take(&mut self.expects_reset), "{message}");
+                assert!(received.event_id.is_some(), "{message}");
             }
             "notification" => {
                 assert_eq!(Some(offset), last.map(|last| last + 1), "{message}");
@@ -346,7 +349,7 @@ async fn check_all(event_loops: usize) {
             channels,
             last_event_id: String::new(),
             asked: Vec::new(),
-            expected_reset: None,
+            expects_reset: false,
             received: 0,
         };
         clients.spawn(client.run());

@@ -80,7 +80,7 @@ fn channels_of(
 fn stream_head(status: StatusCode, body: Body) -> Response {
     let headers = [
         (CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
-        (CACHE_CONTROL, HeaderValue::from_static("no-store")),
+        (CACHE_CONTROL, HeaderValue::from_static("no-store, no-transform")),
         (CONNECTION, HeaderValue::from_static("close")),
         (X_ACCEL_BUFFERING, HeaderValue::from_static("no")),
     ];

@@ -208,10 +208,7 @@ async fn serve_http(
         close_in_stages(socket.into_stream(), stop, idle.must_leave()).await;
         return None;
     };
-    let response = match form {
-        WireForm::WebSocket => response,
-        WireForm::EventStream => event_stream_response(&response),
-    };
+    let response = if form == WireForm::WebSocket { response } else { event_stream_response(&response) };
     let handshake = Handshake { response, early_input: read, form, channels };
     if let Err(error) = shared.manager.connect(permit, socket.into_websocket(), handshake) {
         warn!(%peer, %error, "a socket could not be handed to its event loop");

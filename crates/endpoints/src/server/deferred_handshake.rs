@@ -19,8 +19,8 @@ use super::{http_stream::HttpStream, pending_connection::PendingConnection};
 const SWITCHING_PROTOCOLS: &[u8] = b"HTTP/1.1 101 ";
 
 /// The same where the client asked for server-sent events. hyper gives a socket back only after a 101, so the handler
-/// answers with that, and it is replaced before it is sent.
-const OK: &[u8] = b"HTTP/1.1 200 OK\r\n";
+/// answers with that, and it is replaced before it is sent. A 101 has no body, which here comes in chunks.
+const OK: &[u8] = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n";
 
 /// Returns the response to a request for server-sent events, made of the one that was withheld.
 pub(super) fn event_stream_response(withheld: &[u8]) -> Vec<u8> {

@@ -15,7 +15,6 @@ use crate::{
     codec::{CloseReason, Event, Frame},
     protocol::ServerMessage,
     stats::Stats,
-    wire_form::WireForm,
 };
 
 /// Most bytes of one read while the rate of published texts is limited: the rate is checked after each read, so one
@@ -33,8 +32,28 @@ impl<S: Stream> Connection<S> {
         if self.early_input.is_some() {
             return true;
         }
+        if self.input_ended {
+            return false;
+        }
         let nothing = |error: &io::Error| error.kind() == ErrorKind::WouldBlock;
         !self.stream.peek(&mut [0]).is_err_and(|error| nothing(&error))
+    }
+
+    /// Returns true if nothing more can be read from the client.
+    pub(crate) fn input_ended(&self) -> bool {
+        self.input_ended
+    }
+
+    /// Handles the end of the client's direction. A client of server-sent events has nothing more to say after its request, so
+    /// its end is no close. But most clients that end it are gone: they show it by a reset when something is sent to them.
+    fn end_input(&mut self) -> Outcome {
+        if !self.form.is_event_stream() || self.state == State::Lingering && !self.has_output() {
+            return self.disconnected();
+        }
+        if std::mem::replace(&mut self.input_ended, true) {
+            return Outcome::Unchanged;
+        }
+        self.send_unbounded(&self.form.ping())
     }
 
     /// Returns true if bytes are left from the handshake.
@@ -68,7 +87,7 @@ impl<S: Stream> Connection<S> {
         let limit = limit.min(buffer.len());
         let buffer = &mut buffer[..limit];
         match self.stream.read(buffer) {
-            Ok(0) => (self.disconnected(), Readable::No),
+            Ok(0) => (self.end_input(), Readable::No),
             Ok(n) => {
                 // A short read has emptied the socket (epoll(7), question 9), unless the end of the stream follows.
                 let readable =
@@ -97,7 +116,7 @@ impl<S: Stream> Connection<S> {
         self.ping.answered(self.has_output());
         stats.bytes_received += input.len() as u64;
         let is_discarded = matches!(self.state, State::CloseReceived | State::Lingering);
-        if is_discarded || self.form == WireForm::EventStream {
+        if is_discarded || self.form.is_event_stream() {
             return Outcome::Unchanged;
         }
         let mut decoder = std::mem::take(&mut self.decoder);

@@ -8,7 +8,8 @@ use lastcall_core::{ChannelName, Epoch, Position, Publication};
 use crate::{
     codec::write_text_frame,
     encoded::encoded_size,
-    protocol::{ServerMessage, event_stream},
+    protocol::{ServerMessage, chunk::ChunkWriter, event_stream},
+    wire_form::WireForm,
 };
 
 /// About how many bytes are encoded at once: as much as a socket usually takes, so that a client that does not read costs
@@ -32,6 +33,8 @@ pub(crate) enum ReplayForm {
     WebSocket,
     /// As events. The id of each has this before and after the position.
     EventStream {
+        /// The form of the connection.
+        form: WireForm,
         /// The positions of the channels before this one.
         before: String,
         /// Those of the channels after it.
@@ -76,7 +79,7 @@ impl Replay {
     fn encode(&mut self, most: usize) -> Option<Bytes> {
         let first = self.missed.as_slice().first()?;
         let about = self.missed.len().saturating_mul(encoded_size(&self.channel, first));
-        let mut page = Vec::with_capacity(about.min(PAGE + PAGE / 8));
+        let mut page = ChunkWriter::with_capacity(about.min(PAGE + PAGE / 8));
         let mut json = Vec::new();
         while page.len() < most
             && let Some(publication) = self.missed.next()
@@ -86,15 +89,18 @@ impl Replay {
                 ReplayForm::WebSocket => {
                     json.clear();
                     message.write_json(&mut json);
-                    write_text_frame(&mut page, &json);
+                    write_text_frame(page.content(), &json);
                 }
-                ReplayForm::EventStream { before, after } => {
-                    let position = Position { epoch: self.epoch, offset: publication.offset };
-                    event_stream::write_id(&mut page, &format_args!("{before}{position}{after}"));
-                    event_stream::write_body(&mut page, &message);
+                ReplayForm::EventStream { before, after, .. } => {
+                    let position = Position { epoch: self.epoch, offset: publication.offset }.to_string();
+                    event_stream::write_id(page.content(), [before, &position, after].map(String::as_bytes));
+                    event_stream::write_body(page.content(), &message);
                 }
             }
         }
-        Some(page.into())
+        Some(match &self.form {
+            ReplayForm::WebSocket => page.into_content(),
+            ReplayForm::EventStream { form, .. } => form.of_chunk(page.finish()),
+        })
     }
 }

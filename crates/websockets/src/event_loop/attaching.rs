@@ -72,19 +72,22 @@ impl EventLoop {
                 outcome = connection.send_unbounded(message.frame().bytes());
                 ReplayForm::WebSocket
             }
-            WireForm::EventStream => {
+            WireForm::EventStream | WireForm::UnchunkedEventStream => {
                 let (mut before, mut after) = (String::new(), String::new());
                 if let Some((positions, index)) = subscriptions.positions(id) {
-                    (before, after) = positions.around(index);
-                    positions.set(index, top);
+                    let around = positions.around(index);
+                    (before, after) = (around.0.to_owned(), around.1.to_owned());
+                    positions.set(index, &top.to_string());
                 }
-                let id = format!("{before}{start}{after}");
-                outcome = connection.send_unbounded(&event_stream::encode(&message, Some(&id), None));
-                if asked && !recovered {
-                    let reset = ServerMessage::Reset { channel: &channel, id: start };
-                    outcome = outcome.max(connection.send_unbounded(&connection.form.encode(&reset)));
-                }
-                ReplayForm::EventStream { before, after }
+                let reset = ServerMessage::Reset { channel: &channel, id: start };
+                let told: &[_] = if asked && !recovered { &[message, reset] } else { &[message] };
+                // The position moves with the last one: a client that does not get the `reset` comes back with its old position,
+                // and is told then.
+                let start = start.to_string();
+                let chunk =
+                    event_stream::encode_with_id(told, [&before, &start, &after].map(String::as_bytes));
+                outcome = connection.send_unbounded(&connection.form.of_chunk(chunk));
+                ReplayForm::EventStream { form: connection.form, before, after }
             }
         };
         if !missed.is_empty() {

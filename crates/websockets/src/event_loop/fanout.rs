@@ -12,6 +12,9 @@ use super::{
 /// Connections between two readings of the clock, one of which costs about a hundredth of a write.
 const CONNECTIONS_PER_CLOCK_READ: usize = 32;
 
+/// Bytes between two readings of the clock: what takes longer than the writes themselves is to copy them.
+const BYTES_PER_CLOCK_READ: usize = 256 << 10;
+
 impl EventLoop {
     /// Continues a fan-out until the slice is over. Returns true when all connections have got it.
     pub(super) fn deliver(&mut self, fanout: &mut Fanout, started: Instant) -> bool {
@@ -27,36 +30,44 @@ impl EventLoop {
         if let Some((channel, top)) = self.subscriptions.get_mut(id).zip(run.top()) {
             channel.top = top;
         }
+        let mut bytes = 0;
         // The channel is gone once its last member has left during this very slice.
         while let Some(channel) = self.subscriptions.get(id).filter(|channel| *next < channel.members.end()) {
             let slot = channel.members.get(*next);
             *next += 1;
             if let Some(slot) = slot {
-                self.deliver_run_to(slot, run, id);
+                bytes += self.deliver_run_to(slot, run, id);
             }
-            if next.is_multiple_of(CONNECTIONS_PER_CLOCK_READ) && started.elapsed() > self.slice {
-                return false;
+            if next.is_multiple_of(CONNECTIONS_PER_CLOCK_READ) || bytes >= BYTES_PER_CLOCK_READ {
+                bytes = 0;
+                if started.elapsed() > self.slice {
+                    return false;
+                }
             }
         }
         true
     }
 
-    fn deliver_run_to(&mut self, slot: usize, run: &RunFanout, id: LocalChannelId) {
-        let Some(entry) = self.connections.get_mut(slot) else { return };
+    /// Returns how many bytes it has written or queued.
+    fn deliver_run_to(&mut self, slot: usize, run: &RunFanout, id: LocalChannelId) -> usize {
+        let Some(entry) = self.connections.get_mut(slot) else { return 0 };
+        let connection = &mut entry.connection;
+        if !connection.is_open() {
+            return 0;
+        }
         let several;
         let bytes = match entry.subscriptions.positions(id) {
-            None => run.joined(entry.connection.form),
+            None => run.joined(connection.form),
             Some((positions, index)) => {
-                several = run.events_of(positions, index);
+                several = connection.form.of_chunk(run.chunk_for(positions, index));
                 &several
             }
         };
-        let connection = &mut entry.connection;
-        if connection.is_open() {
-            self.stats.messages_sent += run.count() as u64;
-        }
+        let count = bytes.len();
+        self.stats.messages_sent += run.count() as u64;
         let outcome = connection.send(bytes, run.round, &self.config.connection);
         self.apply_outcome(slot, outcome);
+        count
     }
 
     fn deliver_to_all(&mut self, fanout: &mut Fanout, started: Instant) -> bool {

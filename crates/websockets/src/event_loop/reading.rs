@@ -6,7 +6,10 @@ use lastcall_core::{Publication, Publisher, settings::ClientMessages};
 use serde_json::value::to_raw_value;
 use tracing::trace;
 
-use super::{EventLoop, connections::ConnectionKey};
+use super::{
+    EventLoop,
+    connections::{ConnectionKey, Slot},
+};
 use crate::{
     client_id::ClientId, connection::Readable, encoded::encoded_size,
     excess_capacity::release_excess_capacity,
@@ -113,11 +116,13 @@ impl EventLoop {
         }
     }
 
-    /// Ends a connection whose client is gone while its reads are paused. Otherwise it would keep its permit until
-    /// they resume.
-    pub(super) fn end_if_throttled(&mut self, slot: usize) {
-        let throttled = self.connections.get(slot).filter(|entry| entry.throttled);
-        if let Some(outcome) = throttled.map(|entry| entry.connection.disconnected()) {
+    /// Ends a connection whose client is gone, if no read will show that: reads are paused, or have come to their end. Otherwise it
+    /// would keep its permit.
+    pub(super) fn end_if_not_read(&mut self, slot: usize) {
+        let is_not_read = |entry: &&Slot| entry.throttled || entry.connection.input_ended();
+        let outcome =
+            self.connections.get(slot).filter(is_not_read).map(|entry| entry.connection.disconnected());
+        if let Some(outcome) = outcome {
             self.apply_outcome(slot, outcome);
         }
     }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use lastcall_broker::Since;
-use lastcall_core::ChannelName;
+use lastcall_core::{ChannelName, Epoch, Position};
 use mio::{Interest, Token};
 use socket2::SockRef;
 use tracing::{debug, trace};
@@ -24,6 +24,10 @@ use crate::{
     protocol::{ServerInfo, ServerMessage, event_stream},
     wire_form::WireForm,
 };
+
+/// A position that no channel has: epochs are random. The ids of events have it in place of one that the client sent and that is
+/// malformed, until the client is told: if it comes back before that, it must still be told.
+const NEVER_GIVEN: Position = Position { epoch: Epoch(0), offset: 0 };
 
 /// The shortest time after which an `EventSource` comes back.
 const MIN_RETRY: Duration = Duration::from_secs(1);
@@ -46,10 +50,11 @@ impl EventLoop {
                     // Before the welcome: a client that has it gets what is published then.
                     let key = ConnectionKey { slot, id };
                     self.reserve_subscriptions(slot, handshake.channels.len());
-                    if handshake.form == WireForm::EventStream && handshake.channels.len() > 1 {
+                    if handshake.form.is_event_stream() && handshake.channels.len() > 1 {
                         let asked = handshake.channels.iter().map(|channel| match channel.since {
                             Since::Position(position) => Some(position),
-                            Since::Now | Since::Invalid => None,
+                            Since::Invalid => Some(NEVER_GIVEN),
+                            Since::Now => None,
                         });
                         self.set_positions(slot, StreamPositions::new(asked));
                     }
@@ -158,7 +163,9 @@ impl EventLoop {
             let welcome = match connection.form {
                 WireForm::WebSocket => welcome.frame().bytes().clone(),
                 // It replaces the time that the last drain has given the client.
-                WireForm::EventStream => event_stream::encode(&welcome, None, Some(retry_after(id))),
+                WireForm::EventStream | WireForm::UnchunkedEventStream => {
+                    connection.form.of_chunk(event_stream::encode(&welcome, Some(retry_after(id))))
+                }
             };
             outcome = connection.send_handshake(response, &welcome);
             if let Some(notice) = &self.notice {

@@ -1,13 +1,19 @@
 //! Publications of a channel that the members of the channel get in one write.
 
-use std::{cell::OnceCell, sync::Arc};
+use std::cell::OnceCell;
 
 use bytes::Bytes;
 use lastcall_core::{ChannelName, Position};
 
 use super::stream_positions::StreamPositions;
 use crate::{
-    connection::outbox::Round, encoded::EncodedPublication, mailbox::Run, protocol::event_stream,
+    connection::outbox::Round,
+    encoded::Event,
+    mailbox::Run,
+    protocol::{
+        chunk::{self, ChunkWriter},
+        event_stream,
+    },
     wire_form::WireForm,
 };
 
@@ -18,12 +24,15 @@ pub(super) struct RunFanout {
     /// The round in which the loop has taken them.
     pub(super) round: Round,
     frames: OnceCell<Bytes>,
+    /// A chunk with all of them.
+    chunk: OnceCell<Bytes>,
+    /// Its content.
     events: OnceCell<Bytes>,
 }
 
 impl RunFanout {
     pub(super) fn new(run: Run, round: Round) -> Self {
-        Self { run, round, frames: OnceCell::new(), events: OnceCell::new() }
+        Self { run, round, frames: OnceCell::new(), chunk: OnceCell::new(), events: OnceCell::new() }
     }
 
     pub(super) fn channel(&self) -> &ChannelName {
@@ -42,37 +51,55 @@ impl RunFanout {
 
     /// Returns the publications as all members with this form get them that have no other channel.
     pub(super) fn joined(&self, form: WireForm) -> &Bytes {
-        let Run { channel, publications } = &self.run;
         match form {
-            WireForm::WebSocket => {
-                self.frames.get_or_init(|| join(publications, |one| one.frame(channel).bytes()))
+            WireForm::WebSocket => self.frames.get_or_init(|| self.join_frames()),
+            WireForm::EventStream => self.chunk.get_or_init(|| self.join_events()),
+            WireForm::UnchunkedEventStream => {
+                self.events.get_or_init(|| chunk::content(self.joined(WireForm::EventStream)))
             }
-            WireForm::EventStream => self.events.get_or_init(|| join(publications, |one| one.event(channel))),
         }
     }
 
-    /// Returns the publications as events for a member with several channels, whose number `index` is this one.
-    pub(super) fn events_of(&self, positions: &mut StreamPositions, index: usize) -> Bytes {
-        let mut events = Vec::new();
-        for publication in &self.run.publications {
-            positions.set(index, publication.position());
-            event_stream::write_id(&mut events, positions);
-            events.extend_from_slice(publication.event_body(&self.run.channel));
+    /// Joins the frames, without a copy if there is only one.
+    fn join_frames(&self) -> Bytes {
+        let Run { channel, publications } = &self.run;
+        if let [publication] = &publications[..] {
+            return publication.frame(channel).bytes().clone();
         }
-        events.into()
+        let frames = publications.iter().map(|publication| publication.frame(channel).bytes());
+        let mut joined = Vec::with_capacity(frames.clone().map(Bytes::len).sum());
+        frames.for_each(|frame| joined.extend_from_slice(frame));
+        joined.into()
     }
-}
 
-/// Joins the encodings, without a copy if there is only one.
-fn join<'a>(
-    publications: &'a [Arc<EncodedPublication>],
-    encoded: impl Fn(&'a EncodedPublication) -> &'a Bytes,
-) -> Bytes {
-    if let [publication] = publications {
-        return encoded(publication).clone();
+    /// Joins the events in one chunk, without a copy if there is only one.
+    fn join_events(&self) -> Bytes {
+        let Run { channel, publications } = &self.run;
+        if let [publication] = &publications[..] {
+            return publication.event(channel).chunk.clone();
+        }
+        let events = publications.iter().map(|publication| publication.event(channel));
+        let mut joined = ChunkWriter::with_capacity(events.clone().map(|event| event.chunk.len()).sum());
+        for event in events {
+            event_stream::write_id(joined.content(), [b"", &event.position, b""]);
+            joined.content().extend_from_slice(&event.body);
+        }
+        joined.finish()
     }
-    let encodings = publications.iter().map(|publication| encoded(publication));
-    let mut joined = Vec::with_capacity(encodings.clone().map(Bytes::len).sum());
-    encodings.for_each(|encoding| joined.extend_from_slice(encoding));
-    joined.into()
+
+    /// Returns a chunk with the publications as events for a member with several channels, whose number `index` is this one.
+    pub(super) fn chunk_for(&self, positions: &mut StreamPositions, index: usize) -> Bytes {
+        let (before, after) = positions.around(index);
+        let events = self.run.publications.iter().map(|publication| publication.event(&self.run.channel));
+        let size = |event: &Event| event.chunk.len() + before.len() + after.len();
+        let mut chunk = ChunkWriter::with_capacity(events.clone().map(size).sum());
+        for event in events.clone() {
+            event_stream::write_id(chunk.content(), [before.as_bytes(), &event.position, after.as_bytes()]);
+            chunk.content().extend_from_slice(&event.body);
+        }
+        if let Some(position) = self.top() {
+            positions.set(index, &position.to_string());
+        }
+        chunk.finish()
+    }
 }

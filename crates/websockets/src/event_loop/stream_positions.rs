@@ -1,17 +1,23 @@
 //! The positions of a client with several channels, as the id of its events.
 
-use std::fmt;
-
 use lastcall_core::Position;
 
 /// The position of each channel of a client, in the order of its URL. Server-sent events have one id for all of them.
+///
+/// It is kept as text, as each event needs all of it, and a publication changes one position.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct StreamPositions(Vec<Option<Position>>);
+pub(crate) struct StreamPositions {
+    /// The positions, with commas between them.
+    id: String,
+    /// The end of each position in `id`.
+    ends: Vec<u32>,
+}
 
 impl StreamPositions {
     /// Returns these positions. `None`: the client has none in this channel yet.
     pub(crate) fn new(positions: impl IntoIterator<Item = Option<Position>>) -> Self {
-        Self(positions.into_iter().collect())
+        let text = |position: Option<Position>| position.map(|one| one.to_string()).unwrap_or_default();
+        Self::of_texts(positions.into_iter().map(text))
     }
 
     /// Reads positions that another process has written.
@@ -19,37 +25,55 @@ impl StreamPositions {
         Self::new(positions.iter().map(|position| position.parse().ok()))
     }
 
-    /// Returns each position as text, for another process.
-    pub(crate) fn to_texts(&self) -> Vec<String> {
-        self.0.iter().map(|position| position.map(|one| one.to_string()).unwrap_or_default()).collect()
+    fn of_texts(positions: impl Iterator<Item = String>) -> Self {
+        let (mut id, mut ends) = (String::new(), Vec::new());
+        for position in positions {
+            if !ends.is_empty() {
+                id.push(',');
+            }
+            id.push_str(&position);
+            ends.push(id.len() as u32);
+        }
+        Self { id, ends }
     }
 
-    /// Sets the position in a channel: the client has, or will be sent first, everything up to it.
-    pub(crate) fn set(&mut self, channel: usize, position: Position) {
-        if let Some(entry) = self.0.get_mut(channel) {
-            *entry = Some(position);
+    /// Returns each position as text, for another process.
+    pub(crate) fn to_texts(&self) -> Vec<String> {
+        (0..self.ends.len()).map(|channel| self.id[self.range(channel)].to_owned()).collect()
+    }
+
+    /// Sets the position in a channel, as text: the client has, or will be sent first, everything up to it.
+    pub(crate) fn set(&mut self, channel: usize, position: &str) {
+        if channel >= self.ends.len() {
+            return;
+        }
+        let range = self.range(channel);
+        let grows_by = position.len() as i64 - range.len() as i64;
+        self.id.replace_range(range, position);
+        if grows_by != 0 {
+            for end in &mut self.ends[channel..] {
+                *end = (i64::from(*end) + grows_by) as u32;
+            }
         }
     }
 
     /// Returns the id in two parts, before and after the position in a channel.
-    pub(crate) fn around(&self, channel: usize) -> (String, String) {
-        let texts = self.to_texts();
-        let channel = channel.min(texts.len());
-        let before: String = texts[..channel].iter().map(|text| format!("{text},")).collect();
-        let after: String = texts.iter().skip(channel + 1).map(|text| format!(",{text}")).collect();
-        (before, after)
+    pub(crate) fn around(&self, channel: usize) -> (&str, &str) {
+        let range = self.range(channel.min(self.ends.len().saturating_sub(1)));
+        (&self.id[..range.start], &self.id[range.end..])
     }
-}
 
-impl fmt::Display for StreamPositions {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.to_texts().join(","))
+    /// Returns where the position in a channel is.
+    fn range(&self, channel: usize) -> std::ops::Range<usize> {
+        let start = if channel == 0 { 0 } else { self.ends[channel - 1] as usize + 1 };
+        start..self.ends.get(channel).map_or(start, |end| *end as usize)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use lastcall_core::Epoch;
+    use proptest::prelude::*;
 
     use super::*;
 
@@ -57,15 +81,37 @@ mod tests {
     fn the_id_has_the_position_of_each_channel() {
         let at = |offset| Position { epoch: Epoch(1), offset };
         let mut positions = StreamPositions::new([Some(at(1)), None, Some(at(3))]);
-        assert_eq!(positions.to_string(), "0000000000000001-1,,0000000000000001-3");
-        positions.set(1, at(2));
-        positions.set(3, at(9));
-        assert_eq!(positions.to_string(), "0000000000000001-1,0000000000000001-2,0000000000000001-3");
+        assert_eq!(positions.id, "0000000000000001-1,,0000000000000001-3");
+        positions.set(1, &at(2).to_string());
+        positions.set(3, &at(9).to_string());
+        assert_eq!(positions.id, "0000000000000001-1,0000000000000001-2,0000000000000001-3");
         let around = |channel| positions.around(channel);
-        assert_eq!(around(0), (String::new(), ",0000000000000001-2,0000000000000001-3".to_owned()));
-        assert_eq!(around(2), ("0000000000000001-1,0000000000000001-2,".to_owned(), String::new()));
+        assert_eq!(around(0), ("", ",0000000000000001-2,0000000000000001-3"));
+        assert_eq!(around(2), ("0000000000000001-1,0000000000000001-2,", ""));
         assert_eq!(StreamPositions::restore(&positions.to_texts()), positions);
         let none = StreamPositions::new([None, None]);
         assert_eq!(StreamPositions::restore(&none.to_texts()), none);
+    }
+
+    proptest! {
+        #[test]
+        fn a_position_changes_in_its_place(
+            mut texts in prop::collection::vec("[a-f]{0,4}", 1..6),
+            changes in prop::collection::vec((0..6_usize, "[a-f]{0,4}"), 0..20),
+        ) {
+            let mut positions = StreamPositions::of_texts(texts.iter().cloned());
+            for (channel, text) in changes {
+                positions.set(channel, &text);
+                if let Some(entry) = texts.get_mut(channel) {
+                    entry.clone_from(&text);
+                }
+                prop_assert_eq!(&positions, &StreamPositions::of_texts(texts.iter().cloned()));
+                prop_assert_eq!(positions.to_texts(), texts.clone());
+                for (channel, text) in texts.iter().enumerate() {
+                    let (before, after) = positions.around(channel);
+                    prop_assert_eq!([before, text.as_str(), after].concat(), texts.join(","));
+                }
+            }
+        }
     }
 }

@@ -4,35 +4,46 @@ use std::{fmt::Display, io::Write, time::Duration};
 
 use bytes::Bytes;
 
-use super::{ServerMessage, plain::USUAL_SIZE};
+use super::{ServerMessage, chunk::ChunkWriter, plain::USUAL_SIZE};
 
 /// The beginning of a line of data.
 const DATA: &[u8] = b"data: ";
 
-/// A comment, which clients ignore.
-pub(crate) const COMMENT: Bytes = Bytes::from_static(b":\n\n");
+/// The beginning of a line with an id.
+const ID: &[u8] = b"id: ";
 
-/// Encodes a message as an event. `id`: what the client sends as `Last-Event-ID` when it comes back. `retry`: after which
-/// time it comes back.
-pub(crate) fn encode(
-    message: &ServerMessage<'_>,
-    id: Option<&dyn Display>,
-    retry: Option<Duration>,
-) -> Bytes {
-    let mut event = Vec::with_capacity(USUAL_SIZE);
-    if let Some(id) = id {
-        write_id(&mut event, id);
-    }
+/// A comment, which clients ignore, as a chunk. No empty line follows: some libraries take that for the end of an empty event.
+pub(crate) const COMMENT: Bytes = Bytes::from_static(b"2\r\n:\n\r\n");
+
+/// Encodes a message as an event without an id, in a chunk. `retry`: after which time the client comes back.
+pub(crate) fn encode(message: &ServerMessage<'_>, retry: Option<Duration>) -> Bytes {
+    let mut chunk = ChunkWriter::with_capacity(USUAL_SIZE);
     if let Some(retry) = retry {
-        write_field(&mut event, "retry", &retry.as_millis());
+        write_field(chunk.content(), "retry", &retry.as_millis());
     }
-    write_body(&mut event, message);
-    event.into()
+    write_body(chunk.content(), message);
+    chunk.finish()
 }
 
-/// Appends the line with an id. The rest of the event follows.
-pub(crate) fn write_id(bytes: &mut Vec<u8>, id: &dyn Display) {
-    write_field(bytes, "id", id);
+/// Encodes messages as events in one chunk, of which the last has an id that consists of these parts.
+pub(crate) fn encode_with_id(messages: &[ServerMessage<'_>], id: [&[u8]; 3]) -> Bytes {
+    let size = USUAL_SIZE * messages.len() + id.iter().map(|part| part.len()).sum::<usize>();
+    let mut chunk = ChunkWriter::with_capacity(size);
+    for (index, message) in messages.iter().enumerate() {
+        if index + 1 == messages.len() {
+            write_id(chunk.content(), id);
+        }
+        write_body(chunk.content(), message);
+    }
+    chunk.finish()
+}
+
+/// Appends the line with an id, which consists of these parts: what the client sends as `Last-Event-ID` when it comes back. The
+/// rest of the event follows.
+pub(crate) fn write_id(bytes: &mut Vec<u8>, parts: [&[u8]; 3]) {
+    bytes.extend_from_slice(ID);
+    parts.iter().for_each(|part| bytes.extend_from_slice(part));
+    bytes.push(b'\n');
 }
 
 /// Appends an event without its id.
@@ -96,21 +107,24 @@ mod tests {
         };
         let channel = "a".parse().unwrap();
         let message = ServerMessage::publication(&channel, Epoch(1), &publication);
-        String::from_utf8(encode(&message, Some(&"ID"), None).to_vec()).unwrap()
+        let mut event = Vec::new();
+        write_id(&mut event, [b"a,", b"ID", b",b"]);
+        write_body(&mut event, &message);
+        String::from_utf8(event).unwrap()
     }
 
     #[test]
     fn an_event_has_the_id_the_type_and_the_json() {
         assert_eq!(
             published("[1]"),
-            "id: ID\nevent: notification\ndata: {\"type\":\"notification\",\"channel\":\"a\",\
+            "id: a,ID,b\nevent: notification\ndata: {\"type\":\"notification\",\"channel\":\"a\",\
              \"id\":\"0000000000000001-3\",\"source\":\"api\",\"time\":\"1970-01-01T00:00:00.000Z\",\"data\":[1]}\n\n"
         );
         let error = ServerMessage::Error { code: "a", message: "b" };
-        let event = encode(&error, None, Some(Duration::from_millis(1500)));
+        let event = encode(&error, Some(Duration::from_millis(1500)));
         assert_eq!(
             event,
-            "retry: 1500\nevent: error\ndata: {\"type\":\"error\",\"code\":\"a\",\"message\":\"b\"}\n\n"
+            "4a\r\nretry: 1500\nevent: error\ndata: {\"type\":\"error\",\"code\":\"a\",\"message\":\"b\"}\n\n\r\n"
         );
     }
 

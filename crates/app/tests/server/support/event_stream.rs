@@ -2,11 +2,11 @@
 
 use serde_json::Value;
 use tokio::{
-    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
     net::TcpStream,
 };
 
-use super::{Server, soon};
+use super::{Server, chunks::Chunks, soon};
 
 /// An event.
 #[derive(Debug, Clone, PartialEq)]
@@ -23,6 +23,7 @@ pub(crate) struct EventStream {
     pub(crate) head: String,
     /// What was read of the body and is no whole line yet.
     body: Vec<u8>,
+    chunks: Chunks,
 }
 
 impl EventStream {
@@ -38,23 +39,18 @@ impl EventStream {
         let request =
             format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nAccept: text/event-stream\r\n{lines}\r\n");
         stream.write_all(request.as_bytes()).await.unwrap();
-        let mut stream = Self { reader: BufReader::new(stream), head: String::new(), body: Vec::new() };
+        let reader = BufReader::new(stream);
+        let mut stream = Self { reader, head: String::new(), body: Vec::new(), chunks: Chunks::default() };
         loop {
-            let line = stream.head_line().await.expect("the head of a response");
+            let mut line = String::new();
+            soon("a line", stream.reader.read_line(&mut line)).await.unwrap();
+            let line = line.strip_suffix("\r\n").expect("the head of a response");
             if line.is_empty() {
                 return stream;
             }
-            stream.head.push_str(&line);
+            stream.head.push_str(line);
             stream.head.push('\n');
         }
-    }
-
-    /// Returns the next line of the head, or of the framing of a body in chunks; `None`: the connection has ended.
-    async fn head_line(&mut self) -> Option<String> {
-        let mut line = String::new();
-        soon("a line", self.reader.read_line(&mut line)).await.unwrap();
-        let text = line.strip_suffix('\n')?;
-        Some(text.strip_suffix('\r').unwrap_or(text).to_owned())
     }
 
     /// Returns the next line of the body without its end; `None`: the response has ended.
@@ -69,18 +65,18 @@ impl EventStream {
         }
     }
 
-    /// Returns the next bytes of the body. A proxy may send it in chunks (RFC 9112 section 7.1).
+    /// Returns the next bytes of the body.
     async fn part(&mut self) -> Option<Vec<u8>> {
-        if !self.head.to_ascii_lowercase().contains("transfer-encoding: chunked") {
-            let part = soon("a part", self.reader.fill_buf()).await.unwrap().to_vec();
-            self.reader.consume(part.len());
-            return Some(part).filter(|part| !part.is_empty());
+        if self.chunks.has_ended() {
+            return None;
         }
-        let length = usize::from_str_radix(&self.head_line().await?, 16).unwrap();
-        let mut part = vec![0; length];
-        soon("a chunk", self.reader.read_exact(&mut part)).await.unwrap();
-        self.head_line().await?;
-        Some(part).filter(|part| !part.is_empty())
+        let part = soon("a part", self.reader.fill_buf()).await.unwrap_or_default().to_vec();
+        self.reader.consume(part.len());
+        if part.is_empty() {
+            return None;
+        }
+        let is_chunked = self.head.to_ascii_lowercase().contains("transfer-encoding: chunked");
+        Some(if is_chunked { self.chunks.read(&part).concat() } else { part })
     }
 
     /// Returns the next event as a browser understands it; `None`: the response has ended.

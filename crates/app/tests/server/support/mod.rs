@@ -1,6 +1,7 @@
 //! What the tests have in common.
 
 mod browser;
+mod chunks;
 mod client;
 mod connection_budget;
 mod event_stream;

@@ -12,7 +12,10 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::websocket::{HANDSHAKE, frame_length};
+use super::{
+    chunks::Chunks,
+    websocket::{HANDSHAKE, frame_length},
+};
 
 /// How a client gets its messages.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -55,6 +58,8 @@ pub(crate) struct Input {
     /// What was read, of which the first `taken` bytes are understood.
     bytes: Vec<u8>,
     taken: usize,
+    /// The chunks of the events, once the head is read.
+    chunks: Option<Chunks>,
 }
 
 impl Input {
@@ -64,15 +69,21 @@ impl Input {
     /// When the connection has ended.
     pub(crate) async fn request(mut stream: TcpStream, wire: Wire, request: &str) -> io::Result<Self> {
         stream.write_all(request.as_bytes()).await?;
-        Ok(Self { stream, wire, bytes: Vec::new(), taken: 0 })
+        Ok(Self { stream, wire, bytes: Vec::new(), taken: 0, chunks: None })
     }
 
     /// Reads the head of the response, and returns its status; `None`: the connection has ended.
     pub(crate) async fn status(&mut self) -> Option<u16> {
         loop {
             if let Some(end) = self.bytes.windows(4).position(|end| end == b"\r\n\r\n") {
-                self.taken = end + 4;
-                return Some(std::str::from_utf8(&self.bytes[9..12]).unwrap().parse().unwrap());
+                let status = std::str::from_utf8(&self.bytes[9..12]).unwrap().parse().unwrap();
+                let rest = self.bytes.split_off(end + 4);
+                let head = std::str::from_utf8(&self.bytes).unwrap();
+                // A refusal has a length instead.
+                self.chunks = head.contains("\r\ntransfer-encoding: chunked\r\n").then(Chunks::default);
+                self.bytes.clear();
+                self.add(&rest);
+                return Some(status);
             }
             self.read().await?;
         }
@@ -94,11 +105,26 @@ impl Input {
 
     /// Reads more; `None`: the connection has ended.
     async fn read(&mut self) -> Option<()> {
+        let mut bytes = Vec::with_capacity(4096);
+        let read = self.stream.read_buf(&mut bytes).await;
+        self.add(&bytes);
+        (read.unwrap_or(0) > 0).then_some(())
+    }
+
+    /// Adds what was read.
+    fn add(&mut self, bytes: &[u8]) {
         self.bytes.drain(..self.taken);
         self.taken = 0;
-        self.bytes.reserve(4096);
-        let read = self.stream.read_buf(&mut self.bytes).await;
-        (read.unwrap_or(0) > 0).then_some(())
+        let Some(chunks) = &mut self.chunks else { return self.bytes.extend_from_slice(bytes) };
+        for content in chunks.read(bytes) {
+            assert!(content == b":\n" || content.ends_with(b"\n\n"), "a comment or whole events");
+            self.bytes.extend_from_slice(&content);
+        }
+    }
+
+    /// Returns true if the response has come to its end; false if it was cut off, or goes on.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.chunks.as_ref().is_some_and(Chunks::has_ended)
     }
 
     /// Understands a frame, if all of it was read.

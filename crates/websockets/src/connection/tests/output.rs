@@ -226,7 +226,14 @@ fn a_client_that_reads_fast_has_turns() {
 fn a_client_that_reads_its_replay_is_not_overdue_also_in_another_process() {
     for (form, replay_form) in [
         (WireForm::WebSocket, ReplayForm::WebSocket),
-        (WireForm::EventStream, ReplayForm::EventStream { before: String::new(), after: String::new() }),
+        (
+            WireForm::EventStream,
+            ReplayForm::EventStream {
+                form: WireForm::EventStream,
+                before: String::new(),
+                after: String::new(),
+            },
+        ),
     ] {
         for upgrades in [false, true] {
             let mut connection = connection(0);
