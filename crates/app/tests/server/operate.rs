@@ -156,7 +156,8 @@ async fn a_slow_consumer_and_its_queue_show_in_the_metrics() {
         }
     })
     .await;
-    assert!((500_000.0..=1_048_576.0).contains(&most_queued), "{most_queued}");
+    // What comes after that closes it: one publication more may be queued.
+    assert!((500_000.0..=1_048_576.0 + 100_000.0).contains(&most_queued), "{most_queued}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
