@@ -12,7 +12,7 @@ mod place;
 
 pub(crate) use expiry::expire;
 pub(crate) use file::HistoryFile;
-pub(crate) use part::{decode, encode};
+pub(crate) use part::decode;
 pub(crate) use place::check;
 
 #[cfg(test)]

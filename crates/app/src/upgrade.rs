@@ -13,9 +13,9 @@
 mod attempt;
 mod control;
 mod descriptor;
-mod history;
 mod new_process;
 mod old_process;
+mod parts;
 mod program;
 mod requests;
 mod state;

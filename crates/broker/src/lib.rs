@@ -76,6 +76,10 @@ pub trait Broker: fmt::Debug + Send + Sync {
     /// this subscriber. Each subscription is to be ended by one [`Broker::unsubscribe`].
     fn subscribe(&self, channel: &ChannelName, since: Since, receiver: usize, attach: Attach);
 
+    /// Subscribes as often as the connections are subscribed that are about to come from another process: the channel's
+    /// publications are delivered to `receiver` from now on. Each is to be ended by one [`Broker::unsubscribe`].
+    fn resume(&self, channel: &ChannelName, receiver: usize, subscriptions: usize);
+
     /// Ends a subscription. `is_last`: the receiver has no other one to this channel, also none that waits for its
     /// `attach`.
     fn unsubscribe(&self, channel: &ChannelName, receiver: usize, is_last: bool);

@@ -164,21 +164,30 @@ impl MemoryBroker {
             thread::yield_now();
             state = self.lock();
         }
-        let State { channels, queues, bytes, journals, .. } = &mut *state;
+        let channel = self.add_subscriptions(&mut state, now, name, receiver, 1);
+        attach(channel.subscribed(since, taken));
+    }
+
+    /// Adds subscriptions to a channel, and returns it.
+    fn add_subscriptions<'a>(
+        &self,
+        state: &'a mut State,
+        now: i64,
+        name: &ChannelName,
+        receiver: usize,
+        subscriptions: u32,
+    ) -> &'a mut Channel {
+        let State { channels, queues, bytes, journals, .. } = state;
         journals.note(name);
-        let channel = match channels.get_mut(name) {
-            Some(channel) => {
-                if channel.is_idle() {
-                    *bytes = bytes.saturating_sub(Channel::idle_cost(name.as_str()));
-                }
-                channel
-            }
-            None => channels.entry(name.clone()).or_insert_with(|| Box::new(self.new_channel(name, now))),
-        };
-        channel.subscribers += 1;
+        if channels.get(name).is_some_and(|channel| channel.is_idle()) {
+            *bytes = bytes.saturating_sub(Channel::idle_cost(name.as_str()));
+        }
+        let channel = channels.entry(name.clone());
+        let channel = channel.or_insert_with(|| Box::new(self.new_channel(name, now)));
+        channel.subscribers = channel.subscribers.saturating_add(subscriptions);
         channel.receivers.insert(receiver);
         requeue(queues, name, channel);
-        attach(channel.subscribed(since, taken));
+        channel
     }
 
     fn unsubscribe_at(&self, now: i64, name: &ChannelName, receiver: usize, is_last: bool) {
@@ -279,6 +288,16 @@ impl Broker for MemoryBroker {
 
     fn subscribe(&self, channel: &ChannelName, since: Since, receiver: usize, attach: Attach) {
         self.subscribe_at(clock::since_boot_ms(), channel, since, receiver, attach);
+    }
+
+    fn resume(&self, channel: &ChannelName, receiver: usize, subscriptions: usize) {
+        let subscriptions = u32::try_from(subscriptions).unwrap_or(u32::MAX);
+        if subscriptions > 0 {
+            let now = clock::since_boot_ms();
+            let mut state = self.lock();
+            self.drop_expired_of(&mut state, channel, now);
+            self.add_subscriptions(&mut state, now, channel, receiver, subscriptions);
+        }
     }
 
     fn unsubscribe(&self, channel: &ChannelName, receiver: usize, is_last: bool) {

@@ -20,6 +20,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use lastcall_broker::Broker;
 use lastcall_core::settings::ClientMessages;
 
 pub(crate) use self::ping::Ping;
@@ -34,7 +35,10 @@ use crate::{
     client_id::ClientId,
     codec::{CloseReason, Decoder, DecoderLimits, Frame},
     protocol::chunk::LAST_CHUNK,
-    snapshot::connection::ConnectionSnapshot,
+    snapshot::{
+        connection::ConnectionSnapshot,
+        unread::{self, QueueSnapshot, UnreadBuffers},
+    },
     wire_form::WireForm,
 };
 
@@ -184,7 +188,7 @@ impl<S: Stream> Connection<S> {
         connection
     }
 
-    /// Returns what another process needs to continue this connection, but for its channels and its age. `close_timeout` is the time that is left of
+    /// Returns what another process needs to continue this connection, but for its channels, its output and its age. `close_timeout` is the time that is left of
     /// it, if the connection is closing.
     pub(crate) fn snapshot(&self, close_timeout: Option<Duration>) -> ConnectionSnapshot {
         ConnectionSnapshot {
@@ -198,10 +202,27 @@ impl<S: Stream> Connection<S> {
             active_since_ping: self.ping == Ping::Answered,
             early_input: self.early_input.as_deref().cloned().unwrap_or_default(),
             decoder: self.decoder.clone(),
-            outbox: self.outbox.clone(),
-            channels: Vec::new(),
-            positions: Vec::new(),
+            ..ConnectionSnapshot::default()
         }
+    }
+
+    /// Returns about how many bytes of what the client has sent in part or has not read go to a new process, and whether there
+    /// are replays among them.
+    pub(crate) fn unread_size(&self) -> (usize, bool) {
+        unread::estimate(&self.outbox, self.pending_input())
+    }
+
+    /// Adds what the client has sent in part or has not read to what goes to a new process. `None`: it does not fit.
+    pub(crate) fn add_unread(
+        &self,
+        buffers: &mut UnreadBuffers,
+        broker: &dyn Broker,
+    ) -> Option<QueueSnapshot> {
+        buffers.add(&self.outbox, self.pending_input(), broker)
+    }
+
+    fn pending_input(&self) -> usize {
+        self.decoder.len() + self.early_input.as_deref().map_or(0, Bytes::len)
     }
 
     pub(crate) fn is_open(&self) -> bool {

@@ -9,6 +9,7 @@ mod clock;
 mod commands;
 pub(crate) mod connections;
 mod fanout;
+mod handing_over;
 mod heartbeat;
 mod jobs;
 mod members;
@@ -41,6 +42,7 @@ pub use self::heartbeat::HeartbeatConfig;
 use self::{
     clock::Clock,
     connections::{ConnectionKey, Connections},
+    handing_over::OldChannels,
     heartbeat::{BUCKETS, Heartbeat, HeartbeatEvent},
     jobs::{Fanout, FanoutContent, Job, Jobs},
     replays::Replays,
@@ -100,6 +102,8 @@ pub(crate) struct EventLoop {
     broadcast: ChannelName,
     connections: Connections,
     subscriptions: Subscriptions,
+    /// While connections come from another process.
+    old_channels: OldChannels,
     jobs: Jobs,
     replays: Replays,
     timers: Timers,
@@ -143,6 +147,7 @@ impl EventLoop {
             broadcast: ChannelName::broadcast(),
             connections: Connections::default(),
             subscriptions: Subscriptions::default(),
+            old_channels: OldChannels::new(),
             jobs: Jobs::default(),
             replays: Replays::default(),
             timers: Timers::new(clock, heartbeat),

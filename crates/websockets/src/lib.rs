@@ -77,12 +77,16 @@ pub use client_id::ClientId;
 pub use event_loop::HeartbeatConfig;
 pub use handshake::{ChannelRequest, Handshake, MAX_CHANNELS};
 pub use lastcall_broker::{ChannelInfo, HistoryPage, IdempotencyKey, PageLimit, Published, Since, Usage};
-pub use manager::{ConnectionManager, LoopEnded, ManagerConfig, PublishError, PublishRequest};
+pub use manager::{
+    ChannelListing, ConnectionManager, LoopEnded, ManagerConfig, PublishError, PublishRequest,
+};
 pub use notifier::{Notifier, NotifierState};
 pub use phases::Phases;
 pub use protocol::{message_size, write_message};
 pub use shutdown::{CLOSE_GRACE, GracefulShutdown, ShutdownConfig};
-pub use snapshot::{ConnectionSnapshot, Frozen, ManagerSnapshot};
+pub use snapshot::{
+    ConnectionSnapshot, ConnectionsPart, Frozen, ManagerSnapshot, PartContradiction, Restoration,
+};
 pub use stats::{Histogram, Stats};
 pub use vital_tasks::VitalTasks;
 pub use wire_form::WireForm;

@@ -15,7 +15,7 @@ pub(crate) use self::batch::MAX_OPEN_RUNS;
 pub(crate) use self::{
     attachment::Attachment,
     batch::{Batch, BatchItem, Run},
-    loop_command::LoopCommand,
+    loop_command::{LoopCommand, UnreadConnection, UnreadRound},
     new_connection::{ConnectionSource, NewConnection},
 };
 use crate::{

@@ -138,6 +138,23 @@ impl Mailboxes {
         self.defer(&mut state)
     }
 
+    /// Gives a connection to this loop without waking it, as [`Mailboxes::assign`] does.
+    pub(crate) fn assign_to(
+        self: &Arc<Self>,
+        index: usize,
+        connection: NewConnection,
+    ) -> Option<DeferredWake> {
+        let mut state = self.lock();
+        if state.mailboxes[index].is_closed() {
+            // Not under the lock: its permit has one of its own.
+            drop(state);
+            drop(connection);
+            return None;
+        }
+        state.mailboxes[index].push_connection(connection);
+        self.defer(&mut state)
+    }
+
     /// Defers the wakes for what this thread publishes until the returned value is dropped. Returns `None` if wakes are deferred
     /// already.
     pub(crate) fn defer_wake(self: &Arc<Self>) -> Option<DeferredWake> {

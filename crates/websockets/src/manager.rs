@@ -1,8 +1,9 @@
 //! The manager of all connections: admits them, sends to all of them, closes them, counts them.
 
+mod handover;
+
 use std::{
     io,
-    os::fd::OwnedFd,
     panic::{self, AssertUnwindSafe},
     sync::{Arc, Mutex, OnceLock, PoisonError},
     thread::{self, JoinHandle},
@@ -30,10 +31,11 @@ use crate::{
     notice::ShutdownNotice,
     phases::Phases,
     placement::CONNECTIONS_PER_LOOP,
-    snapshot::{ConnectionSnapshot, Frozen, ManagerSnapshot, ReadsPaused},
     stats::Stats,
     vital_tasks::VitalTasks,
 };
+
+pub use self::handover::ChannelListing;
 
 /// The settings of the connection manager.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -239,38 +241,6 @@ impl ConnectionManager {
         Ok(id)
     }
 
-    /// Continues with the connections of the old process, and waits until each is subscribed to its channels: what is
-    /// published after this is for them. To be called once, before any connection is admitted.
-    ///
-    /// # Errors
-    /// When an event loop has ended, with its part of the connections.
-    pub async fn restore(
-        &self,
-        state: ManagerSnapshot,
-        connections: Vec<(OwnedFd, ConnectionSnapshot)>,
-    ) -> Result<(), LoopEnded> {
-        let ManagerSnapshot { stats, by_client, by_server, forced } = state;
-        // An error means that this is not the first call.
-        let _ = self.inner.previous_stats.set(stats);
-        let totals = ConnectionCounts { connections: 0, by_client, by_server, forced };
-        let permits = self.inner.admission.restore(totals, connections.len());
-        // What a client says is published once all connections are subscribed.
-        let reads_paused = ReadsPaused(Arc::clone(&self.inner.mailboxes));
-        self.acknowledged(LoopCommand::PauseReads).await?;
-        // Dropped at the end, which wakes the loops once for all connections.
-        let mut wake = None;
-        for ((socket, state), permit) in connections.into_iter().zip(permits) {
-            let source = ConnectionSource::Handover(Box::new(state));
-            let first = self.inner.mailboxes.assign(NewConnection { stream: socket.into(), permit, source });
-            wake = wake.or(first);
-        }
-        drop(wake);
-        // A loop registers new connections before it does anything that came after them.
-        self.acknowledged(LoopCommand::Acknowledge).await?;
-        drop(reads_paused);
-        Ok(())
-    }
-
     /// Sends a command to all loops and waits until each has acknowledged it.
     async fn acknowledged(
         &self,
@@ -283,32 +253,6 @@ impl ConnectionManager {
             acks.recv().await.ok_or(LoopEnded)?;
         }
         Ok(())
-    }
-
-    /// Stops all event loops once each has written, or queued, everything that was published. The caller has stopped
-    /// everything else that publishes. Dropping the future, or what it returns, lets the loops continue.
-    ///
-    /// Has no timeout of its own; the caller needs one.
-    ///
-    /// # Errors
-    /// When a loop has ended. The others continue.
-    pub async fn freeze(&self) -> Result<Frozen, LoopEnded> {
-        let loops = self.inner.mailboxes.loops();
-        // Two steps: what one loop reads, the others have to write. So first all stop reading.
-        let reads_paused = ReadsPaused(Arc::clone(&self.inner.mailboxes));
-        self.acknowledged(LoopCommand::PauseReads).await?;
-        let (reply, mut replies) = mpsc::channel(loops);
-        self.inner.mailboxes.send(&LoopCommand::Freeze(reply));
-        let mut frozen = Vec::new();
-        for _ in 0..loops {
-            frozen.push(replies.recv().await.ok_or(LoopEnded)?);
-        }
-        Ok(Frozen {
-            loops: frozen,
-            previous_stats: self.inner.previous_stats.get().cloned().unwrap_or_default(),
-            counts: self.counts(),
-            _reads_paused: reads_paused,
-        })
     }
 
     /// Returns the statistics of all loops and of the processes before this one.

@@ -8,14 +8,14 @@ use std::{
 };
 
 use anyhow::{Context, anyhow};
-use lastcall_broker::{MemoryBroker, MemoryExport};
+use lastcall_broker::MemoryBroker;
 use lastcall_handover::{HandoverSender, OutgoingClient, OutgoingServer, SendError, StreamError};
 use lastcall_websockets::Frozen;
 use tokio::{process::Child, task::spawn_blocking, time::timeout};
 use tracing::debug;
 
 use super::{
-    history,
+    parts::OutgoingParts,
     state::{ServerDescriptors, ServerState},
     timeouts::EXIT_TIMEOUT,
 };
@@ -41,6 +41,8 @@ pub(super) struct Attempt {
     pub(super) suspended: Option<SuspendedIngress>,
     /// Once the event loops have stopped: their connections.
     pub(super) frozen: Option<Frozen>,
+    /// Once everything is sent: what it takes a while to drop.
+    parts: Option<OutgoingParts>,
     /// After the commit: how many clients the new process has.
     pub(super) committed: Option<usize>,
 }
@@ -50,7 +52,7 @@ impl Attempt {
     /// When the new process has ended already.
     pub(super) fn new(child: Child, program: PathBuf) -> anyhow::Result<Self> {
         let pid = child.id().context("the new process ended at once")?;
-        Ok(Self { child, pid, program, suspended: None, frozen: None, committed: None })
+        Ok(Self { child, pid, program, suspended: None, frozen: None, parts: None, committed: None })
     }
 
     /// Ends the new process, which is not needed: nothing was handed over yet, and nobody waits for it.
@@ -67,7 +69,7 @@ impl Attempt {
     pub(super) async fn send(
         &mut self,
         sender: HandoverSender,
-        mut history: MemoryExport,
+        mut parts: OutgoingParts,
         state: ServerState,
         control: Option<OwnedFd>,
         timeout: Duration,
@@ -78,13 +80,13 @@ impl Attempt {
         let sending = spawn_blocking(move || {
             // A panic must not drop them here: the event loops would continue while the new process has their sockets.
             let sent = catch_unwind(AssertUnwindSafe(|| {
-                history::send(&mut history, &sender, deadline)?;
+                parts.send_rest(&frozen, &sender, deadline)?;
                 anyhow::Ok(send_all(&sender, &state, &suspended, control.as_ref(), &frozen, deadline)?)
             }));
-            (sender, suspended, frozen, sent)
+            (sender, suspended, frozen, parts, sent)
         });
-        let (sender, suspended, frozen, sent) = sending.await?;
-        (self.suspended, self.frozen) = (Some(suspended), Some(frozen));
+        let (sender, suspended, frozen, parts, sent) = sending.await?;
+        (self.suspended, self.frozen, self.parts) = (Some(suspended), Some(frozen), Some(parts));
         self.committed = Some(sent.map_err(|_| anyhow!("sending panicked, which is a bug"))??);
         Ok(sender)
     }

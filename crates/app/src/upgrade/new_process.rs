@@ -16,7 +16,7 @@ use tokio::{net::TcpStream, task::spawn_blocking};
 use tracing::info;
 
 use super::{
-    history,
+    parts,
     state::{ServerDescriptors, ServerState},
     timeouts::{COMMIT_TIMEOUT, HELLO_TIMEOUT, RECEIVE_TIMEOUT},
 };
@@ -100,11 +100,19 @@ impl IncomingHandover {
         let max_clients = settings.max_connections;
         let old = self.receiver.old_process().clone();
         let history = Arc::clone(broker);
+        let mut restoration = manager.begin_restoring();
+        let protocol = old.protocol;
         let received = spawn_blocking(move || {
-            let take_part = |part: Vec<u8>| history::receive(&history, &part);
-            self.receiver.receive::<ServerState, ConnectionSnapshot>(max_clients, RECEIVE_TIMEOUT, take_part)
+            let take_part = |part: Vec<u8>| parts::receive(&part, protocol, &history, &mut restoration);
+            let received = self.receiver.receive::<ServerState, ConnectionSnapshot>(
+                max_clients,
+                RECEIVE_TIMEOUT,
+                take_part,
+            )?;
+            received.clients.iter().try_for_each(|client| restoration.check(&client.state))?;
+            anyhow::Ok((received, restoration))
         });
-        let mut received = received.await??;
+        let (mut received, restoration) = received.await??;
         // Whatever can fail must fail before the commit.
         let descriptors = std::mem::take(&mut received.server.descriptors);
         let (ingress, control) = sockets_of(&mut received.server.state, descriptors)?;
@@ -114,7 +122,7 @@ impl IncomingHandover {
         let frozen = FrozenAt::of(&state);
         let count = clients.len();
         let clients = clients.into_iter().map(|client| (client.socket, client.state)).collect();
-        manager.restore(state.manager, clients).await?;
+        manager.restore(state.manager, restoration, clients).await?;
         broker.finish_import();
         info!(
             clients = count,

@@ -19,6 +19,7 @@ use lastcall_core::{
     clock,
     settings::{FOREGROUND_VARIABLE, HANDOVER_VARIABLE, SUPERVISOR_VARIABLE, SettingsFile},
 };
+use lastcall_endpoints::IdleConnection;
 use lastcall_handover::{
     FileIdentity, FramedStream, HandoverSender, Hello, SendError, StreamError, UpgradeProgress,
     failpoint::{self, Step},
@@ -38,17 +39,22 @@ use super::{
     attempt::Attempt,
     control::{SharedSocket, SocketCopy},
     descriptor::Inheritable,
-    history,
+    parts::OutgoingParts,
     program::Program,
     state::ServerState,
     stats::SharedUpgradeStats,
     supervisor::{Role, Supervised},
-    timeouts::{AFTER_READY_TIMEOUT, FREEZE_TIMEOUT, SERVING_TIMEOUT, STOP_TIMEOUTS, TRANSFER_TIMEOUT},
+    timeouts::{
+        AFTER_READY_TIMEOUT, FIT_TIMEOUT, FREEZE_TIMEOUT, SERVING_TIMEOUT, STOP_TIMEOUTS, TRANSFER_TIMEOUT,
+    },
 };
 use crate::{
     ingress::{Ingress, SuspendedIngress},
     version,
 };
+
+/// Most bytes of requests that have not arrived whole.
+const MAX_IDLE_READ: usize = 8 << 20;
 
 /// What a handover needs.
 pub(crate) struct OutgoingHandover {
@@ -168,8 +174,8 @@ impl OutgoingHandover {
     ) -> anyhow::Result<Transferred> {
         let deadline = Instant::now() + self.timeout;
         let sender = self.wait_until_ready(attempt, stream, deadline, interrupted.as_mut()).await?;
-        let (sender, history) = self.send_history(attempt, sender, deadline, interrupted).await?;
-        self.transfer(attempt, sender, history, control).await
+        let (sender, parts) = self.send_early(attempt, sender, deadline, interrupted).await?;
+        self.transfer(attempt, sender, parts, control).await
     }
 
     /// Waits until the new process has loaded and built everything.
@@ -208,21 +214,20 @@ impl OutgoingHandover {
         Ok(sender)
     }
 
-    /// Sends the channels and their history, while they are used. Returns what is to send what changes until everything has
-    /// stopped.
-    async fn send_history(
+    /// Sends the channels, their history and their subscriptions, while they are used. Returns what is to send what changes until
+    /// everything has stopped.
+    async fn send_early(
         &self,
         attempt: &mut Attempt,
         sender: HandoverSender,
         deadline: Instant,
         interrupted: Pin<&mut impl Future>,
-    ) -> anyhow::Result<(HandoverSender, MemoryExport)> {
+    ) -> anyhow::Result<(HandoverSender, OutgoingParts)> {
         let too_late =
             || anyhow!("it had not taken over the history within {}", format_duration(self.timeout));
-        let mut history = MemoryExport::new(Arc::clone(&self.broker));
-        let sending = spawn_blocking(move || {
-            history::send(&mut history, &sender, deadline).map(|()| (sender, history))
-        });
+        let (history, channels) = (MemoryExport::new(Arc::clone(&self.broker)), self.manager.list_channels());
+        let mut parts = OutgoingParts { history, channels };
+        let sending = spawn_blocking(move || parts.send_early(&sender, deadline).map(|()| (sender, parts)));
         tokio::select! {
             sent = timeout_at(deadline.into(), sending) => match sent.map_err(|_| too_late())?? {
                 Err(error) if matches!(
@@ -241,7 +246,7 @@ impl OutgoingHandover {
         &self,
         attempt: &mut Attempt,
         sender: HandoverSender,
-        history: MemoryExport,
+        parts: OutgoingParts,
         control: Option<SharedSocket>,
     ) -> anyhow::Result<Transferred> {
         sender.check_capacity(self.manager.count()).context(
@@ -249,6 +254,9 @@ impl OutgoingHandover {
         )?;
         let suspended = self.ingress.suspend(STOP_TIMEOUTS).await?.context("this process does not serve")?;
         let suspended = attempt.suspended.insert(suspended);
+        drop_long_requests(&mut suspended.http.idle);
+        // What is not closed within that time is closed when the loops stand still, or goes over.
+        let _ = timeout(FIT_TIMEOUT, self.manager.fit_unread()).await;
         let frozen_at = Instant::now();
         let frozen = timeout(FREEZE_TIMEOUT, self.manager.freeze()).await;
         let frozen =
@@ -259,8 +267,7 @@ impl OutgoingHandover {
         let control = control.context("the control socket cannot be shared")?.flatten();
         let (control, file) = control.map(|SocketCopy { listener, file }| (listener, file)).unzip();
         let state = self.state(suspended, frozen, file);
-        let sender =
-            attempt.send(sender, history, state, control, TRANSFER_TIMEOUT.min(self.timeout)).await?;
+        let sender = attempt.send(sender, parts, state, control, TRANSFER_TIMEOUT.min(self.timeout)).await?;
 
         let new_process = sender.new_process().clone();
         let deadline = Instant::now() + SERVING_TIMEOUT;
@@ -374,6 +381,22 @@ impl Launch {
             .spawn()
             .with_context(|| format!("cannot start {}", path.display()))?;
         Ok((Attempt::new(child, path)?, stream))
+    }
+}
+
+/// Closes connections that wait for the rest of a request, the longest requests first, as far as all that was read of them does
+/// not fit into [`MAX_IDLE_READ`].
+fn drop_long_requests(idle: &mut Vec<IdleConnection>) {
+    let mut sizes: Vec<_> = idle.iter().map(|connection| connection.read.len()).collect();
+    sizes.sort_unstable();
+    let mut all = 0;
+    let fits = |size: &&usize| {
+        all += **size;
+        all <= MAX_IDLE_READ
+    };
+    let longest = sizes.iter().take_while(fits).last().copied().unwrap_or(0);
+    if all > MAX_IDLE_READ {
+        idle.retain(|connection| connection.read.len() <= longest);
     }
 }
 

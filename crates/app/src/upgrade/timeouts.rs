@@ -13,6 +13,9 @@ use lastcall_endpoints::{REJECT_PENDING_TIMEOUT, StopTimeouts};
 pub(super) const STOP_TIMEOUTS: StopTimeouts =
     StopTimeouts { closing: Duration::from_secs(1), in_flight: Duration::from_secs(2) };
 
+/// How long the event loops have to close the clients that have too much unread.
+pub(super) const FIT_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// How long the event loops have to come to a stop: each writes what was published before.
 pub(super) const FREEZE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -68,8 +71,13 @@ const LAST_RESPONSES_TIMEOUT: Duration = Duration::from_secs(1);
 const _: () = assert!(is_less(REJECT_PENDING_TIMEOUT, LAST_RESPONSES_TIMEOUT));
 
 /// What comes after the new process is ready, and before the transfer.
-const STOP_ALL_TIMEOUT: Duration =
-    sum(&[STOP_TIMEOUTS.closing, STOP_TIMEOUTS.in_flight, LAST_RESPONSES_TIMEOUT, FREEZE_TIMEOUT]);
+const STOP_ALL_TIMEOUT: Duration = sum(&[
+    STOP_TIMEOUTS.closing,
+    STOP_TIMEOUTS.in_flight,
+    LAST_RESPONSES_TIMEOUT,
+    FIT_TIMEOUT,
+    FREEZE_TIMEOUT,
+]);
 
 const _: () = assert!(is_less(sum(&[STOP_ALL_TIMEOUT, TRANSFER_TIMEOUT]), RECEIVE_TIMEOUT));
 const _: () = assert!(is_less(TRANSFER_TIMEOUT, COMMIT_TIMEOUT));

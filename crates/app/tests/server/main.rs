@@ -66,5 +66,6 @@ mod slow_clients;
 mod startup;
 mod support;
 mod task_limit;
+mod unread_in_upgrades;
 mod upgrade;
 mod vital_tasks;

@@ -6,7 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use serde::{Deserialize, Serialize, Serializer, ser::SerializeStruct};
+use serde::Deserialize;
 
 use super::replay::Replay;
 use crate::wire_form::WireForm;
@@ -33,11 +33,10 @@ const KEPT_CHUNKS: usize = 16;
 /// What is queued for one client, in order. Its chunks are shared with other clients, not copied; but for small
 /// messages.
 ///
-/// Plain data: it is serialized for the new process, which may be another build. The serialized names stay.
-#[derive(Debug, Default, Clone, PartialEq, Serialize, Deserialize)]
+/// It can be read as builds up to version 3 of the handover have written it. Later ones hand over a `QueueSnapshot`.
+#[derive(Debug, Default, Clone, PartialEq, Deserialize)]
 #[serde(default)]
 pub(crate) struct Outbox {
-    #[serde(skip_serializing_if = "Option::is_none")]
     queue: Option<Box<Queue>>,
 }
 
@@ -100,38 +99,8 @@ impl PartialEq for Queue {
     }
 }
 
-impl Serialize for Queue {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut replayed = self.replayed;
-        let chunks: Vec<Bytes> = self
-            .chunks
-            .iter()
-            .map(|chunk| match chunk {
-                Chunk::Shared(bytes) => bytes.clone(),
-                Chunk::Copied(bytes) => Bytes::copy_from_slice(bytes),
-                Chunk::Page(bytes) => {
-                    replayed += bytes.len();
-                    bytes.clone()
-                }
-                // The new process has the publications in its history, too, but may have to drop some before they are written.
-                Chunk::Replay(replay) => {
-                    let rest = replay.rest();
-                    replayed += rest.len();
-                    rest
-                }
-            })
-            .collect();
-        let mut queue = serializer.serialize_struct("Queue", 4)?;
-        queue.serialize_field("chunks", &chunks)?;
-        queue.serialize_field("written", &self.written)?;
-        queue.serialize_field("waiting", &self.waiting)?;
-        queue.serialize_field("replayed", &replayed)?;
-        queue.end()
-    }
-}
-
 #[derive(Debug, Clone)]
-enum Chunk {
+pub(crate) enum Chunk {
     /// Whole messages, shared with other clients.
     Shared(Bytes),
     /// Whole messages, each of them small.
@@ -219,16 +188,31 @@ impl Outbox {
         queue.cost_before_round > max_queue
     }
 
-    /// Returns about how many bytes the outbox has when it is serialized.
-    pub(crate) fn serialized_size(&self) -> usize {
-        let chunks = self.queue.iter().flat_map(|queue| &queue.chunks);
-        chunks
-            .map(|chunk| match chunk {
-                Chunk::Shared(bytes) | Chunk::Page(bytes) => bytes.len(),
-                Chunk::Copied(bytes) => bytes.len(),
-                Chunk::Replay(replay) => replay.size(),
-            })
-            .sum()
+    /// Returns what is queued, in order. The first chunk may be written in part: see [`Outbox::progress`].
+    pub(crate) fn chunks(&self) -> impl Iterator<Item = &Chunk> {
+        self.queue.iter().flat_map(|queue| &queue.chunks)
+    }
+
+    /// Returns how many bytes of the first chunk are written, and how many of all that wait are of replays: they do not count
+    /// towards `max_queue`.
+    pub(crate) fn progress(&self) -> (usize, usize) {
+        let pages = self.chunks().map(|chunk| match chunk {
+            Chunk::Page(bytes) => bytes.len(),
+            _ => 0,
+        });
+        self.queue.as_ref().map_or((0, 0), |queue| (queue.written, queue.replayed + pages.sum::<usize>()))
+    }
+
+    /// Returns what was queued in another process.
+    pub(crate) fn restore(chunks: Vec<Chunk>, written: usize, replayed: usize) -> Self {
+        if chunks.is_empty() {
+            return Self::default();
+        }
+        let bytes = chunks.iter().map(|chunk| chunk.bytes().map_or(0, <[u8]>::len));
+        let waiting = bytes.sum::<usize>().saturating_sub(written);
+        let cost = chunks.iter().map(Chunk::cost).sum();
+        let (chunks, replayed) = (chunks.into(), replayed.min(waiting));
+        Self { queue: Some(Box::new(Queue { chunks, written, waiting, replayed, cost, ..Queue::default() })) }
     }
 
     /// Queues whole frames. The socket has taken their first `written` bytes already, which is only possible when

@@ -4,6 +4,7 @@ use std::{sync::Arc, vec};
 
 use bytes::Bytes;
 use lastcall_core::{ChannelName, Epoch, Position, Publication};
+use serde::{Deserialize, Serialize};
 
 use crate::{
     codec::write_text_frame,
@@ -20,16 +21,18 @@ const PAGE: usize = 16 << 10;
 /// history and with other replays.
 #[derive(Debug, Clone)]
 pub(crate) struct Replay {
-    channel: ChannelName,
-    epoch: Epoch,
+    pub(crate) channel: ChannelName,
+    pub(crate) epoch: Epoch,
     missed: vec::IntoIter<Arc<Publication>>,
-    form: ReplayForm,
+    pub(crate) form: ReplayForm,
 }
 
 /// How the publications of a replay are encoded.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum ReplayForm {
     /// As frames.
+    #[serde(rename = "websocket")]
     WebSocket,
     /// As events. The id of each has this before and after the position.
     EventStream {
@@ -66,14 +69,14 @@ impl Replay {
         self.missed.as_slice().first().is_some_and(|publication| publication.is_pinned())
     }
 
-    /// Returns all that is left.
-    pub(crate) fn rest(&self) -> Bytes {
-        self.clone().encode(usize::MAX).unwrap_or_default()
+    /// Returns the publications that are left.
+    pub(crate) fn missed(&self) -> &[Arc<Publication>] {
+        self.missed.as_slice()
     }
 
-    /// Returns about how many bytes are left.
-    pub(crate) fn size(&self) -> usize {
-        self.missed.as_slice().iter().map(|publication| encoded_size(&self.channel, publication)).sum()
+    /// Returns all that is left, encoded.
+    pub(crate) fn rest(&self) -> Bytes {
+        self.clone().encode(usize::MAX).unwrap_or_default()
     }
 
     fn encode(&mut self, most: usize) -> Option<Bytes> {

@@ -134,12 +134,6 @@ impl EventLoop {
         self.end_subscriptions(&all);
     }
 
-    /// Returns the channels of a connection, in the order of its URL.
-    pub(super) fn channels(&self, subscriptions: &[Subscription]) -> Vec<ChannelName> {
-        let channels = subscriptions.iter().filter_map(|one| self.subscriptions.get(one.channel));
-        channels.map(|channel| channel.name.clone()).collect()
-    }
-
     fn end_subscription(&mut self, id: LocalChannelId, name: &ChannelName) {
         let is_last = self.subscriptions.remove_if_unused(id);
         self.broker.unsubscribe(name, self.config.index, is_last);

@@ -10,8 +10,13 @@ use super::{
     jobs::{Fanout, FanoutContent},
 };
 use crate::{
-    admission::Disconnect, close_schedule::CloseSchedule, mailbox::LoopCommand,
-    snapshot::frozen_loop::FrozenLoop, stats::Stats,
+    close_schedule::CloseSchedule,
+    mailbox::LoopCommand,
+    snapshot::{
+        CHANNELS_PER_PART,
+        frozen_loop::{FrozenLoop, Returned},
+    },
+    stats::Stats,
 };
 
 impl EventLoop {
@@ -44,7 +49,27 @@ impl EventLoop {
                 // Fails only if the caller has stopped waiting.
                 let _ = reply.try_send(self.collect_stats());
             }
-            LoopCommand::Acknowledge(reply) => {
+            LoopCommand::ListChannels(from, reply) => {
+                // Fails only if the caller has stopped waiting.
+                let _ = reply.try_send(self.subscriptions.list(from, CHANNELS_PER_PART));
+            }
+            LoopCommand::EndListing => self.subscriptions.end_listing(),
+            LoopCommand::MeasureUnread(reply) => {
+                // Fails only if the caller has stopped waiting.
+                let _ = reply.try_send(self.measure_unread());
+            }
+            LoopCommand::FitUnread(round, reply) => {
+                self.fit_unread(&round);
+                // Fails only if the caller has stopped waiting.
+                let _ = reply.try_send(());
+            }
+            LoopCommand::AddChannels(channels, reply) => {
+                self.add_channels(&channels);
+                // Fails only if the caller has stopped waiting.
+                let _ = reply.try_send(());
+            }
+            LoopCommand::EndRestoring(reply) => {
+                self.end_restoring();
                 // Fails only if the caller has stopped waiting.
                 let _ = reply.try_send(());
             }
@@ -88,19 +113,23 @@ impl EventLoop {
         }
         let timeouts = self.timers.close_timeouts(Instant::now());
         let timeouts = timeouts.filter_map(|(key, left)| Some((self.connections.slot(key)?, left))).collect();
-        let channels =
-            self.connections.iter().map(|(slot, entry)| (slot, self.channels(&entry.subscriptions)));
-        let channels = channels.collect();
+        let channels = self.subscriptions.take_changes();
         let connections = std::mem::take(&mut self.connections);
         let (total, throttled) = (connections.len(), count_throttled(&connections));
-        let (frozen, returned) = FrozenLoop::new(connections, timeouts, channels, self.stats.clone());
+        let (index, close_timeout) = (self.config.index, self.config.close_timeout);
+        let stats = self.stats.clone();
+        let (frozen, returned) =
+            FrozenLoop::new(index, connections, timeouts, close_timeout, channels, stats);
         // If the caller has stopped waiting, the frozen loop is dropped here, which returns the connections.
         drop(reply.try_send(frozen));
         match returned.recv() {
-            Ok(connections) => {
-                // Connections that do not come back were disconnected.
-                (connections.len()..total)
-                    .for_each(|_| self.stats.record_disconnect(Disconnect::Forced, None));
+            Ok(Returned { connections, closed, ended }) => {
+                for (disconnect, reason) in ended {
+                    self.stats.record_disconnect(disconnect, reason);
+                }
+                for key in closed {
+                    self.timers.start_close_timeout(key, self.config.close_timeout, Instant::now());
+                }
                 (count_throttled(&connections)..throttled)
                     .for_each(|_| self.config.budget.remove_throttled());
                 self.connections = connections;

@@ -30,6 +30,11 @@ impl Members {
         self.len == 0
     }
 
+    /// Returns how many there are.
+    pub(super) fn len(&self) -> u32 {
+        self.len
+    }
+
     /// Returns the end of the range of indexes that may be in use.
     pub(super) fn end(&self) -> usize {
         self.entries.len()

@@ -18,6 +18,7 @@ use super::{
 use crate::{
     admission::Disconnect,
     client_id::ClientId,
+    codec::CloseReason,
     connection::{Connection, Outcome},
     handshake::ChannelRequest,
     mailbox::{ConnectionSource, NewConnection},
@@ -72,8 +73,13 @@ impl EventLoop {
             }
             ConnectionSource::Handover(mut snapshot) => {
                 let (close_timeout, age_s) = (snapshot.close_timeout_in_ms, snapshot.age_s);
+                let is_incomplete = snapshot.is_incomplete;
                 let channels = std::mem::take(&mut snapshot.channels);
-                let positions = std::mem::take(&mut snapshot.positions);
+                let numbers = std::mem::take(&mut snapshot.subscriptions);
+                let positions = match snapshot.stream_positions.as_slice() {
+                    [] => StreamPositions::restore(&snapshot.positions),
+                    bytes => StreamPositions::from_bytes(bytes),
+                };
                 let slot = self.insert(Connection::restore(stream, *snapshot, permit));
                 if let Some(entry) = slot.and_then(|slot| self.connections.get_mut(slot)) {
                     entry.set_age(age_s);
@@ -81,9 +87,16 @@ impl EventLoop {
                 if let Some(key) = slot.and_then(|slot| self.connections.key(slot)) {
                     self.reserve_subscriptions(key.slot, channels.len());
                     if !positions.is_empty() {
-                        self.set_positions(key.slot, StreamPositions::restore(&positions));
+                        self.set_positions(key.slot, positions);
                     }
-                    self.subscribe_restored(key, &channels);
+                    if numbers.len() > 0 {
+                        self.subscribe_by_numbers(key.slot, &numbers);
+                    } else {
+                        self.subscribe_restored(key, &channels);
+                    }
+                    if is_incomplete {
+                        self.close(key.slot, CloseReason::SlowConsumer);
+                    }
                 }
                 if let Some(key) = slot.and_then(|slot| self.connections.key(slot))
                     && let Some(left) = close_timeout

@@ -1,6 +1,6 @@
 //! The positions of a client with several channels, as the id of its events.
 
-use lastcall_core::Position;
+use lastcall_core::{Epoch, Position};
 
 /// The position of each channel of a client, in the order of its URL. Server-sent events have one id for all of them.
 ///
@@ -20,7 +20,7 @@ impl StreamPositions {
         Self::of_texts(positions.into_iter().map(text))
     }
 
-    /// Reads positions that another process has written.
+    /// Reads positions as builds up to version 3 of the handover have written them.
     pub(crate) fn restore(positions: &[String]) -> Self {
         Self::new(positions.iter().map(|position| position.parse().ok()))
     }
@@ -37,7 +37,36 @@ impl StreamPositions {
         Self { id, ends }
     }
 
-    /// Returns each position as text, for another process.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.ends.is_empty()
+    }
+
+    /// Returns the positions as bytes, for another process: two numbers for each, the epoch and the offset, one higher than it
+    /// is, with their lowest bytes first. 0: there is none.
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(16 * self.ends.len());
+        for channel in 0..self.ends.len() {
+            let position = self.id[self.range(channel)].parse::<Position>().ok();
+            let (epoch, offset) =
+                position.map_or((0, 0), |position| (position.epoch.0, position.offset.saturating_add(1)));
+            bytes.extend(epoch.to_le_bytes());
+            bytes.extend(offset.to_le_bytes());
+        }
+        bytes
+    }
+
+    /// Reads what [`Self::to_bytes`] of another process has written.
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Self {
+        let number = |bytes: &[u8]| bytes.iter().rev().fold(0, |all, byte| all << 8 | u64::from(*byte));
+        Self::new(bytes.chunks_exact(16).map(|bytes| {
+            let (epoch, offset) = bytes.split_at(8);
+            let offset = number(offset).checked_sub(1)?;
+            Some(Position { epoch: Epoch(number(epoch)), offset })
+        }))
+    }
+
+    /// Returns each position as text.
+    #[cfg(test)]
     pub(crate) fn to_texts(&self) -> Vec<String> {
         (0..self.ends.len()).map(|channel| self.id[self.range(channel)].to_owned()).collect()
     }
@@ -72,7 +101,6 @@ impl StreamPositions {
 
 #[cfg(test)]
 mod tests {
-    use lastcall_core::Epoch;
     use proptest::prelude::*;
 
     use super::*;
@@ -89,8 +117,10 @@ mod tests {
         assert_eq!(around(0), ("", ",0000000000000001-2,0000000000000001-3"));
         assert_eq!(around(2), ("0000000000000001-1,0000000000000001-2,", ""));
         assert_eq!(StreamPositions::restore(&positions.to_texts()), positions);
+        assert_eq!(StreamPositions::from_bytes(&positions.to_bytes()), positions);
         let none = StreamPositions::new([None, None]);
         assert_eq!(StreamPositions::restore(&none.to_texts()), none);
+        assert_eq!(StreamPositions::from_bytes(&none.to_bytes()), none);
     }
 
     proptest! {

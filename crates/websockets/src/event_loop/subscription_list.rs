@@ -61,10 +61,10 @@ impl SubscriptionList {
         several.positions.as_mut().zip(index)
     }
 
-    /// Returns each position that is part of the id of the client's events as text, for another process.
-    pub(crate) fn position_texts(&self) -> Vec<String> {
+    /// Returns the positions that are part of the id of the client's events as bytes, for another process.
+    pub(crate) fn position_bytes(&self) -> Vec<u8> {
         let Self::Several(several) = self else { return Vec::new() };
-        several.positions.as_ref().map(StreamPositions::to_texts).unwrap_or_default()
+        several.positions.as_ref().map(StreamPositions::to_bytes).unwrap_or_default()
     }
 
     /// Turns the list into one of several subscriptions, and returns it.

@@ -1,17 +1,27 @@
 //! Which connections of one loop are subscribed to which channels. Its own: no lock.
 
-use std::hash::{BuildHasher, RandomState};
+use std::{
+    collections::HashSet,
+    hash::{BuildHasher, RandomState},
+};
 
 use hashbrown::{HashTable, hash_table::Entry};
 use lastcall_core::{ChannelName, Position};
 use slab::Slab;
 
 use super::members::Members;
-use crate::excess_capacity::TrimThreshold;
+use crate::{excess_capacity::TrimThreshold, snapshot::subscriptions::NumberedChannel};
 
 /// A channel's number in its loop, while the channel has subscriptions there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct LocalChannelId(u32);
+
+impl Subscription {
+    /// Returns the number of the channel in its loop.
+    pub(crate) fn channel_number(self) -> u32 {
+        self.channel.0
+    }
+}
 
 /// A subscription of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +43,8 @@ pub(super) struct LocalChannel {
     pub(super) members: Members,
     /// Subscriptions that wait for the broker.
     pending: u32,
+    /// Subscriptions that the broker has already, of connections that are about to come from another process.
+    ahead: u32,
 }
 
 /// The subscriptions of one loop.
@@ -44,6 +56,10 @@ pub(super) struct Subscriptions {
     trim: TrimThreshold,
     /// Subscriptions of all channels that wait for the broker.
     pending: usize,
+    /// Subscriptions of all channels that the broker has already.
+    ahead: usize,
+    /// The numbers of channels that have changed since the channels were listed for a new process.
+    changed: Option<HashSet<u32>>,
 }
 
 impl Subscriptions {
@@ -68,6 +84,14 @@ impl Subscriptions {
 
     /// Adds a pending subscription: the broker has not answered yet. Returns it, and the name of its channel as it is kept.
     pub(super) fn add_pending(&mut self, name: &ChannelName) -> (Subscription, ChannelName) {
+        let channel = self.find_or_add(name, ChannelName::unshared);
+        self.pending += 1;
+        let local = &mut self.channels[channel.0 as usize];
+        local.pending += 1;
+        (Subscription { channel, member: PENDING }, local.name.clone())
+    }
+
+    fn find_or_add(&mut self, name: &ChannelName, keep: fn(&ChannelName) -> ChannelName) -> LocalChannelId {
         let Self { channels, by_name, hasher, .. } = self;
         let hash = hasher.hash_one(name);
         let entry = by_name.entry(
@@ -75,30 +99,105 @@ impl Subscriptions {
             |id| channels[id.0 as usize].name == *name,
             |id| hasher.hash_one(&channels[id.0 as usize].name),
         );
-        let channel = match entry {
+        match entry {
             Entry::Occupied(entry) => *entry.get(),
             Entry::Vacant(entry) => {
                 let id = LocalChannelId(channels.vacant_key() as u32);
                 entry.insert(id);
                 channels.insert(LocalChannel {
-                    name: name.unshared(),
+                    name: keep(name),
                     top: Position::default(),
                     members: Members::default(),
                     pending: 0,
+                    ahead: 0,
                 });
                 id
             }
+        }
+    }
+
+    /// Notes that the broker has so many subscriptions of connections that are about to come from another process.
+    pub(super) fn add_ahead(&mut self, name: &ChannelName, subscriptions: u32) -> LocalChannelId {
+        let id = self.find_or_add(name, ChannelName::clone);
+        self.channels[id.0 as usize].ahead += subscriptions;
+        self.ahead += subscriptions as usize;
+        id
+    }
+
+    /// Attaches the connection in this slot, which has come from another process. Returns its index, and whether the broker has
+    /// the subscription already; `None`: there is no such channel.
+    pub(super) fn attach_restored(&mut self, id: LocalChannelId, slot: usize) -> Option<(u32, bool)> {
+        let channel = self.channels.get_mut(id.0 as usize)?;
+        let is_ahead = channel.ahead > 0;
+        if is_ahead {
+            channel.ahead -= 1;
+            self.ahead -= 1;
+        }
+        Some((channel.members.insert(slot), is_ahead))
+    }
+
+    /// Takes back the subscriptions of connections that did not come: the channels, and how many there are of each.
+    pub(super) fn take_ahead(&mut self) -> Vec<(LocalChannelId, ChannelName, u32)> {
+        if std::mem::take(&mut self.ahead) == 0 {
+            return Vec::new();
+        }
+        let left = self.channels.iter_mut().filter(|(_, channel)| channel.ahead > 0);
+        left.map(|(index, channel)| {
+            (LocalChannelId(index as u32), channel.name.clone(), std::mem::take(&mut channel.ahead))
+        })
+        .collect()
+    }
+
+    /// Lists channels for a new process: at most `limit` from this number on, and the number to go on with; `None`: there are no
+    /// more. With the first ones, it begins to note which channels change.
+    pub(super) fn list(&mut self, from: u32, limit: usize) -> (Vec<NumberedChannel>, Option<u32>) {
+        if from == 0 {
+            self.changed = Some(HashSet::new());
+        }
+        let end = self.channels.capacity().min(from as usize + limit);
+        let listed = (from as usize..end).filter_map(|index| {
+            let channel = self.channels.get(index)?;
+            Some(NumberedChannel(index as u32, Some(channel.name.clone()), channel.members.len()))
+        });
+        (listed.collect(), (end < self.channels.capacity()).then_some(end as u32))
+    }
+
+    /// Returns the channels that have changed since they were listed; all, if they were not listed.
+    pub(super) fn take_changes(&mut self) -> Vec<NumberedChannel> {
+        let Some(changed) = self.changed.take() else { return self.list_all() };
+        let of = |number: u32| self.channels.get(number as usize);
+        let channel = |number| {
+            let channel = of(number);
+            let members = channel.map_or(0, |channel| channel.members.len());
+            NumberedChannel(number, channel.map(|channel| channel.name.clone()), members)
         };
-        self.trim.grew(self.channels.len());
-        self.pending += 1;
-        let local = &mut self.channels[channel.0 as usize];
-        local.pending += 1;
-        (Subscription { channel, member: PENDING }, local.name.clone())
+        changed.into_iter().map(channel).collect()
+    }
+
+    fn list_all(&self) -> Vec<NumberedChannel> {
+        let channels = self.channels.iter();
+        channels
+            .map(|(index, channel)| {
+                NumberedChannel(index as u32, Some(channel.name.clone()), channel.members.len())
+            })
+            .collect()
+    }
+
+    /// Ends what [`Self::list`] has begun.
+    pub(super) fn end_listing(&mut self) {
+        self.changed = None;
+    }
+
+    fn note_change(&mut self, id: LocalChannelId) {
+        if let Some(changed) = &mut self.changed {
+            changed.insert(id.0);
+        }
     }
 
     /// Attaches the connection in this slot, whose subscription has waited for the broker. Returns its index.
     pub(super) fn attach(&mut self, id: LocalChannelId, top: Position, slot: usize) -> Option<u32> {
         self.end_pending(id);
+        self.note_change(id);
         let channel = self.channels.get_mut(id.0 as usize)?;
         channel.top = top;
         Some(channel.members.insert(slot))
@@ -111,6 +210,7 @@ impl Subscriptions {
 
     /// Removes a connection from a channel.
     pub(super) fn detach(&mut self, subscription: Subscription) {
+        self.note_change(subscription.channel);
         if let Some(channel) = self.channels.get_mut(subscription.channel.0 as usize) {
             channel.members.remove(subscription.member);
         }
@@ -120,10 +220,11 @@ impl Subscriptions {
     pub(super) fn remove_if_unused(&mut self, id: LocalChannelId) -> bool {
         let index = id.0 as usize;
         let Some(channel) = self.channels.get(index) else { return false };
-        if channel.pending > 0 || !channel.members.is_empty() {
+        if channel.pending > 0 || channel.ahead > 0 || !channel.members.is_empty() {
             return false;
         }
         let hash = self.hasher.hash_one(&channel.name);
+        self.note_change(id);
         if let Ok(entry) = self.by_name.find_entry(hash, |other| *other == id) {
             entry.remove();
         }

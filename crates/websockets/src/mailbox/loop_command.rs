@@ -1,10 +1,38 @@
 //! A command to an event loop.
 
-use std::time::Instant;
+use std::{
+    sync::{Arc, Mutex},
+    time::Instant,
+};
 
 use tokio::sync::mpsc;
 
-use crate::{codec::CloseReason, notice::ShutdownNotice, snapshot::frozen_loop::FrozenLoop, stats::Stats};
+use crate::{
+    codec::CloseReason,
+    event_loop::connections::ConnectionKey,
+    notice::ShutdownNotice,
+    snapshot::{frozen_loop::FrozenLoop, subscriptions::NumberedChannel, unread::UnreadBuffers},
+    stats::Stats,
+};
+
+/// Channels of a loop, and the number to go on with; `None`: there are no more.
+type ChannelPage = (Vec<NumberedChannel>, Option<u32>);
+
+/// A connection with unread bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct UnreadConnection {
+    pub(crate) size: usize,
+    pub(crate) has_replays: bool,
+    pub(crate) event_loop: usize,
+    pub(crate) key: ConnectionKey,
+}
+
+/// Connections whose unread bytes are to fit into what is left of a budget.
+#[derive(Debug)]
+pub(crate) struct UnreadRound {
+    pub(crate) connections: Vec<UnreadConnection>,
+    pub(crate) buffers: Arc<Mutex<UnreadBuffers>>,
+}
 
 /// What a loop does with all of its connections. Commands and frames are handled in the order in which they were sent.
 #[derive(Debug, Clone)]
@@ -19,8 +47,18 @@ pub(crate) enum LoopCommand {
     CloseGradually(CloseReason, Instant),
     /// Return the loop's statistics.
     CollectStats(mpsc::Sender<Stats>),
-    /// Acknowledge.
-    Acknowledge(mpsc::Sender<()>),
+    /// Return the channels from this number on, for a new process.
+    ListChannels(u32, mpsc::Sender<ChannelPage>),
+    /// List no more channels: there is no new process.
+    EndListing,
+    /// Return the connections that have unread bytes, with about how many, and whether there are replays among them.
+    MeasureUnread(mpsc::Sender<Vec<UnreadConnection>>),
+    /// Close these connections, as far as their unread bytes do not fit.
+    FitUnread(Arc<UnreadRound>, mpsc::Sender<()>),
+    /// Subscribe to channels ahead, for connections that are about to come from another process.
+    AddChannels(Arc<Vec<NumberedChannel>>, mpsc::Sender<()>),
+    /// All connections have come.
+    EndRestoring(mpsc::Sender<()>),
     /// Stop reading from clients and acknowledge. Once all loops have, no client's text is published any more.
     PauseReads(mpsc::Sender<()>),
     /// Read from clients again.

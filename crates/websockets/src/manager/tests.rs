@@ -14,6 +14,7 @@ use tokio::net::TcpListener;
 use tungstenite::{Message, WebSocket, protocol::Role};
 
 use super::*;
+use crate::ManagerSnapshot;
 use crate::encoded::EncodedPublication;
 
 /// A client that has made its handshake.
@@ -111,11 +112,12 @@ async fn an_event_loop_that_cannot_poll_is_noticed_and_its_clients_are_disconnec
 /// new clients get the other one.
 async fn assert_an_ended_loop_keeps_nobody_waiting(manager: &ConnectionManager) {
     let mut waits_for_it = mpsc::channel(1);
-    manager.inner.mailboxes.send_to(0, LoopCommand::Acknowledge(waits_for_it.0));
+    manager.inner.mailboxes.send_to(0, LoopCommand::EndRestoring(waits_for_it.0));
     assert_eq!(waits_for_it.1.recv().await, None);
     assert_eq!(manager.stats().await.unwrap_err(), LoopEnded);
     assert_eq!(manager.freeze().await.unwrap_err(), LoopEnded);
-    assert_eq!(manager.restore(ManagerSnapshot::default(), Vec::new()).await.unwrap_err(), LoopEnded);
+    let restored = manager.restore(ManagerSnapshot::default(), manager.begin_restoring(), Vec::new()).await;
+    assert_eq!(restored.unwrap_err(), LoopEnded);
     // To the ended one, too: far more than a mailbox has room for.
     let bytes = "1".repeat(1 << 20);
     let publication = Publication::new(Publisher::Api, RawValue::from_string(bytes).unwrap());
@@ -231,13 +233,32 @@ async fn clients_of_several_event_loops_receive_all_texts_in_one_order() {
     }
 }
 
-/// Moves all connections to a new manager, as a handover moves them to a new process.
-async fn hand_over(old: &ConnectionManager, config: ManagerConfig) -> ConnectionManager {
-    let frozen = old.freeze().await.unwrap();
-    let connections =
-        frozen.connections().map(|(socket, state)| (socket.try_clone_to_owned().unwrap(), state)).collect();
+/// Moves all connections to a new manager, as a handover moves them to a new process. `lists`: its channels go over before.
+async fn hand_over(old: &ConnectionManager, config: ManagerConfig, lists: bool) -> ConnectionManager {
     let new = start(config);
-    new.restore(frozen.manager(), connections).await.unwrap();
+    let mut restoration = new.begin_restoring();
+    let mut listing = old.list_channels();
+    let listed = tokio::task::spawn_blocking(move || {
+        while lists && let Some(part) = listing.next_part() {
+            restoration.take(part).unwrap();
+        }
+        (restoration, listing)
+    });
+    let (mut restoration, listing) = listed.await.unwrap();
+    let frozen = old.freeze().await.unwrap();
+    drop(listing);
+    let parts: Vec<_> = frozen.parts().collect();
+    let taken = tokio::task::spawn_blocking(move || {
+        parts.into_iter().for_each(|part| restoration.take(part).unwrap());
+        restoration
+    });
+    let restoration = taken.await.unwrap();
+    let connections = frozen.connections().map(|(socket, state)| {
+        restoration.check(&state).unwrap();
+        (socket.try_clone_to_owned().unwrap(), state)
+    });
+    let connections = connections.collect();
+    new.restore(frozen.manager(), restoration, connections).await.unwrap();
     frozen.release();
     old.stop();
     new
@@ -260,7 +281,7 @@ async fn clients_that_talk_while_all_event_loops_are_frozen_and_handed_over_lose
             if tenth.is_multiple_of(3) {
                 drop(manager.freeze().await.unwrap());
             } else {
-                manager = hand_over(&manager, config).await;
+                manager = hand_over(&manager, config, tenth % 2 == 0).await;
             }
         }
         assert_one_order(&talking.await.unwrap(), TEXTS);

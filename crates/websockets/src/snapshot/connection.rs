@@ -4,6 +4,7 @@ use bytes::Bytes;
 use lastcall_core::ChannelName;
 use serde::{Deserialize, Serialize};
 
+use super::{subscriptions::SubscriptionNumbers, unread::QueueSnapshot};
 use crate::{
     client_id::ClientId,
     codec::{CloseReason, Decoder},
@@ -37,19 +38,34 @@ pub struct ConnectionSnapshot {
     pub(crate) early_input: Bytes,
     /// Input that is not a whole message yet: part of a header, part of a frame, fragments.
     pub(crate) decoder: Decoder,
-    /// Output that the socket has not taken yet.
+    /// Output that the socket has not taken yet, as numbers of buffers.
+    #[serde(skip_serializing_if = "QueueSnapshot::is_empty")]
+    pub(crate) queue: QueueSnapshot,
+    /// The channels that it is subscribed to, in the order of its URL, as numbers. It has everything of them that was published.
+    pub(crate) subscriptions: SubscriptionNumbers,
+    /// The positions that the ids of its events have, if they are several.
+    #[serde(with = "serde_bytes", skip_serializing_if = "Vec::is_empty")]
+    pub(crate) stream_positions: Vec<u8>,
+    /// Output as version 3 of the handover has it, and as it is restored from `queue`.
+    #[serde(skip_serializing)]
     pub(crate) outbox: Outbox,
-    /// The channels that it is subscribed to, in the order of its URL. It has everything of them that was published.
+    /// Whether the new process cannot continue the connection, as it does not have all of its output.
+    #[serde(skip)]
+    pub(crate) is_incomplete: bool,
+    /// The channels as version 3 of the handover has them.
+    #[serde(skip_serializing)]
     pub(crate) channels: Vec<ChannelName>,
-    /// The positions that the ids of its events have, if they are several; an empty text if there is none.
+    /// The positions as version 3 of the handover has them; an empty text if there is none.
+    #[serde(skip_serializing)]
     pub(crate) positions: Vec<String>,
 }
 
 impl ConnectionSnapshot {
     /// Returns about how many bytes the serialized snapshot has.
     pub fn size(&self) -> usize {
-        200 + 20 * self.channels.len()
-            + self.outbox.serialized_size()
+        200 + 4 * self.subscriptions.len()
+            + self.stream_positions.len()
+            + self.queue.size()
             + self.decoder.len()
             + self.early_input.len()
     }
@@ -75,9 +91,6 @@ mod tests {
         // The fragment "Hello, " (masked with zeros), and then 2 of 6 bytes of the next one.
         let mut input = b"\x01\x87\0\0\0\0Hello, \x80\x86\x01\x02\x03\x04v\x6d".to_vec();
         decoder.decode(&mut input, limits, |_| ControlFlow::Continue(())).unwrap();
-        let mut outbox = Outbox::default();
-        outbox.push(Frame::text("half written").bytes().clone(), 5, Round::default());
-        outbox.push(Frame::close(Some((1012, "service restart"))).bytes().clone(), 0, Round::default());
         ConnectionSnapshot {
             id: serde_json::from_str("\"01a20897-adf5-76ce-9f22-e02aacce5ddd\"").unwrap(),
             age_s: None,
@@ -85,12 +98,24 @@ mod tests {
             close_reason: Some(CloseReason::ServiceRestart),
             close_timeout_in_ms: Some(1234),
             active_since_ping: true,
-            early_input: Bytes::new(),
             decoder,
+            subscriptions: SubscriptionNumbers::new(1, [7, 1 << 20].into_iter()),
+            stream_positions: vec![1; 32],
+            ..ConnectionSnapshot::default()
+        }
+    }
+
+    /// The same one, as builds up to version 3 of the handover have written it.
+    fn busy_by_names() -> ConnectionSnapshot {
+        let mut outbox = Outbox::default();
+        outbox.push(Frame::text("half written").bytes().clone(), 5, Round::default());
+        outbox.push(Frame::close(Some((1012, "service restart"))).bytes().clone(), 0, Round::default());
+        ConnectionSnapshot {
+            subscriptions: SubscriptionNumbers::default(),
+            stream_positions: Vec::new(),
             outbox,
             channels: vec![ChannelName::broadcast(), "chat:1".parse().unwrap()],
-            form: WireForm::WebSocket,
-            positions: Vec::new(),
+            ..busy()
         }
     }
 
@@ -104,7 +129,8 @@ mod tests {
     fn a_snapshot_continues_where_the_connection_was() {
         let mut state: ConnectionSnapshot = read(&rmp_serde::to_vec_named(&busy()).unwrap());
         assert_eq!(state, busy());
-        assert!(state.size() > state.outbox.len() + 9);
+        assert!(state.size() >= 200 + 8 + 32 + 9);
+        assert_eq!(state.subscriptions.iter().collect::<Vec<_>>(), [7, 1 << 20]);
         let mut events = Vec::new();
         let limits = DecoderLimits { max_message_size: 1000, accept_binary: true };
         let mut rest = b"qhe#".to_vec();
@@ -116,18 +142,27 @@ mod tests {
             })
             .unwrap();
         assert_eq!(events, [format!("{:?}", Event::Text("Hello, world!"))]);
-        let mut written = Vec::new();
-        state.outbox.flush(&mut written).unwrap();
-        assert_eq!(written, b"f written\x88\x11\x03\xF4service restart");
     }
 
     #[test]
-    fn a_snapshot_that_version_0_1_0_recorded_can_be_read() {
-        let recorded = |name: &str| std::fs::read(format!("{STATES}/{name}-0.1.0.msgpack")).unwrap();
+    fn snapshots_that_earlier_builds_recorded_can_be_read() {
+        let recorded = |name: &str| std::fs::read(format!("{STATES}/{name}.msgpack")).unwrap();
         // It knew no channels.
-        let expected = ConnectionSnapshot { channels: Vec::new(), ..busy() };
-        assert_eq!(read::<ConnectionSnapshot>(&recorded("connection")), expected);
-        assert_eq!(read::<ManagerSnapshot>(&recorded("manager")), manager());
+        let expected = ConnectionSnapshot { channels: Vec::new(), ..busy_by_names() };
+        assert_eq!(read::<ConnectionSnapshot>(&recorded("connection-0.1.0")), expected);
+        assert_eq!(read::<ManagerSnapshot>(&recorded("manager-0.1.0")), manager());
+        let expected = ConnectionSnapshot {
+            form: WireForm::UnchunkedEventStream,
+            positions: vec!["000000000000000a-5".into(), String::new()],
+            ..busy_by_names()
+        };
+        let mut state = read::<ConnectionSnapshot>(&recorded("connection-protocol-3"));
+        assert_eq!(state, expected);
+        let mut written = Vec::new();
+        state.outbox.flush(&mut written).unwrap();
+        assert_eq!(written, b"f written\x88\x11\x03\xF4service restart");
+        let expected = busy();
+        assert_eq!(read::<ConnectionSnapshot>(&recorded("connection-protocol-4")), expected);
     }
 
     fn manager() -> ManagerSnapshot {
@@ -137,18 +172,17 @@ mod tests {
         ManagerSnapshot { stats, by_client: 1, by_server: 2, forced: 3 }
     }
 
+    /// The version of the handover that the record is of.
+    const PROTOCOL: u32 = 4;
+
     /// Run by hand, once for each version that changes the format: `cargo test -p lastcall-websockets record
     /// -- --ignored`.
     #[test]
     #[ignore = "writes the records that the test above reads"]
     fn record() {
         std::fs::create_dir_all(STATES).unwrap();
-        let version = env!("CARGO_PKG_VERSION");
-        let write = |name: &str, bytes: Vec<u8>| {
-            std::fs::write(format!("{STATES}/{name}-{version}.msgpack"), bytes).unwrap();
-        };
-        write("connection", rmp_serde::to_vec_named(&busy()).unwrap());
-        write("manager", rmp_serde::to_vec_named(&manager()).unwrap());
+        let name = format!("{STATES}/connection-protocol-{PROTOCOL}.msgpack");
+        std::fs::write(name, rmp_serde::to_vec_named(&busy()).unwrap()).unwrap();
     }
 
     #[test]

@@ -2,13 +2,24 @@
 
 use std::{os::fd::BorrowedFd, sync::Arc};
 
-use super::{connection::ConnectionSnapshot, frozen_loop::FrozenLoop, manager::ManagerSnapshot};
-use crate::{
-    admission::{ConnectionCounts, Disconnect},
-    mailbox::LoopCommand,
-    mailboxes::Mailboxes,
-    stats::Stats,
+use bytes::Bytes;
+use lastcall_broker::Broker;
+
+use super::{
+    connection::ConnectionSnapshot,
+    frozen_loop::FrozenLoop,
+    manager::ManagerSnapshot,
+    restoration::{CHANNELS_PER_PART, ConnectionsPart},
+    subscriptions::NumberedChannels,
+    unread::{PinnedPublication, UnreadBuffers},
 };
+use crate::{admission::ConnectionCounts, mailbox::LoopCommand, mailboxes::Mailboxes, stats::Stats};
+
+/// About how many bytes a part has.
+const PART: usize = 512 << 10;
+
+/// What an item takes up beside its bytes.
+const PER_ITEM: usize = 8;
 
 /// Has the loops read again when it is dropped.
 #[derive(Debug)]
@@ -26,12 +37,50 @@ impl Drop for ReadsPaused {
 pub struct Frozen {
     // Dropped in this order: first the loops have their connections back, then they read again.
     pub(crate) loops: Vec<FrozenLoop>,
+    /// What clients have not read, and refer to.
+    pub(crate) unread: (Vec<Bytes>, Vec<PinnedPublication>),
     pub(crate) previous_stats: Stats,
     pub(crate) counts: ConnectionCounts,
     pub(crate) _reads_paused: ReadsPaused,
 }
 
 impl Frozen {
+    /// Closes the clients whose unread bytes do not fit into the budget, the largest first.
+    pub(crate) fn fit_unread(&mut self, budget: usize, broker: &dyn Broker) {
+        let mut sizes: Vec<_> = self
+            .loops
+            .iter()
+            .enumerate()
+            .flat_map(|(index, frozen)| frozen.unread().map(move |(size, slot)| (size, index, slot)))
+            .collect();
+        sizes.sort_unstable();
+        let mut buffers = UnreadBuffers::new(budget);
+        for (_, index, slot) in sizes {
+            self.loops[index].add_unread(slot, &mut buffers, broker);
+        }
+        self.unread = buffers.into_parts();
+    }
+
+    /// Returns what the connections refer to, in parts of a size that is easily sent: their channels, as far as they were not
+    /// listed before, and what clients have not read.
+    pub fn parts(&self) -> impl Iterator<Item = ConnectionsPart> {
+        let event_loops = self.loops.len();
+        let channels = self.loops.iter().flat_map(move |frozen| {
+            frozen.channels.chunks(CHANNELS_PER_PART).map(move |channels| {
+                let channels = channels.to_vec();
+                ConnectionsPart::Channels(NumberedChannels {
+                    event_loop: frozen.index,
+                    event_loops,
+                    channels,
+                })
+            })
+        });
+        let (buffers, publications) = &self.unread;
+        let buffers = pages(buffers, Bytes::len).map(ConnectionsPart::Buffers);
+        let publications = pages(publications, PinnedPublication::size).map(ConnectionsPart::Publications);
+        channels.chain(buffers).chain(publications)
+    }
+
     /// Returns the socket and the snapshot of each connection.
     pub fn connections(&self) -> impl Iterator<Item = (BorrowedFd<'_>, ConnectionSnapshot)> {
         self.loops.iter().flat_map(FrozenLoop::snapshots)
@@ -50,9 +99,7 @@ impl Frozen {
     /// Disconnects all clients, and lets the loops continue without them.
     pub fn disconnect(mut self) {
         for frozen in &mut self.loops {
-            for slot in frozen.connections.drain() {
-                slot.connection.finish(Disconnect::Forced);
-            }
+            frozen.disconnect();
         }
     }
 
@@ -63,4 +110,20 @@ impl Frozen {
             frozen.release();
         }
     }
+}
+
+/// Divides items into parts of about [`PART`] bytes.
+fn pages<T: Clone>(items: &[T], size: impl Fn(&T) -> usize) -> impl Iterator<Item = Vec<T>> {
+    let mut rest = items;
+    std::iter::from_fn(move || {
+        let mut bytes = 0;
+        let mut fits = |item: &T| {
+            let fits = bytes < PART;
+            bytes += size(item) + PER_ITEM;
+            fits
+        };
+        let (page, more) = rest.split_at(rest.iter().take_while(|item| fits(item)).count());
+        rest = more;
+        (!page.is_empty()).then(|| page.to_vec())
+    })
 }

@@ -2,52 +2,147 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    mem,
     os::fd::{AsFd, BorrowedFd},
     sync::mpsc::{Receiver, SyncSender, sync_channel},
     time::Duration,
 };
 
-use lastcall_core::ChannelName;
+use lastcall_broker::Broker;
 
-use super::connection::ConnectionSnapshot;
-use crate::{event_loop::connections::Connections, stats::Stats};
+use super::{
+    connection::ConnectionSnapshot,
+    subscriptions::{NumberedChannel, SubscriptionNumbers},
+    unread::{QueueSnapshot, UnreadBuffers},
+};
+use crate::{
+    admission::Disconnect,
+    codec::CloseReason,
+    connection::Outcome,
+    event_loop::connections::{ConnectionKey, Connections},
+    stats::Stats,
+};
 
 /// The connections of an event loop that stands still. Dropping it returns them to the loop, which then continues.
 #[derive(Debug)]
 pub(crate) struct FrozenLoop {
+    pub(super) index: usize,
     pub(super) connections: Connections,
     /// How much time of their close timeouts closing connections have left, by slot. The time of the handover does not
     /// count.
     close_timeouts: BTreeMap<usize, Duration>,
-    /// The channels of each connection, by slot.
-    channels: HashMap<usize, Vec<ChannelName>>,
+    /// The time that a connection has which is closed here.
+    close_timeout: Duration,
+    /// What has changed of the channels since they were listed; all of them, if they were not.
+    pub(crate) channels: Vec<NumberedChannel>,
+    /// What clients have not read, by slot.
+    queues: HashMap<usize, QueueSnapshot>,
     pub(super) stats: Stats,
+    /// What goes back to the loop.
+    returned: Returned,
     /// Returns the connections to the loop.
-    return_tx: Option<SyncSender<Connections>>,
+    return_tx: Option<SyncSender<Returned>>,
+}
+
+/// What an event loop gets back that continues.
+#[derive(Debug, Default)]
+pub(crate) struct Returned {
+    pub(crate) connections: Connections,
+    /// Connections that were closed meanwhile.
+    pub(crate) closed: Vec<ConnectionKey>,
+    /// How connections ended meanwhile.
+    pub(crate) ended: Vec<(Disconnect, Option<CloseReason>)>,
 }
 
 impl FrozenLoop {
     /// Returns the frozen loop, and where the event loop waits for its connections. If it gets none, another process
     /// has them.
     pub(crate) fn new(
+        index: usize,
         connections: Connections,
         close_timeouts: BTreeMap<usize, Duration>,
-        channels: HashMap<usize, Vec<ChannelName>>,
+        close_timeout: Duration,
+        channels: Vec<NumberedChannel>,
         stats: Stats,
-    ) -> (Self, Receiver<Connections>) {
+    ) -> (Self, Receiver<Returned>) {
         let (return_tx, returned) = sync_channel(1);
-        (Self { connections, close_timeouts, channels, stats, return_tx: Some(return_tx) }, returned)
+        let frozen = Self {
+            index,
+            connections,
+            close_timeouts,
+            close_timeout,
+            channels,
+            queues: HashMap::new(),
+            stats,
+            returned: Returned::default(),
+            return_tx: Some(return_tx),
+        };
+        (frozen, returned)
+    }
+
+    /// Returns the slots of the connections that have unread bytes, with about how many.
+    pub(crate) fn unread(&self) -> impl Iterator<Item = (usize, usize)> {
+        self.connections
+            .iter()
+            .map(|(slot, entry)| (entry.connection.unread_size().0, slot))
+            .filter(|(size, _)| *size > 0)
+    }
+
+    /// Adds what a client has not read to what goes over. If it does not fit, the client is closed as a slow consumer; if what
+    /// must be written before the close does not fit, it is cut off.
+    pub(crate) fn add_unread(&mut self, slot: usize, buffers: &mut UnreadBuffers, broker: &dyn Broker) {
+        let Some(entry) = self.connections.get_mut(slot) else { return };
+        let connection = &mut entry.connection;
+        if let Some(queue) = connection.add_unread(buffers, broker) {
+            self.queues.insert(slot, queue);
+            return;
+        }
+        if connection.is_open() {
+            let key = ConnectionKey { slot, id: connection.id };
+            match connection.close(CloseReason::SlowConsumer, None) {
+                Outcome::Ended(disconnect) => return self.end(slot, disconnect),
+                _ => {
+                    self.close_timeouts.insert(slot, self.close_timeout);
+                    self.returned.closed.push(key);
+                }
+            }
+            if let Some(queue) = connection.add_unread(buffers, broker) {
+                self.queues.insert(slot, queue);
+                return;
+            }
+        }
+        self.end(slot, Disconnect::Forced);
+    }
+
+    fn end(&mut self, slot: usize, disconnect: Disconnect) {
+        let Some(entry) = self.connections.remove(slot) else { return };
+        let reason = entry.connection.close_reason();
+        self.stats.record_disconnect(disconnect, reason);
+        self.returned.ended.push((disconnect, reason));
+        entry.connection.finish(disconnect);
+    }
+
+    /// Disconnects all clients.
+    pub(super) fn disconnect(&mut self) {
+        for entry in self.connections.drain() {
+            let reason = entry.connection.close_reason();
+            self.returned.ended.push((Disconnect::Forced, reason));
+            entry.connection.finish(Disconnect::Forced);
+        }
     }
 
     /// Returns the socket and the snapshot of each connection.
     pub(crate) fn snapshots(&self) -> impl Iterator<Item = (BorrowedFd<'_>, ConnectionSnapshot)> {
         self.connections.iter().map(|(slot, entry)| {
             let left = self.close_timeouts.get(&slot).copied();
-            let channels = self.channels.get(&slot).cloned().unwrap_or_default();
-            let positions = entry.subscriptions.position_texts();
-            let age_s = Some(entry.age_s());
-            let snapshot =
-                ConnectionSnapshot { age_s, channels, positions, ..entry.connection.snapshot(left) };
+            let numbers = entry.subscriptions.iter().map(|subscription| subscription.channel_number());
+            let snapshot = ConnectionSnapshot {
+                queue: self.queues.get(&slot).cloned().unwrap_or_default(),
+                subscriptions: SubscriptionNumbers::new(self.index, numbers),
+                stream_positions: entry.subscriptions.position_bytes(),
+                age_s: Some(entry.age_s()),
+                ..entry.connection.snapshot(left)
+            };
             (entry.connection.stream.as_fd(), snapshot)
         })
     }
@@ -61,8 +156,9 @@ impl FrozenLoop {
 impl Drop for FrozenLoop {
     fn drop(&mut self) {
         if let Some(return_tx) = self.return_tx.take() {
+            let connections = mem::take(&mut self.connections);
             // Fails only if the loop has ended; its connections are dropped with this value.
-            let _ = return_tx.send(std::mem::take(&mut self.connections));
+            let _ = return_tx.send(Returned { connections, ..mem::take(&mut self.returned) });
         }
     }
 }

@@ -6,6 +6,7 @@ use lastcall_core::{ChannelName, Epoch, Publication, Publisher};
 
 use super::*;
 use crate::connection::replay::{Replay, ReplayForm};
+use crate::snapshot::ConnectionSnapshot;
 
 #[test]
 fn a_write_that_fails_ends_the_connection() {
@@ -244,7 +245,8 @@ fn a_client_that_reads_its_replay_is_not_overdue_also_in_another_process() {
             assert!(!connection.is_overdue(), "it was just sent");
             if upgrades {
                 let snapshot = rmp_serde::to_vec_named(&connection.snapshot(None)).unwrap();
-                let snapshot = rmp_serde::from_slice(&snapshot).unwrap();
+                let snapshot: ConnectionSnapshot = rmp_serde::from_slice(&snapshot).unwrap();
+                let snapshot = ConnectionSnapshot { outbox: connection.outbox.clone(), ..snapshot };
                 connection = Connection::restore(MemoryStream::default(), snapshot, permit());
                 assert!(!connection.is_overdue(), "it has its time again");
             }

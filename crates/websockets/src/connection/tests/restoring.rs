@@ -1,6 +1,7 @@
 //! Connections that another process continues.
 
 use super::*;
+use crate::snapshot::ConnectionSnapshot;
 
 #[test]
 fn a_restored_connection_continues_to_the_byte() {
@@ -14,7 +15,7 @@ fn a_restored_connection_continues_to_the_byte() {
             assert_eq!(outcome, Outcome::Unchanged);
             let _ = old.send(first.bytes(), Round::default(), &CONFIG);
             let _ = old.send(second.bytes(), Round::default(), &CONFIG);
-            let snapshot = old.snapshot(None);
+            let snapshot = ConnectionSnapshot { outbox: old.outbox.clone(), ..old.snapshot(None) };
             assert_eq!((snapshot.id, snapshot.close_timeout_in_ms), (old.id, None));
 
             let stream = MemoryStream { written: old.stream.written, ..MemoryStream::default() };
@@ -38,7 +39,10 @@ fn a_restored_connection_is_in_the_same_state() {
         let mut old = connection_in(state);
         old.set_early_input(Bytes::from_static(b"early"));
         old.ping.sent();
-        let snapshot = old.snapshot(Some(Duration::from_millis(1500)));
+        let snapshot = ConnectionSnapshot {
+            outbox: old.outbox.clone(),
+            ..old.snapshot(Some(Duration::from_millis(1500)))
+        };
         assert_eq!(snapshot.close_timeout_in_ms, Some(1500));
         let new = Connection::restore(MemoryStream::default(), snapshot, permit());
         assert_eq!((new.state, new.close_reason()), (old.state, old.close_reason()));

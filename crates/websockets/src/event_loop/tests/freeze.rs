@@ -6,7 +6,11 @@ use super::*;
 use crate::{
     admission::ConnectionCounts,
     codec::test_frames::{client_close, client_text},
-    snapshot::{Frozen, ReadsPaused, frozen_loop::FrozenLoop},
+    snapshot::{
+        ConnectionSnapshot, Frozen, ReadsPaused,
+        frozen_loop::FrozenLoop,
+        unread::{Histories, ReceivedUnread, UNREAD_BUDGET, UnreadBuffers},
+    },
     stats::Stats,
 };
 
@@ -35,14 +39,32 @@ impl Running {
 }
 
 /// Registers the connections of a frozen loop with another one, as a new process does.
-fn restore(frozen: &FrozenLoop, harness: &mut Harness) {
+fn restore(frozen: &mut FrozenLoop, harness: &mut Harness) {
+    let broker = Arc::clone(&harness.event_loop.broker);
+    let mut buffers = UnreadBuffers::new(UNREAD_BUDGET);
+    for (_, slot) in frozen.unread().collect::<Vec<_>>() {
+        frozen.add_unread(slot, &mut buffers, &*broker);
+    }
+    let (buffers, publications) = buffers.into_parts();
+    let mut unread = ReceivedUnread::default();
+    unread.buffers = buffers;
+    unread.add_publications(publications);
+    harness.event_loop.add_channels(&frozen.channels);
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     for (socket, snapshot) in frozen.snapshots() {
         let stream = TcpStream::from(socket.try_clone_to_owned().unwrap());
         // A handover is serialized.
-        let snapshot = rmp_serde::from_slice(&rmp_serde::to_vec_named(&snapshot).unwrap()).unwrap();
+        let mut snapshot: ConnectionSnapshot =
+            rmp_serde::from_slice(&rmp_serde::to_vec_named(&snapshot).unwrap()).unwrap();
+        unread.check(&snapshot.queue).unwrap();
+        let queue = std::mem::take(&mut snapshot.queue);
+        let mut histories = Histories::new(&*broker);
+        (snapshot.outbox, snapshot.is_incomplete) = runtime.block_on(unread.restore(queue, &mut histories));
+        snapshot.is_incomplete = !snapshot.is_incomplete;
         let source = ConnectionSource::Handover(Box::new(snapshot));
         harness.event_loop.register(NewConnection { stream, permit: permit(), source });
     }
+    harness.event_loop.end_restoring();
 }
 
 /// Moves the connections of a loop to another one. The first one ends.
@@ -50,7 +72,7 @@ pub(super) fn hand_over(old: Harness) -> Harness {
     let running = Running::start(old);
     let mut frozen = running.freeze();
     let mut new = Harness::new(Options::default());
-    restore(&frozen, &mut new);
+    restore(&mut frozen, &mut new);
     frozen.release();
     drop(frozen);
     running.thread.join().unwrap();
@@ -121,11 +143,11 @@ fn a_closing_connection_keeps_the_rest_of_its_close_timeout_or_gets_that_of_the_
     let slot = old.key(&client).slot;
     old.event_loop.close(slot, CloseReason::ServiceRestart);
     let running = Running::start(old);
-    let frozen = running.freeze();
+    let mut frozen = running.freeze();
     for (new_timeout, most) in [(60, 20), (10, 10)] {
         let close_timeout = Duration::from_secs(new_timeout);
         let mut new = Harness::new(Options { close_timeout, ..Options::default() });
-        restore(&frozen, &mut new);
+        restore(&mut frozen, &mut new);
         let left: Vec<_> =
             new.event_loop.timers.close_timeouts(Instant::now()).map(|(_, left)| left).collect();
         assert!(left.len() == 1 && left[0] <= Duration::from_secs(most), "{left:?}");
@@ -179,6 +201,7 @@ fn clients_that_are_disconnected_during_a_freeze_are_counted_and_no_longer_throt
     let running = Running::start(harness);
     let frozen = Frozen {
         loops: vec![running.freeze()],
+        unread: (Vec::new(), Vec::new()),
         previous_stats: Stats::default(),
         counts: ConnectionCounts::default(),
         _reads_paused: ReadsPaused(Arc::clone(&running.mailboxes)),

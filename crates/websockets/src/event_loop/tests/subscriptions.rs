@@ -276,7 +276,7 @@ fn a_replay_that_moves_to_another_process_does_not_make_its_client_look_slow() {
     new.settle();
     let max_queue = new.event_loop.config.connection.max_queue;
     let (_, entry) = new.event_loop.connections.iter().next().unwrap();
-    assert!(entry.connection.has_output() && entry.connection.queued() > max_queue, "all of it is queued");
+    assert!(entry.connection.has_output() && entry.connection.queued() < max_queue, "it is still a replay");
     new.publish_numbers("a", [1]);
     let reader = std::thread::spawn(move || {
         client.expect_welcome();
@@ -285,7 +285,7 @@ fn a_replay_that_moves_to_another_process_does_not_make_its_client_look_slow() {
         client.expect_numbers("a", [1]);
     });
     new.iterate_until(|event_loop| {
-        event_loop.stats.messages_sent == 1
+        event_loop.stats.messages_sent >= 1
             && event_loop.connections.iter().all(|(_, entry)| !entry.connection.has_output())
     });
     reader.join().unwrap();

@@ -1,0 +1,82 @@
+//! What goes to the new process in parts: the channels with their history, and what connections refer to. Most of it goes while
+//! the old process serves, so that the pause does not grow with it; what has changed since goes when everything has stopped.
+
+use std::time::{Duration, Instant};
+
+use lastcall_broker::{BrokerPart, MemoryBroker, MemoryExport};
+use lastcall_handover::{HandoverSender, OLDEST_PROTOCOL, PartError};
+use lastcall_websockets::{ChannelListing, ConnectionsPart, Frozen, Restoration};
+use serde::{Deserialize, Serialize};
+
+use crate::history::decode;
+
+/// A part. Version 3 of the handover has the broker's alone.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Part {
+    Broker(BrokerPart),
+    Connections(ConnectionsPart),
+}
+
+/// The parts of the old process.
+#[derive(Debug)]
+pub(super) struct OutgoingParts {
+    pub(super) history: MemoryExport,
+    pub(super) channels: ChannelListing,
+}
+
+impl OutgoingParts {
+    /// Sends everything that can be sent while it is used.
+    ///
+    /// # Errors
+    /// When the new process does not read it by `deadline`.
+    pub(super) fn send_early(&mut self, sender: &HandoverSender, deadline: Instant) -> anyhow::Result<()> {
+        self.send_history(sender, deadline)?;
+        while let Some(part) = self.channels.next_part() {
+            send(Part::Connections(part), sender, deadline)?;
+        }
+        Ok(())
+    }
+
+    /// Sends the rest, once everything has stopped.
+    ///
+    /// # Errors
+    /// When the new process does not read it by `deadline`.
+    pub(super) fn send_rest(
+        &mut self,
+        frozen: &Frozen,
+        sender: &HandoverSender,
+        deadline: Instant,
+    ) -> anyhow::Result<()> {
+        self.send_history(sender, deadline)?;
+        frozen.parts().try_for_each(|part| send(Part::Connections(part), sender, deadline))
+    }
+
+    fn send_history(&mut self, sender: &HandoverSender, deadline: Instant) -> anyhow::Result<()> {
+        self.history.pass().try_for_each(|part| send(Part::Broker(part), sender, deadline))
+    }
+}
+
+fn send(part: Part, sender: &HandoverSender, deadline: Instant) -> anyhow::Result<()> {
+    Ok(sender.send_part(rmp_serde::to_vec_named(&part)?, deadline)?)
+}
+
+/// Takes over a part that the old process has sent, which hands over by this version.
+///
+/// # Errors
+/// When it cannot be used.
+pub(super) fn receive(
+    part: &[u8],
+    protocol: u32,
+    broker: &MemoryBroker,
+    restoration: &mut Restoration,
+) -> Result<(), PartError> {
+    let part =
+        if protocol == OLDEST_PROTOCOL { Part::Broker(decode(part)?) } else { rmp_serde::from_slice(part)? };
+    match part {
+        // As old as it is when it is written: it is read right then.
+        Part::Broker(part) => broker.import(part, Duration::ZERO)?,
+        Part::Connections(part) => restoration.take(part)?,
+    }
+    Ok(())
+}

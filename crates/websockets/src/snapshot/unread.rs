@@ -1,0 +1,365 @@
+//! What clients have not read yet, as a new process gets it: each byte once, however many clients wait for it, within one
+//! budget for all of them.
+
+use std::{collections::HashMap, sync::Arc};
+
+use bytes::Bytes;
+use lastcall_broker::{Broker, PageLimit};
+use lastcall_core::{ChannelName, Epoch, Publication};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::connection::{
+    outbox::{Chunk, Outbox},
+    replay::{Replay, ReplayForm},
+};
+
+/// Most bytes that go to a new process of what clients have sent in part, or have not read: so many are copied in less than a
+/// tenth of a second.
+pub(crate) const UNREAD_BUDGET: usize = 64 << 20;
+
+/// What an entry of a queue costs, beside its bytes: the entries of both processes.
+const CHUNK: usize = 40;
+
+/// What a buffer costs, beside its bytes: an allocation, its number, and the reference to it.
+const BUFFER: usize = 100;
+
+/// What a replay costs, beside its texts.
+const REPLAY: usize = 500;
+
+/// What each publication of a replay costs that is still in the history: a reference to it.
+const MISSED: usize = 32;
+
+/// What a publication costs that only replays have, beside its data.
+const PUBLICATION: usize = 250;
+
+/// In place of the number of a buffer: the next one of the replays.
+const IS_REPLAY: u32 = u32::MAX;
+
+/// What a client has not read yet: numbers of buffers, and replays.
+#[derive(Debug, Default, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct QueueSnapshot {
+    /// A number of four bytes for each, the lowest one first: that of a buffer, or [`IS_REPLAY`].
+    #[serde(with = "serde_bytes")]
+    chunks: Vec<u8>,
+    replays: Vec<ReplaySnapshot>,
+    /// Bytes of the first buffer that are written.
+    written: usize,
+    /// Bytes that do not count towards `max_queue`.
+    replayed: usize,
+}
+
+/// What is left of a replay, by position: the new process has the publications.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct ReplaySnapshot {
+    channel: ChannelName,
+    epoch: Epoch,
+    /// The offset of the next publication.
+    next: u64,
+    /// How many there are, one after the other.
+    count: usize,
+    form: ReplayForm,
+}
+
+/// A publication that is in no history any more: replays alone have it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PinnedPublication {
+    channel: ChannelName,
+    epoch: Epoch,
+    #[serde(serialize_with = "serialize", deserialize_with = "deserialize")]
+    publication: Arc<Publication>,
+}
+
+impl PinnedPublication {
+    pub(crate) fn size(&self) -> usize {
+        PUBLICATION + self.publication.size()
+    }
+}
+
+fn serialize<S: Serializer>(publication: &Publication, serializer: S) -> Result<S::Ok, S::Error> {
+    publication.serialize(serializer)
+}
+
+fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Arc<Publication>, D::Error> {
+    Publication::deserialize(deserializer).map(Arc::new)
+}
+
+/// What a queue from another process contradicts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum InvalidQueue {
+    #[error("a client waits for buffer {0}, which did not come")]
+    Buffer(u32),
+    #[error("a client waits for {replays} replays, of which {there} came")]
+    Replays { replays: usize, there: usize },
+    #[error("of the first bytes that wait for a client, more are written than there are")]
+    Written,
+}
+
+/// The buffers and publications that clients wait for, each once, as far as the budget goes.
+#[derive(Debug)]
+pub(crate) struct UnreadBuffers {
+    left: usize,
+    /// The number of each buffer, by where it is.
+    numbers: HashMap<(usize, usize), u32>,
+    /// They are kept, so no other one comes to be where one of them is.
+    buffers: Vec<Bytes>,
+    /// Where the publications are.
+    pinned: HashMap<usize, ()>,
+    publications: Vec<PinnedPublication>,
+}
+
+impl UnreadBuffers {
+    pub(crate) fn new(budget: usize) -> Self {
+        let (buffers, publications) = (Vec::new(), Vec::new());
+        Self { left: budget, numbers: HashMap::new(), buffers, pinned: HashMap::new(), publications }
+    }
+
+    /// Adds what a client has not read, with so many bytes of `input` that it has sent in part. `None`: it does not fit, and
+    /// nothing is added.
+    pub(crate) fn add(
+        &mut self,
+        outbox: &Outbox,
+        input: usize,
+        broker: &dyn Broker,
+    ) -> Option<QueueSnapshot> {
+        let (left, buffers, publications) = (self.left, self.buffers.len(), self.publications.len());
+        let added = self.try_add(outbox, input, broker);
+        if added.is_none() {
+            self.left = left;
+            for buffer in self.buffers.drain(buffers..) {
+                self.numbers.remove(&location(&buffer));
+            }
+            for pinned in self.publications.drain(publications..) {
+                self.pinned.remove(&(Arc::as_ptr(&pinned.publication) as usize));
+            }
+        }
+        added
+    }
+
+    /// Returns the buffers, in the order of their numbers, and the publications.
+    pub(crate) fn into_parts(self) -> (Vec<Bytes>, Vec<PinnedPublication>) {
+        (self.buffers, self.publications)
+    }
+
+    fn try_add(&mut self, outbox: &Outbox, input: usize, broker: &dyn Broker) -> Option<QueueSnapshot> {
+        self.spend(input)?;
+        let (written, replayed) = outbox.progress();
+        let mut queue = QueueSnapshot { written, replayed, ..QueueSnapshot::default() };
+        for chunk in outbox.chunks() {
+            self.spend(CHUNK)?;
+            let number = match chunk {
+                Chunk::Shared(bytes) | Chunk::Page(bytes) => self.number(bytes)?,
+                Chunk::Copied(bytes) => self.number(&Bytes::copy_from_slice(bytes))?,
+                Chunk::Replay(replay) => match self.replay(replay, broker)? {
+                    Some(replay) => {
+                        queue.replays.push(replay);
+                        IS_REPLAY
+                    }
+                    None => continue,
+                },
+            };
+            queue.chunks.extend(number.to_le_bytes());
+        }
+        Some(queue)
+    }
+
+    fn number(&mut self, bytes: &Bytes) -> Option<u32> {
+        if let Some(number) = self.numbers.get(&location(bytes)) {
+            return Some(*number);
+        }
+        self.spend(bytes.len() + BUFFER)?;
+        let number = u32::try_from(self.buffers.len()).ok()?;
+        self.numbers.insert(location(bytes), number);
+        self.buffers.push(bytes.clone());
+        Some(number)
+    }
+
+    /// `Some(None)`: nothing is left of the replay.
+    fn replay(&mut self, replay: &Replay, broker: &dyn Broker) -> Option<Option<ReplaySnapshot>> {
+        let Replay { channel, epoch, form, .. } = replay;
+        let missed = replay.missed();
+        let Some(first) = missed.first() else { return Some(None) };
+        let texts = match form {
+            ReplayForm::WebSocket => 0,
+            ReplayForm::EventStream { before, after, .. } => before.len() + after.len(),
+        };
+        self.spend(REPLAY + channel.as_str().len() + texts + missed.len().saturating_mul(MISSED))?;
+        // The new process has the same history.
+        let oldest = match broker.channel(channel) {
+            Some(info) if info.top.epoch == *epoch => info.top.offset + 1 - info.kept as u64,
+            _ => u64::MAX,
+        };
+        for publication in missed.iter().take_while(|publication| publication.offset < oldest) {
+            let location = Arc::as_ptr(publication) as usize;
+            if self.pinned.contains_key(&location) {
+                continue;
+            }
+            self.spend(publication.size() + PUBLICATION)?;
+            self.pinned.insert(location, ());
+            let publication = Arc::clone(publication);
+            self.publications.push(PinnedPublication {
+                channel: channel.clone(),
+                epoch: *epoch,
+                publication,
+            });
+        }
+        let (channel, form) = (channel.clone(), form.clone());
+        Some(Some(ReplaySnapshot { channel, epoch: *epoch, next: first.offset, count: missed.len(), form }))
+    }
+
+    fn spend(&mut self, bytes: usize) -> Option<()> {
+        self.left = self.left.checked_sub(bytes)?;
+        Some(())
+    }
+}
+
+/// Returns where a buffer is, which no other one shares.
+fn location(bytes: &Bytes) -> (usize, usize) {
+    (bytes.as_ptr() as usize, bytes.len())
+}
+
+/// Returns about what it costs to hand this over, if no other client waits for the same bytes, and whether there are replays:
+/// what they cost shows when they are added.
+pub(crate) fn estimate(outbox: &Outbox, input: usize) -> (usize, bool) {
+    let (mut bytes, mut has_replays) = (input, false);
+    for chunk in outbox.chunks() {
+        bytes += CHUNK;
+        match chunk {
+            Chunk::Shared(chunk) | Chunk::Page(chunk) => bytes += chunk.len() + BUFFER,
+            Chunk::Copied(chunk) => bytes += chunk.len() + BUFFER,
+            Chunk::Replay(replay) => {
+                bytes += REPLAY + replay.missed().len() * MISSED;
+                has_replays = true;
+            }
+        }
+    }
+    (bytes, has_replays)
+}
+
+/// What came from the old process of what its clients have not read.
+#[derive(Debug, Default)]
+pub(crate) struct ReceivedUnread {
+    pub(crate) buffers: Vec<Bytes>,
+    /// By channel, epoch and offset.
+    publications: HashMap<(ChannelName, Epoch), HashMap<u64, Arc<Publication>>>,
+}
+
+impl ReceivedUnread {
+    pub(crate) fn add_publications(&mut self, publications: Vec<PinnedPublication>) {
+        for PinnedPublication { channel, epoch, publication } in publications {
+            let channel = self.publications.entry((channel, epoch)).or_default();
+            channel.insert(publication.offset, publication);
+        }
+    }
+
+    /// Checks that everything is there that a queue refers to.
+    ///
+    /// # Errors
+    /// When it is not.
+    pub(crate) fn check(&self, queue: &QueueSnapshot) -> Result<(), InvalidQueue> {
+        let mut replays = 0;
+        let mut first = None;
+        for number in queue.numbers() {
+            let len = if number == IS_REPLAY {
+                replays += 1;
+                0
+            } else {
+                self.buffers.get(number as usize).ok_or(InvalidQueue::Buffer(number))?.len()
+            };
+            first.get_or_insert(len);
+        }
+        if replays != queue.replays.len() {
+            return Err(InvalidQueue::Replays { replays, there: queue.replays.len() });
+        }
+        if queue.written > 0 && queue.written >= first.unwrap_or(0) {
+            return Err(InvalidQueue::Written);
+        }
+        Ok(())
+    }
+
+    /// Returns the queue, and whether it is complete: publications may be gone that this process does not keep as long as the
+    /// old one. Then the queue ends there.
+    pub(crate) async fn restore(&self, queue: QueueSnapshot, history: &mut Histories<'_>) -> (Outbox, bool) {
+        let mut chunks = Vec::with_capacity(queue.chunks.len() / 4);
+        let (written, replayed) = (queue.written, queue.replayed);
+        let numbers: Vec<_> = queue.numbers().collect();
+        let mut replays = queue.replays.into_iter();
+        for number in numbers {
+            if number != IS_REPLAY {
+                // It was checked that it is there.
+                chunks.extend(self.buffers.get(number as usize).cloned().map(Chunk::Shared));
+                continue;
+            }
+            let Some(replay) = replays.next() else { break };
+            match self.replay(replay, history).await {
+                Some(replay) => chunks.push(Chunk::Replay(Box::new(replay))),
+                None => return (Outbox::restore(chunks, written, replayed), false),
+            }
+        }
+        (Outbox::restore(chunks, written, replayed), true)
+    }
+
+    async fn replay(&self, replay: ReplaySnapshot, history: &mut Histories<'_>) -> Option<Replay> {
+        let ReplaySnapshot { channel, epoch, next, count, form } = replay;
+        let pinned = self.publications.get(&(channel.clone(), epoch));
+        let kept = history.of(&channel, epoch).await;
+        let end = next.checked_add(u64::try_from(count).ok()?)?;
+        let mut missed = Vec::with_capacity(count.min(kept.len() + pinned.map_or(0, HashMap::len)));
+        for offset in next..end {
+            let first = kept.first().map_or(u64::MAX, |publication| publication.offset);
+            let index = offset.checked_sub(first).and_then(|index| usize::try_from(index).ok());
+            let publication = match index.and_then(|index| kept.get(index)) {
+                Some(publication) => publication,
+                None => pinned.and_then(|pinned| pinned.get(&offset))?,
+            };
+            missed.push(Arc::clone(publication));
+        }
+        Some(Replay::new(channel, epoch, missed, form))
+    }
+}
+
+/// The histories of channels, each asked for once.
+#[derive(Debug)]
+pub(crate) struct Histories<'a> {
+    broker: &'a dyn Broker,
+    known: HashMap<ChannelName, (Epoch, Vec<Arc<Publication>>)>,
+}
+
+impl<'a> Histories<'a> {
+    pub(crate) fn new(broker: &'a dyn Broker) -> Self {
+        Self { broker, known: HashMap::new() }
+    }
+
+    /// Returns the publications of this epoch that are kept, in their order.
+    async fn of(&mut self, channel: &ChannelName, epoch: Epoch) -> &[Arc<Publication>] {
+        if !self.known.contains_key(channel) {
+            let page = self
+                .broker
+                .history(channel, None, PageLimit { publications: usize::MAX, bytes: usize::MAX })
+                .await;
+            // Without an answer, its publications are not there.
+            let page = page.map(|page| (page.top.epoch, page.publications)).unwrap_or_default();
+            self.known.insert(channel.clone(), page);
+        }
+        match self.known.get(channel) {
+            Some((known, publications)) if *known == epoch => publications,
+            _ => &[],
+        }
+    }
+}
+
+impl QueueSnapshot {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.chunks.is_empty()
+    }
+
+    pub(crate) fn size(&self) -> usize {
+        self.chunks.len() + self.replays.len() * REPLAY
+    }
+
+    fn numbers(&self) -> impl Iterator<Item = u32> {
+        self.chunks
+            .chunks_exact(4)
+            .map(|bytes| bytes.iter().rev().fold(0, |all, byte| all << 8 | u32::from(*byte)))
+    }
+}
