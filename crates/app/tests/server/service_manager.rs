@@ -194,8 +194,9 @@ async fn the_service_manager_is_asked_for_more_time_until_the_end() {
     while asked < 2 {
         asked += usize::from(told(&socket).await.contains("EXTEND_TIMEOUT_USEC="));
     }
-    for _ in 0..2 {
-        server.signal(Signal::TERM);
-    }
-    assert_eq!(server.exit_code().await, 128 + 15);
+    // Two of one kind could become one, and of two kinds either may be the third.
+    server.signal(Signal::INT);
+    server.signal(Signal::QUIT);
+    let code = server.exit_code().await;
+    assert!([128 + 2, 128 + 3].contains(&code), "{code}");
 }
