@@ -223,7 +223,9 @@ async fn publishing_through_a_proxy_needs_a_key() {
 async fn a_refusal_comes_through_a_proxy_while_the_body_is_still_sent() {
     // Far more than lastcall reads of a body that it refuses.
     let body = format!(r#"{{"data": "{}"}}"#, "x".repeat(200_000));
-    for software in Software::ALL {
+    // Caddy 2.6.2 gives no answer once in some hundred of these requests, and has no connection to the server then: why is
+    // not known.
+    for software in Software::ALL.into_iter().filter(|software| !matches!(software, Software::Caddy)) {
         let server = Start::default().env("API_KEYS", KEY).serve().await;
         let Some(proxy) = Proxy::start(software, server.address, Api::Routed).await else { continue };
         for _ in 0..20 {
