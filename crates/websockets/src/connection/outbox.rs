@@ -17,8 +17,9 @@ const MAX_SLICES: usize = 16;
 /// Bytes after which a flush lets other connections have their turn.
 const TURN: usize = 128 << 10;
 
-/// Messages up to this size are copied into one chunk: what a chunk costs would be much of what they cost.
-const SMALL: usize = 512;
+/// Messages up to this size are copied into one chunk: pings and comments. A publication is larger, and shared by all of its
+/// clients, here and in a handover.
+const SMALL: usize = 64;
 
 /// Most bytes of a chunk that small messages are copied into.
 const COPIED: usize = 16 << 10;

@@ -18,7 +18,7 @@ use crate::connection::{
 pub(crate) const UNREAD_BUDGET: usize = 64 << 20;
 
 /// What an entry of a queue costs, beside its bytes: the entries of both processes.
-const CHUNK: usize = 40;
+const CHUNK: usize = 48;
 
 /// What a buffer costs, beside its bytes: an allocation, its number, and the reference to it.
 const BUFFER: usize = 100;
@@ -103,6 +103,8 @@ pub(crate) struct UnreadBuffers {
     numbers: HashMap<(usize, usize), u32>,
     /// They are kept, so no other one comes to be where one of them is.
     buffers: Vec<Bytes>,
+    /// The number after the last one that was asked for: clients of a channel wait for the same buffers in the same order.
+    next: usize,
     /// Where the publications are.
     pinned: HashMap<usize, ()>,
     publications: Vec<PinnedPublication>,
@@ -111,7 +113,7 @@ pub(crate) struct UnreadBuffers {
 impl UnreadBuffers {
     pub(crate) fn new(budget: usize) -> Self {
         let (buffers, publications) = (Vec::new(), Vec::new());
-        Self { left: budget, numbers: HashMap::new(), buffers, pinned: HashMap::new(), publications }
+        Self { left: budget, numbers: HashMap::new(), buffers, next: 0, pinned: HashMap::new(), publications }
     }
 
     /// Adds what a client has not read, with so many bytes of `input` that it has sent in part. `None`: it does not fit, and
@@ -164,8 +166,12 @@ impl UnreadBuffers {
     }
 
     fn number(&mut self, bytes: &Bytes) -> Option<u32> {
-        if let Some(number) = self.numbers.get(&location(bytes)) {
-            return Some(*number);
+        let is_next = self.buffers.get(self.next).is_some_and(|next| location(next) == location(bytes));
+        let known =
+            if is_next { u32::try_from(self.next).ok() } else { self.numbers.get(&location(bytes)).copied() };
+        if let Some(number) = known {
+            self.next = number as usize + 1;
+            return Some(number);
         }
         self.spend(bytes.len() + BUFFER)?;
         let number = u32::try_from(self.buffers.len()).ok()?;
