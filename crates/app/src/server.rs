@@ -57,7 +57,7 @@ const WRITE_HISTORY_TIMEOUT: Duration = Duration::from_secs(30);
 /// The parts of the server, each of which may take [`HOOK_TIMEOUT`] to stop.
 const HOOKS: u32 = 3;
 
-/// How long the end of the server may take beyond `shutdown_delay`, `shutdown_timeout`, twice `close_timeout` (for clients, and then
+/// The time that the end of the server may take beyond `shutdown_delay`, `shutdown_timeout`, twice `close_timeout` (for clients, and then
 /// for requests in flight) and the history. README.md, the documentation and what is in `deploy/` count with it.
 const STOP_MARGIN: Duration = Duration::from_secs(30);
 

@@ -1,10 +1,10 @@
-//! Which channel loses something next: there is no room, or it is too old.
+//! The order in which channels lose something: there is no room, or it is too old.
 
 use std::collections::BTreeSet;
 
 use lastcall_core::ChannelName;
 
-/// What a channel keeps. Where there is no room, channels of the first kind lose something first.
+/// The kinds of what a channel keeps. Where there is no room, channels of the first kind lose something first.
 ///
 /// Clients invent names at no cost, and each is a channel that keeps its position for a while: these must not displace
 /// what was published.
@@ -22,9 +22,9 @@ impl Keeps {
     pub(crate) const ALL: [Self; 3] = [Self::Start, Self::Position, Self::Publications];
 }
 
-/// The place of a channel among the others.
+/// The key of a channel in its queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Place {
+pub(crate) struct QueueKey {
     pub(crate) keeps: Keeps,
     /// The time of what is oldest.
     pub(crate) since_ms: i64,
@@ -84,12 +84,12 @@ impl AgeQueues {
         self.0[rule].iter().filter_map(AgeQueue::first).min()
     }
 
-    /// Returns the rule of the channel that loses something first where there is no room, and its place.
-    pub(crate) fn first(&self) -> Option<(usize, Place)> {
+    /// Returns the rule of the channel that loses something first where there is no room, and its key.
+    pub(crate) fn first(&self) -> Option<(usize, QueueKey)> {
         Keeps::ALL.into_iter().find_map(|keeps| {
             let firsts = self.0.iter().enumerate();
             let firsts = firsts.filter_map(|(rule, queues)| Some((queues[keeps as usize].first()?, rule)));
-            firsts.min().map(|(since_ms, rule)| (rule, Place { keeps, since_ms }))
+            firsts.min().map(|(since_ms, rule)| (rule, QueueKey { keeps, since_ms }))
         })
     }
 

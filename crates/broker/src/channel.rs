@@ -6,7 +6,7 @@ use lastcall_core::{Epoch, PinnedBytes, Position, Publication};
 
 use crate::{
     HistoryPage, PageLimit, ReceiverSet, Since, Subscribed,
-    age_queue::{Keeps, Place},
+    age_queue::{Keeps, QueueKey},
     retention_rules::RuleId,
 };
 
@@ -37,7 +37,7 @@ pub(crate) struct Channel {
     /// Whether it had subscribers in another process, who are about to come: until then, it is not dropped.
     pub(crate) held: bool,
     /// Where the channel is in the queues of its rule; `None`: in none of them.
-    pub(crate) queued: Option<Place>,
+    pub(crate) queued: Option<QueueKey>,
     /// When the last subscriber left, or the last publication came.
     pub(crate) used_ms: i64,
 }
@@ -157,13 +157,13 @@ impl Channel {
         CHANNEL_OVERHEAD + name.len()
     }
 
-    /// Returns the place that the channel should have in the queues; `None`: nothing of it may go.
-    pub(crate) fn place(&self) -> Option<Place> {
+    /// Returns the key that the channel should have in the queues; `None`: nothing of it may go.
+    pub(crate) fn queue_key(&self) -> Option<QueueKey> {
         if let Some((since_ms, _)) = self.kept_since().next() {
-            return Some(Place { keeps: Keeps::Publications, since_ms: *since_ms });
+            return Some(QueueKey { keeps: Keeps::Publications, since_ms: *since_ms });
         }
         let keeps = if self.top == 0 { Keeps::Start } else { Keeps::Position };
-        self.is_idle().then_some(Place { keeps, since_ms: self.used_ms })
+        self.is_idle().then_some(QueueKey { keeps, since_ms: self.used_ms })
     }
 
     /// Takes some of what a subscriber has missed after what it was `taken` before, if that is much. Returns true if it was, and

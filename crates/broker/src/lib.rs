@@ -150,7 +150,7 @@ pub struct Subscribed {
     pub missed: Vec<Arc<Publication>>,
 }
 
-/// How much a page of a history may have.
+/// The size that a page of a history may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PageLimit {
     /// Most publications.
@@ -168,7 +168,7 @@ pub struct HistoryPage {
     pub recovered: bool,
     /// In order. Empty unless `recovered`.
     pub publications: Vec<Arc<Publication>>,
-    /// Whether there are others after these.
+    /// True if there are others after these.
     pub more: bool,
 }
 

@@ -46,7 +46,7 @@ pub struct MemoryBroker {
     delivery: Box<dyn Delivery>,
     max_bytes: usize,
     rules: RetentionRules,
-    /// What publications cost that only replays still hold.
+    /// The cost of publications that only replays still hold.
     pinned: PinnedBytes,
     state: Mutex<State>,
 }

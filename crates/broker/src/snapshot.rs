@@ -34,10 +34,10 @@ pub struct ChannelPart {
     pub epoch: Epoch,
     /// The offset of its last publication, as far as this part goes.
     pub top: u64,
-    /// How many publications it keeps, if this part goes up to its last one: what it had before these is dropped.
+    /// The number of publications that it keeps, if this part goes up to its last one: what it had before these is dropped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kept: Option<u64>,
-    /// How long ago the last subscriber left, or the last publication came, in milliseconds.
+    /// The time since the last subscriber left, or the last publication came, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub used_age_ms: Option<u64>,
     /// The same as a moment in milliseconds since 1970, if an earlier build wrote this.
@@ -50,7 +50,7 @@ pub struct ChannelPart {
     /// are added to that, else they replace it.
     #[serde(default, with = "shared")]
     pub publications: Vec<Arc<Publication>>,
-    /// How long ago each of them was published, in milliseconds. None if an earlier build wrote this: then they are as old as
+    /// The time since each of them was published, in milliseconds. None if an earlier build wrote this: then they are as old as
     /// the clock on the wall says.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ages_ms: Vec<u64>,
@@ -63,7 +63,7 @@ pub struct KeyPart {
     pub channel: ChannelName,
     /// The key.
     pub key: IdempotencyKey,
-    /// How long ago it was used, in milliseconds.
+    /// The time since it was used, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub age_ms: Option<u64>,
     /// The same as a moment in milliseconds since 1970, if an earlier build wrote this.
@@ -140,7 +140,7 @@ pub(crate) struct ImportTime {
     pub(crate) now_ms: i64,
     /// Milliseconds since 1970.
     pub(crate) wall_ms: i64,
-    /// How long ago the part was written, in milliseconds: as much older is everything in it.
+    /// The time since the part was written, in milliseconds: as much older is everything in it.
     pub(crate) part_age_ms: u64,
 }
 

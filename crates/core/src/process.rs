@@ -109,7 +109,7 @@ impl OpenFileLimitTooLow {
     }
 }
 
-/// What the system has no more of, for another descriptor.
+/// The resource that the system has no more of, for another descriptor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Shortage {
     /// This process, or the system, has no file descriptors left.

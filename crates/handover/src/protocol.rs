@@ -80,7 +80,7 @@ pub enum ControlCommand {
 pub struct ServerAddress {
     /// The address of the listening socket.
     pub address: SocketAddr,
-    /// Whether a service manager chose it, and not the settings.
+    /// True if a service manager chose it, and not the settings.
     pub activated: bool,
 }
 

@@ -35,10 +35,10 @@ const EXTEND_INTERVAL: Duration = Duration::from_secs(10);
 /// Most messages that wait for the service manager. Of more, the oldest are dropped: those after them say what is true now.
 const MAX_QUEUED: usize = 16;
 
-/// How long to wait for a service manager where it matters whether it has been told.
+/// The time to wait for a service manager where it matters whether it has been told.
 const TOLD_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How often it is told again which process serves, when it did not take that.
+/// The time after which it is told again which process serves, when it did not take that.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The service manager that started this process; does nothing if there is none. Clones are the same one.
@@ -51,11 +51,11 @@ struct Inner {
     queue: watch::Sender<Queue>,
 }
 
-/// What the service manager has not been told.
+/// The messages that the service manager has not taken.
 #[derive(Debug)]
 struct Queue {
     messages: VecDeque<String>,
-    /// Whether it took the last message that was sent.
+    /// True if it took the last message that was sent.
     answers: bool,
 }
 

@@ -133,7 +133,7 @@ pub(crate) struct Connection<S> {
     pub(crate) ping: Ping,
     /// Whether the client has shut down its direction of the TCP connection: read on until the end of the stream.
     pub(crate) peer_closed: bool,
-    /// Whether that end was read. A client of server-sent events may still read.
+    /// True if that end was read. A client of server-sent events may still read.
     input_ended: bool,
     state: State,
     /// Why the server closed it, if it did.
@@ -142,12 +142,12 @@ pub(crate) struct Connection<S> {
     early_input: Option<Box<Bytes>>,
     decoder: Decoder,
     outbox: Outbox,
-    /// What the socket took since [`Connection::take_sent`].
+    /// The output that the socket took since [`Connection::take_sent`].
     sent: Sent,
     permit: Permit,
 }
 
-/// What a socket took.
+/// The output that a socket took.
 #[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct Sent {
     pub(crate) bytes: u32,

@@ -33,7 +33,7 @@ pub(crate) struct Event {
     pub(crate) chunk: Bytes,
     /// The position, as text.
     pub(crate) position: Bytes,
-    /// What follows the line of the id.
+    /// The rest, after the line of the id.
     pub(crate) body: Bytes,
 }
 

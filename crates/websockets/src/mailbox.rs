@@ -64,7 +64,7 @@ pub(crate) struct Mailbox {
     round_turn: u32,
     /// Whether the loop has been woken and has not emptied its mailbox since: it need not be woken again.
     wake_pending: bool,
-    /// Whether the loop has ended: nothing is taken in.
+    /// True if the loop has ended: nothing is taken in.
     closed: bool,
 }
 

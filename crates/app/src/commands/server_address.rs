@@ -12,7 +12,7 @@ use lastcall_handover::{
     ControlCommand, ControlSocket, FirstMessage, ServerAddress, SocketName, bound_sockets,
 };
 
-/// How long a server has to answer.
+/// The time that a server has to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Returns where the server listens that this folder belongs to alone, as one that systemd made does. `None` if there is none, or it does

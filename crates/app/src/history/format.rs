@@ -1,4 +1,4 @@
-//! What is in a history file: bytes that say so, the version of the format, the time of day, the parts, each after its
+//! The content of a history file: bytes that say so, the version of the format, the time of day, the parts, each after its
 //! length, an end with their number, and a CRC-32 of all that. Numbers have their highest byte first.
 //!
 //! A start that takes the file over writes other bytes over the first ones: its ids must not be given a second time.

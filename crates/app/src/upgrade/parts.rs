@@ -1,4 +1,4 @@
-//! What goes to the new process in parts: the channels with their history, and what connections refer to. Most of it goes while
+//! The parts that go to the new process: the channels with their history, and what connections refer to. Most of it goes while
 //! the old process serves, so that the pause does not grow with it; what has changed since goes when everything has stopped.
 
 use std::time::{Duration, Instant};

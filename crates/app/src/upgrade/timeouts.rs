@@ -13,7 +13,7 @@ use lastcall_endpoints::{REJECT_PENDING_TIMEOUT, StopTimeouts};
 pub(super) const STOP_TIMEOUTS: StopTimeouts =
     StopTimeouts { closing: Duration::from_secs(1), in_flight: Duration::from_secs(2) };
 
-/// How long the event loops have to close the clients that have too much unread.
+/// The time that the event loops have to close the clients that have too much unread.
 pub(super) const FIT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long the event loops have to come to a stop: each writes what was published before.
@@ -54,7 +54,7 @@ pub(super) const COMMAND_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a running server has to take the command, and how much later than it said a report may come.
 pub(crate) const COMMAND_REPLY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long the process that serves has to take a signal from the supervisor: it reads them at once, unless it is stopped.
+/// The time that the process that serves has to take a signal from the supervisor: it reads them at once, unless it is stopped.
 pub(super) const FORWARD_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long the supervisor waits, after the process that serves has ended, for the report of the next one: that may have

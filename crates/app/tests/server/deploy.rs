@@ -9,13 +9,13 @@ fn read(path: &str) -> String {
     std::fs::read_to_string(root.join("deploy").join(path)).unwrap()
 }
 
-/// How long the server may take to end beyond what its settings say: its parts, and the last lines of its log.
+/// The time that the server may take to end beyond what its settings say: its parts, and the last lines of its log.
 const MARGIN: Duration = Duration::from_secs(30);
 
-/// How long it may take to write the history.
+/// The time that it may take to write the history.
 const HISTORY: Duration = Duration::from_secs(30);
 
-/// How long the end takes at most with these variables and this settings file, as the server itself understands them, when no
+/// Returns the longest time that the end takes with these variables and this settings file, as the server itself understands them, when no
 /// part of it hangs and there is no history to be written.
 async fn longest_end(variables: &[(String, String)], settings: &str) -> Duration {
     let mut total = Duration::ZERO;

@@ -32,7 +32,7 @@ fn put(file: &Path, bytes: &[u8]) {
     fs::set_permissions(file, fs::Permissions::from_mode(0o600)).unwrap();
 }
 
-/// Whether a start has marked this file as taken over.
+/// Returns true if a start has marked this file as taken over.
 fn is_taken(file: &Path) -> bool {
     let bytes = fs::read(file).unwrap();
     assert!(bytes.starts_with(b"lastcall") || bytes.starts_with(b"lastused"), "{bytes:?}");

@@ -14,7 +14,7 @@ use tokio::{
 
 use crate::support::{ConnectionBudget, Http, Server, Start, handshake, message, soon, until};
 
-/// What a server needs for itself, whatever its clients do: as the settings count it.
+/// The descriptors that a server needs for itself, whatever its clients do: as the settings count it.
 fn reserve() -> usize {
     96 + 2 * std::thread::available_parallelism().map_or(1, usize::from)
 }

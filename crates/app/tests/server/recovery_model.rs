@@ -146,7 +146,7 @@ struct Client {
     last_event_id: String,
     /// Of which channels it has sent an id, as a client of server-sent events.
     asked: Vec<bool>,
-    /// Whether a `reset` must come next. Until it does, the client has its old position.
+    /// True if a `reset` must come next. Until it does, the client has its old position.
     expects_reset: bool,
     received: usize,
 }

@@ -1,4 +1,4 @@
-//! What becomes of the places from which a server has its settings: an upgrade never takes fewer for none.
+//! The places from which a server has its settings: an upgrade never takes fewer for none.
 
 use std::{fs, os::unix::fs::symlink, path::Path};
 

@@ -1,4 +1,4 @@
-//! What clients leave unread, and what they send in part, decides neither over an upgrade nor over its pause.
+//! Unread output, and messages that are sent in part, decide neither over an upgrade nor over its pause.
 
 use serde_json::{Value, json};
 use tokio::{
@@ -10,7 +10,7 @@ use crate::support::{Server, Start, read_frame, soon, text_frame, until};
 
 const MIB: usize = 1 << 20;
 
-/// What a process may take up beyond what the one before it had, in bytes.
+/// The memory that a process may take up beyond what the one before it had, in bytes.
 const MEMORY: usize = 64 * MIB;
 
 /// Upgrades, and returns how long the clients waited, in milliseconds.

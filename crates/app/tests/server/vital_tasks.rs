@@ -110,7 +110,7 @@ async fn a_server_that_cannot_receive_signals_ends() {
     failing.ends("the link to the supervisor").await;
 }
 
-/// What fails while an upgrade stops it is not there to be continued, so the old process must not say that it continues.
+/// A part that fails while an upgrade stops it is not there to be continued, so the old process must not say that it continues.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_fails_while_an_upgrade_stops_it_ends_the_server() {
     for name in ["the accept loop", "the notifier"] {

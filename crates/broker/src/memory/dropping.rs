@@ -1,10 +1,10 @@
-//! What goes: what is too old, and what there is no room for.
+//! Dropping what is too old, and what there is no room for.
 
 use lastcall_core::{ChannelName, Epoch};
 
 use super::{MemoryBroker, State};
 use crate::{
-    age_queue::{AgeQueues, Keeps, Place},
+    age_queue::{AgeQueues, Keeps, QueueKey},
     channel::Channel,
     retention_rules::ttl_ms,
 };
@@ -21,7 +21,7 @@ impl MemoryBroker {
         while channel.kept_since().next().is_some_and(|(since, _)| is_too_old(*since)) {
             *bytes = bytes.saturating_sub(channel.drop_oldest().unwrap_or_default());
         }
-        if channel.place().is_some_and(|place| is_too_old(place.since_ms)) {
+        if channel.queue_key().is_some_and(|key| is_too_old(key.since_ms)) {
             // As if it had been removed.
             channel.renew(Epoch(rand::random()));
         }
@@ -51,7 +51,7 @@ impl MemoryBroker {
     /// the oldest.
     pub(super) fn make_room(&self, state: &mut State) {
         while state.bytes > self.max_bytes {
-            let Some((rule, Place { keeps, since_ms })) = state.queues.first() else { break };
+            let Some((rule, QueueKey { keeps, since_ms })) = state.queues.first() else { break };
             // A channel whose oldest publication is younger than the queue says only gets its right place.
             state.drop_one(rule, keeps, |oldest| oldest <= since_ms);
         }
@@ -64,7 +64,7 @@ impl State {
         let Some(name) = self.queues.of(rule, keeps).pop() else { return };
         let Some(channel) = self.channels.get_mut(&name) else { return };
         channel.queued = None;
-        if channel.place().is_some_and(|place| may_go(place.since_ms)) {
+        if channel.queue_key().is_some_and(|key| may_go(key.since_ms)) {
             self.journals.note(&name);
             match channel.drop_oldest() {
                 Some(cost) => self.bytes = self.bytes.saturating_sub(cost),
@@ -101,24 +101,24 @@ impl State {
 
 /// Puts a channel where it belongs after a change. One that keeps the same as before, and nothing older, stays where it is.
 pub(super) fn requeue(queues: &mut AgeQueues, name: &ChannelName, channel: &mut Channel) {
-    let place = channel.place();
-    let stays = match (channel.queued, place) {
-        (Some(queued), Some(place)) => queued.keeps == place.keeps && queued.since_ms <= place.since_ms,
-        (queued, place) => queued == place,
+    let key = channel.queue_key();
+    let stays = match (channel.queued, key) {
+        (Some(queued), Some(key)) => queued.keeps == key.keeps && queued.since_ms <= key.since_ms,
+        (queued, key) => queued == key,
     };
     if stays {
         return;
     }
     unqueue(queues, name, channel);
-    if let Some(Place { keeps, since_ms }) = place {
+    if let Some(QueueKey { keeps, since_ms }) = key {
         queues.of(channel.rule.index(), keeps).insert(since_ms, name.clone());
-        channel.queued = place;
+        channel.queued = key;
     }
 }
 
 /// Takes a channel off its queue.
 pub(super) fn unqueue(queues: &mut AgeQueues, name: &ChannelName, channel: &mut Channel) {
-    if let Some(Place { keeps, since_ms }) = channel.queued.take() {
+    if let Some(QueueKey { keeps, since_ms }) = channel.queued.take() {
         queues.of(channel.rule.index(), keeps).remove(since_ms, name);
     }
 }

@@ -23,9 +23,9 @@ pub struct Loaded {
 pub struct SettingsFile {
     /// Its path: absolute if the working directory is known.
     pub path: PathBuf,
-    /// Whether there is a setting in it.
+    /// True if there is a setting in it.
     pub has_settings: bool,
-    /// Whether it can be read again: not so for a FIFO or a device, such as the `<(…)` of a shell.
+    /// True if it can be read again: not so for a FIFO or a device, such as the `<(…)` of a shell.
     pub stays: bool,
 }
 

@@ -16,10 +16,10 @@ use rustix::{
 /// The largest file that is read, in bytes: no settings are larger, but other files, and devices without an end, are.
 const MAX_SIZE: usize = 1 << 20;
 
-/// What was in a file.
+/// The content of a file.
 pub(super) struct Content {
     pub(super) bytes: Vec<u8>,
-    /// Whether the same can be read again: what came through a FIFO or a device is gone.
+    /// True if the same can be read again: what came through a FIFO or a device is gone.
     pub(super) stays: bool,
 }
 

@@ -246,7 +246,7 @@ pub(super) fn log_format(value: &Value) -> Result<LogFormat, Expected> {
     }
 }
 
-/// What the targets of our log lines begin with: the names of our crates.
+/// The beginnings of the targets of our log lines: the names of our crates.
 const LOG_TARGET: &str = "lastcall";
 
 /// Levels, directives with a level, and our own crates without one. Any other lone word would count as a

@@ -12,7 +12,7 @@ use crate::{
     target::Target,
 };
 
-/// Whether a connection comes from this machine: both of its ends have a loopback address. A request on it may
+/// The origin of a connection: true if it comes from this machine: both of its ends have a loopback address. A request on it may
 /// still have been forwarded; what forwards bytes and adds no header field cannot be told from a program here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct FromThisMachine(pub(crate) bool);

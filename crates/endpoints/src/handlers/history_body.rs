@@ -22,7 +22,7 @@ struct HistoryBody {
     channel: ChannelName,
     epoch: Epoch,
     publications: vec::IntoIter<Arc<Publication>>,
-    /// What comes before the next publication, or before the end; `None`: all is encoded.
+    /// The text before the next publication, or before the end; `None`: all is encoded.
     before: Option<String>,
     end: String,
     /// Bytes that are not encoded yet: an answer has a length.

@@ -45,7 +45,7 @@ pub enum PageError {
 #[derive(Debug, Clone)]
 pub struct Page {
     html: Bytes,
-    /// What a browser lets it do (Content Security Policy, level 3).
+    /// The policy that a browser enforces for it (Content Security Policy, level 3).
     policy: String,
 }
 

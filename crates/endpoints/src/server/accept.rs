@@ -114,10 +114,10 @@ struct Connections {
 impl Connections {
     /// Adds a connection that another server had.
     fn restore(&mut self, connection: IdleConnection) {
-        let place = self.shared.connections.restore();
+        let http_permit = self.shared.connections.restore();
         match connection.stream.peer_addr() {
             Ok(peer) => {
-                self.tasks.spawn(serve_connection(connection, peer, Arc::clone(&self.shared), place));
+                self.tasks.spawn(serve_connection(connection, peer, Arc::clone(&self.shared), http_permit));
             }
             Err(error) => debug!(%error, "an idle connection has ended"),
         }
@@ -126,8 +126,8 @@ impl Connections {
     /// Adds a new connection, or answers it 503 if there is no room.
     async fn add(&mut self, stream: TcpStream, peer: SocketAddr) {
         let shared = Arc::clone(&self.shared);
-        if let Some(place) = shared.connections.place().await {
-            self.tasks.spawn(serve_connection(IdleConnection::from(stream), peer, shared, place));
+        if let Some(http_permit) = shared.connections.admit().await {
+            self.tasks.spawn(serve_connection(IdleConnection::from(stream), peer, shared, http_permit));
         } else if let Some(rejection) = self.rejections.reject(stream, peer, shared) {
             self.tasks.spawn(nothing_returned(rejection));
         }

@@ -42,7 +42,7 @@ pub(super) struct AcceptErrors {
     of_connections: u32,
     /// Connections that are still needed until the errors have ended; 0: there are none.
     until_ended: u32,
-    /// Whether these errors were logged, and their end is to be.
+    /// True if these errors were logged, and their end is to be.
     is_logged: bool,
     /// Clients can use up all descriptors as often as they like.
     lines: LineRate,

@@ -36,7 +36,7 @@ use super::{
     date::date,
     deferred_handshake::{DeferredHandshake, event_stream_response},
     exchange::Exchange,
-    http_connections::Place,
+    http_connections::HttpPermit,
     http_stream::HttpStream,
     idle_connection::IdleConnection,
     lingering_close::close_in_stages,
@@ -75,14 +75,14 @@ pub(super) async fn serve_connection(
     mut connection: IdleConnection,
     peer: SocketAddr,
     shared: Arc<Shared>,
-    place: Place,
+    http_permit: HttpPermit,
 ) -> Option<Returned> {
     // An IPv6 socket has IPv4 clients, too.
     let peer = canonical(peer);
     let local = connection.stream.local_addr().ok().map(|address| address.ip());
     let caller = Caller { peer, from_this_machine: FromThisMachine::of(peer.ip(), local) };
     loop {
-        let idle = place.idle();
+        let idle = http_permit.idle();
         let order = idle.number();
         if shared.stop.has_reached(StopLevel::ReturnIdle) {
             return Some(Returned { connection, order });
@@ -114,7 +114,7 @@ pub(super) async fn serve_connection(
             }
         }
         drop(idle);
-        connection = Box::pin(serve_http(connection, caller, &shared, &place)).await?;
+        connection = Box::pin(serve_http(connection, caller, &shared, &http_permit)).await?;
     }
 }
 
@@ -145,7 +145,7 @@ async fn serve_http(
     connection: IdleConnection,
     caller: Caller,
     shared: &Shared,
-    place: &Place,
+    http_permit: &HttpPermit,
 ) -> Option<IdleConnection> {
     let peer = caller.peer;
     let (exchange, pending) = (Exchange::default(), PendingConnection::default());
@@ -204,7 +204,7 @@ async fn serve_http(
     }
     let Some(Confirmed { permit, form, channels }) = pending.take() else {
         // Nothing is left to be answered.
-        let idle = place.idle();
+        let idle = http_permit.idle();
         close_in_stages(socket.into_stream(), stop, idle.must_leave()).await;
         return None;
     };

@@ -14,11 +14,11 @@ use tracing::warn;
 
 use crate::refusals::LineRate;
 
-/// How long a new connection waits for room while none is idle and nothing changes. Requests that are answered in that
+/// The time that a new connection waits for room while none is idle and nothing changes. Requests that are answered in that
 /// time, such as the handshakes of many clients at once, make room.
 const ROOM_TIMEOUT: Duration = Duration::from_millis(50);
 
-/// How long a connection may be idle before it must make room. Others wait for that in the queue of the listening socket:
+/// The time that a connection may be idle before it must make room. Others wait for that in the queue of the listening socket:
 /// when many clients come at once, the first must have the time to send their requests.
 const LEAST_IDLE_TIME: Duration = Duration::from_millis(100);
 
@@ -50,9 +50,9 @@ struct State {
     lines: LineRate,
 }
 
-/// The place of one connection. Dropping it gives it back.
+/// The permit of one connection. Dropping it gives it back.
 #[derive(Debug)]
-pub(super) struct Place(Arc<Inner>);
+pub(super) struct HttpPermit(Arc<Inner>);
 
 /// The time during which a connection is idle: no request is under way. Dropping it ends that.
 #[derive(Debug)]
@@ -86,23 +86,23 @@ impl HttpConnections {
         self.0.lock().count
     }
 
-    /// Returns a place for a connection that another process had: such ones may be more than the bound. The next ones to
+    /// Returns a permit for a connection that another process had: such ones may be more than the bound. The next ones to
     /// come make the rest leave.
-    pub(super) fn restore(&self) -> Place {
+    pub(super) fn restore(&self) -> HttpPermit {
         self.0.lock().count += 1;
-        Place(Arc::clone(&self.0))
+        HttpPermit(Arc::clone(&self.0))
     }
 
-    /// Returns a place for a new connection. At the bound, the connection that has been idle longest is told to end.
-    /// Returns `None` if there is no room: all places are taken, and none has become free for a moment.
-    pub(super) async fn place(&self) -> Option<Place> {
+    /// Returns a permit for a new connection. At the bound, the connection that has been idle longest is told to end.
+    /// Returns `None` if there is no room: all are taken, and none has become free for a moment.
+    pub(super) async fn admit(&self) -> Option<HttpPermit> {
         loop {
             let mut changed = std::pin::pin!(self.0.changed.notified());
             // Before the state is read: no change is missed.
             changed.as_mut().enable();
             let next = self.0.lock().next_step(self.0.max);
             match next {
-                Step::Enter => return Some(Place(Arc::clone(&self.0))),
+                Step::Enter => return Some(HttpPermit(Arc::clone(&self.0))),
                 Step::WaitForIdle(until) => {
                     // At the timeout, that one is told.
                     let _ = timeout_at(until, changed).await;
@@ -113,7 +113,7 @@ impl HttpConnections {
     }
 }
 
-/// What becomes of a new connection.
+/// The next step for a new connection.
 enum Step {
     /// There is room.
     Enter,
@@ -168,7 +168,7 @@ impl Inner {
     }
 }
 
-impl Place {
+impl HttpPermit {
     /// Notes that this connection is idle from now on.
     pub(super) fn idle(&self) -> Idle<'_> {
         let told = Arc::new(Notify::new());
@@ -183,7 +183,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for HttpPermit {
     fn drop(&mut self) {
         self.0.change(|state| {
             state.count = state.count.saturating_sub(1);
@@ -221,25 +221,25 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_place_is_free_again_when_its_connection_ends() {
+    async fn a_permit_is_free_again_when_its_connection_ends() {
         let connections = HttpConnections::new(2);
-        let (first, _second) = (connections.place().await.unwrap(), connections.place().await.unwrap());
-        assert!(connections.place().await.is_none(), "no request is interrupted");
+        let (first, _second) = (connections.admit().await.unwrap(), connections.admit().await.unwrap());
+        assert!(connections.admit().await.is_none(), "no request is interrupted");
         assert_eq!(connections.count(), 2);
         drop(first);
         assert_eq!(connections.count(), 1);
-        connections.place().await.unwrap();
+        connections.admit().await.unwrap();
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_connection_that_is_idle_longest_makes_room() {
         let connections = HttpConnections::new(3);
-        let places = [(); 3].map(|()| connections.restore());
-        let [first, second, third] = &places;
+        let permits = [(); 3].map(|()| connections.restore());
+        let [first, second, third] = &permits;
         let idle_since_long = second.idle();
         let (idle, busy) = (third.idle(), first);
         tokio::time::sleep(LEAST_IDLE_TIME).await;
-        let mut room = std::pin::pin!(connections.place());
+        let mut room = std::pin::pin!(connections.admit());
         assert!(timeout(Duration::ZERO, room.as_mut()).await.is_err(), "it has not left yet");
         idle_since_long.must_leave().await;
         assert!(timeout(Duration::ZERO, idle.must_leave()).await.is_err(), "one is enough");
@@ -249,8 +249,8 @@ mod tests {
         idle.must_leave().await;
         drop(idle);
         drop(busy.idle());
-        drop(places);
-        let _place = room.await.unwrap();
+        drop(permits);
+        let _permit = room.await.unwrap();
         assert_eq!(connections.count(), 1);
         let state = connections.0.lock();
         assert!(state.idle.is_empty() && state.leaving == 0);
@@ -261,16 +261,16 @@ mod tests {
         let connections = HttpConnections::new(2);
         let mut leaving: Vec<_> = (0..5)
             .map(|_| {
-                let place = connections.restore();
+                let permit = connections.restore();
                 tokio::spawn(async move {
-                    let idle = place.idle();
+                    let idle = permit.idle();
                     idle.must_leave().await;
                 })
             })
             .collect();
         yield_now().await;
         assert_eq!(connections.count(), 5);
-        let _place = connections.place().await.unwrap();
+        let _permit = connections.admit().await.unwrap();
         assert_eq!(connections.count(), 2);
         for task in leaving.drain(..4) {
             task.await.unwrap();
@@ -282,12 +282,12 @@ mod tests {
     async fn as_long_as_requests_are_answered_a_new_connection_waits_for_one() {
         let connections = HttpConnections::new(8);
         for _ in 0..8 {
-            let place = connections.restore();
+            let permit = connections.restore();
             tokio::spawn(async move {
                 loop {
                     // A request that takes a while.
                     tokio::time::sleep(ROOM_TIMEOUT * 3 / 4).await;
-                    let idle = place.idle();
+                    let idle = permit.idle();
                     if timeout(2 * LEAST_IDLE_TIME, idle.must_leave()).await.is_ok() {
                         return;
                     }
@@ -295,10 +295,10 @@ mod tests {
             });
         }
         for _ in 0..8 {
-            let place = connections.place().await.expect("there is room soon");
+            let permit = connections.admit().await.expect("there is room soon");
             tokio::spawn(async move {
                 tokio::time::sleep(ROOM_TIMEOUT).await;
-                drop(place);
+                drop(permit);
             });
         }
     }

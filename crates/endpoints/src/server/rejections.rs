@@ -24,13 +24,13 @@ use crate::{
 /// Connections that are answered at once. Each has a file descriptor, which is in the reserve.
 const MAX_AT_ONCE: usize = 16;
 
-/// How long a client has to send its request, to take the answer, and to close its side.
+/// The time that a client has to send its request, to take the answer, and to close its side.
 const TIMEOUT: Duration = Duration::from_millis(250);
 
 /// Most bytes of a request that are read.
 const MAX_REQUEST: usize = 24 << 10;
 
-/// What is logged, and what the client is told.
+/// The text that is logged, and that the client is told.
 const MESSAGE: &str = "The server has all the HTTP connections that it may have (max_http_connections), and each has a \
                        request; try again later.";
 

@@ -1,16 +1,16 @@
-//! How far the kernel has got with what was written to a TCP socket.
+//! The point to which the kernel has got with what was written to a TCP socket.
 
 use std::{io, os::fd::AsRawFd};
 
-/// How far the kernel has got with what was written to a socket (TCP_INFO, tcp(7)). What a client has acknowledged shows that
+/// The point to which the kernel has got with what was written to a socket (TCP_INFO, tcp(7)). What a client has acknowledged shows that
 /// it reads, or that its kernel does; that a socket takes more may only show that its buffer has grown.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Delivery {
     /// Bytes that the client has acknowledged. Wraps around: only differences count.
     pub(crate) acknowledged: u32,
-    /// Whether something was sent that the client has not acknowledged.
+    /// True if something was sent that the client has not acknowledged.
     pub(crate) in_flight: bool,
-    /// Whether something is not sent yet: the client has no room for it, or the network none.
+    /// True if something is not sent yet: the client has no room for it, or the network none.
     pub(crate) unsent: bool,
 }
 

@@ -24,14 +24,14 @@ const SMALL: usize = 64;
 /// Most bytes of a chunk that small messages are copied into.
 const COPIED: usize = 16 << 10;
 
-/// What a chunk costs beside its bytes: its place in the queue, which may have room for twice as many, and the header of its
+/// The cost of a chunk beside its bytes: its place in the queue, which may have room for twice as many, and the header of its
 /// allocation.
 const CHUNK_COST: usize = 2 * size_of::<Chunk>() + 32;
 
 /// Chunks that a queue keeps room for.
 const KEPT_CHUNKS: usize = 16;
 
-/// What is queued for one client, in order. Its chunks are shared with other clients, not copied; but for small
+/// The queue of one client, in order. Its chunks are shared with other clients, not copied; but for small
 /// messages.
 ///
 /// It can be read as builds up to version 3 of the handover have written it. Later ones hand over a `QueueSnapshot`.
@@ -52,14 +52,14 @@ struct Queue {
     waiting: usize,
     /// Of these, bytes of replays that the old process encoded. They do not count towards `max_queue`.
     replayed: usize,
-    /// What all chunks cost but replays and their pages: the memory that they keep, and not only what is not written of it.
+    /// The cost of all chunks but replays and their pages: the memory that they keep, and not only what is not written of it.
     cost: usize,
-    /// What the chunks cost that were queued before the current round, as far as they are still there.
+    /// The cost of the chunks that were queued before the current round, as far as they are still there.
     cost_before_round: usize,
     round: Round,
     /// The index of a pong of which nothing is written: the next one takes its place.
     pong: Option<usize>,
-    /// Whether the last flush ended with its turn: the socket may take more.
+    /// True if the last flush ended with its turn: the socket may take more.
     turn_ended: bool,
 }
 
@@ -75,7 +75,7 @@ impl Round {
     }
 }
 
-/// What was written.
+/// The output that a flush has written.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Flushed {
     pub(crate) bytes: usize,

@@ -12,11 +12,11 @@ pub(crate) enum Ping {
     Sent,
     /// The ping is in the outbox, or it is one that a client answers by reading it (server-sent events).
     Unread {
-        /// What the client had acknowledged at the last check.
+        /// The bytes that the client had acknowledged at the last check.
         acknowledged: u32,
-        /// Whether bytes arrived since the last check.
+        /// True if bytes arrived since the last check.
         heard: bool,
-        /// Whether the client took nothing between the last two checks.
+        /// True if the client took nothing between the last two checks.
         stalled: bool,
     },
     /// The ping has left the outbox some time after the other clients of its bucket were pinged. It is checked one

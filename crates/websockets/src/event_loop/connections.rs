@@ -26,9 +26,9 @@ pub(crate) struct Slot {
     pub(crate) used: Used,
     /// Whether the connection is in the read queue, or will be when it is no longer throttled.
     pub(crate) read_queued: bool,
-    /// Whether the connection is in the write queue.
+    /// True if the connection is in the write queue.
     pub(crate) write_queued: bool,
-    /// Whether the connection is among those whose replays are watched.
+    /// True if the connection is among those whose replays are watched.
     pub(crate) replay_watched: bool,
     /// Whether reads are paused because the client sent too much.
     pub(crate) throttled: bool,

@@ -1,4 +1,4 @@
-//! What an event loop does for a handover while it runs: in the old process for what is to fit, in the new one for what is
+//! The part of an event loop in a handover, while it runs: in the old process for what is to fit, in the new one for what is
 //! about to come.
 
 use std::sync::PoisonError;

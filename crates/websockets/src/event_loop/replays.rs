@@ -20,7 +20,7 @@ struct Watched {
     key: ConnectionKey,
     /// Since when is counted what the client takes.
     since: Instant,
-    /// What the client had acknowledged then.
+    /// The bytes that the client had acknowledged then.
     acknowledged: u32,
 }
 

@@ -22,7 +22,7 @@ use crate::{
 /// The budget before the pause. The rest is for what comes until then.
 const EARLY_UNREAD_BUDGET: usize = UNREAD_BUDGET / 4 * 3;
 
-/// How many connections the event loops fit into the budget at once, before they do something else.
+/// The number of connections that the event loops fit into the budget at once, before they do something else.
 const UNREAD_ROUND: usize = 64;
 
 /// The channels of all event loops, part by part, while they are used. As long as it lives, the loops note which channels change.

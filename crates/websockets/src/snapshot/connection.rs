@@ -20,7 +20,7 @@ use crate::{
 pub struct ConnectionSnapshot {
     pub(crate) id: ClientId,
     pub(crate) form: WireForm,
-    /// How long ago it began, in seconds; `None` in builds before protocol 4.
+    /// The time since it began, in seconds; `None` in builds before protocol 4.
     pub(crate) age_s: Option<u32>,
     #[serde(rename = "life")]
     pub(crate) state: State,
@@ -49,7 +49,7 @@ pub struct ConnectionSnapshot {
     /// Output as version 3 of the handover has it, and as it is restored from `queue`.
     #[serde(skip_serializing)]
     pub(crate) outbox: Outbox,
-    /// Whether the new process cannot continue the connection, as it does not have all of its output.
+    /// True if the new process cannot continue the connection, as it does not have all of its output.
     #[serde(skip)]
     pub(crate) is_incomplete: bool,
     /// The channels as version 3 of the handover has them.

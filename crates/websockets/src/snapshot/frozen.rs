@@ -18,7 +18,7 @@ use crate::{admission::ConnectionCounts, mailbox::LoopCommand, mailboxes::Mailbo
 /// About how many bytes a part has.
 const PART: usize = 512 << 10;
 
-/// What an item takes up beside its bytes.
+/// The bytes that an item takes up beside its own.
 const PER_ITEM: usize = 8;
 
 /// Has the loops read again when it is dropped.
@@ -37,7 +37,7 @@ impl Drop for ReadsPaused {
 pub struct Frozen {
     // Dropped in this order: first the loops have their connections back, then they read again.
     pub(crate) loops: Vec<FrozenLoop>,
-    /// What clients have not read, and refer to.
+    /// The buffers and publications that clients have not read, and refer to.
     pub(crate) unread: (Vec<Bytes>, Vec<PinnedPublication>),
     pub(crate) previous_stats: Stats,
     pub(crate) counts: ConnectionCounts,

@@ -33,24 +33,24 @@ pub(crate) struct FrozenLoop {
     close_timeouts: BTreeMap<usize, Duration>,
     /// The time that a connection has which is closed here.
     close_timeout: Duration,
-    /// What has changed of the channels since they were listed; all of them, if they were not.
+    /// The channels that have changed since they were listed; all of them, if they were not.
     pub(crate) channels: Vec<NumberedChannel>,
-    /// What clients have not read, by slot.
+    /// The queues of clients, by slot.
     queues: HashMap<usize, QueueSnapshot>,
     pub(super) stats: Stats,
-    /// What goes back to the loop.
+    /// The parts that go back to the loop.
     returned: Returned,
     /// Returns the connections to the loop.
     return_tx: Option<SyncSender<Returned>>,
 }
 
-/// What an event loop gets back that continues.
+/// The parts that an event loop gets back when it continues.
 #[derive(Debug, Default)]
 pub(crate) struct Returned {
     pub(crate) connections: Connections,
     /// Connections that were closed meanwhile.
     pub(crate) closed: Vec<ConnectionKey>,
-    /// How connections ended meanwhile.
+    /// The ends of connections meanwhile.
     pub(crate) ended: Vec<(Disconnect, Option<CloseReason>)>,
 }
 

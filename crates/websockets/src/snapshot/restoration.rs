@@ -1,4 +1,4 @@
-//! What connections of another process refer to, while it arrives.
+//! The channels and buffers that connections of another process refer to, while they arrive.
 
 use std::sync::Arc;
 
@@ -27,14 +27,14 @@ pub enum ConnectionsPart {
     /// Channels, and their numbers.
     #[allow(private_interfaces, reason = "other crates only pass parts on")]
     Channels(NumberedChannels),
-    /// What clients have not read. The first one has the number 0.
+    /// Buffers that clients have not read. The first one has the number 0.
     Buffers(Vec<Bytes>),
     /// Publications that clients have not read, and no history has.
     #[allow(private_interfaces, reason = "other crates only pass parts on")]
     Publications(Vec<PinnedPublication>),
 }
 
-/// What connections from another process contradict. The handover fails then, and the old process continues.
+/// A contradiction in what came from another process. The handover fails then, and the old process continues.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PartContradiction {
     /// A number is too high.
@@ -43,7 +43,7 @@ pub enum PartContradiction {
     /// A client has a channel that did not come.
     #[error("a client has channel {0}, which did not come")]
     Channel(u32),
-    /// What a client waits for did not come.
+    /// Something that a client waits for did not come.
     #[error(transparent)]
     #[allow(private_interfaces, reason = "other crates only show it")]
     Queue(#[from] InvalidQueue),
@@ -52,13 +52,13 @@ pub enum PartContradiction {
     Ended,
 }
 
-/// What connections of another process refer to. It comes before them; a large part of it while they are served there.
+/// The channels and buffers that connections of another process refer to. They come before them; a large part of it while they are served there.
 #[derive(Debug)]
 pub struct Restoration {
     manager: ConnectionManager,
     /// The names of the channels of each event loop of the old process, by number.
     channels: Vec<Vec<Option<ChannelName>>>,
-    /// Whether the old process has as many event loops as this one.
+    /// True if the old process has as many event loops as this one.
     has_same_loops: bool,
     unread: ReceivedUnread,
 }

@@ -12,7 +12,7 @@ pub(crate) struct NumberedChannel(pub(crate) u32, pub(crate) Option<ChannelName>
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct NumberedChannels {
     pub(crate) event_loop: usize,
-    /// How many event loops the old process has.
+    /// The number of event loops of the old process.
     pub(crate) event_loops: usize,
     pub(crate) channels: Vec<NumberedChannel>,
 }

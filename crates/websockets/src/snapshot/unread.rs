@@ -1,4 +1,4 @@
-//! What clients have not read yet, as a new process gets it: each byte once, however many clients wait for it, within one
+//! The output that clients have not read yet, as a new process gets it: each byte once, however many clients wait for it, within one
 //! budget for all of them.
 
 use std::{collections::HashMap, sync::Arc};
@@ -17,25 +17,25 @@ use crate::connection::{
 /// tenth of a second.
 pub(crate) const UNREAD_BUDGET: usize = 64 << 20;
 
-/// What an entry of a queue costs, beside its bytes: the entries of both processes.
+/// The cost of an entry of a queue, beside its bytes: the entries of both processes.
 const CHUNK: usize = 48;
 
-/// What a buffer costs, beside its bytes: an allocation, its number, and the reference to it.
+/// The cost of a buffer, beside its bytes: an allocation, its number, and the reference to it.
 const BUFFER: usize = 100;
 
-/// What a replay costs, beside its texts.
+/// The cost of a replay, beside its texts.
 const REPLAY: usize = 500;
 
-/// What each publication of a replay costs that is still in the history: a reference to it.
+/// The cost of each publication of a replay that is still in the history: a reference to it.
 const MISSED: usize = 32;
 
-/// What a publication costs that only replays have, beside its data.
+/// The cost of a publication that only replays have, beside its data.
 const PUBLICATION: usize = 250;
 
 /// In place of the number of a buffer: the next one of the replays.
 const IS_REPLAY: u32 = u32::MAX;
 
-/// What a client has not read yet: numbers of buffers, and replays.
+/// The output that a client has not read yet: numbers of buffers, and replays.
 #[derive(Debug, Default, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct QueueSnapshot {
@@ -49,14 +49,14 @@ pub(crate) struct QueueSnapshot {
     replayed: usize,
 }
 
-/// What is left of a replay, by position: the new process has the publications.
+/// The rest of a replay, by position: the new process has the publications.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct ReplaySnapshot {
     channel: ChannelName,
     epoch: Epoch,
     /// The offset of the next publication.
     next: u64,
-    /// How many there are, one after the other.
+    /// The number of publications, one after the other.
     count: usize,
     form: ReplayForm,
 }
@@ -84,7 +84,7 @@ fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Arc<Publica
     Publication::deserialize(deserializer).map(Arc::new)
 }
 
-/// What a queue from another process contradicts.
+/// A contradiction in a queue from another process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum InvalidQueue {
     #[error("a client waits for buffer {0}, which did not come")]
@@ -242,7 +242,7 @@ pub(crate) fn estimate(outbox: &Outbox, input: usize) -> (usize, bool) {
     (bytes, has_replays)
 }
 
-/// What came from the old process of what its clients have not read.
+/// The output from the old process that its clients have not read.
 #[derive(Debug, Default)]
 pub(crate) struct ReceivedUnread {
     pub(crate) buffers: Vec<Bytes>,

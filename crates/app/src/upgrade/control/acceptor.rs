@@ -33,7 +33,7 @@ const MAX_COMMAND: usize = 64 << 10;
 /// this user's processes, and root's, can be there.
 pub(super) const MAX_WAITING: usize = 8;
 
-/// How long until the next attempt to accept a connection after an error: there is no event for its end.
+/// The time until the next attempt to accept a connection after an error: there is no event for its end.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
 /// How often the socket is checked where the system reports no changes of its folder, and how often a socket that
@@ -59,7 +59,7 @@ pub(super) struct Waiting {
     /// Whether it was logged that the socket cannot be made.
     reported: bool,
     spare: Spare,
-    /// Whether connections cannot be accepted now, and that was logged.
+    /// True if connections cannot be accepted now, and that was logged.
     failing: bool,
     /// Connections whose command is waited for, the longest first: how to tell each that it must make room. Closed once its
     /// command is there.

@@ -16,7 +16,7 @@ use tokio::{
 
 use super::{process::ProcessGroup, soon};
 
-/// How often chromedriver is started before a test gives up.
+/// The number of times that chromedriver is started before a test gives up.
 const MAX_STARTS: usize = 20;
 
 /// Chromedriver and the browsers that it started; both end with this.

@@ -1,6 +1,6 @@
 //! A body in chunks (RFC 9112, section 7.1), read strictly.
 
-/// What was read of a body in chunks.
+/// The bytes that were read of a body in chunks.
 #[derive(Debug, Default)]
 pub(crate) struct Chunks {
     /// Bytes that are no whole chunk yet.

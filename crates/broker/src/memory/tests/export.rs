@@ -4,7 +4,7 @@ use std::cell::Cell;
 
 use super::{super::export::PartLimits, *};
 use crate::{
-    BrokerPart, ChannelPart, MemoryExport, PartError, Published, age_queue::Place, snapshot::ImportTime,
+    BrokerPart, ChannelPart, MemoryExport, PartError, Published, age_queue::QueueKey, snapshot::ImportTime,
 };
 
 /// Checks what the broker's own code relies on.
@@ -18,17 +18,14 @@ fn check_invariants(broker: &MemoryBroker) {
         assert!(channel.kept().zip(first..).all(|(one, offset)| one.offset == offset), "{name}: {channel:?}");
         bytes += channel.kept().map(|one| one.size() + 100).sum::<usize>();
         bytes += if channel.is_idle() { Channel::idle_cost(name.as_str()) } else { 0 };
-        let (queued, place) = (channel.queued, channel.place());
-        assert_eq!(queued.map(|queued| queued.keeps), place.map(|place| place.keeps), "{name}");
-        assert!(
-            queued.map(|queued| queued.since_ms) <= place.map(|place| place.since_ms),
-            "{name} goes late"
-        );
+        let (queued, key) = (channel.queued, channel.queue_key());
+        assert_eq!(queued.map(|queued| queued.keeps), key.map(|key| key.keeps), "{name}");
+        assert!(queued.map(|queued| queued.since_ms) <= key.map(|key| key.since_ms), "{name} goes late");
     }
     assert_eq!(state.bytes, bytes);
     let queues = state.queues.iter();
     let queued = queues.flat_map(|(rule, keeps, queue)| {
-        queue.iter().map(move |(since_ms, name)| (name.clone(), (rule, Place { keeps, since_ms })))
+        queue.iter().map(move |(since_ms, name)| (name.clone(), (rule, QueueKey { keeps, since_ms })))
     });
     let mut queued: Vec<_> = queued.collect();
     let channels = state.channels.iter();
