@@ -1,5 +1,6 @@
 //! A broker that has taken over from another one answers as that one would.
 
+use super::model::{SIZE, Step, TTL, steps};
 use std::cell::Cell;
 
 use super::{super::export::PartLimits, *};
