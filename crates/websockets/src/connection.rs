@@ -3,7 +3,6 @@
 //! It makes one system call where it can and never blocks. When to read, when to write and when to give up is decided
 //! by the event loop that owns it: each action returns an [`Outcome`] that says what is left to do.
 
-mod delivery;
 mod input;
 #[cfg(test)]
 pub(crate) mod memory_stream;
@@ -11,11 +10,12 @@ pub(crate) mod outbox;
 mod ping;
 pub(crate) mod replay;
 pub(crate) mod state;
+mod stream;
 #[cfg(test)]
 mod tests;
 
 use std::{
-    io::{self, ErrorKind, Read, Write},
+    io::{self, ErrorKind},
     time::Duration,
 };
 
@@ -23,13 +23,13 @@ use bytes::Bytes;
 use lastcall_broker::Broker;
 use lastcall_core::settings::ClientMessages;
 
-pub(crate) use self::ping::Ping;
 use self::{
-    delivery::Delivery,
     outbox::{Outbox, Round},
     replay::Replay,
     state::State,
+    stream::Delivery,
 };
+pub(crate) use self::{ping::Ping, stream::Stream};
 use crate::{
     admission::{Disconnect, Permit},
     client_id::ClientId,
@@ -41,41 +41,6 @@ use crate::{
     },
     wire_form::WireForm,
 };
-
-/// What a connection needs of its TCP stream, which does not block.
-pub(crate) trait Stream: Read + Write {
-    /// Reads without taking the bytes from the stream (recv(2), `MSG_PEEK`).
-    ///
-    /// # Errors
-    /// Those of the system; `WouldBlock` when nothing has arrived.
-    fn peek(&self, buffer: &mut [u8]) -> io::Result<usize>;
-
-    /// Returns how far the kernel has got with what was written.
-    ///
-    /// # Errors
-    /// Those of the system.
-    fn delivery(&self) -> io::Result<Delivery>;
-
-    /// Ends the direction to the client (shutdown(2), `SHUT_WR`).
-    ///
-    /// # Errors
-    /// Those of the system.
-    fn shutdown_write(&self) -> io::Result<()>;
-}
-
-impl Stream for mio::net::TcpStream {
-    fn peek(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        Self::peek(self, buffer)
-    }
-
-    fn delivery(&self) -> io::Result<Delivery> {
-        Delivery::of(self)
-    }
-
-    fn shutdown_write(&self) -> io::Result<()> {
-        self.shutdown(std::net::Shutdown::Write)
-    }
-}
 
 /// The settings that concern each connection.
 #[derive(Debug, Clone, Copy)]

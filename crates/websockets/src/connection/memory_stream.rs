@@ -6,7 +6,7 @@ use std::{
     io::{self, ErrorKind, Read, Write},
 };
 
-use super::{Stream, delivery::Delivery};
+use super::stream::{Delivery, Stream};
 
 /// The server's end of a stream whose client is the test.
 #[derive(Debug, Default)]

@@ -1,6 +1,6 @@
 //! The last ping to one client, and its answer.
 
-use super::delivery::Delivery;
+use super::stream::Delivery;
 
 /// The state of a ping. Any bytes from the client count as the answer, but only bytes that arrive after the ping.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]

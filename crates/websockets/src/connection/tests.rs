@@ -2,6 +2,7 @@
 
 mod closing;
 mod input;
+mod outbox;
 mod output;
 mod restoring;
 

@@ -1,6 +1,44 @@
-//! The point to which the kernel has got with what was written to a TCP socket.
+//! The TCP stream of a connection, and the point to which the kernel has got with what was written to it.
 
-use std::{io, os::fd::AsRawFd};
+use std::{
+    io::{self, Read, Write},
+    os::fd::AsRawFd,
+};
+
+/// The actions that a connection needs of its TCP stream, which does not block.
+pub(crate) trait Stream: Read + Write {
+    /// Reads without taking the bytes from the stream (recv(2), `MSG_PEEK`).
+    ///
+    /// # Errors
+    /// Those of the system; `WouldBlock` when nothing has arrived.
+    fn peek(&self, buffer: &mut [u8]) -> io::Result<usize>;
+
+    /// Returns how far the kernel has got with what was written.
+    ///
+    /// # Errors
+    /// Those of the system.
+    fn delivery(&self) -> io::Result<Delivery>;
+
+    /// Ends the direction to the client (shutdown(2), `SHUT_WR`).
+    ///
+    /// # Errors
+    /// Those of the system.
+    fn shutdown_write(&self) -> io::Result<()>;
+}
+
+impl Stream for mio::net::TcpStream {
+    fn peek(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        Self::peek(self, buffer)
+    }
+
+    fn delivery(&self) -> io::Result<Delivery> {
+        Delivery::of(self)
+    }
+
+    fn shutdown_write(&self) -> io::Result<()> {
+        self.shutdown(std::net::Shutdown::Write)
+    }
+}
 
 /// The point to which the kernel has got with what was written to a socket (TCP_INFO, tcp(7)). What a client has acknowledged shows that
 /// it reads, or that its kernel does; that a socket takes more may only show that its buffer has grown.
