@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, time::Instant};
 
-use crate::event_loop::connections::ConnectionKey;
+use crate::connection_key::ConnectionKey;
 
 /// When each of a loop's connections is closed.
 #[derive(Debug)]

@@ -9,10 +9,12 @@ pub(crate) mod memory_stream;
 pub(crate) mod outbox;
 mod ping;
 pub(crate) mod replay;
+pub(crate) mod snapshot;
 pub(crate) mod state;
 mod stream;
 #[cfg(test)]
 mod tests;
+pub(crate) mod unread;
 
 use std::{
     io::{self, ErrorKind},
@@ -26,8 +28,10 @@ use lastcall_core::settings::ClientMessages;
 use self::{
     outbox::{Outbox, Round},
     replay::Replay,
+    snapshot::ConnectionSnapshot,
     state::State,
     stream::Delivery,
+    unread::{QueueSnapshot, UnreadBuffers},
 };
 pub(crate) use self::{ping::Ping, stream::Stream};
 use crate::{
@@ -35,10 +39,6 @@ use crate::{
     client_id::ClientId,
     codec::{CloseReason, Decoder, DecoderLimits, Frame},
     protocol::chunk::LAST_CHUNK,
-    snapshot::{
-        connection::ConnectionSnapshot,
-        unread::{self, QueueSnapshot, UnreadBuffers},
-    },
     wire_form::WireForm,
 };
 

@@ -1,4 +1,7 @@
-//! The connections of one event loop, in slots, and keys to them that survive the reuse of a slot.
+//! The connections of one event loop, in slots.
+
+pub(crate) mod stream_positions;
+pub(crate) mod subscription_list;
 
 use std::time::Duration;
 
@@ -6,15 +9,10 @@ use lastcall_core::clock;
 use mio::net::TcpStream;
 use slab::Slab;
 
-use super::subscription_list::SubscriptionList;
-use crate::{budget::Used, client_id::ClientId, connection::Connection, excess_capacity::TrimThreshold};
-
-/// Identifies a connection of a loop, and never another one: a slot is reused, but a connection's id is not.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct ConnectionKey {
-    pub(crate) slot: usize,
-    pub(crate) id: ClientId,
-}
+use self::subscription_list::SubscriptionList;
+use crate::{
+    budget::Used, connection::Connection, connection_key::ConnectionKey, excess_capacity::TrimThreshold,
+};
 
 /// A connection and what its event loop knows of it.
 #[derive(Debug)]

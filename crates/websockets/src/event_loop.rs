@@ -7,7 +7,6 @@
 mod attaching;
 mod clock;
 mod commands;
-pub(crate) mod connections;
 mod fanout;
 mod handing_over;
 mod heartbeat;
@@ -17,9 +16,7 @@ mod reading;
 mod registration;
 mod replays;
 mod run_fanout;
-mod stream_positions;
-mod subscription_list;
-pub(crate) mod subscriptions;
+mod subscriptions;
 #[cfg(test)]
 mod tests;
 mod timers;
@@ -41,7 +38,6 @@ use tracing::debug;
 pub use self::heartbeat::HeartbeatConfig;
 use self::{
     clock::Clock,
-    connections::{ConnectionKey, Connections},
     handing_over::OldChannels,
     heartbeat::{BUCKETS, Heartbeat, HeartbeatEvent},
     jobs::{Fanout, FanoutContent, Job, Jobs},
@@ -55,6 +51,8 @@ use crate::{
     budget::Budget,
     codec::CloseReason,
     connection::{ConnectionConfig, Outcome},
+    connection_key::ConnectionKey,
+    connections::Connections,
     mailbox::BatchItem,
     mailboxes::Mailboxes,
     notice::ShutdownNotice,

@@ -1,4 +1,4 @@
-//! One event loop that stands still.
+//! One event loop that stands still, and its channels by number.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -9,25 +9,41 @@ use std::{
 };
 
 use lastcall_broker::Broker;
+use lastcall_core::ChannelName;
+use serde::{Deserialize, Serialize};
 
-use super::{
-    connection::ConnectionSnapshot,
-    subscriptions::{NumberedChannel, SubscriptionNumbers},
-    unread::{QueueSnapshot, UnreadBuffers},
-};
 use crate::{
     admission::Disconnect,
     codec::CloseReason,
-    connection::Outcome,
-    event_loop::connections::{ConnectionKey, Connections},
+    connection::{
+        Outcome,
+        snapshot::{ConnectionSnapshot, SubscriptionNumbers},
+        unread::{QueueSnapshot, UnreadBuffers},
+    },
+    connection_key::ConnectionKey,
+    connections::Connections,
     stats::Stats,
 };
+
+/// A channel of an event loop: its number there, its name (`None`: the number has no channel any more), and how many
+/// subscriptions it has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct NumberedChannel(pub(crate) u32, pub(crate) Option<ChannelName>, pub(crate) u32);
+
+/// Channels of an event loop.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct NumberedChannels {
+    pub(crate) event_loop: usize,
+    /// The number of event loops of the old process.
+    pub(crate) event_loops: usize,
+    pub(crate) channels: Vec<NumberedChannel>,
+}
 
 /// The connections of an event loop that stands still. Dropping it returns them to the loop, which then continues.
 #[derive(Debug)]
 pub(crate) struct FrozenLoop {
-    pub(super) index: usize,
-    pub(super) connections: Connections,
+    pub(crate) index: usize,
+    pub(crate) connections: Connections,
     /// How much time of their close timeouts closing connections have left, by slot. The time of the handover does not
     /// count.
     close_timeouts: BTreeMap<usize, Duration>,
@@ -37,7 +53,7 @@ pub(crate) struct FrozenLoop {
     pub(crate) channels: Vec<NumberedChannel>,
     /// The queues of clients, by slot.
     queues: HashMap<usize, QueueSnapshot>,
-    pub(super) stats: Stats,
+    pub(crate) stats: Stats,
     /// The parts that go back to the loop.
     returned: Returned,
     /// Returns the connections to the loop.
@@ -123,7 +139,7 @@ impl FrozenLoop {
     }
 
     /// Disconnects all clients.
-    pub(super) fn disconnect(&mut self) {
+    pub(crate) fn disconnect(&mut self) {
         for entry in self.connections.drain() {
             let reason = entry.connection.close_reason();
             self.returned.ended.push((Disconnect::Forced, reason));
@@ -135,7 +151,7 @@ impl FrozenLoop {
     pub(crate) fn snapshots(&self) -> impl Iterator<Item = (BorrowedFd<'_>, ConnectionSnapshot)> {
         self.connections.iter().map(|(slot, entry)| {
             let left = self.close_timeouts.get(&slot).copied();
-            let numbers = entry.subscriptions.iter().map(|subscription| subscription.channel_number());
+            let numbers = entry.subscriptions.iter().map(|subscription| subscription.channel.0);
             let snapshot = ConnectionSnapshot {
                 queue: self.queues.get(&slot).cloned().unwrap_or_default(),
                 subscriptions: SubscriptionNumbers::new(self.index, numbers),

@@ -1,17 +1,10 @@
-//! What a handover needs of the connections: the event loops stopped, and their connections as plain data.
+//! Parts of a handover of all connections: all event loops standing still, and what is left to do before they move on in another process.
 
-pub(crate) mod connection;
 mod frozen;
-pub(crate) mod frozen_loop;
-mod manager;
 mod restoration;
-pub(crate) mod subscriptions;
-pub(crate) mod unread;
 
+pub(crate) use self::{frozen::ReadsPaused, restoration::CHANNELS_PER_PART};
 pub use self::{
-    connection::ConnectionSnapshot,
-    frozen::Frozen,
-    manager::ManagerSnapshot,
+    frozen::{Frozen, ManagerSnapshot},
     restoration::{ConnectionsPart, PartContradiction, Restoration},
 };
-pub(crate) use self::{frozen::ReadsPaused, restoration::CHANNELS_PER_PART};

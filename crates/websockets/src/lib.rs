@@ -23,6 +23,8 @@
 //!   burst.
 //! - `encoded` is a publication on its way: encoded once in each form that a client needs.
 //! - `placement` chooses the event loop of a new connection.
+//! - `handover` is what a handover needs: the event loops stopped at once, each a `frozen_loop`, which the loops get back
+//!   when it is dropped; and what came from another process ([`Restoration`]).
 //! - `budget` limits how fast clients' texts are published, so that one client cannot fill the queues of all others.
 //!
 //! # In the event loops
@@ -31,20 +33,20 @@
 //!   mailbox, and then the timers; each part stops after a slice of time, so none delays the others for long. Its files:
 //!   `jobs` (one queue: fan-outs, commands, the next look at the mailbox), `fanout` (one write for each connection),
 //!   `commands`, `reading`, `registration`, `attaching` (subscriptions begin and end), `subscriptions` and `members` (which
-//!   connections have which channel), `subscription_list` (the subscriptions of one connection), `run_fanout` (publications of a channel joined for one write), `stream_positions` (the
-//!   ids of events of several channels), `timers` (all of them, with one `next` and one `due`), `heartbeat` and `clock`
-//!   (when clients are pinged, by a clock that stands still while the process does), and `connections` (slots, and keys
-//!   that know their connection).
+//!   connections have which channel), `run_fanout` (publications of a channel joined for one write), `timers` (all of them,
+//!   with one `next` and one `due`), and `heartbeat` and `clock` (when clients are pinged, by a clock that stands still while
+//!   the process does).
+//! - `connections` are the connections of one loop in their slots, with the subscriptions of each (`subscription_list`) and,
+//!   for server-sent events, its positions (`stream_positions`). A `connection_key` survives the reuse of a slot.
 //! - `connection` is the state machine of one connection, over any stream that can be read and written: what to do with
 //!   input, output, a close and a lost peer. Its `outbox` keeps what the socket has not taken, shared with other
-//!   connections, and each `replay` of what the client has missed; its `ping` keeps what became of the last ping. An idle connection has no buffer.
+//!   connections, and each `replay` of what the client has missed; its `ping` keeps what became of the last ping. An idle connection has no buffer. Its `snapshot` is plain data that other
+//!   builds can read, with what its client has not read (`unread`).
 //! - `codec` is RFC 6455: frames, a decoder that enforces every limit as soon as a header shows it, and close codes. It
 //!   knows neither sockets nor JSON.
 //! - `protocol` has the messages of `docs/protocol.md` as types, as server-sent events (`event_stream`), and in chunks (`chunk`). [`WireForm`]
 //!   (`wire_form`) is how a connection gets them, and `client_id` the ids of connections in them.
 //!   `handshake` is what the HTTP server leaves to the event loop: the response that is not sent yet, and early input.
-//! - `snapshot` is what a handover needs: the event loops stopped at once, and each connection as plain data that other
-//!   builds can read. Dropping it lets the loops continue.
 //! - [`Stats`] (`stats`) is what each loop counts.
 
 mod admission;
@@ -53,9 +55,13 @@ mod client_id;
 mod close_schedule;
 mod codec;
 mod connection;
+mod connection_key;
+mod connections;
 mod encoded;
 mod event_loop;
 mod excess_capacity;
+mod frozen_loop;
+mod handover;
 mod handshake;
 mod mailbox;
 mod mailbox_delivery;
@@ -67,14 +73,15 @@ mod phases;
 mod placement;
 mod protocol;
 mod shutdown;
-mod snapshot;
 mod stats;
 mod vital_tasks;
 mod wire_form;
 
 pub use admission::{AdmitError, ConnectionCounts, Permit};
 pub use client_id::ClientId;
+pub use connection::snapshot::ConnectionSnapshot;
 pub use event_loop::HeartbeatConfig;
+pub use handover::{ConnectionsPart, Frozen, ManagerSnapshot, PartContradiction, Restoration};
 pub use handshake::{ChannelRequest, Handshake, MAX_CHANNELS};
 pub use lastcall_broker::{ChannelInfo, HistoryPage, IdempotencyKey, PageLimit, Published, Since, Usage};
 pub use manager::{
@@ -84,9 +91,6 @@ pub use notifier::{Notifier, NotifierState};
 pub use phases::Phases;
 pub use protocol::{message_size, write_message};
 pub use shutdown::{CLOSE_GRACE, GracefulShutdown, ShutdownConfig};
-pub use snapshot::{
-    ConnectionSnapshot, ConnectionsPart, Frozen, ManagerSnapshot, PartContradiction, Restoration,
-};
 pub use stats::{Histogram, Stats};
 pub use vital_tasks::VitalTasks;
 pub use wire_form::WireForm;

@@ -4,11 +4,10 @@ use bytes::Bytes;
 use lastcall_core::ChannelName;
 use serde::{Deserialize, Serialize};
 
-use super::{subscriptions::SubscriptionNumbers, unread::QueueSnapshot};
+use super::{outbox::Outbox, state::State, unread::QueueSnapshot};
 use crate::{
     client_id::ClientId,
     codec::{CloseReason, Decoder},
-    connection::{outbox::Outbox, state::State},
     wire_form::WireForm,
 };
 
@@ -71,18 +70,41 @@ impl ConnectionSnapshot {
     }
 }
 
+/// The channels of a connection: their numbers in its event loop.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct SubscriptionNumbers {
+    pub(crate) event_loop: usize,
+    /// Four bytes for each, the lowest one first.
+    #[serde(with = "serde_bytes")]
+    numbers: Vec<u8>,
+}
+
+impl SubscriptionNumbers {
+    pub(crate) fn new(event_loop: usize, numbers: impl ExactSizeIterator<Item = u32>) -> Self {
+        let mut bytes = Vec::with_capacity(4 * numbers.len());
+        numbers.for_each(|number| bytes.extend(number.to_le_bytes()));
+        Self { event_loop, numbers: bytes }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.numbers.len() / 4
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = u32> {
+        let numbers = self.numbers.chunks_exact(4);
+        numbers.map(|bytes| bytes.iter().rev().fold(0, |all, byte| all << 8 | u32::from(*byte)))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::ops::ControlFlow;
 
     use serde::de::DeserializeOwned;
 
-    use super::{super::ManagerSnapshot, *};
-    use crate::{
-        codec::{DecoderLimits, Event, Frame},
-        connection::outbox::Round,
-        stats::Stats,
-    };
+    use super::{super::outbox::Round, *};
+    use crate::codec::{DecoderLimits, Event, Frame};
 
     /// A connection in the middle of everything: fragments, part of a frame, output that is written in part, a close.
     fn busy() -> ConnectionSnapshot {
@@ -150,7 +172,6 @@ mod tests {
         // It knew no channels.
         let expected = ConnectionSnapshot { channels: Vec::new(), ..busy_by_names() };
         assert_eq!(read::<ConnectionSnapshot>(&recorded("connection-0.1.0")), expected);
-        assert_eq!(read::<ManagerSnapshot>(&recorded("manager-0.1.0")), manager());
         let expected = ConnectionSnapshot {
             form: WireForm::UnchunkedEventStream,
             positions: vec!["000000000000000a-5".into(), String::new()],
@@ -163,13 +184,6 @@ mod tests {
         assert_eq!(written, b"f written\x88\x11\x03\xF4service restart");
         let expected = busy();
         assert_eq!(read::<ConnectionSnapshot>(&recorded("connection-protocol-4")), expected);
-    }
-
-    fn manager() -> ManagerSnapshot {
-        let mut stats = Stats { opened: 7, messages_sent: 1 << 40, ..Stats::default() };
-        stats.disconnects.insert("slow_consumer".into(), 3);
-        stats.loop_iterations.counts[2] = 5;
-        ManagerSnapshot { stats, by_client: 1, by_server: 2, forced: 3 }
     }
 
     /// The version of the handover that the record is of.
@@ -200,8 +214,6 @@ mod tests {
             state,
             ConnectionSnapshot { id, active_since_ping: true, ..ConnectionSnapshot::default() }
         );
-        let empty: ManagerSnapshot = read(&[0x80]);
-        assert_eq!(empty, ManagerSnapshot::default());
     }
 }
 

@@ -8,7 +8,7 @@ use lastcall_broker::{Broker, PageLimit};
 use lastcall_core::{ChannelName, Epoch, Publication};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::connection::{
+use super::{
     outbox::{Chunk, Outbox},
     replay::{Replay, ReplayForm},
 };

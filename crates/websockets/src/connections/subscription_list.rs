@@ -2,10 +2,22 @@
 
 use std::ops::Deref;
 
-use super::{
-    stream_positions::StreamPositions,
-    subscriptions::{LocalChannelId, PENDING, Subscription},
-};
+use super::stream_positions::StreamPositions;
+
+/// A channel's number in its loop, while the channel has subscriptions there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct LocalChannelId(pub(crate) u32);
+
+/// A subscription of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Subscription {
+    pub(crate) channel: LocalChannelId,
+    /// Its index among the members of the channel; [`PENDING`] until it is attached.
+    pub(crate) member: u32,
+}
+
+/// No index: the broker has not answered yet.
+pub(crate) const PENDING: u32 = u32::MAX;
 
 /// The subscriptions of a connection, in the order of its URL. A single one, as most connections have, is stored inline.
 #[derive(Debug, Default)]
@@ -26,14 +38,14 @@ pub(crate) struct SeveralSubscriptions {
 
 impl SubscriptionList {
     /// Reserves room for this many subscriptions in total.
-    pub(super) fn reserve(&mut self, subscriptions: usize) {
+    pub(crate) fn reserve(&mut self, subscriptions: usize) {
         if subscriptions > 1 {
             self.several().subscriptions.reserve_exact(subscriptions);
         }
     }
 
     /// Adds a subscription that waits for the broker.
-    pub(super) fn push(&mut self, subscription: Subscription) {
+    pub(crate) fn push(&mut self, subscription: Subscription) {
         match self {
             Self::None => *self = Self::One(subscription),
             Self::One(_) | Self::Several(_) => self.several().subscriptions.push(subscription),
@@ -41,7 +53,7 @@ impl SubscriptionList {
     }
 
     /// Records that a pending subscription has begun. `member`: its index among the members of its channel.
-    pub(super) fn set_member(&mut self, channel: LocalChannelId, member: u32) {
+    pub(crate) fn set_member(&mut self, channel: LocalChannelId, member: u32) {
         let waits = |one: &&mut Subscription| one.channel == channel && one.member == PENDING;
         if let Some(subscription) = self.as_mut_slice().iter_mut().find(waits) {
             subscription.member = member;
@@ -49,13 +61,13 @@ impl SubscriptionList {
     }
 
     /// Sets the positions that are the id of the client's events.
-    pub(super) fn set_positions(&mut self, positions: StreamPositions) {
+    pub(crate) fn set_positions(&mut self, positions: StreamPositions) {
         self.several().positions = Some(positions);
     }
 
     /// Returns the positions that form the id of the client's events, and the index of this channel among them. `None`: the
     /// client gets no server-sent events, or has only one channel, whose position is the id.
-    pub(super) fn positions(&mut self, channel: LocalChannelId) -> Option<(&mut StreamPositions, usize)> {
+    pub(crate) fn positions(&mut self, channel: LocalChannelId) -> Option<(&mut StreamPositions, usize)> {
         let Self::Several(several) = self else { return None };
         let index = several.subscriptions.iter().position(|one| one.channel == channel);
         several.positions.as_mut().zip(index)

@@ -5,13 +5,14 @@ use std::sync::Arc;
 use lastcall_broker::{Since, Subscribed};
 use lastcall_core::{ChannelName, Position};
 
-use super::{
-    EventLoop,
-    connections::{ConnectionKey, Slot},
-    subscriptions::{LocalChannelId, PENDING, Subscription},
-};
+use super::EventLoop;
 use crate::{
     connection::replay::{Replay, ReplayForm},
+    connection_key::ConnectionKey,
+    connections::{
+        Slot,
+        subscription_list::{LocalChannelId, PENDING, Subscription},
+    },
     mailbox::Attachment,
     protocol::{ServerMessage, event_stream},
     wire_form::WireForm,

@@ -6,16 +6,15 @@ use tokio::sync::mpsc;
 
 use super::{
     EventLoop,
-    connections::{ConnectionKey, Connections},
     jobs::{Fanout, FanoutContent},
 };
 use crate::{
     close_schedule::CloseSchedule,
+    connection_key::ConnectionKey,
+    connections::Connections,
+    frozen_loop::{FrozenLoop, Returned},
+    handover::CHANNELS_PER_PART,
     mailbox::LoopCommand,
-    snapshot::{
-        CHANNELS_PER_PART,
-        frozen_loop::{FrozenLoop, Returned},
-    },
     stats::Stats,
 };
 

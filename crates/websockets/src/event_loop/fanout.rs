@@ -6,8 +6,8 @@ use super::{
     EventLoop,
     jobs::{Fanout, FanoutContent},
     run_fanout::RunFanout,
-    subscriptions::LocalChannelId,
 };
+use crate::connections::subscription_list::LocalChannelId;
 
 /// Connections between two readings of the clock, one of which costs about a hundredth of a write.
 const CONNECTIONS_PER_CLOCK_READ: usize = 32;

@@ -3,16 +3,18 @@
 
 use std::sync::PoisonError;
 
-use super::{
-    EventLoop,
-    connections::{ConnectionKey, Slot},
-    subscriptions::{LocalChannelId, Subscription},
-};
+use super::EventLoop;
 use crate::{
     admission::Disconnect,
     codec::CloseReason,
+    connection::snapshot::SubscriptionNumbers,
+    connection_key::ConnectionKey,
+    connections::{
+        Slot,
+        subscription_list::{LocalChannelId, Subscription},
+    },
+    frozen_loop::NumberedChannel,
     mailbox::{UnreadConnection, UnreadRound},
-    snapshot::subscriptions::{NumberedChannel, SubscriptionNumbers},
 };
 
 /// The channels of the loop of the old process whose connections this one continues, by their numbers there, with how many

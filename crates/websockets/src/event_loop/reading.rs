@@ -6,13 +6,10 @@ use lastcall_core::{Publication, Publisher, settings::ClientMessages};
 use serde_json::value::to_raw_value;
 use tracing::trace;
 
-use super::{
-    EventLoop,
-    connections::{ConnectionKey, Slot},
-};
+use super::EventLoop;
 use crate::{
-    client_id::ClientId, connection::Readable, encoded::encoded_size,
-    excess_capacity::release_excess_capacity,
+    client_id::ClientId, connection::Readable, connection_key::ConnectionKey, connections::Slot,
+    encoded::encoded_size, excess_capacity::release_excess_capacity,
 };
 
 /// Reads between two readings of the clock. A read that fills the buffer takes much longer than one of a message.

@@ -9,17 +9,14 @@ use mio::{Interest, Token};
 use socket2::SockRef;
 use tracing::{debug, trace};
 
-use super::{
-    EventLoop,
-    connections::{ConnectionKey, Slot},
-    peer_of,
-    stream_positions::StreamPositions,
-};
+use super::{EventLoop, peer_of};
 use crate::{
     admission::Disconnect,
     client_id::ClientId,
     codec::CloseReason,
     connection::{Connection, Outcome},
+    connection_key::ConnectionKey,
+    connections::{Slot, stream_positions::StreamPositions},
     handshake::ChannelRequest,
     mailbox::{ConnectionSource, NewConnection},
     protocol::{ServerInfo, ServerMessage, event_stream},

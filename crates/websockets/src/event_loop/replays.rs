@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use super::{EventLoop, connections::ConnectionKey};
-use crate::codec::CloseReason;
+use super::EventLoop;
+use crate::{codec::CloseReason, connection_key::ConnectionKey};
 
 /// Bytes that a client must take within `pong_timeout` while a replay is under way.
 const LEAST_TAKEN: u32 = 16 << 10;

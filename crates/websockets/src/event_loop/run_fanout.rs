@@ -5,9 +5,9 @@ use std::cell::OnceCell;
 use bytes::Bytes;
 use lastcall_core::{ChannelName, Position};
 
-use super::stream_positions::StreamPositions;
 use crate::{
     connection::outbox::Round,
+    connections::stream_positions::StreamPositions,
     encoded::Event,
     mailbox::Run,
     protocol::{

@@ -10,29 +10,11 @@ use lastcall_core::{ChannelName, Position};
 use slab::Slab;
 
 use super::members::Members;
-use crate::{excess_capacity::TrimThreshold, snapshot::subscriptions::NumberedChannel};
-
-/// A channel's number in its loop, while the channel has subscriptions there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct LocalChannelId(u32);
-
-impl Subscription {
-    /// Returns the number of the channel in its loop.
-    pub(crate) fn channel_number(self) -> u32 {
-        self.channel.0
-    }
-}
-
-/// A subscription of a connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Subscription {
-    pub(super) channel: LocalChannelId,
-    /// Its index among the members of the channel; [`PENDING`] until it is attached.
-    pub(super) member: u32,
-}
-
-/// No index: the broker has not answered yet.
-pub(super) const PENDING: u32 = u32::MAX;
+use crate::{
+    connections::subscription_list::{LocalChannelId, PENDING, Subscription},
+    excess_capacity::TrimThreshold,
+    frozen_loop::NumberedChannel,
+};
 
 /// A channel with subscriptions in this loop.
 #[derive(Debug)]

@@ -17,13 +17,14 @@ use lastcall_broker::{MemoryBroker, ReceiverSet};
 use lastcall_core::{ChannelName, settings::ClientMessages};
 use mio::{Events, Poll, Waker};
 
-use super::{EventLoop, HeartbeatConfig, LoopConfig, connections::ConnectionKey};
+use super::{EventLoop, HeartbeatConfig, LoopConfig};
 use crate::{
     admission::{Admission, Permit},
     budget::{Budget, Rates},
     client_id::ClientId,
     codec::{CloseReason, Frame},
     connection::ConnectionConfig,
+    connection_key::ConnectionKey,
     encoded::EncodedPublication,
     handshake::Handshake,
     mailbox::{ConnectionSource, LoopCommand, NewConnection},

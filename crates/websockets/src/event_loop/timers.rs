@@ -8,10 +8,12 @@ use std::{
 
 use super::{
     clock::Clock,
-    connections::ConnectionKey,
     heartbeat::{Heartbeat, HeartbeatEvent},
 };
-use crate::{close_schedule::CloseSchedule, codec::CloseReason, excess_capacity::release_excess_capacity};
+use crate::{
+    close_schedule::CloseSchedule, codec::CloseReason, connection_key::ConnectionKey,
+    excess_capacity::release_excess_capacity,
+};
 
 /// What is due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

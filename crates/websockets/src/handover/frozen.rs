@@ -5,15 +5,20 @@ use std::{os::fd::BorrowedFd, sync::Arc};
 use bytes::Bytes;
 use lastcall_broker::Broker;
 
-use super::{
-    connection::ConnectionSnapshot,
-    frozen_loop::FrozenLoop,
-    manager::ManagerSnapshot,
-    restoration::{CHANNELS_PER_PART, ConnectionsPart},
-    subscriptions::NumberedChannels,
-    unread::{PinnedPublication, UnreadBuffers},
+use serde::{Deserialize, Serialize};
+
+use super::restoration::{CHANNELS_PER_PART, ConnectionsPart};
+use crate::{
+    admission::ConnectionCounts,
+    connection::{
+        snapshot::ConnectionSnapshot,
+        unread::{PinnedPublication, UnreadBuffers},
+    },
+    frozen_loop::{FrozenLoop, NumberedChannels},
+    mailbox::LoopCommand,
+    mailboxes::Mailboxes,
+    stats::Stats,
 };
-use crate::{admission::ConnectionCounts, mailbox::LoopCommand, mailboxes::Mailboxes, stats::Stats};
 
 /// About how many bytes a part has.
 const PART: usize = 512 << 10;
@@ -112,6 +117,24 @@ impl Frozen {
     }
 }
 
+/// What a new process needs of the manager, apart from the connections. Other builds read it as they read a
+/// [`ConnectionSnapshot`].
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ManagerSnapshot {
+    #[serde(rename = "figures")]
+    pub(crate) stats: Stats,
+    /// Connections that clients ended.
+    #[serde(rename = "left")]
+    pub(crate) by_client: u64,
+    /// Connections that the server closed.
+    #[serde(rename = "closed")]
+    pub(crate) by_server: u64,
+    /// Connections that the server ended without a closing handshake.
+    #[serde(rename = "cut")]
+    pub(crate) forced: u64,
+}
+
 /// Divides items into parts of about [`PART`] bytes.
 fn pages<T: Clone>(items: &[T], size: impl Fn(&T) -> usize) -> impl Iterator<Item = Vec<T>> {
     let mut rest = items;
@@ -126,4 +149,21 @@ fn pages<T: Clone>(items: &[T], size: impl Fn(&T) -> usize) -> impl Iterator<Ite
         rest = more;
         (!page.is_empty()).then(|| page.to_vec())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_manager_that_an_earlier_build_recorded_can_be_read() {
+        let mut stats = Stats { opened: 7, messages_sent: 1 << 40, ..Stats::default() };
+        stats.disconnects.insert("slow_consumer".into(), 3);
+        stats.loop_iterations.counts[2] = 5;
+        let manager = ManagerSnapshot { stats, by_client: 1, by_server: 2, forced: 3 };
+        let recorded = include_bytes!("../../tests/states/manager-0.1.0.msgpack");
+        assert_eq!(rmp_serde::from_slice::<ManagerSnapshot>(recorded).unwrap(), manager);
+        let empty: ManagerSnapshot = rmp_serde::from_slice(&[0x80]).unwrap();
+        assert_eq!(empty, ManagerSnapshot::default());
+    }
 }

@@ -7,12 +7,17 @@ use lastcall_broker::Broker;
 use lastcall_core::ChannelName;
 use serde::{Deserialize, Serialize};
 
-use super::{
-    connection::ConnectionSnapshot,
-    subscriptions::NumberedChannels,
-    unread::{Histories, InvalidQueue, PinnedPublication, ReceivedUnread},
+use tokio::sync::mpsc;
+
+use crate::{
+    connection::{
+        snapshot::{ConnectionSnapshot, SubscriptionNumbers},
+        unread::{Histories, InvalidQueue, PinnedPublication, ReceivedUnread},
+    },
+    frozen_loop::NumberedChannels,
+    mailbox::LoopCommand,
+    mailboxes::Mailboxes,
 };
-use crate::manager::ConnectionManager;
 
 /// Most channels in one part.
 pub(crate) const CHANNELS_PER_PART: usize = 4096;
@@ -55,7 +60,7 @@ pub enum PartContradiction {
 /// The channels and buffers that connections of another process refer to. They come before them; a large part of it while they are served there.
 #[derive(Debug)]
 pub struct Restoration {
-    manager: ConnectionManager,
+    mailboxes: Arc<Mailboxes>,
     /// The names of the channels of each event loop of the old process, by number.
     channels: Vec<Vec<Option<ChannelName>>>,
     /// True if the old process has as many event loops as this one.
@@ -64,8 +69,8 @@ pub struct Restoration {
 }
 
 impl Restoration {
-    pub(crate) fn new(manager: ConnectionManager) -> Self {
-        Self { manager, channels: Vec::new(), has_same_loops: true, unread: ReceivedUnread::default() }
+    pub(crate) fn new(mailboxes: Arc<Mailboxes>) -> Self {
+        Self { mailboxes, channels: Vec::new(), has_same_loops: true, unread: ReceivedUnread::default() }
     }
 
     /// Takes a part. Subscribes to its channels ahead, so that it takes no time when the connections come. Blocks until the event
@@ -87,7 +92,7 @@ impl Restoration {
         if event_loop >= event_loops || event_loops > lastcall_broker::MAX_RECEIVERS {
             return Err(PartContradiction::Number(event_loop));
         }
-        self.has_same_loops = event_loops == self.manager.event_loops();
+        self.has_same_loops = event_loops == self.mailboxes.loops();
         self.channels.resize(event_loops.max(self.channels.len()), Vec::new());
         let known = &mut self.channels[event_loop];
         for channel in &channels {
@@ -101,7 +106,9 @@ impl Restoration {
             known[index] = channel.1.clone();
         }
         if self.has_same_loops {
-            self.manager.add_channels(event_loop, Arc::new(channels)).ok_or(PartContradiction::Ended)?;
+            let (ack, mut acks) = mpsc::channel(1);
+            self.mailboxes.send_to(event_loop, LoopCommand::AddChannels(Arc::new(channels), ack));
+            acks.blocking_recv().ok_or(PartContradiction::Ended)?;
         }
         Ok(())
     }
@@ -133,7 +140,7 @@ impl Restoration {
         let channels = self.channels.get(subscriptions.event_loop).map(Vec::as_slice).unwrap_or_default();
         let names = subscriptions.iter().filter_map(|number| channels.get(number as usize)?.clone());
         snapshot.channels = names.collect();
-        snapshot.subscriptions = super::subscriptions::SubscriptionNumbers::default();
+        snapshot.subscriptions = SubscriptionNumbers::default();
         None
     }
 

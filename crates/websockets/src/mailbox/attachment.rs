@@ -3,7 +3,7 @@
 use lastcall_broker::Subscribed;
 use lastcall_core::ChannelName;
 
-use crate::event_loop::connections::ConnectionKey;
+use crate::connection_key::ConnectionKey;
 
 /// A subscription that begins: everything of its channel that comes later in the mailbox is also for this connection.
 #[derive(Debug)]

@@ -9,9 +9,10 @@ use tokio::sync::mpsc;
 
 use crate::{
     codec::CloseReason,
-    event_loop::connections::ConnectionKey,
+    connection::unread::UnreadBuffers,
+    connection_key::ConnectionKey,
+    frozen_loop::{FrozenLoop, NumberedChannel},
     notice::ShutdownNotice,
-    snapshot::{frozen_loop::FrozenLoop, subscriptions::NumberedChannel, unread::UnreadBuffers},
     stats::Stats,
 };
 

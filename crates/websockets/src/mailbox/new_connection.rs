@@ -3,7 +3,7 @@
 use std::net::TcpStream;
 
 use crate::{
-    admission::Permit, client_id::ClientId, handshake::Handshake, snapshot::connection::ConnectionSnapshot,
+    admission::Permit, client_id::ClientId, connection::snapshot::ConnectionSnapshot, handshake::Handshake,
 };
 
 /// A connection on its way to its event loop.

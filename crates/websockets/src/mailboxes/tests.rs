@@ -9,7 +9,7 @@ use super::*;
 use crate::{
     admission::Admission,
     client_id::ClientId,
-    event_loop::connections::ConnectionKey,
+    connection_key::ConnectionKey,
     handshake::Handshake,
     mailbox::{
         BatchItem, ConnectionSource, MAX_ATTACH_BATCH, MAX_NEW_CONNECTIONS, MAX_OPEN_RUNS, MAX_WRITE_BATCH,

@@ -10,13 +10,14 @@ use tokio::sync::mpsc;
 use super::{ConnectionManager, LoopEnded};
 use crate::{
     admission::ConnectionCounts,
-    mailbox::{ConnectionSource, LoopCommand, NewConnection, UnreadRound},
-    mailboxes::Mailboxes,
-    snapshot::{
-        ConnectionSnapshot, ConnectionsPart, Frozen, ManagerSnapshot, ReadsPaused, Restoration,
-        subscriptions::{NumberedChannel, NumberedChannels},
+    connection::{
+        snapshot::ConnectionSnapshot,
         unread::{UNREAD_BUDGET, UnreadBuffers},
     },
+    frozen_loop::NumberedChannels,
+    handover::{ConnectionsPart, Frozen, ManagerSnapshot, ReadsPaused, Restoration},
+    mailbox::{ConnectionSource, LoopCommand, NewConnection, UnreadRound},
+    mailboxes::Mailboxes,
 };
 
 /// The budget before the pause. The rest is for what comes until then.
@@ -128,7 +129,7 @@ impl ConnectionManager {
 
     /// Begins to take over connections from another process.
     pub fn begin_restoring(&self) -> Restoration {
-        Restoration::new(self.clone())
+        Restoration::new(Arc::clone(&self.inner.mailboxes))
     }
 
     /// Continues with the connections of the old process, and waits until each is subscribed to its channels: what is
@@ -171,16 +172,5 @@ impl ConnectionManager {
         self.acknowledged(LoopCommand::EndRestoring).await?;
         drop(reads_paused);
         Ok(())
-    }
-
-    /// Has an event loop subscribe to channels ahead. Blocks until it has. Returns `None` if the loop has ended.
-    pub(crate) fn add_channels(&self, event_loop: usize, channels: Arc<Vec<NumberedChannel>>) -> Option<()> {
-        let (ack, mut acks) = mpsc::channel(1);
-        self.inner.mailboxes.send_to(event_loop, LoopCommand::AddChannels(channels, ack));
-        acks.blocking_recv()
-    }
-
-    pub(crate) fn event_loops(&self) -> usize {
-        self.inner.mailboxes.loops()
     }
 }

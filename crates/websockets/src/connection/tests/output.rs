@@ -6,7 +6,7 @@ use lastcall_core::{ChannelName, Epoch, Publication, Publisher};
 
 use super::*;
 use crate::connection::replay::{Replay, ReplayForm};
-use crate::snapshot::ConnectionSnapshot;
+use crate::connection::snapshot::ConnectionSnapshot;
 
 #[test]
 fn a_write_that_fails_ends_the_connection() {

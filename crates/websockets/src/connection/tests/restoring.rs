@@ -1,7 +1,7 @@
 //! Connections that another process continues.
 
 use super::*;
-use crate::snapshot::ConnectionSnapshot;
+use crate::connection::snapshot::ConnectionSnapshot;
 
 #[test]
 fn a_restored_connection_continues_to_the_byte() {

@@ -6,11 +6,12 @@ use super::*;
 use crate::{
     admission::ConnectionCounts,
     codec::test_frames::{client_close, client_text},
-    snapshot::{
-        ConnectionSnapshot, Frozen, ReadsPaused,
-        frozen_loop::FrozenLoop,
+    connection::{
+        snapshot::ConnectionSnapshot,
         unread::{Histories, ReceivedUnread, UNREAD_BUDGET, UnreadBuffers},
     },
+    frozen_loop::FrozenLoop,
+    handover::{Frozen, ReadsPaused},
     stats::Stats,
 };
 
