@@ -55,7 +55,7 @@ impl EventLoop {
             self.stats.recovered += u64::from(recovered);
             self.stats.not_recovered += u64::from(!recovered);
         }
-        let member = self.subscriptions.attach(id, top, slot);
+        let member = self.subscriptions.attach(id, slot);
         let Some(entry) = self.connections.get_mut(slot) else { return };
         let Slot { connection, subscriptions, .. } = entry;
         if let Some(member) = member {

@@ -27,9 +27,6 @@ impl EventLoop {
     fn deliver_run(&mut self, run: &RunFanout, next: &mut usize, started: Instant) -> bool {
         // Found anew in each slice: the last member may have left meanwhile.
         let Some(id) = self.subscriptions.find(run.channel()) else { return true };
-        if let Some((channel, top)) = self.subscriptions.get_mut(id).zip(run.top()) {
-            channel.top = top;
-        }
         let mut bytes = 0;
         // The channel is gone once its last member has left during this very slice.
         while let Some(channel) = self.subscriptions.get(id).filter(|channel| *next < channel.members.end()) {

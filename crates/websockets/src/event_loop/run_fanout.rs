@@ -3,7 +3,7 @@
 use std::cell::OnceCell;
 
 use bytes::Bytes;
-use lastcall_core::{ChannelName, Position};
+use lastcall_core::ChannelName;
 
 use crate::{
     connection::outbox::Round,
@@ -42,11 +42,6 @@ impl RunFanout {
     /// Returns how many publications these are.
     pub(super) fn count(&self) -> usize {
         self.run.publications.len()
-    }
-
-    /// Returns the position of the last publication.
-    pub(super) fn top(&self) -> Option<Position> {
-        self.run.publications.last().map(|publication| publication.position())
     }
 
     /// Returns the publications as all members with this form get them that have no other channel.
@@ -97,8 +92,8 @@ impl RunFanout {
             event_stream::write_id(chunk.content(), [before.as_bytes(), &event.position, after.as_bytes()]);
             chunk.content().extend_from_slice(&event.body);
         }
-        if let Some(position) = self.top() {
-            positions.set(index, &position.to_string());
+        if let Some(last) = self.run.publications.last() {
+            positions.set(index, &last.position().to_string());
         }
         chunk.finish()
     }

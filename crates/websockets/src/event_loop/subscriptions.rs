@@ -6,7 +6,7 @@ use std::{
 };
 
 use hashbrown::{HashTable, hash_table::Entry};
-use lastcall_core::{ChannelName, Position};
+use lastcall_core::ChannelName;
 use slab::Slab;
 
 use super::members::Members;
@@ -20,8 +20,6 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct LocalChannel {
     pub(super) name: ChannelName,
-    /// The last publication that was delivered here.
-    pub(super) top: Position,
     pub(super) members: Members,
     /// Subscriptions that wait for the broker.
     pending: u32,
@@ -60,10 +58,6 @@ impl Subscriptions {
         self.channels.get(id.0 as usize)
     }
 
-    pub(super) fn get_mut(&mut self, id: LocalChannelId) -> Option<&mut LocalChannel> {
-        self.channels.get_mut(id.0 as usize)
-    }
-
     /// Adds a pending subscription: the broker has not answered yet. Returns it, and the name of its channel as it is kept.
     pub(super) fn add_pending(&mut self, name: &ChannelName) -> (Subscription, ChannelName) {
         let channel = self.find_or_add(name, ChannelName::unshared);
@@ -88,7 +82,6 @@ impl Subscriptions {
                 entry.insert(id);
                 channels.insert(LocalChannel {
                     name: keep(name),
-                    top: Position::default(),
                     members: Members::default(),
                     pending: 0,
                     ahead: 0,
@@ -177,11 +170,10 @@ impl Subscriptions {
     }
 
     /// Attaches the connection in this slot, whose subscription has waited for the broker. Returns its index.
-    pub(super) fn attach(&mut self, id: LocalChannelId, top: Position, slot: usize) -> Option<u32> {
+    pub(super) fn attach(&mut self, id: LocalChannelId, slot: usize) -> Option<u32> {
         self.end_pending(id);
         self.note_change(id);
         let channel = self.channels.get_mut(id.0 as usize)?;
-        channel.top = top;
         Some(channel.members.insert(slot))
     }
 
@@ -247,9 +239,7 @@ mod tests {
         let (second, _) = subscriptions.add_pending(&name("a"));
         assert_eq!(first.channel, second.channel);
         assert!(subscriptions.has_pending());
-        let top = Position { offset: 3, ..Position::default() };
-        let member = subscriptions.attach(first.channel, top, 7).unwrap();
-        assert_eq!(subscriptions.get(first.channel).unwrap().top, top);
+        let member = subscriptions.attach(first.channel, 7).unwrap();
         subscriptions.detach(Subscription { member, ..first });
         assert!(!subscriptions.remove_if_unused(first.channel), "the second one waits");
         subscriptions.abandon(second.channel);
