@@ -18,7 +18,7 @@
 //! - `admission` counts connections, and refuses new ones when there are too many or during a drain. A permit is the right to one
 //!   connection; dropping it gives it back.
 //! - `mailboxes` has one `mailbox` for each event loop: commands, subscriptions that begin, and publications of the channels
-//!   that the loop receives, which come from the broker by `mailbox_delivery`. All loops have the publications of a channel
+//!   that the loop receives. All loops have the publications of a channel
 //!   in the same order. Publishers wait while a mailbox is too full. `excess_capacity` returns the memory of queues after a
 //!   burst.
 //! - `encoded` is a publication on its way: encoded once in each form that a client needs.
@@ -64,7 +64,6 @@ mod frozen_loop;
 mod handover;
 mod handshake;
 mod mailbox;
-mod mailbox_delivery;
 mod mailboxes;
 mod manager;
 mod notice;

@@ -1,25 +1,22 @@
 //! The mailbox of one event loop: new connections, and a queue of publications, subscriptions and commands in order.
 
-mod attachment;
-mod batch;
 mod loop_command;
-mod new_connection;
 
-use std::{collections::VecDeque, io, sync::Arc};
+use std::{collections::VecDeque, io, net::TcpStream, sync::Arc};
 
+use lastcall_broker::Subscribed;
 use lastcall_core::ChannelName;
 use mio::Waker;
 
-#[cfg(test)]
-pub(crate) use self::batch::MAX_OPEN_RUNS;
-pub(crate) use self::{
-    attachment::Attachment,
-    batch::{Batch, BatchItem, Run},
-    loop_command::{LoopCommand, UnreadConnection, UnreadRound},
-    new_connection::{ConnectionSource, NewConnection},
-};
+pub(crate) use self::loop_command::{LoopCommand, UnreadConnection, UnreadRound};
 use crate::{
-    connection::outbox::Round, encoded::EncodedPublication, excess_capacity::release_excess_capacity,
+    admission::Permit,
+    client_id::ClientId,
+    connection::{outbox::Round, snapshot::ConnectionSnapshot},
+    connection_key::ConnectionKey,
+    encoded::EncodedPublication,
+    excess_capacity::release_excess_capacity,
+    handshake::Handshake,
 };
 
 /// Most new connections that a loop takes at once; none while [`MAX_ATTACH_BATCH`] subscriptions wait in its mailbox. So a
@@ -33,6 +30,38 @@ pub(crate) const MAX_ATTACH_BATCH: usize = 128;
 /// Most bytes that a loop takes, and writes to each client, in one go. Far below any sensible `max_queue`, so that a
 /// backlog in the server never makes a client look slow.
 pub(crate) const MAX_WRITE_BATCH: usize = 128 << 10;
+
+/// Runs of other channels among which a loop looks for one that a publication continues.
+pub(crate) const MAX_OPEN_RUNS: usize = 16;
+
+/// A connection on its way to its event loop.
+#[derive(Debug)]
+pub(crate) struct NewConnection {
+    pub(crate) stream: TcpStream,
+    pub(crate) permit: Permit,
+    pub(crate) source: ConnectionSource,
+}
+
+/// Where a connection comes from.
+#[derive(Debug)]
+pub(crate) enum ConnectionSource {
+    /// It made its handshake here.
+    Handshake(ClientId, Handshake),
+    /// The old process served it until now.
+    Handover(Box<ConnectionSnapshot>),
+}
+
+/// A subscription that begins: everything of its channel that comes later in the mailbox is also for this connection.
+#[derive(Debug)]
+pub(crate) struct Attachment {
+    pub(crate) connection: ConnectionKey,
+    pub(crate) channel: ChannelName,
+    pub(crate) subscribed: Subscribed,
+    /// Whether the client is told: it named the channel.
+    pub(crate) announced: bool,
+    /// Whether the client asked for a position.
+    pub(crate) asked: bool,
+}
 
 #[derive(Debug)]
 enum Entry {
@@ -227,6 +256,49 @@ impl Mailbox {
             Entry::Attach(_) | Entry::Command(..) => false,
         };
         self.round_left == 0 && !self.entries.front().is_some_and(continues)
+    }
+}
+
+/// Publications of one channel that a loop writes together, in their order.
+#[derive(Debug)]
+pub(crate) struct Run {
+    pub(crate) channel: ChannelName,
+    pub(crate) publications: Vec<Arc<EncodedPublication>>,
+}
+
+/// What a loop takes from its mailbox at once.
+#[derive(Debug, Default)]
+pub(crate) struct Batch {
+    /// To be registered first.
+    pub(crate) new_connections: Vec<NewConnection>,
+    /// The round that the items belong to.
+    pub(crate) round: Round,
+    /// To be done in this order.
+    pub(crate) items: Vec<BatchItem>,
+    /// Whether the mailbox holds more.
+    pub(crate) more: bool,
+}
+
+#[derive(Debug)]
+pub(crate) enum BatchItem {
+    Run(Run),
+    Attach(Box<Attachment>),
+    /// Always the last item.
+    Command(LoopCommand),
+}
+
+impl Batch {
+    /// Adds a publication to the run of its channel. `runs_from`: the first item that it may go to.
+    fn push(&mut self, channel: ChannelName, publication: Arc<EncodedPublication>, runs_from: usize) {
+        let open = self.items[runs_from..].iter_mut().rev().take(MAX_OPEN_RUNS);
+        let mut runs = open.filter_map(|item| match item {
+            BatchItem::Run(run) => Some(run),
+            _ => None,
+        });
+        match runs.find(|run| run.channel == channel) {
+            Some(run) => run.publications.push(publication),
+            None => self.items.push(BatchItem::Run(Run { channel, publications: vec![publication] })),
+        }
     }
 }
 

@@ -9,8 +9,8 @@ use std::{
     thread::{self, ThreadId},
 };
 
-use lastcall_broker::ReceiverSet;
-use lastcall_core::ChannelName;
+use lastcall_broker::{Delivery, ReceiverSet};
+use lastcall_core::{ChannelName, Epoch, Publication};
 use mio::Waker;
 use tokio::sync::Notify;
 
@@ -256,6 +256,26 @@ pub(crate) struct DeferredWake(Arc<Mailboxes>);
 impl Drop for DeferredWake {
     fn drop(&mut self) {
         self.0.end_deferring();
+    }
+}
+
+/// Passes the publications of a broker on to the mailboxes.
+#[derive(Debug)]
+pub(crate) struct MailboxDelivery(pub(crate) Arc<Mailboxes>);
+
+impl Delivery for MailboxDelivery {
+    fn deliver(
+        &self,
+        channel: &ChannelName,
+        epoch: Epoch,
+        publications: &[Arc<Publication>],
+        receivers: ReceiverSet,
+    ) {
+        let encoded: Vec<_> = publications
+            .iter()
+            .map(|publication| Arc::new(EncodedPublication::new(epoch, Arc::clone(publication))))
+            .collect();
+        self.0.publish(channel, &encoded, receivers);
     }
 }
 

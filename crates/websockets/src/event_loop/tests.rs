@@ -28,8 +28,7 @@ use crate::{
     encoded::EncodedPublication,
     handshake::Handshake,
     mailbox::{ConnectionSource, LoopCommand, NewConnection},
-    mailbox_delivery::MailboxDelivery,
-    mailboxes::Mailboxes,
+    mailboxes::{MailboxDelivery, Mailboxes},
     phases::Phases,
     protocol::{ServerInfo, ServerMessage},
 };
