@@ -425,9 +425,6 @@ impl<S: Stream> Connection<S> {
 
     /// Returns the outcome for a TCP connection that has failed, has ended, or must be treated so.
     pub(crate) fn disconnected(&self) -> Outcome {
-        Outcome::Ended(match self.state {
-            State::Open | State::CloseReceived => Disconnect::ByClient,
-            State::CloseSent | State::Lingering => Disconnect::ByServer,
-        })
+        Outcome::Ended(self.state.disconnect())
     }
 }

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::admission::Disconnect;
+
 /// The state of a connection (RFC 6455 §7.1). Its serialized names are part of the handover and stay.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -18,4 +20,14 @@ pub(crate) enum State {
     /// closes the TCP connection, so that the close frame is not lost to a reset (RFC 6455 §7.1.1).
     #[serde(rename = "deaf")]
     Lingering,
+}
+
+impl State {
+    /// Returns who has ended a connection whose TCP connection fails or ends in this state, or must be treated so.
+    pub(super) fn disconnect(self) -> Disconnect {
+        match self {
+            Self::Open | Self::CloseReceived => Disconnect::ByClient,
+            Self::CloseSent | Self::Lingering => Disconnect::ByServer,
+        }
+    }
 }
