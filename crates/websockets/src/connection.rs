@@ -38,8 +38,8 @@ use crate::{
     admission::{Disconnect, Permit},
     client_id::ClientId,
     codec::{CloseReason, Decoder, DecoderLimits, Frame},
+    protocol::Form,
     protocol::chunk::LAST_CHUNK,
-    wire_form::WireForm,
 };
 
 /// The settings that concern each connection.
@@ -93,7 +93,7 @@ pub(crate) struct Connection<S> {
     pub(crate) stream: S,
     pub(crate) id: ClientId,
     /// How the client gets its messages.
-    pub(crate) form: WireForm,
+    pub(crate) form: Form,
     /// The last ping and its answer.
     pub(crate) ping: Ping,
     /// Whether the client has shut down its direction of the TCP connection: read on until the end of the stream.
@@ -121,7 +121,7 @@ pub(crate) struct Sent {
 }
 
 impl<S: Stream> Connection<S> {
-    pub(crate) fn new(stream: S, id: ClientId, form: WireForm, permit: Permit) -> Self {
+    pub(crate) fn new(stream: S, id: ClientId, form: Form, permit: Permit) -> Self {
         Self {
             stream,
             id,
@@ -384,7 +384,7 @@ impl<S: Stream> Connection<S> {
         }
         if self.form.is_event_stream() {
             // There is no close frame: the end of the response is the close.
-            if self.form == WireForm::EventStream {
+            if self.form == Form::EventStream {
                 self.outbox.push(LAST_CHUNK, 0, Round::default());
             }
             self.state = State::Lingering;
@@ -406,7 +406,7 @@ impl<S: Stream> Connection<S> {
         self.count_sent(flushed.bytes);
         self.sent.replayed_messages += u32::try_from(flushed.replayed_messages).unwrap_or(u32::MAX);
         // A client of server-sent events answers by reading, not by what comes back later.
-        if self.form == WireForm::WebSocket && self.outbox.is_empty() {
+        if self.form == Form::WebSocket && self.outbox.is_empty() {
             self.ping.left();
         }
         if self.has_output() {

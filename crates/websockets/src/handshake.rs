@@ -4,7 +4,7 @@ use bytes::Bytes;
 use lastcall_broker::Since;
 use lastcall_core::ChannelName;
 
-use crate::wire_form::WireForm;
+use crate::protocol::Form;
 
 /// The most channels of one connection.
 pub const MAX_CHANNELS: usize = 128;
@@ -17,9 +17,9 @@ pub struct Handshake {
     /// What the client sent right after its request: frames that arrived before the response.
     pub early_input: Bytes,
     /// How the client gets its messages.
-    pub form: WireForm,
+    pub form: Form,
     /// The channels that the client named, each once, at most [`MAX_CHANNELS`]. None: `broadcast`, without a message that
-    /// says so; not for [`WireForm::EventStream`], whose clients come back with the id of an event.
+    /// says so; not for [`Form::EventStream`], whose clients come back with the id of an event.
     pub channels: Vec<ChannelRequest>,
 }
 

@@ -44,8 +44,8 @@
 //!   builds can read, with what its client has not read (`unread`).
 //! - `codec` is RFC 6455: frames, a decoder that enforces every limit as soon as a header shows it, and close codes. It
 //!   knows neither sockets nor JSON.
-//! - `protocol` has the messages of `docs/protocol.md` as types, as server-sent events (`event_stream`), and in chunks (`chunk`). [`WireForm`]
-//!   (`wire_form`) is how a connection gets them, and `client_id` the ids of connections in them.
+//! - `protocol` has the messages of `docs/protocol.md` as types, as server-sent events (`event_stream`), and in chunks (`chunk`). [`Form`]
+//!   (`form`) is how a connection gets them, and `client_id` the ids of connections in them.
 //!   `handshake` is what the HTTP server leaves to the event loop: the response that is not sent yet, and early input.
 //! - [`Stats`] (`stats`) is what each loop counts.
 
@@ -74,7 +74,6 @@ mod protocol;
 mod shutdown;
 mod stats;
 mod vital_tasks;
-mod wire_form;
 
 pub use admission::{AdmitError, ConnectionCounts, Permit};
 pub use client_id::ClientId;
@@ -88,11 +87,10 @@ pub use manager::{
 };
 pub use notifier::{Notifier, NotifierState};
 pub use phases::Phases;
-pub use protocol::{message_size, write_message};
+pub use protocol::{Form, message_size, write_message};
 pub use shutdown::{CLOSE_GRACE, GracefulShutdown, ShutdownConfig};
 pub use stats::{Histogram, Stats};
 pub use vital_tasks::VitalTasks;
-pub use wire_form::WireForm;
 
 /// The decoder, for the fuzzer only: it is not part of the interface.
 #[cfg(fuzzing)]

@@ -8,8 +8,8 @@ use lastcall_core::clock;
 
 use crate::{
     client_id::ClientId,
+    protocol::Form,
     protocol::{Reconnect, ServerMessage, event_stream},
-    wire_form::WireForm,
 };
 
 /// Earliest reconnect delay, and the shortest window over which the delays are spread, so that clients do not reconnect
@@ -56,17 +56,17 @@ impl ShutdownNotice {
     }
 
     /// Encodes the notice for this client, as it is now.
-    pub(crate) fn encode(&self, form: WireForm, client: ClientId) -> Bytes {
+    pub(crate) fn encode(&self, form: Form, client: ClientId) -> Bytes {
         form.encode(&self.message(client, Instant::now()))
     }
 
     /// Encodes the notice right before the close. An `EventSource` comes back by itself, when the event says.
-    pub(crate) fn encode_last(&self, form: WireForm, client: ClientId) -> Bytes {
+    pub(crate) fn encode_last(&self, form: Form, client: ClientId) -> Bytes {
         let now = Instant::now();
         let message = self.message(client, now);
         match form {
-            WireForm::WebSocket => form.encode(&message),
-            WireForm::EventStream | WireForm::UnchunkedEventStream => {
+            Form::WebSocket => form.encode(&message),
+            Form::EventStream | Form::UnchunkedEventStream => {
                 form.of_chunk(event_stream::encode(&message, Some(self.reconnect_after(client, now))))
             }
         }

@@ -2,10 +2,12 @@
 
 pub(crate) mod chunk;
 pub(crate) mod event_stream;
+mod form;
 mod plain;
 
 use lastcall_core::{ChannelName, Epoch, Publication};
 
+pub use form::Form;
 pub(crate) use plain::{Reconnect, ServerInfo, ServerMessage};
 
 /// Appends a publication as clients get it: JSON.

@@ -13,7 +13,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use http_body_util::BodyExt;
-use lastcall_websockets::{ChannelRequest, WireForm};
+use lastcall_websockets::{ChannelRequest, Form};
 
 use super::{channel_query, websocket::refusal};
 use crate::{
@@ -42,7 +42,7 @@ pub(crate) async fn events(
         Ok(_) if request.method() == Method::HEAD => head_of_stream(),
         Ok(channels) => match state.manager.admit() {
             Ok(permit) => {
-                pending.confirm(Confirmed { permit, form: WireForm::EventStream, channels });
+                pending.confirm(Confirmed { permit, form: Form::EventStream, channels });
                 // Replaced by 200: only with a 101 does hyper give the socket back.
                 stream_head(StatusCode::SWITCHING_PROTOCOLS, Body::empty())
             }

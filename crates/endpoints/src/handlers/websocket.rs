@@ -12,7 +12,7 @@ use axum::{
     },
     response::{IntoResponse, Response},
 };
-use lastcall_websockets::{AdmitError, WireForm};
+use lastcall_websockets::{AdmitError, Form};
 use tungstenite::{Error, error::ProtocolError, handshake::server::create_response_with_body};
 
 use crate::{
@@ -60,7 +60,7 @@ pub(crate) async fn upgrade(
         Ok(permit) => permit,
         Err(error) => return refusal(error).into_response(),
     };
-    pending.confirm(Confirmed { permit, form: WireForm::WebSocket, channels });
+    pending.confirm(Confirmed { permit, form: Form::WebSocket, channels });
     response
 }
 

@@ -26,7 +26,7 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use lastcall_websockets::{Handshake, MAX_CHANNELS, WireForm};
+use lastcall_websockets::{Form, Handshake, MAX_CHANNELS};
 use socket2::SockRef;
 use tokio::{net::TcpStream, time::timeout};
 use tower::ServiceExt;
@@ -208,7 +208,7 @@ async fn serve_http(
         close_in_stages(socket.into_stream(), stop, idle.must_leave()).await;
         return None;
     };
-    let response = if form == WireForm::WebSocket { response } else { event_stream_response(&response) };
+    let response = if form == Form::WebSocket { response } else { event_stream_response(&response) };
     let handshake = Handshake { response, early_input: read, form, channels };
     if let Err(error) = shared.manager.connect(permit, socket.into_websocket(), handshake) {
         warn!(%peer, %error, "a socket could not be handed to its event loop");

@@ -102,7 +102,7 @@ mod tests {
     use std::sync::Arc;
 
     use lastcall_broker::MemoryBroker;
-    use lastcall_websockets::{ConnectionManager, ManagerConfig, Phases, VitalTasks, WireForm};
+    use lastcall_websockets::{ConnectionManager, Form, ManagerConfig, Phases, VitalTasks};
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
     use super::*;
@@ -125,7 +125,7 @@ mod tests {
         (stream, client, move || {
             pending.confirm(Confirmed {
                 permit: manager.admit().unwrap(),
-                form: WireForm::WebSocket,
+                form: Form::WebSocket,
                 channels: Vec::new(),
             })
         })

@@ -2,14 +2,14 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use lastcall_websockets::{ChannelRequest, Permit, WireForm};
+use lastcall_websockets::{ChannelRequest, Form, Permit};
 
 /// A connection that the connection manager is to get, once its response is written.
 #[derive(Debug)]
 pub(crate) struct Confirmed {
     pub(crate) permit: Permit,
     /// How the client gets its messages.
-    pub(crate) form: WireForm,
+    pub(crate) form: Form,
     /// The channels that the client named.
     pub(crate) channels: Vec<ChannelRequest>,
 }

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use serde::Deserialize;
 
 use super::replay::Replay;
-use crate::wire_form::WireForm;
+use crate::protocol::Form;
 
 /// Most chunks in one call of writev(2).
 const MAX_SLICES: usize = 16;
@@ -324,7 +324,7 @@ impl Outbox {
     }
 
     /// Drops what is queued, except the rest of a message that is written in part, so that another one may follow.
-    pub(crate) fn truncate_to_partial_message(&mut self, form: WireForm) {
+    pub(crate) fn truncate_to_partial_message(&mut self, form: Form) {
         let Some(queue) = self.queue.take() else { return };
         // Nothing of the first message is written: then it goes, too.
         let Some(first) = queue.chunks.front().and_then(Chunk::bytes) else { return };

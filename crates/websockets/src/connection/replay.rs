@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 use crate::{
     codec::write_text_frame,
     encoded::encoded_size,
+    protocol::Form,
     protocol::{ServerMessage, chunk::ChunkWriter, event_stream},
-    wire_form::WireForm,
 };
 
 /// About how many bytes are encoded at once: as much as a socket usually takes, so that a client that does not read costs
@@ -37,7 +37,7 @@ pub(crate) enum ReplayForm {
     /// As events. The id of each has this before and after the position.
     EventStream {
         /// The form of the connection.
-        form: WireForm,
+        form: Form,
         /// The positions of the channels before this one.
         before: String,
         /// Those of the channels after it.

@@ -8,7 +8,7 @@ use super::{outbox::Outbox, state::State, unread::QueueSnapshot};
 use crate::{
     client_id::ClientId,
     codec::{CloseReason, Decoder},
-    wire_form::WireForm,
+    protocol::Form,
 };
 
 /// What a new process needs to continue a connection. Other builds read it, too: fields that they do not know are
@@ -18,7 +18,7 @@ use crate::{
 #[serde(default)]
 pub struct ConnectionSnapshot {
     pub(crate) id: ClientId,
-    pub(crate) form: WireForm,
+    pub(crate) form: Form,
     /// The time since it began, in seconds; `None` in builds before protocol 4.
     pub(crate) age_s: Option<u32>,
     #[serde(rename = "life")]
@@ -173,7 +173,7 @@ mod tests {
         let expected = ConnectionSnapshot { channels: Vec::new(), ..busy_by_names() };
         assert_eq!(read::<ConnectionSnapshot>(&recorded("connection-0.1.0")), expected);
         let expected = ConnectionSnapshot {
-            form: WireForm::UnchunkedEventStream,
+            form: Form::UnchunkedEventStream,
             positions: vec!["000000000000000a-5".into(), String::new()],
             ..busy_by_names()
         };

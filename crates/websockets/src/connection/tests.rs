@@ -42,7 +42,7 @@ const ALL_REASONS: [CloseReason; 7] = [
 /// Returns an open connection whose socket takes `capacity` bytes.
 fn connection(capacity: usize) -> Connection<MemoryStream> {
     let stream = MemoryStream { capacity, ..MemoryStream::default() };
-    Connection::new(stream, ClientId::generate(), WireForm::WebSocket, permit())
+    Connection::new(stream, ClientId::generate(), Form::WebSocket, permit())
 }
 
 fn permit() -> Permit {

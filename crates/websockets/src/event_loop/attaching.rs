@@ -14,8 +14,8 @@ use crate::{
         subscription_list::{LocalChannelId, PENDING, Subscription},
     },
     mailbox::Attachment,
+    protocol::Form,
     protocol::{ServerMessage, event_stream},
-    wire_form::WireForm,
 };
 
 impl EventLoop {
@@ -69,11 +69,11 @@ impl EventLoop {
         let message = ServerMessage::Subscribed { channel: &channel, id: start, recovered };
         let mut outcome;
         let form = match connection.form {
-            WireForm::WebSocket => {
+            Form::WebSocket => {
                 outcome = connection.send_unbounded(message.frame().bytes());
                 ReplayForm::WebSocket
             }
-            WireForm::EventStream | WireForm::UnchunkedEventStream => {
+            Form::EventStream | Form::UnchunkedEventStream => {
                 let (mut before, mut after) = (String::new(), String::new());
                 if let Some((positions, index)) = subscriptions.positions(id) {
                     let around = positions.around(index);

@@ -19,8 +19,8 @@ use crate::{
     connections::{Slot, stream_positions::StreamPositions},
     handshake::ChannelRequest,
     mailbox::{ConnectionSource, NewConnection},
+    protocol::Form,
     protocol::{ServerInfo, ServerMessage, event_stream},
-    wire_form::WireForm,
 };
 
 /// A position that no channel has: epochs are random. The ids of events have it in place of one that the client sent and that is
@@ -171,9 +171,9 @@ impl EventLoop {
         } else {
             let welcome = ServerMessage::Welcome { client: id, server: ServerInfo };
             let welcome = match connection.form {
-                WireForm::WebSocket => welcome.frame().bytes().clone(),
+                Form::WebSocket => welcome.frame().bytes().clone(),
                 // It replaces the time that the last drain has given the client.
-                WireForm::EventStream | WireForm::UnchunkedEventStream => {
+                Form::EventStream | Form::UnchunkedEventStream => {
                     connection.form.of_chunk(event_stream::encode(&welcome, Some(retry_after(id))))
                 }
             };

@@ -10,11 +10,11 @@ use crate::{
     connections::stream_positions::StreamPositions,
     encoded::Event,
     mailbox::Run,
+    protocol::Form,
     protocol::{
         chunk::{self, ChunkWriter},
         event_stream,
     },
-    wire_form::WireForm,
 };
 
 /// Publications of a channel, encoded and joined in each form when the first member needs it.
@@ -45,12 +45,12 @@ impl RunFanout {
     }
 
     /// Returns the publications as all members with this form get them that have no other channel.
-    pub(super) fn joined(&self, form: WireForm) -> &Bytes {
+    pub(super) fn joined(&self, form: Form) -> &Bytes {
         match form {
-            WireForm::WebSocket => self.frames.get_or_init(|| self.join_frames()),
-            WireForm::EventStream => self.chunk.get_or_init(|| self.join_events()),
-            WireForm::UnchunkedEventStream => {
-                self.events.get_or_init(|| chunk::content(self.joined(WireForm::EventStream)))
+            Form::WebSocket => self.frames.get_or_init(|| self.join_frames()),
+            Form::EventStream => self.chunk.get_or_init(|| self.join_events()),
+            Form::UnchunkedEventStream => {
+                self.events.get_or_init(|| chunk::content(self.joined(Form::EventStream)))
             }
         }
     }

@@ -114,7 +114,7 @@ proptest! {
             let _ = state.decoder.rest_of_frame();
             let _ = state.decoder.decode(&mut received.clone(), limits, |_| ControlFlow::Continue(()));
             let _ = state.outbox.flush(&mut MemoryStream { capacity: room, ..MemoryStream::default() });
-            state.outbox.truncate_to_partial_message(WireForm::WebSocket);
+            state.outbox.truncate_to_partial_message(Form::WebSocket);
             let _ = state.outbox.flush(&mut MemoryStream { capacity: 1000, ..MemoryStream::default() });
         }
     }

@@ -185,8 +185,7 @@ fn a_close_follows_what_is_queued_and_the_notice_whatever_the_socket_takes_at_a_
 fn the_end_of_a_connection_releases_its_permit() {
     let admission = Admission::new(1, Phases::default());
     let permit = admission.admit().unwrap();
-    let connection =
-        Connection::new(MemoryStream::default(), ClientId::generate(), WireForm::WebSocket, permit);
+    let connection = Connection::new(MemoryStream::default(), ClientId::generate(), Form::WebSocket, permit);
     assert!(admission.admit().is_err());
     connection.finish(Disconnect::ByClient);
     assert!(admission.admit().is_ok());

@@ -10,7 +10,7 @@ use crate::{
         memory_stream::MemoryStream,
         outbox::{Outbox, Round},
     },
-    wire_form::WireForm,
+    protocol::Form,
 };
 
 fn text(n: usize) -> Bytes {
@@ -45,7 +45,7 @@ fn a_partial_frame_is_completed_and_the_rest_dropped() {
         outbox.push(chunk.into(), 0, Round::default());
         outbox.push(text(9), 0, Round::default());
         outbox.flush(&mut socket).unwrap();
-        outbox.truncate_to_partial_message(WireForm::WebSocket);
+        outbox.truncate_to_partial_message(Form::WebSocket);
         socket.capacity = 1000;
         outbox.flush(&mut socket).unwrap();
         let ends = [0, 7, 16, 27];

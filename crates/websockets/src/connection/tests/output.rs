@@ -226,14 +226,10 @@ fn a_client_that_reads_fast_has_turns() {
 #[test]
 fn a_client_that_reads_its_replay_is_not_overdue_also_in_another_process() {
     for (form, replay_form) in [
-        (WireForm::WebSocket, ReplayForm::WebSocket),
+        (Form::WebSocket, ReplayForm::WebSocket),
         (
-            WireForm::EventStream,
-            ReplayForm::EventStream {
-                form: WireForm::EventStream,
-                before: String::new(),
-                after: String::new(),
-            },
+            Form::EventStream,
+            ReplayForm::EventStream { form: Form::EventStream, before: String::new(), after: String::new() },
         ),
     ] {
         for upgrades in [false, true] {
@@ -257,7 +253,7 @@ fn a_client_that_reads_its_replay_is_not_overdue_also_in_another_process() {
                 assert!(!connection.is_overdue(), "{form:?}, upgrade: {upgrades}");
             }
             assert!(!connection.is_overdue());
-            let expected = if form == WireForm::EventStream { Ping::Answered } else { Ping::SentLate };
+            let expected = if form == Form::EventStream { Ping::Answered } else { Ping::SentLate };
             assert_eq!(connection.ping, expected);
         }
     }

@@ -3,14 +3,12 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    codec::{self, Frame},
-    protocol::{ServerMessage, chunk, event_stream},
-};
+use super::{ServerMessage, chunk, event_stream};
+use crate::codec::{self, Frame};
 
 /// How a connection gets its messages. The serialized names are part of the handover and stay.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum WireForm {
+pub enum Form {
     /// As text messages of a WebSocket (RFC 6455).
     #[default]
     #[serde(rename = "web_socket")]
@@ -23,7 +21,7 @@ pub enum WireForm {
     UnchunkedEventStream,
 }
 
-impl WireForm {
+impl Form {
     /// Returns true for server-sent events.
     pub(crate) fn is_event_stream(self) -> bool {
         self != Self::WebSocket
