@@ -20,7 +20,7 @@ mod testing {
     use std::sync::Arc;
 
     use lastcall_broker::{Delivery, ReceiverSet};
-    use lastcall_core::{ChannelName, Epoch, Publication};
+    use lastcall_core::{ChannelName, Epoch, Position, Publication};
 
     /// Delivers to no client.
     #[derive(Debug)]
@@ -28,5 +28,7 @@ mod testing {
 
     impl Delivery for NoDelivery {
         fn deliver(&self, _: &ChannelName, _: Epoch, _: &[Arc<Publication>], _: ReceiverSet) {}
+
+        fn reset(&self, _: &ChannelName, _: Position, _: ReceiverSet) {}
     }
 }

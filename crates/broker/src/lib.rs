@@ -20,6 +20,7 @@ mod snapshot;
 use std::{fmt, future::Future, pin::Pin, sync::Arc};
 
 use lastcall_core::{ChannelName, Epoch, Position, Publication};
+use serde::{Deserialize, Serialize};
 
 pub use config::{Config, NamespaceRule, Retention};
 pub use idempotency::{IDEMPOTENCY_TTL, IdempotencyKey, InvalidIdempotencyKey};
@@ -30,16 +31,20 @@ pub use snapshot::{BrokerPart, ChannelPart, KeyPart, PartError};
 /// The result of a broker's work.
 pub type BrokerFuture<T> = Pin<Box<dyn Future<Output = Result<T, BrokerError>> + Send>>;
 
-/// What is to be done when a subscription stands. See [`Broker::subscribe`].
-pub type Attach = Box<dyn FnOnce(Subscribed) + Send>;
+/// The function that is called with the beginning of a subscription, or with the reason why there is none. See
+/// [`Broker::subscribe`].
+pub type Attach = Box<dyn FnOnce(Result<Subscribed, BrokerError>) + Send>;
 
 /// A broker could not do its work.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BrokerError {
-    /// It cannot be reached. Whether a publication was kept is not known: publish again only with the same
-    /// [`IdempotencyKey`].
+    /// It cannot work now, and has done nothing.
     #[error("the broker is unavailable: {0}")]
     Unavailable(String),
+    /// It has not said what became of a publication, which may have been made: publish again only with the same
+    /// [`IdempotencyKey`].
+    #[error("the broker has not said whether this was published: {0}")]
+    OutcomeUnknown(String),
 }
 
 /// Where publications get their positions and are kept.
@@ -52,7 +57,8 @@ pub enum BrokerError {
 /// A publication gets its position, is kept and is delivered in one step, under the channel's lock. A subscription
 /// takes what was missed, adds the receiver and calls `attach` in one step, under the same lock. So whatever is
 /// delivered to the receiver before `attach` is called is not for the subscriber, and whatever is delivered after it
-/// is: there is no gap, and nothing comes twice. `attach` and `deliver` must be short, and must not call the broker.
+/// is: there is no gap, and nothing comes twice. `attach` is called once, at once or later, by any thread. `attach`,
+/// `deliver` and `reset` must be short, and must not call the broker.
 ///
 /// # Recovery
 /// What is missed is all there or not at all: `recovered` is true only if the epoch is the same and every publication
@@ -60,8 +66,11 @@ pub enum BrokerError {
 /// earlier position is not recovered.
 ///
 /// # Failure
-/// The work of a call begins with the call, and goes to its end when the future is dropped. An error of `publish` means
-/// that it is not known whether the publication was kept. A broker that has lost publications begins a new epoch.
+/// The work of a call begins with the call, and goes to its end when the future is dropped. It may fail:
+/// [`BrokerError::Unavailable`] says that nothing was done, [`BrokerError::OutcomeUnknown`] that a publication may have
+/// been made. A subscription that fails has not begun, and costs its subscriber no position: it can ask again. A broker
+/// that has lost publications begins a new epoch. Whenever receivers may not have got all of a channel, they are told by
+/// [`Delivery::reset`], before anything that comes after it.
 pub trait Broker: fmt::Debug + Send + Sync {
     /// Publishes, in their order. With a key, the publications of this channel with the same key within
     /// [`IDEMPOTENCY_TTL`] are not published again: the result is the first one's.
@@ -73,7 +82,7 @@ pub trait Broker: fmt::Debug + Send + Sync {
     ) -> BrokerFuture<Published>;
 
     /// Subscribes: from when `attach` is called on, the channel's publications are delivered to `receiver`, also for
-    /// this subscriber. Each subscription is to be ended by one [`Broker::unsubscribe`].
+    /// this subscriber. Each subscription that has begun is to be ended by one [`Broker::unsubscribe`].
     fn subscribe(&self, channel: &ChannelName, since: Since, receiver: usize, attach: Attach);
 
     /// Subscribes as often as the connections are subscribed that are about to come from another process: the channel's
@@ -117,6 +126,10 @@ pub trait Delivery: fmt::Debug + Send + Sync {
         publications: &[Arc<Publication>],
         receivers: ReceiverSet,
     );
+
+    /// Tells these receivers that they may have missed publications of a channel, and that those after `top` are delivered
+    /// from now on. Its epoch may be a new one. Called under the channel's lock.
+    fn reset(&self, channel: &ChannelName, top: Position, receivers: ReceiverSet);
 }
 
 /// What was published.
@@ -128,8 +141,9 @@ pub struct Published {
     pub subscribers: usize,
 }
 
-/// From where on a subscriber wants a channel's publications.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// From where on a subscriber wants a channel's publications. A handover has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Since {
     /// From the subscription on.
     Now,

@@ -165,7 +165,7 @@ impl MemoryBroker {
             state = self.lock();
         }
         let channel = self.add_subscriptions(&mut state, now, name, receiver, 1);
-        attach(channel.subscribed(since, taken));
+        attach(Ok(channel.subscribed(since, taken)));
     }
 
     /// Adds subscriptions to a channel, and returns it.

@@ -14,6 +14,19 @@ use crate::{
     budget::Used, connection::Connection, connection_key::ConnectionKey, excess_capacity::TrimThreshold,
 };
 
+/// What has become of the texts of a client that were read last. Nothing more is read from it before they are published, or
+/// it has got the error: so what it sends is bounded, whatever the broker does.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Texts {
+    /// They are published, or there were none.
+    #[default]
+    Published,
+    /// The broker has not answered.
+    Publishing,
+    /// The error waits in the client's queue.
+    Refused,
+}
+
 /// A connection and what its event loop knows of it.
 #[derive(Debug)]
 pub(crate) struct Slot {
@@ -30,6 +43,8 @@ pub(crate) struct Slot {
     pub(crate) replay_watched: bool,
     /// Whether reads are paused because the client sent too much.
     pub(crate) throttled: bool,
+    /// What has become of the texts that were read last.
+    pub(crate) texts: Texts,
     /// Whether the poll reports when the socket can be written.
     pub(crate) write_interest: bool,
     /// When the connection began, in seconds since the machine was started.
@@ -50,9 +65,15 @@ impl Slot {
             write_queued: false,
             replay_watched: false,
             throttled: false,
+            texts: Texts::default(),
             write_interest,
             began_s: seconds(clock::since_boot()),
         }
+    }
+
+    /// Returns true if the connection is not read from for now.
+    pub(crate) fn is_paused(&self) -> bool {
+        self.throttled || self.texts != Texts::Published
     }
 
     /// Returns how long ago the connection began, in seconds.

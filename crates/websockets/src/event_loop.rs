@@ -23,14 +23,14 @@ mod timers;
 mod writing;
 
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     io,
     net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use lastcall_broker::Broker;
+use lastcall_broker::{Broker, BrokerFuture, Published};
 use lastcall_core::{ChannelName, Publication};
 use mio::{Events, Interest, Poll, Token, Waker};
 use tracing::debug;
@@ -52,7 +52,7 @@ use crate::{
     codec::CloseReason,
     connection::{ConnectionConfig, Outcome},
     connection_key::ConnectionKey,
-    connections::Connections,
+    connections::{Connections, Texts},
     mailbox::BatchItem,
     mailboxes::Mailboxes,
     notice::ShutdownNotice,
@@ -117,6 +117,8 @@ pub(crate) struct EventLoop {
     close_reason: Option<CloseReason>,
     stopped: bool,
     stats: Stats,
+    /// The texts that the broker has not answered yet, by the connections that sent them.
+    unanswered_texts: HashMap<ConnectionKey, BrokerFuture<Published>>,
     /// Texts of one read, to be published together; empty between reads.
     received_texts: Vec<Publication>,
     read_buffer: Vec<u8>,
@@ -156,6 +158,7 @@ impl EventLoop {
             close_reason: None,
             stopped: false,
             stats: Stats::default(),
+            unanswered_texts: HashMap::new(),
             received_texts: Vec::new(),
             read_buffer: vec![0; READ_BUFFER],
         }
@@ -287,6 +290,9 @@ impl EventLoop {
                     let content = FanoutContent::Publications(RunFanout::new(run, batch.round));
                     self.jobs.push(Job::Deliver(Fanout::new(content)));
                 }
+                BatchItem::Reset(reset) => {
+                    self.jobs.push(Job::Deliver(Fanout::new(FanoutContent::Reset(reset))));
+                }
                 BatchItem::Attach(attachment) => self.jobs.push(Job::Attach(attachment)),
                 BatchItem::Command(command) => self.jobs.push(Job::Command(command)),
             }
@@ -371,6 +377,7 @@ impl EventLoop {
                     self.timers.start_close_timeout(key, self.config.close_timeout, Instant::now());
                     // The client's close frame is to be read; nothing that it sends is published any more.
                     self.end_throttling(slot);
+                    self.forget_texts(key);
                 }
             }
             Outcome::Ended(disconnect) => self.remove(slot, disconnect),
@@ -413,6 +420,9 @@ impl EventLoop {
         let Some(entry) = self.connections.remove(slot) else { return };
         if entry.throttled {
             self.config.budget.remove_throttled();
+        }
+        if entry.texts == Texts::Publishing {
+            self.unanswered_texts.remove(&ConnectionKey { slot, id: entry.connection.id });
         }
         self.end_subscriptions(&entry.subscriptions);
         let (age_s, connection) = (entry.age_s(), entry.connection);

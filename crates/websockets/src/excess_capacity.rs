@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 /// Entries that an empty queue keeps room for.
-const KEPT_CAPACITY: usize = 128;
+pub(crate) const KEPT_CAPACITY: usize = 128;
 
 /// Releases the memory that a queue needed for a burst, once it is empty. After thousands of clients at once, that memory
 /// would otherwise stay allocated, and be a considerable part of what the clients cost.

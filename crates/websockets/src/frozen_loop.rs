@@ -17,11 +17,11 @@ use crate::{
     codec::CloseReason,
     connection::{
         Outcome,
-        snapshot::{ConnectionSnapshot, SubscriptionNumbers},
+        snapshot::{ConnectionSnapshot, PendingSnapshot, SubscriptionNumbers},
         unread::{QueueSnapshot, UnreadBuffers},
     },
     connection_key::ConnectionKey,
-    connections::Connections,
+    connections::{Connections, Texts, subscription_list::Subscription},
     stats::Stats,
 };
 
@@ -51,6 +51,8 @@ pub(crate) struct FrozenLoop {
     close_timeout: Duration,
     /// The channels that have changed since they were listed; all of them, if they were not.
     pub(crate) channels: Vec<NumberedChannel>,
+    /// The subscriptions that wait for the broker, by slot.
+    pending: HashMap<usize, Vec<PendingSnapshot>>,
     /// The queues of clients, by slot.
     queues: HashMap<usize, QueueSnapshot>,
     pub(crate) stats: Stats,
@@ -79,6 +81,7 @@ impl FrozenLoop {
         close_timeouts: BTreeMap<usize, Duration>,
         close_timeout: Duration,
         channels: Vec<NumberedChannel>,
+        pending: HashMap<usize, Vec<PendingSnapshot>>,
         stats: Stats,
     ) -> (Self, Receiver<Returned>) {
         let (return_tx, returned) = sync_channel(1);
@@ -88,6 +91,7 @@ impl FrozenLoop {
             close_timeouts,
             close_timeout,
             channels,
+            pending,
             queues: HashMap::new(),
             stats,
             returned: Returned::default(),
@@ -151,10 +155,17 @@ impl FrozenLoop {
     pub(crate) fn snapshots(&self) -> impl Iterator<Item = (BorrowedFd<'_>, ConnectionSnapshot)> {
         self.connections.iter().map(|(slot, entry)| {
             let left = self.close_timeouts.get(&slot).copied();
-            let numbers = entry.subscriptions.iter().map(|subscription| subscription.channel.0);
+            // A client that is being closed may have none any more: its subscription has failed.
+            let is_open = entry.connection.is_open();
+            let pending = self.pending.get(&slot).filter(|_| is_open).cloned().unwrap_or_default();
+            let begun = |subscription: &&Subscription| is_open || !subscription.is_pending();
+            let numbers = entry.subscriptions.iter().filter(begun);
+            let numbers: Vec<_> = numbers.map(|subscription| subscription.channel.0).collect();
             let snapshot = ConnectionSnapshot {
                 queue: self.queues.get(&slot).cloned().unwrap_or_default(),
-                subscriptions: SubscriptionNumbers::new(self.index, numbers),
+                subscriptions: SubscriptionNumbers::new(self.index, numbers.into_iter()),
+                pending,
+                texts_unanswered: is_open && entry.texts == Texts::Publishing,
                 stream_positions: entry.subscriptions.position_bytes(),
                 age_s: Some(entry.age_s()),
                 ..entry.connection.snapshot(left)

@@ -4,8 +4,8 @@ mod loop_command;
 
 use std::{collections::VecDeque, io, net::TcpStream, sync::Arc};
 
-use lastcall_broker::Subscribed;
-use lastcall_core::ChannelName;
+use lastcall_broker::{BrokerError, Subscribed};
+use lastcall_core::{ChannelName, Position};
 use mio::Waker;
 
 pub(crate) use self::loop_command::{LoopCommand, UnreadConnection, UnreadRound};
@@ -51,16 +51,20 @@ pub(crate) enum ConnectionSource {
     Handover(Box<ConnectionSnapshot>),
 }
 
-/// A subscription that begins: everything of its channel that comes later in the mailbox is also for this connection.
+/// The answer of the broker to a subscription. If it begins, everything of its channel that comes later in the mailbox is also
+/// for this connection.
 #[derive(Debug)]
 pub(crate) struct Attachment {
     pub(crate) connection: ConnectionKey,
     pub(crate) channel: ChannelName,
-    pub(crate) subscribed: Subscribed,
-    /// Whether the client is told: it named the channel.
-    pub(crate) announced: bool,
-    /// Whether the client asked for a position.
-    pub(crate) asked: bool,
+    pub(crate) subscribed: Result<Subscribed, BrokerError>,
+}
+
+/// A channel of which connections may have missed publications: they get those after `top`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ChannelReset {
+    pub(crate) channel: ChannelName,
+    pub(crate) top: Position,
 }
 
 #[derive(Debug)]
@@ -69,6 +73,8 @@ enum Entry {
     Publication(ChannelName, Arc<EncodedPublication>, u32),
     /// Boxed: entries are as large as the largest one, and nearly all are publications.
     Attach(Box<Attachment>),
+    /// Boxed as well.
+    Reset(Box<ChannelReset>),
     /// The number is that of the connections assigned before it, which the loop registers first.
     Command(LoopCommand, u64),
 }
@@ -143,6 +149,12 @@ impl Mailbox {
         }
         self.entries.push_back(Entry::Attach(Box::new(attachment)));
         self.attachments += 1;
+    }
+
+    pub(crate) fn push_reset(&mut self, reset: ChannelReset) {
+        if !self.closed {
+            self.entries.push_back(Entry::Reset(Box::new(reset)));
+        }
     }
 
     /// Adds publications of a channel, which have so many `bytes`, and were published in this turn.
@@ -221,6 +233,11 @@ impl Mailbox {
                         break;
                     }
                 }
+                Entry::Reset(reset) => {
+                    batch.items.push(BatchItem::Reset(reset));
+                    // Nor across it: what comes later is of another epoch.
+                    runs_from = batch.items.len();
+                }
                 Entry::Command(command, assigned) if assigned > self.taken => {
                     self.entries.push_front(Entry::Command(command, assigned));
                     self.round_left += 1;
@@ -253,7 +270,7 @@ impl Mailbox {
     fn is_round_over(&self) -> bool {
         let continues = |entry: &Entry| match entry {
             Entry::Publication(.., turn) => *turn == self.round_turn,
-            Entry::Attach(_) | Entry::Command(..) => false,
+            Entry::Attach(_) | Entry::Reset(_) | Entry::Command(..) => false,
         };
         self.round_left == 0 && !self.entries.front().is_some_and(continues)
     }
@@ -283,6 +300,7 @@ pub(crate) struct Batch {
 pub(crate) enum BatchItem {
     Run(Run),
     Attach(Box<Attachment>),
+    Reset(Box<ChannelReset>),
     /// Always the last item.
     Command(LoopCommand),
 }

@@ -10,13 +10,13 @@ use std::{
 };
 
 use lastcall_broker::{Delivery, ReceiverSet};
-use lastcall_core::{ChannelName, Epoch, Publication};
+use lastcall_core::{ChannelName, Epoch, Position, Publication};
 use mio::Waker;
 use tokio::sync::Notify;
 
 use crate::{
     encoded::EncodedPublication,
-    mailbox::{Attachment, Batch, LoopCommand, Mailbox, NewConnection},
+    mailbox::{Attachment, Batch, ChannelReset, LoopCommand, Mailbox, NewConnection},
     placement::Placement,
 };
 
@@ -113,6 +113,17 @@ impl Mailboxes {
                 self.full.store(true, Ordering::Relaxed);
             }
             if !is_deferred {
+                mailbox.wake(waker);
+            }
+        }
+    }
+
+    /// Tells these loops that their connections may have missed publications of a channel.
+    pub(crate) fn reset(&self, reset: &ChannelReset, receivers: ReceiverSet) {
+        let mut state = self.lock();
+        for (index, (mailbox, waker)) in state.mailboxes.iter_mut().zip(&self.wakers).enumerate() {
+            if receivers.contains(index) {
+                mailbox.push_reset(reset.clone());
                 mailbox.wake(waker);
             }
         }
@@ -276,6 +287,10 @@ impl Delivery for MailboxDelivery {
             .map(|publication| Arc::new(EncodedPublication::new(epoch, Arc::clone(publication))))
             .collect();
         self.0.publish(channel, &encoded, receivers);
+    }
+
+    fn reset(&self, channel: &ChannelName, top: Position, receivers: ReceiverSet) {
+        self.0.reset(&ChannelReset { channel: channel.clone(), top }, receivers);
     }
 }
 

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use serde_json::value::RawValue;
 
 use super::*;
-use crate::{NamespaceRule, ReceiverSet, Retention, Subscribed};
+use crate::{BrokerError, NamespaceRule, ReceiverSet, Retention, Subscribed};
 
 /// What was delivered, in order: to which receivers, and the positions.
 #[derive(Debug, Clone, Default)]
@@ -28,6 +28,10 @@ impl Delivery for Recorder {
             let position = Position { epoch, offset: publication.offset };
             delivered.push((receivers, channel.to_string(), position));
         }
+    }
+
+    fn reset(&self, _: &ChannelName, _: Position, _: ReceiverSet) {
+        unreachable!("the memory broker loses nothing that it has delivered");
     }
 }
 
@@ -60,7 +64,7 @@ fn publish(broker: &MemoryBroker, now: i64, channel: &str) -> Position {
 fn subscribe(broker: &MemoryBroker, now: i64, channel: &str, since: Since) -> Subscribed {
     let result = Arc::new(Mutex::new(None));
     let attached = Arc::clone(&result);
-    let attach = move |subscribed| *attached.lock().unwrap() = Some(subscribed);
+    let attach = move |subscribed: Result<_, _>| *attached.lock().unwrap() = Some(subscribed.unwrap());
     broker.subscribe_at(now, &name(channel), since, 0, Box::new(attach));
     result.lock().unwrap().take().expect("the memory broker attaches at once")
 }
@@ -142,7 +146,7 @@ fn a_channel_is_gone_when_it_has_neither_subscribers_nor_history() {
 #[test]
 fn publications_are_delivered_in_order_to_the_receivers_of_their_channel_alone() {
     let (broker, recorder) = broker(Config::default());
-    let ignore = || Box::new(drop::<Subscribed>);
+    let ignore = || Box::new(drop::<Result<Subscribed, BrokerError>>);
     let (a, b) = (name("a"), name("b"));
     broker.subscribe(&a, Since::Now, 0, ignore());
     broker.subscribe(&a, Since::Now, 0, ignore());

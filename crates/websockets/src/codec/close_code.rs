@@ -23,6 +23,8 @@ pub(crate) enum CloseReason {
     MessageTooBig,
     /// 1012: the server is shutting down.
     ServiceRestart,
+    /// 1013: the broker cannot work now.
+    Unavailable,
 }
 
 impl CloseReason {
@@ -35,6 +37,7 @@ impl CloseReason {
             Self::SlowConsumer | Self::Idle => 1008,
             Self::MessageTooBig => 1009,
             Self::ServiceRestart => 1012,
+            Self::Unavailable => 1013,
         }
     }
 
@@ -48,6 +51,7 @@ impl CloseReason {
             Self::Idle => "idle",
             Self::MessageTooBig => "message_too_big",
             Self::ServiceRestart => "service_restart",
+            Self::Unavailable => "unavailable",
         }
     }
 
@@ -61,6 +65,7 @@ impl CloseReason {
             Self::Idle => "idle",
             Self::MessageTooBig => "message too big",
             Self::ServiceRestart => "service restart",
+            Self::Unavailable => "try again later",
         }
     }
 
@@ -68,7 +73,7 @@ impl CloseReason {
     pub(crate) fn discards_input(self) -> bool {
         match self {
             Self::ProtocolError(_) | Self::UnsupportedData | Self::InvalidUtf8 | Self::MessageTooBig => true,
-            Self::SlowConsumer | Self::Idle | Self::ServiceRestart => false,
+            Self::SlowConsumer | Self::Idle | Self::ServiceRestart | Self::Unavailable => false,
         }
     }
 }

@@ -1,6 +1,9 @@
 //! One connection as plain data: enough for another process to continue it to the byte.
 
+use std::ops::Not;
+
 use bytes::Bytes;
+use lastcall_broker::Since;
 use lastcall_core::ChannelName;
 use serde::{Deserialize, Serialize};
 
@@ -42,6 +45,12 @@ pub struct ConnectionSnapshot {
     pub(crate) queue: QueueSnapshot,
     /// The channels that it is subscribed to, in the order of its URL, as numbers. It has everything of them that was published.
     pub(crate) subscriptions: SubscriptionNumbers,
+    /// Those of them that have not begun.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) pending: Vec<PendingSnapshot>,
+    /// True if the broker has not answered what has become of texts of its client.
+    #[serde(skip_serializing_if = "Not::not")]
+    pub(crate) texts_unanswered: bool,
     /// The positions that the ids of its events have, if they are several.
     #[serde(with = "serde_bytes", skip_serializing_if = "Vec::is_empty")]
     pub(crate) stream_positions: Vec<u8>,
@@ -63,6 +72,7 @@ impl ConnectionSnapshot {
     /// Returns about how many bytes the serialized snapshot has.
     pub fn size(&self) -> usize {
         200 + 4 * self.subscriptions.len()
+            + 60 * self.pending.len()
             + self.stream_positions.len()
             + self.queue.size()
             + self.decoder.len()
@@ -78,6 +88,16 @@ pub(crate) struct SubscriptionNumbers {
     /// Four bytes for each, the lowest one first.
     #[serde(with = "serde_bytes")]
     numbers: Vec<u8>,
+}
+
+/// A subscription that the broker of the old process had not answered, and that of the new one is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PendingSnapshot {
+    /// Its index among the channels of the connection.
+    pub(crate) index: u32,
+    pub(crate) since: Since,
+    /// Whether the client is told: it named the channel.
+    pub(crate) announced: bool,
 }
 
 impl SubscriptionNumbers {
@@ -101,6 +121,8 @@ impl SubscriptionNumbers {
 mod tests {
     use std::ops::ControlFlow;
 
+    use lastcall_broker::Since;
+    use lastcall_core::{Epoch, Position};
     use serde::de::DeserializeOwned;
 
     use super::{super::outbox::Round, *};
@@ -122,6 +144,12 @@ mod tests {
             active_since_ping: true,
             decoder,
             subscriptions: SubscriptionNumbers::new(1, [7, 1 << 20].into_iter()),
+            pending: vec![PendingSnapshot {
+                index: 1,
+                since: Since::Position(Position { epoch: Epoch(10), offset: 5 }),
+                announced: true,
+            }],
+            texts_unanswered: true,
             stream_positions: vec![1; 32],
             ..ConnectionSnapshot::default()
         }
@@ -134,6 +162,8 @@ mod tests {
         outbox.push(Frame::close(Some((1012, "service restart"))).bytes().clone(), 0, Round::default());
         ConnectionSnapshot {
             subscriptions: SubscriptionNumbers::default(),
+            pending: Vec::new(),
+            texts_unanswered: false,
             stream_positions: Vec::new(),
             outbox,
             channels: vec![ChannelName::broadcast(), "chat:1".parse().unwrap()],

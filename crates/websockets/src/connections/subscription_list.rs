@@ -5,7 +5,7 @@ use std::ops::Deref;
 use super::stream_positions::StreamPositions;
 
 /// A channel's number in its loop, while the channel has subscriptions there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct LocalChannelId(pub(crate) u32);
 
 /// A subscription of a connection.
@@ -14,6 +14,13 @@ pub(crate) struct Subscription {
     pub(crate) channel: LocalChannelId,
     /// Its index among the members of the channel; [`PENDING`] until it is attached.
     pub(crate) member: u32,
+}
+
+impl Subscription {
+    /// Returns true if the broker has not answered, or has failed.
+    pub(crate) fn is_pending(self) -> bool {
+        self.member == PENDING
+    }
 }
 
 /// No index: the broker has not answered yet.
@@ -58,6 +65,11 @@ impl SubscriptionList {
         if let Some(subscription) = self.as_mut_slice().iter_mut().find(waits) {
             subscription.member = member;
         }
+    }
+
+    /// Returns the index of the subscription to this channel.
+    pub(crate) fn index_of(&self, channel: LocalChannelId) -> Option<usize> {
+        self.iter().position(|one| one.channel == channel)
     }
 
     /// Sets the positions that are the id of the client's events.

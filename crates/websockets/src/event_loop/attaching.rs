@@ -1,13 +1,18 @@
 //! The beginning and the end of subscriptions.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use lastcall_broker::{Since, Subscribed};
 use lastcall_core::{ChannelName, Position};
+use tracing::debug;
 
-use super::EventLoop;
+use super::{EventLoop, subscriptions::PendingSubscription};
 use crate::{
-    connection::replay::{Replay, ReplayForm},
+    codec::CloseReason,
+    connection::{
+        replay::{Replay, ReplayForm},
+        snapshot::PendingSnapshot,
+    },
     connection_key::ConnectionKey,
     connections::{
         Slot,
@@ -29,27 +34,41 @@ impl EventLoop {
         announced: bool,
     ) {
         let Some(entry) = self.connections.get_mut(connection.slot) else { return };
-        let (subscription, channel) = self.subscriptions.add_pending(channel);
+        let pending = PendingSubscription { since, announced };
+        let (subscription, channel) = self.subscriptions.add_pending(connection, channel, pending);
         entry.subscriptions.push(subscription);
         let (mailboxes, index, name) = (Arc::clone(&self.mailboxes), self.config.index, channel.clone());
-        let asked = since != Since::Now;
-        let attach = move |subscribed: Subscribed| {
-            let attachment = Attachment { connection, channel: name, subscribed, announced, asked };
-            mailboxes.attach(index, attachment);
+        let attach = move |subscribed| {
+            mailboxes.attach(index, Attachment { connection, channel: name, subscribed });
         };
         self.broker.subscribe(&channel, since, index, Box::new(attach));
     }
 
-    /// Begins a subscription: everything that is delivered in its channel from now on is for this connection, too.
+    /// Begins a subscription: everything that is delivered in its channel from now on is for this connection, too. A client
+    /// whose subscription has failed is closed, and asks again when it comes back.
     pub(super) fn attach(&mut self, attachment: Attachment) {
-        let Attachment { connection, channel, subscribed, announced, asked } = attachment;
+        let Attachment { connection, channel, subscribed } = attachment;
         // The channel has a pending subscription, so it is still there.
         let Some(id) = self.subscriptions.find(&channel) else { return };
-        let Some(slot) = self.connections.slot(connection) else {
-            self.subscriptions.abandon(id);
+        let Some(pending) = self.subscriptions.end_pending(connection, id) else { return };
+        let slot = self.connections.slot(connection);
+        let subscribed = match subscribed {
+            Ok(subscribed) => subscribed,
+            Err(error) => {
+                debug!(client = %connection.id, %channel, %error, "a client could not be subscribed");
+                self.subscriptions.remove_if_unused(id);
+                if let Some(slot) = slot {
+                    self.close(slot, CloseReason::Unavailable);
+                }
+                return;
+            }
+        };
+        let Some(slot) = slot else {
             self.end_subscription(id, &channel);
             return;
         };
+        let PendingSubscription { since, announced } = pending;
+        let asked = since != Since::Now;
         let Subscribed { top, recovered, missed } = subscribed;
         if asked {
             self.stats.recovered += u64::from(recovered);
@@ -97,6 +116,18 @@ impl EventLoop {
         }
         self.apply_outcome(slot, outcome);
         self.watch_replay(slot);
+    }
+
+    /// Returns the subscriptions that wait for the broker, by the slots of their connections.
+    pub(super) fn pending_subscriptions(&self) -> HashMap<usize, Vec<PendingSnapshot>> {
+        let mut by_slot: HashMap<usize, Vec<PendingSnapshot>> = HashMap::new();
+        for (connection, channel, PendingSubscription { since, announced }) in self.subscriptions.pending() {
+            let Some(slot) = self.connections.slot(connection) else { continue };
+            let Some(entry) = self.connections.get(slot) else { continue };
+            let Some(index) = entry.subscriptions.index_of(channel) else { continue };
+            by_slot.entry(slot).or_default().push(PendingSnapshot { index: index as u32, since, announced });
+        }
+        by_slot
     }
 
     /// Ends the subscriptions of a connection.

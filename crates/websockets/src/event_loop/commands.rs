@@ -44,6 +44,7 @@ impl EventLoop {
                 }
                 self.jobs.push_next(Fanout::new(FanoutContent::Close(reason)));
             }
+            LoopCommand::ContinueTexts(key) => self.continue_texts(key),
             LoopCommand::CollectStats(reply) => {
                 // Fails only if the caller has stopped waiting.
                 let _ = reply.try_send(self.collect_stats());
@@ -103,22 +104,18 @@ impl EventLoop {
     }
 
     /// Gives the connections away, and waits until they come back. If they do not, another process has them, and this
-    /// loop ends.
+    /// loop ends. Nothing waits for the broker: a subscription that it has not answered is asked for anew by the other process.
     fn freeze(&mut self, reply: mpsc::Sender<FrozenLoop>) {
-        if self.subscriptions.has_pending() {
-            // What such a connection has missed is not known before the broker has answered, which is later in the mailbox.
-            self.mailboxes.send_to(self.config.index, LoopCommand::Freeze(reply));
-            return;
-        }
         let timeouts = self.timers.close_timeouts(Instant::now());
         let timeouts = timeouts.filter_map(|(key, left)| Some((self.connections.slot(key)?, left))).collect();
         let channels = self.subscriptions.take_changes();
+        let pending = self.pending_subscriptions();
         let connections = std::mem::take(&mut self.connections);
         let (total, throttled) = (connections.len(), count_throttled(&connections));
         let (index, close_timeout) = (self.config.index, self.config.close_timeout);
         let stats = self.stats.clone();
         let (frozen, returned) =
-            FrozenLoop::new(index, connections, timeouts, close_timeout, channels, stats);
+            FrozenLoop::new(index, connections, timeouts, close_timeout, channels, pending, stats);
         // If the caller has stopped waiting, the frozen loop is dropped here, which returns the connections.
         drop(reply.try_send(frozen));
         match returned.recv() {

@@ -2,12 +2,18 @@
 
 use std::time::Instant;
 
+use lastcall_core::ChannelName;
+
 use super::{
     EventLoop,
     jobs::{Fanout, FanoutContent},
     run_fanout::RunFanout,
 };
-use crate::connections::subscription_list::LocalChannelId;
+use crate::{
+    connections::subscription_list::LocalChannelId,
+    mailbox::ChannelReset,
+    protocol::{Form, ServerMessage, event_stream},
+};
 
 /// Connections between two readings of the clock, one of which costs about a hundredth of a write.
 const CONNECTIONS_PER_CLOCK_READ: usize = 32;
@@ -19,21 +25,37 @@ impl EventLoop {
     /// Continues a fan-out until the slice is over. Returns true when all connections have got it.
     pub(super) fn deliver(&mut self, fanout: &mut Fanout, started: Instant) -> bool {
         match &fanout.content {
-            FanoutContent::Publications(run) => self.deliver_run(run, &mut fanout.next, started),
+            FanoutContent::Publications(run) => {
+                self.deliver_to_members(run.channel(), &mut fanout.next, started, |event_loop, slot, id| {
+                    event_loop.deliver_run_to(slot, run, id)
+                })
+            }
+            FanoutContent::Reset(reset) => {
+                self.deliver_to_members(&reset.channel, &mut fanout.next, started, |event_loop, slot, id| {
+                    event_loop.deliver_reset_to(slot, reset, id)
+                })
+            }
             _ => self.deliver_to_all(fanout, started),
         }
     }
 
-    fn deliver_run(&mut self, run: &RunFanout, next: &mut usize, started: Instant) -> bool {
+    /// Delivers to the members of a channel. `deliver` returns how many bytes it has written or queued.
+    fn deliver_to_members(
+        &mut self,
+        name: &ChannelName,
+        next: &mut usize,
+        started: Instant,
+        deliver: impl Fn(&mut Self, usize, LocalChannelId) -> usize,
+    ) -> bool {
         // Found anew in each slice: the last member may have left meanwhile.
-        let Some(id) = self.subscriptions.find(run.channel()) else { return true };
+        let Some(id) = self.subscriptions.find(name) else { return true };
         let mut bytes = 0;
         // The channel is gone once its last member has left during this very slice.
         while let Some(channel) = self.subscriptions.get(id).filter(|channel| *next < channel.members.end()) {
             let slot = channel.members.get(*next);
             *next += 1;
             if let Some(slot) = slot {
-                bytes += self.deliver_run_to(slot, run, id);
+                bytes += deliver(self, slot, id);
             }
             if next.is_multiple_of(CONNECTIONS_PER_CLOCK_READ) || bytes >= BYTES_PER_CLOCK_READ {
                 bytes = 0;
@@ -67,6 +89,38 @@ impl EventLoop {
         count
     }
 
+    /// Tells a client that it may have missed publications of a channel. Returns how many bytes it has written or queued.
+    fn deliver_reset_to(&mut self, slot: usize, reset: &ChannelReset, id: LocalChannelId) -> usize {
+        let Some(entry) = self.connections.get_mut(slot) else { return 0 };
+        let connection = &mut entry.connection;
+        if !connection.is_open() {
+            return 0;
+        }
+        let ChannelReset { channel, top } = reset;
+        let message = ServerMessage::Reset { channel, id: *top };
+        let bytes = match connection.form {
+            Form::WebSocket => message.frame().bytes().clone(),
+            Form::EventStream | Form::UnchunkedEventStream => {
+                let top = top.to_string();
+                let chunk = match entry.subscriptions.positions(id) {
+                    None => event_stream::encode_with_id(&[message], [b"", top.as_bytes(), b""]),
+                    Some((positions, index)) => {
+                        positions.set(index, &top);
+                        let (before, after) = positions.around(index);
+                        let id = [before, &top, after].map(str::as_bytes);
+                        event_stream::encode_with_id(&[message], id)
+                    }
+                };
+                connection.form.of_chunk(chunk)
+            }
+        };
+        let count = bytes.len();
+        self.stats.not_recovered += 1;
+        let outcome = connection.send_unbounded(&bytes);
+        self.apply_outcome(slot, outcome);
+        count
+    }
+
     fn deliver_to_all(&mut self, fanout: &mut Fanout, started: Instant) -> bool {
         while fanout.next < self.connections.slots() {
             let slot = fanout.next;
@@ -89,7 +143,7 @@ impl EventLoop {
             }
             FanoutContent::Close(reason) => return self.close(slot, *reason),
             // These have their own members.
-            FanoutContent::Publications(_) => return,
+            FanoutContent::Publications(_) | FanoutContent::Reset(_) => return,
         };
         self.apply_outcome(slot, outcome);
     }

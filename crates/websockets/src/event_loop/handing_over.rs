@@ -7,12 +7,9 @@ use super::EventLoop;
 use crate::{
     admission::Disconnect,
     codec::CloseReason,
-    connection::snapshot::SubscriptionNumbers,
+    connection::snapshot::{PendingSnapshot, SubscriptionNumbers},
     connection_key::ConnectionKey,
-    connections::{
-        Slot,
-        subscription_list::{LocalChannelId, Subscription},
-    },
+    connections::subscription_list::{LocalChannelId, Subscription},
     frozen_loop::NumberedChannel,
     mailbox::{UnreadConnection, UnreadRound},
 };
@@ -78,35 +75,50 @@ impl EventLoop {
     }
 
     /// Subscribes a connection of another process to the channels that have these numbers there.
-    pub(super) fn subscribe_by_numbers(&mut self, slot: usize, numbers: &SubscriptionNumbers) {
+    pub(super) fn subscribe_by_numbers(
+        &mut self,
+        connection: ConnectionKey,
+        numbers: &SubscriptionNumbers,
+        pending: &[PendingSnapshot],
+    ) {
         if self.config.connection.is_echo() {
             return;
         }
-        let Some(Slot { subscriptions, .. }) = self.connections.get_mut(slot) else { return };
-        subscriptions.reserve(numbers.len());
-        for number in numbers.iter() {
+        for (index, number) in numbers.iter().enumerate() {
             // It was checked before the commit that each has its channel.
             let Some((channel, _)) = self.old_channels.get(number as usize).copied().flatten() else {
                 continue;
             };
-            let Some((member, is_ahead)) = self.subscriptions.attach_restored(channel, slot) else {
+            if let Some(pending) = pending.iter().find(|pending| pending.index as usize == index) {
+                if let Some(name) = self.subscriptions.get(channel).map(|local| local.name.clone()) {
+                    self.subscribe(connection, &name, pending.since, pending.announced);
+                }
+                continue;
+            }
+            let Some((member, is_ahead)) = self.subscriptions.attach_restored(channel, connection.slot)
+            else {
                 continue;
             };
             if !is_ahead && let Some(local) = self.subscriptions.get(channel) {
                 self.broker.resume(&local.name, self.config.index, 1);
             }
-            subscriptions.push(Subscription { channel, member });
+            if let Some(entry) = self.connections.get_mut(connection.slot) {
+                entry.subscriptions.push(Subscription { channel, member });
+            }
         }
     }
 
     /// Ends the subscriptions of connections that did not come.
     pub(super) fn end_restoring(&mut self) {
-        self.old_channels = OldChannels::new();
         for (channel, name, subscriptions) in self.subscriptions.take_ahead() {
             let is_last = self.subscriptions.remove_if_unused(channel);
             for left in (0..subscriptions).rev() {
                 self.broker.unsubscribe(&name, self.config.index, is_last && left == 0);
             }
+        }
+        // Those that only a subscription had which has not begun in the old process, and whose connection did not come.
+        for (channel, _) in std::mem::take(&mut self.old_channels).into_iter().flatten() {
+            self.subscriptions.remove_if_unused(channel);
         }
     }
 }

@@ -6,7 +6,7 @@ use super::run_fanout::RunFanout;
 use crate::{
     codec::CloseReason,
     excess_capacity::release_excess_capacity,
-    mailbox::{Attachment, LoopCommand},
+    mailbox::{Attachment, ChannelReset, LoopCommand},
     notice::ShutdownNotice,
 };
 
@@ -14,7 +14,7 @@ use crate::{
 pub(super) enum Job {
     /// Write to many connections.
     Deliver(Fanout),
-    /// Begin a subscription.
+    /// Begin a subscription, or close a connection that has got none.
     Attach(Box<Attachment>),
     Command(LoopCommand),
     /// Take the next batch from the mailbox, which adds jobs. Always the last one, as what it adds comes after all
@@ -79,6 +79,8 @@ pub(super) struct Fanout {
 pub(super) enum FanoutContent {
     /// Publications, for the members of their channel.
     Publications(RunFanout),
+    /// A loss, for the members of its channel.
+    Reset(Box<ChannelReset>),
     /// The first shutdown notice, which all clients get.
     Notice(ShutdownNotice),
     /// A later shutdown notice, for clients that have no output queued.

@@ -1,15 +1,27 @@
 //! Reading: clients take turns, and their texts go to the broker.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    task::{Context, Poll, Wake, Waker},
+    time::{Duration, Instant},
+};
 
+use lastcall_broker::{BrokerError, BrokerFuture, Published};
 use lastcall_core::{Publication, Publisher, settings::ClientMessages};
 use serde_json::value::to_raw_value;
-use tracing::trace;
+use tracing::{debug, trace};
 
 use super::EventLoop;
 use crate::{
-    client_id::ClientId, connection::Readable, connection_key::ConnectionKey, connections::Slot,
-    encoded::encoded_size, excess_capacity::release_excess_capacity,
+    client_id::ClientId,
+    connection::Readable,
+    connection_key::ConnectionKey,
+    connections::{Slot, Texts},
+    encoded::encoded_size,
+    excess_capacity::release_excess_capacity,
+    mailbox::LoopCommand,
+    mailboxes::Mailboxes,
+    protocol::ServerMessage,
 };
 
 /// Reads between two readings of the clock. A read that fills the buffer takes much longer than one of a message.
@@ -64,8 +76,8 @@ impl EventLoop {
 
     fn read_once(&mut self, key: ConnectionKey) {
         let Some(slot) = self.connections.slot(key) else { return };
-        // A throttled connection is queued again when its pause is over.
-        let Some(entry) = self.connections.get_mut(slot).filter(|entry| !entry.throttled) else { return };
+        // A connection that is paused is queued again when its pause is over.
+        let Some(entry) = self.connections.get_mut(slot).filter(|entry| !entry.is_paused()) else { return };
         let texts = &mut self.received_texts;
         let (outcome, readable) = entry.connection.read(
             &mut self.read_buffer,
@@ -79,17 +91,90 @@ impl EventLoop {
             if let Some(channel) = first {
                 let bytes = texts.iter().map(|text| encoded_size(&channel.name, text)).sum();
                 wait = self.config.budget.charge(&mut entry.used, Instant::now(), bytes);
-                // The broker publishes them although the future is dropped. The client is not told of an error.
-                drop(self.broker.publish(&channel.name, std::mem::take(texts), None));
+                let publishing = self.broker.publish(&channel.name, std::mem::take(texts), None);
+                self.publish_texts(key, publishing);
             }
-            texts.clear();
+            self.received_texts.clear();
         }
         match (wait, readable) {
             (Some(wait), _) => self.throttle(slot, wait),
             (None, Readable::Maybe) => self.read_queue.push_back(key),
-            (None, Readable::No) => entry.read_queued = false,
+            (None, Readable::No) => {
+                if let Some(entry) = self.connections.get_mut(slot) {
+                    entry.read_queued = false;
+                }
+            }
         }
         self.apply_outcome(slot, outcome);
+    }
+
+    /// Publishes what a client has sent. Nothing more is read from it before the broker has answered.
+    fn publish_texts(&mut self, key: ConnectionKey, mut publishing: BrokerFuture<Published>) {
+        let mut context = Context::from_waker(Waker::noop());
+        match publishing.as_mut().poll(&mut context) {
+            Poll::Ready(Ok(_)) => {}
+            Poll::Ready(Err(error)) => self.refuse_texts(key.slot, &error),
+            Poll::Pending => {
+                if let Some(entry) = self.connections.get_mut(key.slot) {
+                    entry.texts = Texts::Publishing;
+                    self.unanswered_texts.insert(key, publishing);
+                    self.continue_texts(key);
+                }
+            }
+        }
+    }
+
+    /// Asks the broker again what has become of the texts of a connection.
+    pub(super) fn continue_texts(&mut self, key: ConnectionKey) {
+        let Some(publishing) = self.unanswered_texts.get_mut(&key) else { return };
+        let waker = TextsWaker { mailboxes: Arc::clone(&self.mailboxes), index: self.config.index, key };
+        let waker = Waker::from(Arc::new(waker));
+        let Poll::Ready(result) = publishing.as_mut().poll(&mut Context::from_waker(&waker)) else { return };
+        self.unanswered_texts.remove(&key);
+        match result {
+            Ok(_) => self.resume_after(key.slot, Texts::Publishing),
+            Err(error) => self.refuse_texts(key.slot, &error),
+        }
+    }
+
+    /// Tells a client that what it sent was not published, or may not have been. It is read from again once it has got that.
+    pub(super) fn refuse_texts(&mut self, slot: usize, error: &BrokerError) {
+        let Some(entry) = self.connections.get_mut(slot) else { return };
+        let (code, message) = match error {
+            BrokerError::Unavailable(_) => {
+                ("unavailable", "What you sent last was not published. Send it again later.")
+            }
+            BrokerError::OutcomeUnknown(_) => {
+                ("outcome_unknown", "It is not known whether what you sent last was published.")
+            }
+        };
+        debug!(client = %entry.connection.id, %error, "a client's text was not published");
+        let outcome = entry.connection.send_unbounded(ServerMessage::Error { code, message }.frame().bytes());
+        entry.texts = Texts::Refused;
+        if !entry.connection.has_output() {
+            self.resume_after(slot, Texts::Refused);
+        }
+        self.apply_outcome(slot, outcome);
+    }
+
+    /// Resumes the reads of a connection that were paused for what its texts were.
+    pub(super) fn resume_after(&mut self, slot: usize, texts: Texts) {
+        let Some(entry) = self.connections.get_mut(slot) else { return };
+        if entry.texts != texts {
+            return;
+        }
+        entry.texts = Texts::Published;
+        if !entry.throttled {
+            entry.read_queued = false;
+            self.queue_read(slot);
+        }
+    }
+
+    /// Waits for the broker no longer: the connection is being closed.
+    pub(super) fn forget_texts(&mut self, key: ConnectionKey) {
+        self.unanswered_texts.remove(&key);
+        self.resume_after(key.slot, Texts::Publishing);
+        self.resume_after(key.slot, Texts::Refused);
     }
 
     /// Pauses the reads of one connection. It counts as queued meanwhile.
@@ -116,12 +201,25 @@ impl EventLoop {
     /// Ends a connection whose client is gone, if no read will show that: reads are paused, or have come to their end. Otherwise it
     /// would keep its permit.
     pub(super) fn end_if_not_read(&mut self, slot: usize) {
-        let is_not_read = |entry: &&Slot| entry.throttled || entry.connection.input_ended();
+        let is_not_read = |entry: &&Slot| entry.is_paused() || entry.connection.input_ended();
         let outcome =
             self.connections.get(slot).filter(is_not_read).map(|entry| entry.connection.disconnected());
         if let Some(outcome) = outcome {
             self.apply_outcome(slot, outcome);
         }
+    }
+}
+
+/// Has the event loop of a connection ask what has become of its texts.
+struct TextsWaker {
+    mailboxes: Arc<Mailboxes>,
+    index: usize,
+    key: ConnectionKey,
+}
+
+impl Wake for TextsWaker {
+    fn wake(self: Arc<Self>) {
+        self.mailboxes.send_to(self.index, LoopCommand::ContinueTexts(self.key));
     }
 }
 

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use lastcall_broker::Since;
+use lastcall_broker::{BrokerError, Since};
 use lastcall_core::{ChannelName, Epoch, Position};
 use mio::{Interest, Token};
 use socket2::SockRef;
@@ -14,7 +14,7 @@ use crate::{
     admission::Disconnect,
     client_id::ClientId,
     codec::CloseReason,
-    connection::{Connection, Outcome},
+    connection::{Connection, Outcome, snapshot::PendingSnapshot},
     connection_key::ConnectionKey,
     connections::{Slot, stream_positions::StreamPositions},
     handshake::ChannelRequest,
@@ -57,7 +57,7 @@ impl EventLoop {
                         self.set_positions(slot, StreamPositions::new(asked));
                     }
                     if handshake.channels.is_empty() {
-                        self.subscribe_restored(key, &[]);
+                        self.subscribe_restored(key, &[], &[]);
                     }
                     // An echo server sends nothing of its own.
                     let is_echo = self.config.connection.is_echo();
@@ -71,8 +71,10 @@ impl EventLoop {
             ConnectionSource::Handover(mut snapshot) => {
                 let (close_timeout, age_s) = (snapshot.close_timeout_in_ms, snapshot.age_s);
                 let is_incomplete = snapshot.is_incomplete;
+                let texts_unanswered = snapshot.texts_unanswered;
                 let channels = std::mem::take(&mut snapshot.channels);
                 let numbers = std::mem::take(&mut snapshot.subscriptions);
+                let pending = std::mem::take(&mut snapshot.pending);
                 let positions = match snapshot.stream_positions.as_slice() {
                     [] => StreamPositions::restore(&snapshot.positions),
                     bytes => StreamPositions::from_bytes(bytes),
@@ -87,9 +89,12 @@ impl EventLoop {
                         self.set_positions(key.slot, positions);
                     }
                     if numbers.len() > 0 {
-                        self.subscribe_by_numbers(key.slot, &numbers);
+                        self.subscribe_by_numbers(key, &numbers, &pending);
                     } else {
-                        self.subscribe_restored(key, &channels);
+                        self.subscribe_restored(key, &channels, &pending);
+                    }
+                    if texts_unanswered {
+                        self.refuse_texts(key.slot, &BrokerError::OutcomeUnknown("an upgrade".to_owned()));
                     }
                     if is_incomplete {
                         self.close(key.slot, CloseReason::SlowConsumer);
@@ -108,7 +113,12 @@ impl EventLoop {
 
     /// Subscribes a connection to channels that its client knows of already: those that it had in the other process. Without
     /// any, it is one of a client that named none.
-    fn subscribe_restored(&mut self, key: ConnectionKey, channels: &[ChannelName]) {
+    fn subscribe_restored(
+        &mut self,
+        key: ConnectionKey,
+        channels: &[ChannelName],
+        pending: &[PendingSnapshot],
+    ) {
         if self.config.connection.is_echo() {
             return;
         }
@@ -116,8 +126,11 @@ impl EventLoop {
             let broadcast = self.broadcast.clone();
             self.subscribe(key, &broadcast, Since::Now, false);
         }
-        for channel in channels {
-            self.subscribe(key, channel, Since::Now, false);
+        for (index, channel) in channels.iter().enumerate() {
+            match pending.iter().find(|pending| pending.index as usize == index) {
+                Some(pending) => self.subscribe(key, channel, pending.since, pending.announced),
+                None => self.subscribe(key, channel, Since::Now, false),
+            }
         }
     }
 

@@ -1,18 +1,20 @@
 //! Which connections of one loop are subscribed to which channels. Its own: no lock.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     hash::{BuildHasher, RandomState},
 };
 
 use hashbrown::{HashTable, hash_table::Entry};
+use lastcall_broker::Since;
 use lastcall_core::ChannelName;
 use slab::Slab;
 
 use super::members::Members;
 use crate::{
+    connection_key::ConnectionKey,
     connections::subscription_list::{LocalChannelId, PENDING, Subscription},
-    excess_capacity::TrimThreshold,
+    excess_capacity::{KEPT_CAPACITY, TrimThreshold},
     frozen_loop::NumberedChannel,
 };
 
@@ -27,6 +29,14 @@ pub(super) struct LocalChannel {
     ahead: u32,
 }
 
+/// What a connection has asked for, and the broker has not answered yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct PendingSubscription {
+    pub(super) since: Since,
+    /// Whether the client is told: it named the channel.
+    pub(super) announced: bool,
+}
+
 /// The subscriptions of one loop.
 #[derive(Debug, Default)]
 pub(super) struct Subscriptions {
@@ -34,8 +44,8 @@ pub(super) struct Subscriptions {
     by_name: HashTable<LocalChannelId>,
     hasher: RandomState,
     trim: TrimThreshold,
-    /// Subscriptions of all channels that wait for the broker.
-    pending: usize,
+    /// The subscriptions that wait for the broker.
+    pending: HashMap<(ConnectionKey, LocalChannelId), PendingSubscription>,
     /// Subscriptions of all channels that the broker has already.
     ahead: usize,
     /// The numbers of channels that have changed since the channels were listed for a new process.
@@ -43,9 +53,11 @@ pub(super) struct Subscriptions {
 }
 
 impl Subscriptions {
-    /// Returns true if a subscription waits for the broker.
-    pub(super) fn has_pending(&self) -> bool {
-        self.pending > 0
+    /// Returns the subscriptions that wait for the broker, with their connections.
+    pub(super) fn pending(
+        &self,
+    ) -> impl Iterator<Item = (ConnectionKey, LocalChannelId, PendingSubscription)> {
+        self.pending.iter().map(|((connection, channel), pending)| (*connection, *channel, *pending))
     }
 
     /// Returns the channel of this name.
@@ -59,9 +71,15 @@ impl Subscriptions {
     }
 
     /// Adds a pending subscription: the broker has not answered yet. Returns it, and the name of its channel as it is kept.
-    pub(super) fn add_pending(&mut self, name: &ChannelName) -> (Subscription, ChannelName) {
+    pub(super) fn add_pending(
+        &mut self,
+        connection: ConnectionKey,
+        name: &ChannelName,
+        pending: PendingSubscription,
+    ) -> (Subscription, ChannelName) {
         let channel = self.find_or_add(name, ChannelName::unshared);
-        self.pending += 1;
+        self.note_change(channel);
+        self.pending.insert((connection, channel), pending);
         let local = &mut self.channels[channel.0 as usize];
         local.pending += 1;
         (Subscription { channel, member: PENDING }, local.name.clone())
@@ -169,17 +187,10 @@ impl Subscriptions {
         }
     }
 
-    /// Attaches the connection in this slot, whose subscription has waited for the broker. Returns its index.
+    /// Attaches the connection in this slot, whose subscription waits no longer. Returns its index.
     pub(super) fn attach(&mut self, id: LocalChannelId, slot: usize) -> Option<u32> {
-        self.end_pending(id);
         self.note_change(id);
-        let channel = self.channels.get_mut(id.0 as usize)?;
-        Some(channel.members.insert(slot))
-    }
-
-    /// Notes that a connection ended while its subscription waited for the broker.
-    pub(super) fn abandon(&mut self, id: LocalChannelId) {
-        self.end_pending(id);
+        Some(self.channels.get_mut(id.0 as usize)?.members.insert(slot))
     }
 
     /// Removes a connection from a channel.
@@ -216,34 +227,53 @@ impl Subscriptions {
         self.channels.iter().map(|(index, channel)| (LocalChannelId(index as u32), channel))
     }
 
-    fn end_pending(&mut self, id: LocalChannelId) {
-        self.pending = self.pending.saturating_sub(1);
+    /// Notes that the broker has answered. Returns what the connection has asked for.
+    pub(super) fn end_pending(
+        &mut self,
+        connection: ConnectionKey,
+        id: LocalChannelId,
+    ) -> Option<PendingSubscription> {
+        let pending = self.pending.remove(&(connection, id))?;
+        if self.pending.is_empty() {
+            self.pending.shrink_to(KEPT_CAPACITY);
+        }
         if let Some(channel) = self.channels.get_mut(id.0 as usize) {
             channel.pending = channel.pending.saturating_sub(1);
         }
+        Some(pending)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::client_id::ClientId;
 
     fn name(text: &str) -> ChannelName {
         text.parse().unwrap()
     }
 
+    const ASKED: PendingSubscription = PendingSubscription { since: Since::Now, announced: false };
+
+    fn key(slot: usize) -> ConnectionKey {
+        ConnectionKey { slot, id: ClientId::generate() }
+    }
+
     #[test]
     fn a_channel_is_there_as_long_as_it_has_a_subscription_or_one_that_waits() {
         let mut subscriptions = Subscriptions::default();
-        let (first, _) = subscriptions.add_pending(&name("a"));
-        let (second, _) = subscriptions.add_pending(&name("a"));
+        let (one, two) = (key(7), key(8));
+        let (first, _) = subscriptions.add_pending(one, &name("a"), ASKED);
+        let (second, _) = subscriptions.add_pending(two, &name("a"), ASKED);
         assert_eq!(first.channel, second.channel);
-        assert!(subscriptions.has_pending());
+        assert_eq!(subscriptions.pending().count(), 2);
+        assert_eq!(subscriptions.end_pending(one, first.channel), Some(ASKED));
+        assert_eq!(subscriptions.end_pending(one, first.channel), None);
         let member = subscriptions.attach(first.channel, 7).unwrap();
         subscriptions.detach(Subscription { member, ..first });
         assert!(!subscriptions.remove_if_unused(first.channel), "the second one waits");
-        subscriptions.abandon(second.channel);
-        assert!(!subscriptions.has_pending());
+        assert_eq!(subscriptions.end_pending(two, second.channel), Some(ASKED));
+        assert_eq!(subscriptions.pending().count(), 0);
         assert!(subscriptions.remove_if_unused(first.channel));
         assert_eq!(subscriptions.find(&name("a")), None);
         assert!(!subscriptions.remove_if_unused(first.channel));
@@ -252,8 +282,8 @@ mod tests {
     #[test]
     fn channels_are_found_by_name() {
         let mut subscriptions = Subscriptions::default();
-        let ids: Vec<_> =
-            (0..1000).map(|n| subscriptions.add_pending(&name(&format!("c{n}"))).0.channel).collect();
+        let mut add = |n| subscriptions.add_pending(key(n), &name(&format!("c{n}")), ASKED).0.channel;
+        let ids: Vec<_> = (0..1000).map(&mut add).collect();
         for (n, id) in ids.iter().enumerate() {
             assert_eq!(subscriptions.find(&name(&format!("c{n}"))), Some(*id));
         }

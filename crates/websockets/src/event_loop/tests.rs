@@ -1,5 +1,6 @@
 //! An event loop that the test runs iteration by iteration, with clients over loopback TCP.
 
+mod broker;
 mod freeze;
 mod jobs;
 mod reading;
@@ -211,6 +212,16 @@ impl Client {
         let read = self.stream.peek(&mut [0]);
         assert_eq!(read.unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
         self.stream.set_nonblocking(false).unwrap();
+    }
+
+    /// Returns all that has arrived, as text.
+    fn read_events(&mut self) -> String {
+        self.stream.set_nonblocking(true).unwrap();
+        let mut events = Vec::new();
+        let end = self.stream.read_to_end(&mut events);
+        assert_eq!(end.unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+        self.stream.set_nonblocking(false).unwrap();
+        String::from_utf8(events).unwrap()
     }
 
     fn shut_down(&self) {

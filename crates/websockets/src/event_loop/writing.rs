@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::EventLoop;
-use crate::excess_capacity::release_excess_capacity;
+use crate::{connections::Texts, excess_capacity::release_excess_capacity};
 
 /// Flushes between two readings of the clock. Most of them write little: their socket takes no more.
 const FLUSHES_PER_CLOCK_READ: usize = 8;
@@ -50,6 +50,7 @@ impl EventLoop {
         self.apply_outcome(slot, outcome);
         if resumes_reads {
             // Reads may have been paused because output was queued.
+            self.resume_after(slot, Texts::Refused);
             self.queue_read(slot);
         }
     }

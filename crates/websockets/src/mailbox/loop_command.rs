@@ -46,6 +46,8 @@ pub(crate) enum LoopCommand {
     CloseAll(CloseReason),
     /// Close the open connections one by one until this moment, each after one more notice.
     CloseGradually(CloseReason, Instant),
+    /// Ask the broker again what has become of the texts of a connection.
+    ContinueTexts(ConnectionKey),
     /// Return the loop's statistics.
     CollectStats(mpsc::Sender<Stats>),
     /// Return the channels from this number on, for a new process.

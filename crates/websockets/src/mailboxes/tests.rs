@@ -66,6 +66,7 @@ fn items(batch: &Batch) -> Vec<String> {
             format!("{}:{}", run.channel, texts.join(","))
         }
         BatchItem::Attach(_) => "A".to_owned(),
+        BatchItem::Reset(_) => "R".to_owned(),
         BatchItem::Command(_) => "C".to_owned(),
     };
     batch.items.iter().map(item).collect()
@@ -84,9 +85,7 @@ fn attachment() -> Attachment {
     Attachment {
         connection: ConnectionKey { slot: 0, id: ClientId::generate() },
         channel: channel("a"),
-        subscribed: Subscribed { top: Position::default(), recovered: false, missed: Vec::new() },
-        announced: false,
-        asked: false,
+        subscribed: Ok(Subscribed { top: Position::default(), recovered: false, missed: Vec::new() }),
     }
 }
 

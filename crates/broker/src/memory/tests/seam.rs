@@ -32,13 +32,18 @@ impl Delivery for Log {
     fn deliver(&self, _: &ChannelName, _: Epoch, publications: &[Arc<Publication>], _: ReceiverSet) {
         self.0.lock().unwrap().extend(publications.iter().map(|one| Event::Delivered(one.offset)));
     }
+
+    fn reset(&self, _: &ChannelName, _: Position, _: ReceiverSet) {
+        unreachable!("the memory broker loses nothing that it has delivered");
+    }
 }
 
 /// Subscribes after this position. Returns the position at which the subscription begins.
 fn attach(broker: &MemoryBroker, log: &Log, since: Position) -> Position {
     let top = Arc::new(Mutex::new(since));
     let (log, begun) = (log.clone(), Arc::clone(&top));
-    let attach = move |subscribed: Subscribed| {
+    let attach = move |subscribed: Result<Subscribed, _>| {
+        let subscribed = subscribed.unwrap();
         *begun.lock().unwrap() = subscribed.top;
         log.0.lock().unwrap().push(Event::Attached(since.offset, subscribed));
     };

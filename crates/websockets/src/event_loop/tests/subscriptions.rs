@@ -6,15 +6,16 @@ use super::*;
 use crate::{
     codec::test_frames::{client_close, client_text},
     handshake::ChannelRequest,
+    protocol::Form,
 };
 
-fn name(text: &str) -> ChannelName {
+pub(super) fn name(text: &str) -> ChannelName {
     text.parse().unwrap()
 }
 
 impl Harness {
     /// Publishes numbers in a channel by the broker.
-    fn publish_numbers(&self, channel: &str, numbers: impl IntoIterator<Item = u64>) {
+    pub(super) fn publish_numbers(&self, channel: &str, numbers: impl IntoIterator<Item = u64>) {
         for number in numbers {
             let data = to_raw_value(&number).unwrap();
             drop(self.event_loop.broker.publish(
@@ -34,7 +35,7 @@ impl Harness {
     }
 
     /// Registers a client that names channels.
-    fn connect_to(&mut self, channels: &[(&str, Since)]) -> Client {
+    pub(super) fn connect_to(&mut self, channels: &[(&str, Since)]) -> Client {
         let (client, mut new) = Client::new();
         let request =
             |(channel, since): &(&str, Since)| ChannelRequest { name: name(channel), since: *since };
@@ -44,19 +45,31 @@ impl Harness {
         client
     }
 
-    fn settle(&mut self) {
-        self.iterate_until(|event_loop| !event_loop.subscriptions.has_pending());
+    /// Registers a client of server-sent events.
+    pub(super) fn connect_events(&mut self, channels: &[&str]) -> Client {
+        let (client, mut new) = Client::new();
+        let channels =
+            channels.iter().map(|channel| ChannelRequest { name: name(channel), since: Since::Now });
+        let handshake =
+            Handshake { form: Form::EventStream, channels: channels.collect(), ..Handshake::default() };
+        new.source = ConnectionSource::Handshake(client.id, handshake);
+        self.event_loop.register(new);
+        client
+    }
+
+    pub(super) fn settle(&mut self) {
+        self.iterate_until(|event_loop| event_loop.subscriptions.pending().next().is_none());
         self.iterate();
     }
 }
 
 impl Client {
-    fn read_json(&mut self) -> Value {
+    pub(super) fn read_json(&mut self) -> Value {
         serde_json::from_str(&self.read_text()).unwrap()
     }
 
     /// Reads the start of a subscription, and returns the offset of its id and whether it was recovered.
-    fn read_subscribed(&mut self, channel: &str) -> (u64, bool) {
+    pub(super) fn read_subscribed(&mut self, channel: &str) -> (u64, bool) {
         let message = self.read_json();
         assert_eq!(
             (&message["type"], &message["channel"]),
@@ -68,7 +81,7 @@ impl Client {
     }
 
     /// Reads publications, which must be these numbers.
-    fn expect_numbers(&mut self, channel: &str, numbers: impl IntoIterator<Item = u64>) {
+    pub(super) fn expect_numbers(&mut self, channel: &str, numbers: impl IntoIterator<Item = u64>) {
         for number in numbers {
             let message = self.read_json();
             assert_eq!(
