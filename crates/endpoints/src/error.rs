@@ -33,6 +33,7 @@ pub(crate) enum ErrorCode {
     MethodNotAllowed,
     NotFound,
     OriginNotAllowed,
+    OutcomeUnknown,
     Overloaded,
     PayloadTooLarge,
     RequestTimeout,
@@ -47,7 +48,7 @@ pub(crate) enum ErrorCode {
 
 impl ErrorCode {
     /// Every code, in the order of their names.
-    pub(crate) const ALL: [Self; 22] = [
+    pub(crate) const ALL: [Self; 23] = [
         Self::BadChannel,
         Self::BadHandshake,
         Self::BadHeader,
@@ -60,6 +61,7 @@ impl ErrorCode {
         Self::MethodNotAllowed,
         Self::NotFound,
         Self::OriginNotAllowed,
+        Self::OutcomeUnknown,
         Self::Overloaded,
         Self::PayloadTooLarge,
         Self::RequestTimeout,
@@ -87,6 +89,7 @@ impl ErrorCode {
             Self::MethodNotAllowed => "method_not_allowed",
             Self::NotFound => "not_found",
             Self::OriginNotAllowed => "origin_not_allowed",
+            Self::OutcomeUnknown => "outcome_unknown",
             Self::Overloaded => "overloaded",
             Self::PayloadTooLarge => "payload_too_large",
             Self::RequestTimeout => "request_timeout",
@@ -117,15 +120,18 @@ impl ErrorCode {
             // RFC 9112 section 6.1 asks for it.
             Self::UnsupportedTransferEncoding => StatusCode::NOT_IMPLEMENTED,
             Self::UpgradeRequired => StatusCode::UPGRADE_REQUIRED,
-            Self::Closing | Self::Draining | Self::Full | Self::Overloaded | Self::Unavailable => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            Self::Closing
+            | Self::Draining
+            | Self::Full
+            | Self::OutcomeUnknown
+            | Self::Overloaded
+            | Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 }
 
 /// An error response. The response has it as an extension, too: what was refused is counted and logged.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize)]
 pub(crate) struct ApiError {
     code: ErrorCode,
     message: Cow<'static, str>,
@@ -133,13 +139,7 @@ pub(crate) struct ApiError {
 
 #[derive(Serialize)]
 struct Body<'a> {
-    error: Inner<'a>,
-}
-
-#[derive(Serialize)]
-struct Inner<'a> {
-    code: ErrorCode,
-    message: &'a str,
+    error: &'a ApiError,
 }
 
 impl ApiError {
@@ -170,8 +170,15 @@ impl ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
+        let body = Body { error: &self };
+        self.clone().into_response_with(&body)
+    }
+}
+
+impl ApiError {
+    /// Returns the response, with this body.
+    pub(crate) fn into_response_with(self, body: &impl Serialize) -> Response {
         let status = self.code.status();
-        let body = Body { error: Inner { code: self.code, message: &self.message } };
         let mut response = (status, Json(body)).into_response();
         let headers = response.headers_mut();
         match (status, self.code) {

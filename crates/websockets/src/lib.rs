@@ -81,7 +81,9 @@ pub use connection::snapshot::ConnectionSnapshot;
 pub use event_loop::HeartbeatConfig;
 pub use handover::{ConnectionsPart, Frozen, ManagerSnapshot, PartContradiction, Restoration};
 pub use handshake::{ChannelRequest, Handshake, MAX_CHANNELS};
-pub use lastcall_broker::{ChannelInfo, HistoryPage, IdempotencyKey, PageLimit, Published, Since, Usage};
+pub use lastcall_broker::{
+    BrokerError, ChannelInfo, HistoryPage, IdempotencyKey, PageLimit, Published, Since, Usage,
+};
 pub use manager::{
     ChannelListing, ConnectionManager, LoopEnded, ManagerConfig, PublishError, PublishRequest,
 };

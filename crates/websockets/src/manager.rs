@@ -15,6 +15,7 @@ use lastcall_core::{ChannelName, Publication, settings::ClientMessages};
 use tokio::{
     net::TcpStream,
     sync::{mpsc, watch},
+    time::timeout_at,
 };
 
 use crate::{
@@ -100,15 +101,15 @@ impl ManagerConfig {
     }
 }
 
-/// A publication was not made, or it is not known whether it was.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+/// Nothing was published.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum PublishError {
-    /// The server is closing all connections: no client would get it. Nothing was published.
+    /// The server is closing all connections: no client would get it.
     #[error("the server is closing all connections")]
     Closing,
-    /// The broker has failed.
-    #[error(transparent)]
-    Broker(#[from] BrokerError),
+    /// The mailboxes of the event loops stayed full.
+    #[error("too much is waiting to be sent")]
+    Overloaded,
 }
 
 /// What is to be published in a channel.
@@ -271,17 +272,23 @@ impl ConnectionManager {
         Ok(stats)
     }
 
-    /// Publishes, and returns the results in the order of the requests. Waits while the mailboxes are full. See
-    /// [`Broker::publish`].
+    /// Publishes, and returns the results in the order of the requests. Waits at most so long, first while the mailboxes are
+    /// full, then for the broker: a publication that it has not answered then may have been made. See [`Broker::publish`].
     ///
     /// Must be called on a tokio runtime: the event loops are woken once the tasks that are ready now have run, so that
-    /// requests that arrive together are delivered together. Has no timeout of its own; the caller needs one. If the future
-    /// is dropped while it waits for the mailboxes, nothing is published.
+    /// requests that arrive together are delivered together. If the future is dropped while it waits for the mailboxes, nothing
+    /// is published.
     ///
     /// # Errors
-    /// When the connections are being closed, or the broker has failed.
-    pub async fn publish_all(&self, requests: Vec<PublishRequest>) -> Result<Vec<Published>, PublishError> {
-        self.inner.mailboxes.wait_for_capacity().await;
+    /// When nothing was published.
+    pub async fn publish_all(
+        &self,
+        requests: Vec<PublishRequest>,
+        wait: Duration,
+    ) -> Result<Vec<Result<Published, BrokerError>>, PublishError> {
+        let deadline = tokio::time::Instant::now() + wait;
+        let capacity = timeout_at(deadline, self.inner.mailboxes.wait_for_capacity()).await;
+        capacity.map_err(|_| PublishError::Overloaded)?;
         let publish = |PublishRequest { channel, publications, key }: PublishRequest| {
             self.inner.broker.publish(&channel, publications, key)
         };
@@ -296,7 +303,9 @@ impl ConnectionManager {
         let publishing = publishing.ok_or(PublishError::Closing)?;
         let mut published = Vec::with_capacity(publishing.len());
         for one in publishing {
-            published.push(one.await?);
+            let result = timeout_at(deadline, one).await;
+            let late = |_| Err(BrokerError::OutcomeUnknown(format!("no answer within {wait:?}")));
+            published.push(result.unwrap_or_else(late));
         }
         Ok(published)
     }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use lastcall_broker::BrokerError;
 use lastcall_core::{ChannelName, Publication, Publisher};
 use serde::{Deserialize, Serialize};
 use serde_json::value::to_raw_value;
@@ -58,6 +59,9 @@ impl Notifier {
     }
 }
 
+/// How long a notification waits for event loops that have too much to do.
+const PUBLISH_TIMEOUT: Duration = Duration::from_secs(10);
+
 async fn notify(
     manager: ConnectionManager,
     interval: Duration,
@@ -85,17 +89,21 @@ async fn notify(
         };
         next = after;
         match published {
-            Ok(()) => sequence += 1,
+            Ok(Ok(())) => sequence += 1,
+            Ok(Err(error)) => warn!(%error, "a notification failed"),
             Err(PublishError::Closing) => {
                 let _ = stopped.await;
                 return state(sequence, next);
             }
-            Err(PublishError::Broker(error)) => warn!(%error, "a notification was not published"),
+            Err(error @ PublishError::Overloaded) => warn!(%error, "a notification was not published"),
         }
     }
 }
 
-async fn publish(manager: &ConnectionManager, sequence: u64) -> Result<(), PublishError> {
+async fn publish(
+    manager: &ConnectionManager,
+    sequence: u64,
+) -> Result<Result<(), BrokerError>, PublishError> {
     let clients = manager.count();
     let message = match clients {
         1 => "1 client is connected".to_owned(),
@@ -105,8 +113,8 @@ async fn publish(manager: &ConnectionManager, sequence: u64) -> Result<(), Publi
     let data = to_raw_value(&Data { sequence, clients, message }).expect("plain data is valid JSON");
     let publications = vec![Publication::new(Publisher::Server, data)];
     let request = PublishRequest { channel: ChannelName::broadcast(), publications, key: None };
-    manager.publish_all(vec![request]).await?;
-    Ok(())
+    let results = manager.publish_all(vec![request], PUBLISH_TIMEOUT).await?;
+    Ok(results.into_iter().try_for_each(|result| result.map(drop)))
 }
 
 #[cfg(test)]

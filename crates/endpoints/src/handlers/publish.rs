@@ -9,10 +9,9 @@ use axum::{
     http::{HeaderMap, HeaderName, Uri},
 };
 use lastcall_core::{CHANNEL_NAME_RULE, ChannelName, Position, Publication, Publisher};
-use lastcall_websockets::{IdempotencyKey, PublishError, PublishRequest, Published};
+use lastcall_websockets::{BrokerError, IdempotencyKey, PublishError, PublishRequest, Published};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use tokio::time::timeout;
 
 use super::api_body::{bad_body, check_data, parse, read, refuse_outside_body, value};
 use crate::{
@@ -22,7 +21,7 @@ use crate::{
     target::Target,
 };
 
-/// How long a publication waits while the mailboxes of the event loops are full.
+/// How long a publication waits while the mailboxes of the event loops are full, and for the broker.
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The field with which a caller may send a request again (draft-ietf-httpapi-idempotency-key-header).
@@ -75,9 +74,11 @@ pub(crate) async fn publish(
         publications: vec![Publication::new(Publisher::Api, data.to_owned())],
         key: key.map(idempotency_key).transpose()?,
     };
-    let published = publish_all(&state, vec![request]).await?;
-    let first = published.into_iter().next().map(PublishResult::from);
-    first.map(Json).ok_or_else(|| ApiError::new(ErrorCode::Unavailable, "The broker gave no answer."))
+    let mut published = publish_all(&state, vec![request]).await?;
+    // There is a result for each request.
+    let published =
+        published.pop().unwrap_or_else(|| Err(BrokerError::OutcomeUnknown("no answer".to_owned())));
+    published.map(PublishResult::from).map(Json).map_err(|error| not_published(&error))
 }
 
 /// Returns the channel that a caller names, or `broadcast`.
@@ -99,25 +100,36 @@ pub(crate) fn idempotency_key(text: &str) -> Result<IdempotencyKey, ApiError> {
 }
 
 /// Publishes, and returns the results in the order of the requests.
+///
+/// # Errors
+/// When nothing was published.
 pub(crate) async fn publish_all(
     state: &AppState,
     requests: Vec<PublishRequest>,
-) -> Result<Vec<Published>, ApiError> {
-    match timeout(PUBLISH_TIMEOUT, state.manager.publish_all(requests)).await {
-        Ok(Ok(published)) => Ok(published),
-        Ok(Err(PublishError::Closing)) => Err(ApiError::new(
+) -> Result<Vec<Result<Published, BrokerError>>, ApiError> {
+    state.manager.publish_all(requests, PUBLISH_TIMEOUT).await.map_err(|error| match error {
+        PublishError::Closing => ApiError::new(
             ErrorCode::Closing,
             "The server is closing all connections: no client would get this.",
-        )),
-        Ok(Err(PublishError::Broker(error))) => Err(ApiError::new(
-            ErrorCode::Unavailable,
+        ),
+        PublishError::Overloaded => {
+            ApiError::new(ErrorCode::Overloaded, "Too much is waiting to be sent; nothing was published.")
+        }
+    })
+}
+
+/// Returns the error for a publication that was not made, or may not have been.
+pub(crate) fn not_published(error: &BrokerError) -> ApiError {
+    match error {
+        BrokerError::Unavailable(_) => {
+            ApiError::new(ErrorCode::Unavailable, format!("This was not published: {error}."))
+        }
+        BrokerError::OutcomeUnknown(_) => ApiError::new(
+            ErrorCode::OutcomeUnknown,
             format!(
-                "It is not known whether this was published ({error}). Send it again with an `Idempotency-Key`, so that it is not published twice."
+                "It is not known whether this was published: {error}. Send it again with the idempotency key that it had, \
+                 so that it is not published twice."
             ),
-        )),
-        Err(_) => Err(ApiError::new(
-            ErrorCode::Overloaded,
-            "Too much is waiting to be sent; nothing was published.",
-        )),
+        ),
     }
 }

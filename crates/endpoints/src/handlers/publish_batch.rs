@@ -1,12 +1,13 @@
 //! `POST /api/publish/batch`: many publications in one request.
 
-use std::{borrow::Cow, sync::Arc};
+use std::{borrow::Cow, iter::repeat_with, sync::Arc};
 
 use axum::{
     Extension, Json,
     body::Body,
     extract::State,
     http::{HeaderMap, Uri},
+    response::{IntoResponse, Response},
 };
 use lastcall_core::{Position, Publication, Publisher};
 use lastcall_websockets::{PublishRequest, Published};
@@ -15,7 +16,7 @@ use serde_json::value::RawValue;
 
 use super::{
     api_body::{bad_body, check_data, parse, read, refuse_outside_body, value},
-    publish::{IDEMPOTENCY_KEY, PublishResult, channel_name, idempotency_key, publish_all},
+    publish::{IDEMPOTENCY_KEY, PublishResult, channel_name, idempotency_key, not_published, publish_all},
 };
 use crate::{
     auth::api_key::{self, FromThisMachine},
@@ -59,7 +60,27 @@ struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 /// The results, in the order of the publications.
 #[derive(Serialize)]
 pub(crate) struct BatchResult {
-    results: Vec<PublishResult>,
+    /// Of those that were not published, or may not have been, the first error.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<ApiError>,
+    results: Vec<ItemResult>,
+}
+
+/// The result of one publication.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum ItemResult {
+    Published(PublishResult),
+    NotPublished { error: ApiError },
+}
+
+impl IntoResponse for BatchResult {
+    fn into_response(self) -> Response {
+        match self.error.clone() {
+            None => Json(self).into_response(),
+            Some(error) => error.into_response_with(&self),
+        }
+    }
 }
 
 pub(crate) async fn publish_batch(
@@ -69,7 +90,7 @@ pub(crate) async fn publish_batch(
     uri: Uri,
     headers: HeaderMap,
     body: Body,
-) -> Result<Json<BatchResult>, ApiError> {
+) -> Result<BatchResult, ApiError> {
     state.allowed_origins.check(&headers, &target)?;
     api_key::check(&state.api_keys, &state.own_hosts, from_this_machine, &headers, &target)?;
     if headers.contains_key(IDEMPOTENCY_KEY) {
@@ -86,8 +107,22 @@ pub(crate) async fn publish_batch(
     let requests = requests(&publications, state.limits.max_message_size)?;
     let counts: Vec<_> = requests.iter().map(|request| request.publications.len()).collect();
     let published = publish_all(&state, requests).await?;
-    let results = published.into_iter().zip(counts).flat_map(|(last, count)| each(last, count as u64));
-    Ok(Json(BatchResult { results: results.map(PublishResult::from).collect() }))
+    let mut batch = BatchResult { error: None, results: Vec::with_capacity(publications.len()) };
+    for (result, count) in published.into_iter().zip(counts) {
+        match result {
+            Ok(last) => {
+                let results = each(last, count as u64).map(PublishResult::from).map(ItemResult::Published);
+                batch.results.extend(results);
+            }
+            Err(error) => {
+                let error = not_published(&error);
+                let result = || ItemResult::NotPublished { error: error.clone() };
+                batch.results.extend(repeat_with(result).take(count));
+                batch.error.get_or_insert(error);
+            }
+        }
+    }
+    Ok(batch)
 }
 
 /// Returns what is to be published. Neighbours of one channel without a key are published together.

@@ -283,7 +283,7 @@ async fn notifications_are_published_during_the_drain_and_refused_once_it_closes
     let publish = || async {
         let publications = vec![Publication::new(Publisher::Api, data.clone())];
         let request = PublishRequest { channel: ChannelName::broadcast(), publications, key: None };
-        manager.publish_all(vec![request]).await
+        manager.publish_all(vec![request], Duration::from_secs(10)).await
     };
     let shutdown = GracefulShutdown::new(manager.clone(), CONFIG);
     let check = async {
