@@ -57,7 +57,7 @@ pub(crate) fn shutdown(settings: &Settings) -> ShutdownConfig {
 /// Returns the configuration of the routes.
 pub(crate) fn endpoints(settings: &Settings) -> Config {
     Config {
-        host: settings.host.clone(),
+        host: settings.host.host().clone(),
         allowed_origins: settings.allowed_origins.clone(),
         api_keys: settings.api_keys.clone(),
         limits: Limits {

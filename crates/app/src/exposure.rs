@@ -2,7 +2,10 @@
 
 use std::net::SocketAddr;
 
-use lastcall_core::settings::{ClientMessages, Loaded, Source};
+use lastcall_core::{
+    ClientMessages,
+    settings::{Loaded, Source},
+};
 use tracing::{info, warn};
 
 /// Logs a warning if other machines can connect, and their clients may send texts to all others without that having

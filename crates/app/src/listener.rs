@@ -26,7 +26,7 @@ pub(crate) async fn open(
         return Ok(Some(Opened { listener, activated: true }));
     }
     let Settings { host, port, .. } = &loaded.settings;
-    let error = match Listener::bind(host, *port).await {
+    let error = match Listener::bind(host.as_str(), *port).await {
         Ok(listener) => return Ok(Some(Opened { listener, activated: false })),
         Err(error) => error,
     };

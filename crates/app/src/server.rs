@@ -220,7 +220,7 @@ pub(crate) async fn run(
         }
         upgrade_stats.set_last_pause(pause);
         if !activated {
-            tokio::spawn(listener::warn_if_moved(address, settings.host.clone(), settings.port));
+            tokio::spawn(listener::warn_if_moved(address, settings.host.to_string(), settings.port));
         }
     }
     if !takes_over {

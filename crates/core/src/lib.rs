@@ -7,7 +7,11 @@
 //! * [`phase`]: the life of the process, as data.
 //! * [`process`]: the limit of open files and what it is divided into, the kernel's descriptor table, and trimming of the heap.
 //! * [`ChannelName`], [`Publication`] and [`Position`]: what is published, where, and its place there.
+//! * [`Host`], [`Authority`] and [`WebOrigin`]: where a request goes to, and the page that it comes from.
+//!   [`AllowedOrigins`] and [`ApiKey`] are those that may.
 
+mod api_key;
+mod authority;
 mod channel;
 pub mod clock;
 pub mod logging;
@@ -16,7 +20,11 @@ mod position;
 pub mod process;
 mod publication;
 pub mod settings;
+mod web_origin;
 
+pub use api_key::ApiKey;
+pub use authority::{Authority, Host, InvalidAuthority, ListenHost};
 pub use channel::{CHANNEL_NAME_RULE, ChannelName, InvalidChannelName, MAX_CHANNEL_NAME};
 pub use position::{Epoch, InvalidPosition, Position};
-pub use publication::{Pin, PinnedBytes, Publication, Publisher};
+pub use publication::{ClientMessages, Pin, PinnedBytes, Publication, Publisher};
+pub use web_origin::{AllowedOrigins, InvalidWebOrigin, WebOrigin};

@@ -23,6 +23,17 @@ pub enum Publisher {
     Client(Uuid),
 }
 
+/// The effect of a client's text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClientMessages {
+    /// Every text goes to all clients, the sender included.
+    Broadcast,
+    /// Texts are read and dropped.
+    Ignore,
+    /// What comes goes back unchanged, text or binary, and nothing else is sent on that socket.
+    Echo,
+}
+
 /// One message in a channel.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Publication {

@@ -21,12 +21,13 @@ mod text;
 mod text_file;
 mod value;
 mod variable;
-mod web_origin;
 
 #[cfg(test)]
 mod tests;
 
 use std::{path::PathBuf, time::Duration};
+
+use crate::{AllowedOrigins, ApiKey, ClientMessages, ListenHost};
 
 pub use error::{Problem, SettingError, SettingsErrors};
 pub use loaded::{EffectiveSetting, Loaded, SettingsFile};
@@ -39,28 +40,6 @@ pub use variable::{
     CONNECTIONS_PER_LOOP_VARIABLE, EVENT_LOOPS_VARIABLE, FOREGROUND_VARIABLE, HANDOVER_VARIABLE, RENAMED,
     SUPERVISOR_VARIABLE,
 };
-
-/// What a client's text does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ClientMessages {
-    /// Every text goes to all clients, the sender included.
-    Broadcast,
-    /// Texts are read and dropped.
-    Ignore,
-    /// What comes goes back unchanged, text or binary, and nothing else is sent on that socket.
-    Echo,
-}
-
-/// Which web pages may open a WebSocket.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum AllowedOrigins {
-    /// Only pages that this server's own host name served.
-    SameHost,
-    /// Every page.
-    Any,
-    /// These origins, as a browser sends them: `https://example.org`.
-    List(Vec<String>),
-}
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,7 +56,7 @@ pub enum LogFormat {
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// Host name or address to listen on.
-    pub host: String,
+    pub host: ListenHost,
     /// Port to listen on; 0 picks a free one.
     pub port: u16,
     /// How long an HTTP connection may wait for a request.
@@ -137,26 +116,4 @@ pub struct Settings {
     pub log_dir: Option<PathBuf>,
     /// Folder of templates that replace the built-in ones.
     pub templates_dir: Option<PathBuf>,
-}
-
-/// A key for `/api/…`. Its `Debug` does not show it.
-#[derive(Clone, PartialEq, Eq)]
-pub struct ApiKey(String);
-
-impl ApiKey {
-    /// Wraps a key.
-    pub fn new(key: impl Into<String>) -> Self {
-        Self(key.into())
-    }
-
-    /// Returns the key itself, to compare with what a caller sent.
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl std::fmt::Debug for ApiKey {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("ApiKey(…)")
-    }
 }

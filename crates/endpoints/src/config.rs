@@ -1,6 +1,8 @@
 //! What the endpoints have to be told.
 
-use lastcall_core::settings::{AllowedOrigins, ApiKey};
+use std::net::Ipv4Addr;
+
+use lastcall_core::{AllowedOrigins, ApiKey, Host};
 
 use crate::limits::Limits;
 
@@ -9,7 +11,7 @@ use crate::limits::Limits;
 pub struct Config {
     /// The name or the address that the server was asked to listen on. A name is one of the server's own, by which
     /// this machine may call without a key.
-    pub host: String,
+    pub host: Host,
     /// Web pages that may connect and publish.
     pub allowed_origins: AllowedOrigins,
     /// Keys for `/api/`; without any, only this machine may call.
@@ -22,7 +24,7 @@ impl Default for Config {
     /// For tests: pages of the same host, no keys.
     fn default() -> Self {
         Self {
-            host: "127.0.0.1".to_owned(),
+            host: Host::Address(Ipv4Addr::LOCALHOST.into()),
             allowed_origins: AllowedOrigins::SameHost,
             api_keys: Vec::new(),
             limits: Limits::default(),

@@ -7,7 +7,7 @@
 //!   and speaks HTTP/1.1 on each ([`HttpServer`]). It stops in levels, and gives back what another server can resume
 //!   from ([`ListenerState`]). A connection that becomes a WebSocket or a stream of events moves to the connection manager.
 //! - `routes` is the table of paths and methods ([`router`]). Before any of them, `target` refuses requests whose
-//!   header fields contradict each other, and finds the host that a request is for, as an `authority`.
+//!   header fields contradict each other, and finds the host that a request is for.
 //! - `auth` decides which callers and web pages may do what: API keys, calls from this machine, origins, CORS.
 //! - `handlers` has a file for each path: the WebSocket handshake, server-sent events, publishing, channels and their history, health, metrics, the test page. They
 //!   share an [`AppState`], made from a [`Config`].
@@ -17,7 +17,6 @@
 //!   at a bounded rate.
 
 mod auth;
-mod authority;
 mod config;
 mod error;
 mod fields;

@@ -1,16 +1,11 @@
 //! What the handlers share.
 
-use lastcall_core::settings::ApiKey;
+use lastcall_core::{AllowedOrigins, ApiKey};
 use lastcall_websockets::ConnectionManager;
 
 use crate::{
-    auth::{origin::Allowed, own_hosts::OwnHosts},
-    config::Config,
-    handlers::page::Page,
-    health::Health,
-    limits::Limits,
-    refusals::Refusals,
-    server::HttpConnections,
+    auth::own_hosts::OwnHosts, config::Config, handlers::page::Page, health::Health, limits::Limits,
+    refusals::Refusals, server::HttpConnections,
 };
 
 /// What the handlers share.
@@ -18,7 +13,7 @@ pub struct AppState {
     pub(crate) manager: ConnectionManager,
     pub(crate) health: Box<dyn Health>,
     pub(crate) page: Page,
-    pub(crate) allowed_origins: Allowed,
+    pub(crate) allowed_origins: AllowedOrigins,
     pub(crate) own_hosts: OwnHosts,
     pub(crate) api_keys: Vec<ApiKey>,
     pub(crate) limits: Limits,
@@ -39,7 +34,6 @@ impl AppState {
         http_connections: HttpConnections,
     ) -> Self {
         let Config { host, allowed_origins, api_keys, limits } = config;
-        let allowed_origins = Allowed::from(&allowed_origins);
         let own_hosts = OwnHosts::new(&host, &allowed_origins);
         Self {
             manager,

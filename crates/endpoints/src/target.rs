@@ -14,9 +14,9 @@ use axum::{
     },
     response::{IntoResponse, Response},
 };
+use lastcall_core::Authority;
 
 use crate::{
-    authority::Authority,
     error::{ApiError, ErrorCode},
     fields::list,
     handlers::publish::IDEMPOTENCY_KEY,

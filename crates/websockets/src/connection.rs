@@ -23,7 +23,7 @@ use std::{
 
 use bytes::Bytes;
 use lastcall_broker::Broker;
-use lastcall_core::settings::ClientMessages;
+use lastcall_core::ClientMessages;
 
 use self::{
     outbox::{Outbox, Round},

@@ -11,7 +11,7 @@ use std::{
 };
 
 use lastcall_broker::{Broker, BrokerError, Delivery, IdempotencyKey, MAX_RECEIVERS, Published};
-use lastcall_core::{ChannelName, Publication, settings::ClientMessages};
+use lastcall_core::{ChannelName, ClientMessages, Publication};
 use tokio::{
     net::TcpStream,
     sync::{mpsc, watch},

@@ -139,7 +139,7 @@ async fn find(settings: &Settings) -> anyhow::Result<(Authority, Status)> {
     });
     let server = match found.await? {
         Some(address) => Authority::from(address),
-        None => Authority { host: settings.host.clone(), port: settings.port },
+        None => Authority { host: settings.host.to_string(), port: settings.port },
     };
     let error = match fetch_status(&server).await {
         Ok(status) => return Ok((server, status)),

@@ -1,14 +1,14 @@
 //! From all sources to the settings in force.
 
-use std::{ffi::OsStr, path::Path, time::Duration};
+use std::{ffi::OsStr, net::IpAddr, path::Path, time::Duration};
 
 use super::{
-    ApiKey, EffectiveSetting, Loaded, RuntimeDir, SPECS, Settings, SettingsErrors, Source, Sources, Spec,
+    EffectiveSetting, Loaded, RuntimeDir, SPECS, Settings, SettingsErrors, Source, Sources, Spec,
     gather::{RUNTIME_DIRECTORY, variable},
     loader::Loader,
     text, value,
 };
-use crate::process::OpenFileLimit;
+use crate::{AllowedOrigins, ApiKey, ClientMessages, process::OpenFileLimit};
 
 /// The least `history_bytes` while there is history: with less, busy channels would have next to none.
 const MIN_HISTORY_BYTES: usize = 1 << 20;
@@ -56,12 +56,12 @@ impl Loader {
         let history_size = self.read("history_size", 1, history_size);
         let history_ttl = self.read("history_ttl", Duration::ZERO, nonzero_duration);
         let settings = Settings {
-            host: self.read("host", String::new(), host),
+            host: self.read("host", IpAddr::from([127, 0, 0, 1]).into(), host),
             port: self.read("port", 0, port),
             templates_dir: self.read("templates_dir", None, folder),
             keep_alive_timeout: self.read("keep_alive_timeout", Duration::ZERO, nonzero_duration),
             notification_interval: self.read("notification_interval", None, interval),
-            client_messages: self.read("client_messages", super::ClientMessages::Broadcast, client_messages),
+            client_messages: self.read("client_messages", ClientMessages::Broadcast, client_messages),
             history_size,
             history_ttl,
             history_bytes: self.read("history_bytes", usize::MAX, history_bytes),
@@ -95,7 +95,7 @@ impl Loader {
             max_total_rate: self.read("max_total_rate", None, rate),
             ping_interval: self.read("ping_interval", None, interval),
             pong_timeout: self.read("pong_timeout", Duration::ZERO, nonzero_duration),
-            allowed_origins: self.read("allowed_origins", super::AllowedOrigins::SameHost, origins),
+            allowed_origins: self.read("allowed_origins", AllowedOrigins::SameHost, origins),
             api_keys: self.read("api_keys", Vec::<ApiKey>::new(), keys),
             log_level: self.read("log_level", String::new(), log_level),
             log_format: self.read("log_format", super::LogFormat::Auto, log_format),

@@ -1,21 +1,16 @@
 //! From what was written to what is meant. Each reads one kind of value, or says what would be right.
 
-use std::{
-    net::{Ipv4Addr, Ipv6Addr},
-    path::PathBuf,
-    time::Duration,
-};
+use std::{path::PathBuf, time::Duration};
 
 use bytesize::ByteSize;
 use figment::value::Value;
 use tracing_subscriber::EnvFilter;
 
 use super::{
-    AllowedOrigins, ApiKey, ClientMessages, LogFormat,
+    LogFormat,
     text::{Expected, is_whole, list, whole_number, word, word_or_number},
-    web_origin::web_origin,
 };
-use crate::process::OpenFileLimit;
+use crate::{AllowedOrigins, ApiKey, ClientMessages, ListenHost, WebOrigin, process::OpenFileLimit};
 
 /// The longest duration: a longer one is a mistake.
 const MAX_DURATION: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -23,40 +18,11 @@ const MAX_DURATION: Duration = Duration::from_secs(365 * 24 * 3600);
 /// In characters. Shorter keys can be guessed.
 const MIN_KEY_LENGTH: usize = 16;
 
-pub(super) fn host(value: &Value) -> Result<String, Expected> {
-    let expected = || {
+pub(super) fn host(value: &Value) -> Result<ListenHost, Expected> {
+    word(value).and_then(|text| text.parse().ok()).ok_or_else(|| {
         "a host name or an address without its port, such as 127.0.0.1 or ::1; 0.0.0.0 for all of this machine"
-            .to_owned()
-    };
-    let host = word(value).ok_or_else(expected)?;
-    // As in a URL (RFC 3986 section 3.2.2).
-    match host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
-        Some(address) if is_ipv6(address) => Ok(address.to_owned()),
-        None if is_ipv6(host) || host.parse::<Ipv4Addr>().is_ok() || is_name(host) => Ok(host.to_owned()),
-        _ => Err(expected()),
-    }
-}
-
-/// Returns an IPv6 address, perhaps with a zone (RFC 4007 section 11): `fe80::1%eth0`.
-fn is_ipv6(text: &str) -> bool {
-    let (address, zone) = text.split_once('%').unwrap_or((text, "-"));
-    address.parse::<Ipv6Addr>().is_ok() && !zone.is_empty()
-}
-
-/// Returns a host name. One that ends in a number is none (WHATWG URL, "ends in a number"): the resolver would take it
-/// for an address in a form that is long forgotten, 1 for 0.0.0.1 and 010.0.0.1 for 8.0.0.1 (inet_aton(3)).
-fn is_name(text: &str) -> bool {
-    let name = text.strip_suffix('.').unwrap_or(text);
-    let is_label = |label: &str| {
-        !label.is_empty() && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
-    };
-    let last = name.rsplit('.').next().unwrap_or("");
-    let is_number = last.bytes().all(|byte| byte.is_ascii_digit())
-        || last
-            .to_ascii_lowercase()
-            .strip_prefix("0x")
-            .is_some_and(|hex| hex.bytes().all(|byte| byte.is_ascii_hexdigit()));
-    name.split('.').all(is_label) && !is_number
+            .into()
+    })
 }
 
 pub(super) fn port(value: &Value) -> Result<u16, Expected> {
@@ -209,9 +175,63 @@ pub(super) fn origins(value: &Value) -> Result<AllowedOrigins, Expected> {
         [] => Ok(AllowedOrigins::SameHost),
         [one] if one == "*" => Ok(AllowedOrigins::Any),
         list => {
-            let read = |one: &String| web_origin(one).map_err(|why| format!("{}; {one} {why}", expected()));
+            let read = |one: &String| origin(one).map_err(|why| format!("{}; {one} {why}", expected()));
             list.iter().map(read).collect::<Result<_, _>>().map(AllowedOrigins::List)
         }
+    }
+}
+
+/// Reads an origin as browsers send it (RFC 6454 section 6.2).
+///
+/// # Errors
+/// Why it could never be the origin of a page, and what to write instead: continues from the text.
+fn origin(text: &str) -> Result<WebOrigin, String> {
+    if text.eq_ignore_ascii_case("null") {
+        return Err(
+            "is what pages without an origin send, such as files and sandboxed frames, and tells none of \
+                    them from another: serve the page over HTTP and list its origin"
+                .into(),
+        );
+    }
+    if text == "*" {
+        return Err("allows all and must stand alone".into());
+    }
+    if text.contains('*') {
+        return Err("has a wildcard, which is not understood: list each origin by itself".into());
+    }
+    let Some((scheme, authority)) = text.split_once("://") else {
+        return Err(format!("has no scheme: write https://{text} or http://{text}"));
+    };
+    match scheme.to_ascii_lowercase().as_str() {
+        "file" => {
+            return Err(
+                "is for files, and browsers send no origin for those that could be told apart: serve the \
+                        page over HTTP and list its origin"
+                    .into(),
+            );
+        }
+        "ws" | "wss" => {
+            let page = scheme.to_ascii_lowercase().replacen("ws", "http", 1);
+            return Err(format!(
+                "is a WebSocket's address, and not that of the page that connects: write {page}://{authority}"
+            ));
+        }
+        _ => {}
+    }
+    if let Some((host, _)) = authority.split_once(['/', '?', '#']) {
+        return Err(format!("has more than a host and a port: write {scheme}://{host}"));
+    }
+    if authority.contains('@') {
+        return Err("has a user name, which is no part of an origin".into());
+    }
+    if !authority.is_ascii() {
+        return Err("is not ASCII: write the host as browsers send it, such as xn--bcher-kva.example".into());
+    }
+    let origin = text.parse::<WebOrigin>().map_err(|error| format!("is {error}"))?;
+    if origin.host().is_address_or_domain() {
+        Ok(origin)
+    } else {
+        Err(format!("has the host {}, which no page comes from", origin.host()))
     }
 }
 

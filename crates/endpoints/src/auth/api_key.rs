@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use axum::http::{HeaderMap, header::AUTHORIZATION};
-use lastcall_core::settings::ApiKey;
+use lastcall_core::ApiKey;
 use subtle::{Choice, ConstantTimeEq};
 
 use crate::{
@@ -70,9 +70,9 @@ fn check_loopback(from_this_machine: FromThisMachine, headers: &HeaderMap) -> Re
 #[cfg(test)]
 mod tests {
     use axum::response::IntoResponse;
+    use lastcall_core::AllowedOrigins;
 
     use super::*;
-    use crate::auth::origin::Allowed;
 
     fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
         pairs.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect()
@@ -80,7 +80,7 @@ mod tests {
 
     fn status(keys: &[&str], peer: &str, sent: &[(&'static str, &'static str)]) -> u16 {
         let keys: Vec<_> = keys.iter().map(|key| ApiKey::new(*key)).collect();
-        let own_hosts = OwnHosts::new("127.0.0.1", &Allowed::SameHost);
+        let own_hosts = OwnHosts::new(&"127.0.0.1".parse().unwrap(), &AllowedOrigins::SameHost);
         let host = sent.iter().find(|(name, _)| *name == "host").map(|(_, host)| host.parse().unwrap());
         let here = FromThisMachine(peer == "here");
         match check(&keys, &own_hosts, here, &headers(sent), &Target(host)) {

@@ -8,12 +8,12 @@ use axum::http::{
     header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE},
     request::Parts,
 };
+use lastcall_core::AllowedOrigins;
 use tower_http::cors::{AllowCredentials, AllowOrigin, CorsLayer};
 
 use crate::{
-    auth::origin::Allowed,
+    auth::origin,
     handlers::{events::LAST_EVENT_ID, publish::IDEMPOTENCY_KEY},
-    target::Target,
 };
 
 /// How long a browser need not ask again. Chromium keeps it for two hours at most.
@@ -21,33 +21,35 @@ const MAX_AGE: Duration = Duration::from_secs(3600);
 
 /// Returns the layer for what may be published; `None` if pages of no other origin may. The API knows keys, and no
 /// credentials that a browser adds by itself.
-pub(crate) fn publish(allowed: &Allowed) -> Option<CorsLayer> {
+pub(crate) fn publish(allowed: &AllowedOrigins) -> Option<CorsLayer> {
     let layer = layer(allowed)?;
     Some(layer.allow_methods([Method::POST]).allow_headers([AUTHORIZATION, CONTENT_TYPE, IDEMPOTENCY_KEY]))
 }
 
 /// Returns the layer for server-sent events; `None` if pages of no other origin may have them. Credentials, such as a
 /// cookie, are for a proxy that authenticates clients; origins that are listed by name may send them.
-pub(crate) fn events(allowed: &Allowed) -> Option<CorsLayer> {
+pub(crate) fn events(allowed: &AllowedOrigins) -> Option<CorsLayer> {
     let credentials = match allowed {
-        Allowed::SameHost | Allowed::Any => AllowCredentials::from(false),
-        Allowed::List(_) => AllowCredentials::predicate(is_listed(allowed)),
+        AllowedOrigins::SameHost | AllowedOrigins::Any => AllowCredentials::from(false),
+        AllowedOrigins::List(_) => AllowCredentials::predicate(is_listed(allowed)),
     };
     let layer = layer(allowed)?.allow_credentials(credentials);
     Some(layer.allow_methods([Method::GET]).allow_headers([AUTHORIZATION, CACHE_CONTROL, LAST_EVENT_ID]))
 }
 
-fn layer(allowed: &Allowed) -> Option<CorsLayer> {
+fn layer(allowed: &AllowedOrigins) -> Option<CorsLayer> {
     let origin = match allowed {
-        Allowed::SameHost => return None,
-        Allowed::Any => AllowOrigin::any(),
-        Allowed::List(_) => AllowOrigin::predicate(is_listed(allowed)),
+        AllowedOrigins::SameHost => return None,
+        AllowedOrigins::Any => AllowOrigin::any(),
+        AllowedOrigins::List(_) => AllowOrigin::predicate(is_listed(allowed)),
     };
     Some(CorsLayer::new().allow_origin(origin).max_age(MAX_AGE))
 }
 
-fn is_listed(allowed: &Allowed) -> impl Fn(&HeaderValue, &Parts) -> bool + Clone + Send + Sync + 'static {
+fn is_listed(
+    allowed: &AllowedOrigins,
+) -> impl Fn(&HeaderValue, &Parts) -> bool + Clone + Send + Sync + 'static {
     let allowed = allowed.clone();
     // Where a request goes to does not matter to a list.
-    move |origin, _| allowed.includes(origin, &Target(None))
+    move |origin, _| allowed.include(origin::text(origin), None)
 }

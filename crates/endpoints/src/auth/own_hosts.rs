@@ -2,10 +2,9 @@
 //! pointed at 127.0.0.1: the browser then takes the server for the host of their page (DNS rebinding).
 
 use axum::http::{HeaderMap, header::ORIGIN};
+use lastcall_core::{AllowedOrigins, Host};
 
 use crate::{
-    auth::origin::Allowed,
-    authority::Host,
     error::{ApiError, ErrorCode},
     target::Target,
 };
@@ -23,15 +22,10 @@ pub(crate) struct OwnHosts {
 }
 
 impl OwnHosts {
-    /// `host` is the setting.
-    pub(crate) fn new(host: &str, allowed: &Allowed) -> Self {
-        let mut listed: Vec<Host> = match allowed {
-            Allowed::List(origins) => origins.iter().map(|origin| origin.host.clone()).collect(),
-            Allowed::SameHost | Allowed::Any => Vec::new(),
-        };
-        // What is no name here is an address, or cannot be listened on.
-        listed.extend(host.parse::<Host>());
-        Self { any: matches!(allowed, Allowed::Any), listed }
+    /// `host` is the one that the server was asked to listen on.
+    pub(crate) fn new(host: &Host, allowed: &AllowedOrigins) -> Self {
+        let listed = allowed.hosts().chain([host]).cloned().collect();
+        Self { any: matches!(allowed, AllowedOrigins::Any), listed }
     }
 
     fn include(&self, host: &Host) -> bool {
@@ -62,7 +56,7 @@ impl OwnHosts {
     /// no page can remove or change it (it is a forbidden request-header of the Fetch Standard, section 2.2.2, as `Host` is).
     pub(crate) fn check_websocket(
         &self,
-        allowed: &Allowed,
+        allowed: &AllowedOrigins,
         on_loopback: OnLoopback,
         headers: &HeaderMap,
         target: &Target,
@@ -78,12 +72,12 @@ impl OwnHosts {
     /// other fields say.
     pub(crate) fn check_page(
         &self,
-        allowed: &Allowed,
+        allowed: &AllowedOrigins,
         on_loopback: OnLoopback,
         headers: &HeaderMap,
         target: &Target,
     ) -> Result<(), ApiError> {
-        let is_listed = headers.contains_key(ORIGIN) && matches!(allowed, Allowed::List(_));
+        let is_listed = headers.contains_key(ORIGIN) && matches!(allowed, AllowedOrigins::List(_));
         if on_loopback.0 && !is_listed {
             return self.check(target);
         }
@@ -93,8 +87,6 @@ impl OwnHosts {
 
 #[cfg(test)]
 mod tests {
-    use lastcall_core::settings::AllowedOrigins;
-
     use super::*;
 
     fn target(host: &str) -> Target {
@@ -103,8 +95,8 @@ mod tests {
 
     #[test]
     fn addresses_localhost_and_what_the_settings_name_are_the_servers_own() {
-        let list = AllowedOrigins::List(vec!["https://app.example:8443".into()]);
-        let own = OwnHosts::new("Host.Example", &Allowed::from(&list));
+        let list = AllowedOrigins::List(vec!["https://app.example:8443".parse().unwrap()]);
+        let own = OwnHosts::new(&"Host.Example".parse().unwrap(), &list);
         for host in [
             "127.0.0.1:8000",
             "192.0.2.7",
@@ -121,21 +113,28 @@ mod tests {
             assert!(own.check(&target(host)).is_err(), "{host}");
         }
         assert!(own.check(&Target(None)).is_ok());
-        assert!(OwnHosts::new("::1", &Allowed::Any).check(&target("any.example")).is_ok());
-        assert!(OwnHosts::new("127.0.0.1", &Allowed::SameHost).check(&target("any.example")).is_err());
+        assert!(
+            OwnHosts::new(&"[::1]".parse().unwrap(), &AllowedOrigins::Any)
+                .check(&target("any.example"))
+                .is_ok()
+        );
+        assert!(
+            OwnHosts::new(&"127.0.0.1".parse().unwrap(), &AllowedOrigins::SameHost)
+                .check(&target("any.example"))
+                .is_err()
+        );
     }
 
     #[test]
     fn the_host_of_a_page_counts_where_loopback_is_the_only_proof() {
-        let check = |setting: &AllowedOrigins, on_loopback, fields: &[&'static str]| {
-            let allowed = Allowed::from(setting);
+        let check = |allowed: &AllowedOrigins, on_loopback, fields: &[&'static str]| {
             let fields = fields.iter().map(|name| (name.parse().unwrap(), "x".parse().unwrap())).collect();
-            let own = OwnHosts::new("127.0.0.1", &allowed);
+            let own = OwnHosts::new(&"127.0.0.1".parse().unwrap(), allowed);
             let (on_loopback, target) = (OnLoopback(on_loopback), target("evil.example"));
-            let at_websocket = own.check_websocket(&allowed, on_loopback, &fields, &target).is_ok();
-            (at_websocket, own.check_page(&allowed, on_loopback, &fields, &target).is_ok())
+            let at_websocket = own.check_websocket(allowed, on_loopback, &fields, &target).is_ok();
+            (at_websocket, own.check_page(allowed, on_loopback, &fields, &target).is_ok())
         };
-        let list = AllowedOrigins::List(vec!["https://app.example".into()]);
+        let list = AllowedOrigins::List(vec!["https://app.example".parse().unwrap()]);
         let same_host = AllowedOrigins::SameHost;
         assert_eq!(check(&same_host, true, &["origin"]), (false, false));
         assert_eq!(check(&same_host, true, &[]), (true, false), "a page's only if it is no handshake");

@@ -17,7 +17,10 @@ use serde::{Deserialize, Serialize};
 
 use super::{channel_query::since, history_body::history_body, publish::channel_name};
 use crate::{
-    auth::api_key::{self, FromThisMachine},
+    auth::{
+        api_key::{self, FromThisMachine},
+        origin,
+    },
     error::{ApiError, ErrorCode},
     state::AppState,
     target::Target,
@@ -161,6 +164,6 @@ fn check(
     headers: &HeaderMap,
     target: &Target,
 ) -> Result<(), ApiError> {
-    state.allowed_origins.check(headers, target)?;
+    origin::check(&state.allowed_origins, headers, target)?;
     api_key::check(&state.api_keys, &state.own_hosts, from_this_machine, headers, target)
 }

@@ -17,7 +17,7 @@ use lastcall_websockets::{ChannelRequest, Form};
 
 use super::{channel_query, websocket::refusal};
 use crate::{
-    auth::own_hosts::OnLoopback,
+    auth::{origin, own_hosts::OnLoopback},
     error::{ApiError, ErrorCode, RETRY_AFTER_SECONDS},
     server::{Confirmed, PendingConnection},
     state::AppState,
@@ -69,7 +69,7 @@ fn channels_of(
         return bad_request("A request for events has no body.");
     }
     let headers = request.headers();
-    state.allowed_origins.check(headers, target)?;
+    origin::check(&state.allowed_origins, headers, target)?;
     state.own_hosts.check_page(&state.allowed_origins, on_loopback, headers, target)?;
     let query = request.uri().query().unwrap_or_default();
     let last_event_id = headers.get(LAST_EVENT_ID).map(HeaderValue::as_bytes);

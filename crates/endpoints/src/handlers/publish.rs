@@ -15,7 +15,10 @@ use serde_json::value::RawValue;
 
 use super::api_body::{bad_body, check_data, parse, read, refuse_outside_body, value};
 use crate::{
-    auth::api_key::{self, FromThisMachine},
+    auth::{
+        api_key::{self, FromThisMachine},
+        origin,
+    },
     error::{ApiError, ErrorCode},
     state::AppState,
     target::Target,
@@ -62,7 +65,7 @@ pub(crate) async fn publish(
     body: Body,
 ) -> Result<Json<PublishResult>, ApiError> {
     // A page of another host must not publish through a browser on this machine.
-    state.allowed_origins.check(&headers, &target)?;
+    origin::check(&state.allowed_origins, &headers, &target)?;
     api_key::check(&state.api_keys, &state.own_hosts, from_this_machine, &headers, &target)?;
     refuse_outside_body(&uri, &headers, "the header field `Idempotency-Key`")?;
     let body = read(body, &headers, state.limits.max_message_size, "the server's `max_message_size`").await?;

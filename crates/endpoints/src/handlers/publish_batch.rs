@@ -19,7 +19,10 @@ use super::{
     publish::{IDEMPOTENCY_KEY, PublishResult, channel_name, idempotency_key, not_published, publish_all},
 };
 use crate::{
-    auth::api_key::{self, FromThisMachine},
+    auth::{
+        api_key::{self, FromThisMachine},
+        origin,
+    },
     error::{ApiError, ErrorCode},
     state::AppState,
     target::Target,
@@ -91,7 +94,7 @@ pub(crate) async fn publish_batch(
     headers: HeaderMap,
     body: Body,
 ) -> Result<BatchResult, ApiError> {
-    state.allowed_origins.check(&headers, &target)?;
+    origin::check(&state.allowed_origins, &headers, &target)?;
     api_key::check(&state.api_keys, &state.own_hosts, from_this_machine, &headers, &target)?;
     if headers.contains_key(IDEMPOTENCY_KEY) {
         // To ignore it would publish all of them again when the request is repeated.

@@ -16,7 +16,7 @@ use lastcall_websockets::{AdmitError, Form};
 use tungstenite::{Error, error::ProtocolError, handshake::server::create_response_with_body};
 
 use crate::{
-    auth::own_hosts::OnLoopback,
+    auth::{origin, own_hosts::OnLoopback},
     error::{ApiError, ErrorCode},
     fields,
     handlers::channel_query,
@@ -82,7 +82,7 @@ fn check_page(
     headers: &HeaderMap,
     target: &Target,
 ) -> Result<(), ApiError> {
-    state.allowed_origins.check(headers, target)?;
+    origin::check(&state.allowed_origins, headers, target)?;
     state.own_hosts.check_websocket(&state.allowed_origins, on_loopback, headers, target)
 }
 

@@ -10,10 +10,7 @@ use axum::{
     http::{HeaderMap, Method, Request, StatusCode},
 };
 use lastcall_broker::MemoryBroker;
-use lastcall_core::{
-    phase::Phase,
-    settings::{AllowedOrigins, ApiKey},
-};
+use lastcall_core::{AllowedOrigins, ApiKey, phase::Phase};
 use lastcall_websockets::{ConnectionManager, Handshake, ManagerConfig, Phases, VitalTasks};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;

@@ -6,7 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use lastcall_core::settings::ClientMessages;
+use lastcall_core::ClientMessages;
 
 use super::{Connection, ConnectionConfig, Outcome, Readable, State, Stream};
 use crate::{

@@ -8,7 +8,7 @@ mod restoring;
 
 use std::time::Duration;
 
-use lastcall_core::settings::ClientMessages;
+use lastcall_core::ClientMessages;
 
 use super::{memory_stream::MemoryStream, *};
 use crate::{

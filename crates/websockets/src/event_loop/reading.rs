@@ -7,7 +7,7 @@ use std::{
 };
 
 use lastcall_broker::{BrokerError, BrokerFuture, Published};
-use lastcall_core::{Publication, Publisher, settings::ClientMessages};
+use lastcall_core::{ClientMessages, Publication, Publisher};
 use serde_json::value::to_raw_value;
 use tracing::{debug, trace};
 

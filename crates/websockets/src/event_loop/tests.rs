@@ -15,7 +15,7 @@ use std::{
 };
 
 use lastcall_broker::{MemoryBroker, ReceiverSet};
-use lastcall_core::{ChannelName, settings::ClientMessages};
+use lastcall_core::{ChannelName, ClientMessages};
 use mio::{Events, Poll, Waker};
 
 use super::{EventLoop, HeartbeatConfig, LoopConfig};

@@ -304,7 +304,7 @@ fn a_value_with_one_meaning_is_taken_as_written() {
         (" localhost ", "localhost"),
     ] {
         for (how, operator) in written("host", text) {
-            assert_eq!(operator.settings().host, host, "{text} by {how}");
+            assert_eq!(operator.settings().host.as_str(), host, "{text} by {how}");
         }
     }
     for path in

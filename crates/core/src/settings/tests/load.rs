@@ -4,8 +4,9 @@ use std::{ffi::OsString, time::Duration};
 
 use super::operator::Operator;
 use crate::{
+    AllowedOrigins, ClientMessages,
     process::OpenFileLimit,
-    settings::{AllowedOrigins, ClientMessages, LogFormat, Settings, gather::CONFIG_FILE},
+    settings::{LogFormat, Settings, gather::CONFIG_FILE},
 };
 
 #[test]

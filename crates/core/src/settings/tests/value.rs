@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::operator::Operator;
-use crate::settings::AllowedOrigins;
+use crate::AllowedOrigins;
 
 #[test]
 fn values_are_read_in_every_form_they_may_have() {
@@ -28,14 +28,17 @@ fn values_are_read_in_every_form_they_may_have() {
         (None, Some(Duration::from_millis(500)))
     );
     assert_eq!((settings.max_message_size, settings.api_keys.len()), (1000, 1));
-    let origins = vec!["https://a.example".to_owned(), "http://[::1]:3000".to_owned()];
-    assert_eq!(settings.allowed_origins, AllowedOrigins::List(origins.clone()));
+    let list = |origins: &[&str]| {
+        AllowedOrigins::List(origins.iter().map(|origin| origin.parse().unwrap()).collect())
+    };
+    let origins = list(&["https://a.example", "http://[::1]:3000"]);
+    assert_eq!(settings.allowed_origins, origins);
     let env = Operator::new().env("ALLOWED_ORIGINS", "https://a.example, http://[::1]:3000,");
-    assert_eq!(env.settings().allowed_origins, AllowedOrigins::List(origins));
+    assert_eq!(env.settings().allowed_origins, origins);
     let own_port = Operator::new().flag("allowed_origins", "https://a.example:443,http://b.example:80");
     assert_eq!(
         own_port.settings().allowed_origins,
-        AllowedOrigins::List(vec!["https://a.example".into(), "http://b.example".into()]),
+        list(&["https://a.example", "http://b.example"]),
         "as browsers send them"
     );
     assert_eq!(Operator::new().flag("allowed_origins", "*").settings().allowed_origins, AllowedOrigins::Any);
@@ -87,6 +90,8 @@ fn every_kind_of_bad_value_is_reported_with_its_place_and_what_would_be_right() 
         ("allowed_origins", "https://[zz]", "origins, such as"),
         ("allowed_origins", "https://a:b:80", "origins, such as"),
         ("allowed_origins", "null", "origins, such as"),
+        ("allowed_origins", "https://[1:2:3:4:5:6:7:8:9]", "is not a scheme, a host and maybe a port"),
+        ("allowed_origins", "https://127.1", "has the host 127.1, which no page comes from"),
         ("allowed_origins", "*,https://example.org", "* allows all and must stand alone"),
         ("allowed_origins", "https://*.example.org", "list each origin by itself"),
     ] {

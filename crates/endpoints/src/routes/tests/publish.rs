@@ -106,7 +106,7 @@ async fn a_page_may_publish_where_its_origin_is_allowed() {
     let foreign = same_host.publish(&[("origin", "https://app.example")], body).await;
     assert_eq!(foreign.error(), error(403, "origin_not_allowed"));
 
-    let allowed_origins = AllowedOrigins::List(vec!["https://app.example".into()]);
+    let allowed_origins = AllowedOrigins::List(vec!["https://app.example".parse().unwrap()]);
     let listed = Routes::serving(Config { allowed_origins, ..Config::default() });
     let response = listed.publish(&[("origin", "https://app.example")], body).await;
     assert_eq!(response.status, StatusCode::OK);
@@ -118,7 +118,7 @@ async fn a_page_may_publish_where_its_origin_is_allowed() {
 
 #[tokio::test]
 async fn a_preflight_says_what_a_listed_page_may_send() {
-    let allowed_origins = AllowedOrigins::List(vec!["https://app.example".into()]);
+    let allowed_origins = AllowedOrigins::List(vec!["https://app.example".parse().unwrap()]);
     let routes = Routes::serving(Config { allowed_origins, ..Config::default() });
     let preflight = async |origin| {
         let fields = [("origin", origin), ("access-control-request-method", "POST")];
