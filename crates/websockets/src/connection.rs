@@ -23,7 +23,6 @@ use std::{
 
 use bytes::Bytes;
 use lastcall_broker::Broker;
-use lastcall_core::ClientMessages;
 
 use self::{
     outbox::{Outbox, Round},
@@ -37,15 +36,17 @@ pub(crate) use self::{ping::Ping, stream::Stream};
 use crate::{
     admission::{Disconnect, Permit},
     client_id::ClientId,
-    codec::{CloseReason, Decoder, DecoderLimits, Frame},
-    protocol::Form,
-    protocol::chunk::LAST_CHUNK,
+    codec::{CloseReason, Decoder, Frame},
+    protocol::{Form, Input},
 };
 
 /// The settings that concern each connection.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ConnectionConfig {
-    pub(crate) client_messages: ClientMessages,
+    /// The form of all WebSockets.
+    pub(crate) websockets: Form,
+    /// Whether the texts of clients are published.
+    pub(crate) publishes_texts: bool,
     /// Most bytes in one message from a client, its fragments together.
     pub(crate) max_message_size: usize,
     /// Most bytes that may be queued for one client before more is added.
@@ -55,13 +56,12 @@ pub(crate) struct ConnectionConfig {
 }
 
 impl ConnectionConfig {
-    /// Returns true if each client gets back what it sends, and nothing else.
-    pub(crate) fn is_echo(&self) -> bool {
-        self.client_messages == ClientMessages::Echo
-    }
-
-    fn decoder_limits(&self) -> DecoderLimits {
-        DecoderLimits { max_message_size: self.max_message_size, accept_binary: self.is_echo() }
+    /// Returns the form that a connection has, of those that are WebSockets or not.
+    pub(crate) fn form(&self, form: Form) -> Form {
+        match form {
+            Form::WebSocket | Form::Echo => self.websockets,
+            Form::EventStream | Form::UnchunkedEventStream => form,
+        }
     }
 }
 
@@ -143,7 +143,10 @@ impl<S: Stream> Connection<S> {
     pub(crate) fn restore(stream: S, snapshot: ConnectionSnapshot, permit: Permit) -> Self {
         let mut connection = Self {
             state: snapshot.state,
-            ping: Ping::restore(snapshot.active_since_ping, !snapshot.outbox.is_empty()),
+            ping: match snapshot.form.ping() {
+                Some(_) => Ping::restore(snapshot.active_since_ping, !snapshot.outbox.is_empty()),
+                None => Ping::default(),
+            },
             close_reason: snapshot.close_reason,
             decoder: snapshot.decoder,
             outbox: snapshot.outbox,
@@ -264,7 +267,7 @@ impl<S: Stream> Connection<S> {
     }
 
     fn send_or_queue(&mut self, frames: &Bytes, round: Round) -> Outcome {
-        if !self.is_open() {
+        if !self.is_open() || frames.is_empty() {
             return Outcome::Unchanged;
         }
         if self.has_output() {
@@ -323,10 +326,11 @@ impl<S: Stream> Connection<S> {
 
     /// Sends what shows whether the client is there. Clients of server-sent events only show that they read.
     pub(crate) fn send_ping(&mut self) -> Outcome {
+        let Some(ping) = self.form.ping() else { return Outcome::Unchanged };
         let is_read = self.form.is_event_stream() || self.has_output();
         // Before it is sent: that it is acknowledged must show.
         let before = if is_read { self.stream.delivery() } else { Ok(Delivery::default()) };
-        let outcome = self.send_unbounded(&self.form.ping());
+        let outcome = self.send_unbounded(&ping);
         match before {
             Ok(before) if is_read => self.ping.sent_unread(before),
             Ok(_) if self.has_output() => self.ping.sent_unread(self.stream.delivery().unwrap_or_default()),
@@ -382,21 +386,14 @@ impl<S: Stream> Connection<S> {
         if let Some(notice) = notice {
             self.outbox.push(notice, 0, Round::default());
         }
-        if self.form.is_event_stream() {
-            // There is no close frame: the end of the response is the close.
-            if self.form == Form::EventStream {
-                self.outbox.push(LAST_CHUNK, 0, Round::default());
-            }
-            self.state = State::Lingering;
-            return Outcome::CloseStarted.max(self.flush());
-        }
-        self.state = if reason.discards_input() { State::Lingering } else { State::CloseSent };
-        self.send_close_frame(&Frame::close(Some((reason.code(), reason.reason()))))
+        let has_answer = self.form.input() != Input::Discarded && !reason.discards_input();
+        self.state = if has_answer { State::CloseSent } else { State::Lingering };
+        self.send_last(self.form.close(reason))
     }
 
-    /// Sends or queues a close frame, the last frame of a connection.
-    fn send_close_frame(&mut self, frame: &Frame) -> Outcome {
-        self.outbox.push(frame.bytes().clone(), 0, Round::default());
+    /// Sends or queues the last bytes of a connection.
+    fn send_last(&mut self, bytes: Bytes) -> Outcome {
+        self.outbox.push(bytes, 0, Round::default());
         Outcome::CloseStarted.max(self.flush())
     }
 
@@ -406,7 +403,7 @@ impl<S: Stream> Connection<S> {
         self.count_sent(flushed.bytes);
         self.sent.replayed_messages += u32::try_from(flushed.replayed_messages).unwrap_or(u32::MAX);
         // A client of server-sent events answers by reading, not by what comes back later.
-        if self.form == Form::WebSocket && self.outbox.is_empty() {
+        if !self.form.is_event_stream() && self.outbox.is_empty() {
             self.ping.left();
         }
         if self.has_output() {

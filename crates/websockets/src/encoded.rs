@@ -8,9 +8,9 @@ use lastcall_core::{ChannelName, Epoch, Position, Publication};
 use crate::{
     codec::Frame,
     protocol::{
-        ServerMessage,
+        Outgoing,
         chunk::{self, ChunkWriter},
-        event_stream,
+        event_stream, plain,
     },
 };
 
@@ -49,7 +49,7 @@ impl EncodedPublication {
 
     /// Returns the frame for WebSockets. `channel` is the one that it was published in.
     pub(crate) fn frame(&self, channel: &ChannelName) -> &Frame {
-        self.frame.get_or_init(|| ServerMessage::publication(channel, self.epoch, &self.publication).frame())
+        self.frame.get_or_init(|| plain::frame(&self.message(channel)))
     }
 
     /// Returns the server-sent event.
@@ -59,13 +59,16 @@ impl EncodedPublication {
             let position = self.position().to_string();
             event_stream::write_id(chunk.content(), [b"", position.as_bytes(), b""]);
             let id_end = chunk.len();
-            let message = ServerMessage::publication(channel, self.epoch, &self.publication);
-            event_stream::write_body(chunk.content(), &message);
+            event_stream::write_body(chunk.content(), &self.message(channel));
             let chunk = chunk.finish();
             let content = chunk::content(&chunk);
             let position = content.slice_ref(&content[id_end - 1 - position.len()..id_end - 1]);
             Event { position, body: content.slice(id_end..), chunk }
         })
+    }
+
+    fn message<'a>(&'a self, channel: &'a ChannelName) -> Outgoing<'a> {
+        Outgoing::Publication { channel, epoch: self.epoch, publication: &self.publication }
     }
 
     /// Returns about how many bytes an encoding has.

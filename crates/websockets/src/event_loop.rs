@@ -137,8 +137,7 @@ impl EventLoop {
 
     pub(crate) fn new(config: LoopConfig, mailboxes: Arc<Mailboxes>, broker: Arc<dyn Broker>) -> Self {
         let clock = Clock::start(Instant::now());
-        let heartbeat = config.heartbeat.filter(|_| !config.connection.is_echo());
-        let heartbeat = heartbeat.map(|heartbeat| Heartbeat::new(heartbeat, clock.now()));
+        let heartbeat = config.heartbeat.map(|heartbeat| Heartbeat::new(heartbeat, clock.now()));
         Self {
             config,
             slice: SLICE,
@@ -388,8 +387,8 @@ impl EventLoop {
     fn close(&mut self, slot: usize, reason: CloseReason) {
         let Some(entry) = self.connections.get_mut(slot) else { return };
         let connection = &mut entry.connection;
-        let notice = self.notice.filter(|_| connection.is_open() && !self.config.connection.is_echo());
-        let notice = notice.map(|notice| notice.encode_last(connection.form, connection.id));
+        let notice = self.notice.filter(|_| connection.is_open());
+        let notice = notice.map(|notice| connection.form.encode(&notice.message(connection.id, true)));
         let outcome = connection.close(reason, notice);
         self.apply_outcome(slot, outcome);
     }

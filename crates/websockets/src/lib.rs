@@ -44,8 +44,8 @@
 //!   builds can read, with what its client has not read (`unread`).
 //! - `codec` is RFC 6455: frames, a decoder that enforces every limit as soon as a header shows it, and close codes. It
 //!   knows neither sockets nor JSON.
-//! - `protocol` has the messages of `docs/protocol.md` as types, as server-sent events (`event_stream`), and in chunks (`chunk`). [`Form`]
-//!   (`form`) is how a connection gets them, and `client_id` the ids of connections in them.
+//! - `protocol` has the messages to clients (`Outgoing`), and how a connection gets them: its [`Form`]. `plain` has them as in
+//!   `docs/protocol.md`, `event_stream` as server-sent events, in chunks (`chunk`); and `client_id` the ids of connections in them.
 //!   `handshake` is what the HTTP server leaves to the event loop: the response that is not sent yet, and early input.
 //! - [`Stats`] (`stats`) is what each loop counts.
 

@@ -31,6 +31,7 @@ use crate::{
     notice::ShutdownNotice,
     phases::Phases,
     placement::CONNECTIONS_PER_LOOP,
+    protocol::Form,
     stats::Stats,
     vital_tasks::VitalTasks,
 };
@@ -91,12 +92,16 @@ impl ManagerConfig {
     }
 
     fn connection(&self) -> ConnectionConfig {
-        let is_broadcast = self.client_messages == ClientMessages::Broadcast;
+        let publishes_texts = self.client_messages == ClientMessages::Broadcast;
         ConnectionConfig {
-            client_messages: self.client_messages,
+            websockets: match self.client_messages {
+                ClientMessages::Broadcast | ClientMessages::Ignore => Form::WebSocket,
+                ClientMessages::Echo => Form::Echo,
+            },
+            publishes_texts,
             max_message_size: self.max_message_size,
             max_queue: self.max_queue,
-            limits_texts: is_broadcast && self.rates().are_bounded(),
+            limits_texts: publishes_texts && self.rates().are_bounded(),
         }
     }
 }

@@ -2,15 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use jiff::Timestamp;
 use lastcall_core::clock;
 
-use crate::{
-    client_id::ClientId,
-    protocol::Form,
-    protocol::{Reconnect, ServerMessage, event_stream},
-};
+use crate::{client_id::ClientId, protocol::Outgoing};
 
 /// Earliest reconnect delay, and the shortest window over which the delays are spread, so that clients do not reconnect
 /// all at once.
@@ -55,33 +50,19 @@ impl ShutdownNotice {
         until_ended + MIN_RECONNECT_DELAY + self.spread.max(MIN_RECONNECT_DELAY).mul_f64(client.jitter())
     }
 
-    /// Encodes the notice for this client, as it is now.
-    pub(crate) fn encode(&self, form: Form, client: ClientId) -> Bytes {
-        form.encode(&self.message(client, Instant::now()))
-    }
-
-    /// Encodes the notice right before the close. An `EventSource` comes back by itself, when the event says.
-    pub(crate) fn encode_last(&self, form: Form, client: ClientId) -> Bytes {
+    /// Returns the notice for this client, as it is now. `is_last`: its close follows.
+    pub(crate) fn message(&self, client: ClientId, is_last: bool) -> Outgoing<'static> {
         let now = Instant::now();
-        let message = self.message(client, now);
-        match form {
-            Form::WebSocket => form.encode(&message),
-            Form::EventStream | Form::UnchunkedEventStream => {
-                form.of_chunk(event_stream::encode(&message, Some(self.reconnect_after(client, now))))
-            }
-        }
-    }
-
-    fn message(&self, client: ClientId, now: Instant) -> ServerMessage<'static> {
         let left = self.deadline.saturating_duration_since(now);
         let time = clock::timestamp();
-        ServerMessage::Shutdown {
+        Outgoing::Shutdown {
             time,
             reason: self.reason,
             // The clock may be set to the end of the year 9999, where timestamps end.
             deadline: time.saturating_add(left).unwrap_or(Timestamp::MAX),
-            seconds_left: (left.as_secs_f64() * 1000.0).round() / 1000.0,
-            reconnect: Reconnect { after_ms: self.reconnect_after(client, now).as_millis() as u64 },
+            left,
+            reconnect_after: self.reconnect_after(client, now),
+            is_last,
         }
     }
 }

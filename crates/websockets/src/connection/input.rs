@@ -5,17 +5,15 @@ use std::{
     ops::ControlFlow,
 };
 
-use bytes::Bytes;
-use lastcall_core::ClientMessages;
-
 use super::{Connection, ConnectionConfig, Outcome, Readable, State, Stream};
 use crate::{
     admission::Disconnect,
     client_id::ClientId,
-    codec::{CloseReason, Event, Frame},
-    protocol::ServerMessage,
+    codec::{CloseReason, DecoderLimits, Event, Frame},
+    protocol::{Input, Outgoing},
     stats::Stats,
 };
+use bytes::Bytes;
 
 /// Most bytes of one read while the rate of published texts is limited: the rate is checked after each read, so one
 /// read must not bring much. The worst case are empty texts: 6 bytes become a message of 150.
@@ -53,7 +51,7 @@ impl<S: Stream> Connection<S> {
         if std::mem::replace(&mut self.input_ended, true) {
             return Outcome::Unchanged;
         }
-        self.send_unbounded(&self.form.ping())
+        self.form.ping().map_or(Outcome::Unchanged, |ping| self.send_unbounded(&ping))
     }
 
     /// Returns true if bytes are left from the handshake.
@@ -75,7 +73,7 @@ impl<S: Stream> Connection<S> {
         stats: &mut Stats,
         on_text: impl FnMut(ClientId, &str),
     ) -> (Outcome, Readable) {
-        if self.is_backpressured(config) {
+        if self.is_backpressured() {
             return (Outcome::Unchanged, Readable::No);
         }
         let limit = self.read_limit(config);
@@ -101,8 +99,8 @@ impl<S: Stream> Connection<S> {
     }
 
     /// Returns true if the client must read its echoes before it is read from again. TCP then slows it down.
-    fn is_backpressured(&self, config: &ConnectionConfig) -> bool {
-        config.is_echo() && self.is_open() && self.has_output()
+    fn is_backpressured(&self) -> bool {
+        self.form.input() == Input::Echoed && self.is_open() && self.has_output()
     }
 
     /// Handles bytes from the client.
@@ -116,12 +114,15 @@ impl<S: Stream> Connection<S> {
         self.ping.answered(self.has_output());
         stats.bytes_received += input.len() as u64;
         let is_discarded = matches!(self.state, State::CloseReceived | State::Lingering);
-        if is_discarded || self.form.is_event_stream() {
+        let kind = self.form.input();
+        if is_discarded || kind == Input::Discarded {
             return Outcome::Unchanged;
         }
+        let limits =
+            DecoderLimits { max_message_size: config.max_message_size, accept_binary: kind == Input::Echoed };
         let mut decoder = std::mem::take(&mut self.decoder);
         let mut outcome = Outcome::Unchanged;
-        let result = decoder.decode(input, config.decoder_limits(), |event| {
+        let result = decoder.decode(input, limits, |event| {
             stats.messages_received += u64::from(matches!(event, Event::Text(_) | Event::Binary(_)));
             outcome = outcome.max(self.handle(event, config, &mut on_text));
             match (outcome, self.state) {
@@ -143,20 +144,21 @@ impl<S: Stream> Connection<S> {
         on_text: &mut impl FnMut(ClientId, &str),
     ) -> Outcome {
         match (self.state, event) {
-            (State::Open, Event::Text(text)) => match config.client_messages {
-                ClientMessages::Broadcast => {
+            // There is nothing queued when a read begins, and one read brings little.
+            (State::Open, Event::Text(text)) if self.form.input() == Input::Echoed => {
+                self.send_unbounded(Frame::text(text).bytes())
+            }
+            (State::Open, Event::Text(text)) => {
+                if config.publishes_texts {
                     on_text(self.id, text);
-                    Outcome::Unchanged
                 }
-                ClientMessages::Ignore => Outcome::Unchanged,
-                // There is nothing queued when a read begins, and one read brings little.
-                ClientMessages::Echo => self.send_unbounded(Frame::text(text).bytes()),
-            },
+                Outcome::Unchanged
+            }
             (State::Open, Event::Binary(payload)) => self.send_unbounded(Frame::binary(payload).bytes()),
             (State::Open, Event::Ping(payload)) => self.send_pong(&Frame::pong(payload)),
             (State::Open, Event::Close(status)) => {
                 self.state = State::CloseReceived;
-                self.send_close_frame(&Frame::close(status.map(|(code, _)| (code, ""))))
+                self.send_last(Frame::close(status.map(|(code, _)| (code, ""))).bytes().clone())
             }
             (State::CloseSent, Event::Close(_)) => Outcome::Ended(Disconnect::ByServer),
             // After our close frame, only the client's counts (RFC 6455 §5.5.1).
@@ -170,11 +172,11 @@ impl<S: Stream> Connection<S> {
             return self.disconnected();
         }
         let told = if reason == CloseReason::UnsupportedData {
-            let error = ServerMessage::Error {
+            let error = Outgoing::Error {
                 code: "unsupported_data",
                 message: "Binary messages are not accepted; send text.",
             };
-            self.send_unbounded(error.frame().bytes())
+            self.send_unbounded(&self.form.encode(&error))
         } else {
             Outcome::Unchanged
         };

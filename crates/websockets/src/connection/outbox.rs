@@ -219,6 +219,10 @@ impl Outbox {
     /// Queues whole frames. The socket has taken their first `written` bytes already, which is only possible when
     /// nothing else is queued.
     pub(crate) fn push(&mut self, frames: Bytes, written: usize, round: Round) {
+        // A form may have no bytes for a message.
+        if frames.is_empty() {
+            return;
+        }
         let queue = self.queue.get_or_insert_with(|| Box::new(Queue { round, ..Queue::default() }));
         debug_assert!(written == 0 || queue.chunks.is_empty());
         queue.written = queue.written.max(written);

@@ -3,14 +3,13 @@
 use std::{sync::Arc, vec};
 
 use bytes::Bytes;
-use lastcall_core::{ChannelName, Epoch, Position, Publication};
+use lastcall_core::{ChannelName, Epoch, Publication};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     codec::write_text_frame,
     encoded::encoded_size,
-    protocol::Form,
-    protocol::{ServerMessage, chunk::ChunkWriter, event_stream},
+    protocol::{Form, Outgoing, chunk::ChunkWriter, event_stream, plain},
 };
 
 /// About how many bytes are encoded at once: as much as a socket usually takes, so that a client that does not read costs
@@ -43,6 +42,16 @@ pub(crate) enum ReplayForm {
         /// Those of the channels after it.
         after: String,
     },
+}
+
+impl ReplayForm {
+    /// Returns that of a connection whose events have these positions before and after that of the channel.
+    pub(crate) fn new(form: Form, before: String, after: String) -> Self {
+        match form {
+            Form::WebSocket | Form::Echo => Self::WebSocket,
+            Form::EventStream | Form::UnchunkedEventStream => Self::EventStream { form, before, after },
+        }
+    }
 }
 
 impl Replay {
@@ -87,17 +96,19 @@ impl Replay {
         while page.len() < most
             && let Some(publication) = self.missed.next()
         {
-            let message = ServerMessage::publication(&self.channel, self.epoch, &publication);
+            let message = Outgoing::Publication {
+                channel: &self.channel,
+                epoch: self.epoch,
+                publication: &publication,
+            };
             match &self.form {
                 ReplayForm::WebSocket => {
                     json.clear();
-                    message.write_json(&mut json);
+                    plain::write_json(&mut json, &message);
                     write_text_frame(page.content(), &json);
                 }
                 ReplayForm::EventStream { before, after, .. } => {
-                    let position = Position { epoch: self.epoch, offset: publication.offset }.to_string();
-                    event_stream::write_id(page.content(), [before, &position, after].map(String::as_bytes));
-                    event_stream::write_body(page.content(), &message);
+                    event_stream::write(page.content(), &message, [before, after]);
                 }
             }
         }

@@ -8,8 +8,6 @@ mod restoring;
 
 use std::time::Duration;
 
-use lastcall_core::ClientMessages;
-
 use super::{memory_stream::MemoryStream, *};
 use crate::{
     admission::Admission,
@@ -19,12 +17,12 @@ use crate::{
 };
 
 const CONFIG: ConnectionConfig = ConnectionConfig {
-    client_messages: ClientMessages::Broadcast,
+    websockets: Form::WebSocket,
+    publishes_texts: true,
     max_message_size: 1000,
     max_queue: 100,
     limits_texts: false,
 };
-const ECHO: ConnectionConfig = ConnectionConfig { client_messages: ClientMessages::Echo, ..CONFIG };
 
 const BY_CLIENT: Outcome = Outcome::Ended(Disconnect::ByClient);
 const BY_SERVER: Outcome = Outcome::Ended(Disconnect::ByServer);
@@ -43,6 +41,11 @@ const ALL_REASONS: [CloseReason; 7] = [
 fn connection(capacity: usize) -> Connection<MemoryStream> {
     let stream = MemoryStream { capacity, ..MemoryStream::default() };
     Connection::new(stream, ClientId::generate(), Form::WebSocket, permit())
+}
+
+/// The same, but its client gets back what it sends.
+fn echo_connection(capacity: usize) -> Connection<MemoryStream> {
+    Connection { form: Form::Echo, ..connection(capacity) }
 }
 
 fn permit() -> Permit {

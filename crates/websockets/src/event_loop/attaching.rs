@@ -19,8 +19,7 @@ use crate::{
         subscription_list::{LocalChannelId, PENDING, Subscription},
     },
     mailbox::Attachment,
-    protocol::Form,
-    protocol::{ServerMessage, event_stream},
+    protocol::Outgoing,
 };
 
 impl EventLoop {
@@ -85,32 +84,17 @@ impl EventLoop {
         }
         // The client's position now: if it disconnects before it has everything that it missed, it recovers from here.
         let start = Position { offset: top.offset.saturating_sub(missed.len() as u64), ..top };
-        let message = ServerMessage::Subscribed { channel: &channel, id: start, recovered };
-        let mut outcome;
-        let form = match connection.form {
-            Form::WebSocket => {
-                outcome = connection.send_unbounded(message.frame().bytes());
-                ReplayForm::WebSocket
-            }
-            Form::EventStream | Form::UnchunkedEventStream => {
-                let (mut before, mut after) = (String::new(), String::new());
-                if let Some((positions, index)) = subscriptions.positions(id) {
-                    let around = positions.around(index);
-                    (before, after) = (around.0.to_owned(), around.1.to_owned());
-                    positions.set(index, &top.to_string());
-                }
-                let reset = ServerMessage::Reset { channel: &channel, id: start };
-                let told: &[_] = if asked && !recovered { &[message, reset] } else { &[message] };
-                // The position moves with the last one: a client that does not get the `reset` comes back with its old position,
-                // and is told then.
-                let start = start.to_string();
-                let chunk =
-                    event_stream::encode_with_id(told, [&before, &start, &after].map(String::as_bytes));
-                outcome = connection.send_unbounded(&connection.form.of_chunk(chunk));
-                ReplayForm::EventStream { form: connection.form, before, after }
-            }
-        };
+        let (mut before, mut after) = (String::new(), String::new());
+        if let Some((positions, index)) = subscriptions.positions(id) {
+            let around = positions.around(index);
+            (before, after) = (around.0.to_owned(), around.1.to_owned());
+            positions.set(index, &top.to_string());
+        }
+        let message = Outgoing::Subscribed { channel: &channel, start, recovered, wants_recovery: asked };
+        let message = connection.form.encode_among(&message, [&before, &after]);
+        let mut outcome = connection.send_unbounded(&message);
         if !missed.is_empty() {
+            let form = ReplayForm::new(connection.form, before, after);
             let replay = Replay::new(channel, top.epoch, missed, form);
             outcome = outcome.max(connection.replay(replay));
         }

@@ -23,11 +23,11 @@ impl EventLoop {
         match command {
             LoopCommand::BeginDrain(notice) => {
                 self.notice = Some(notice);
-                self.deliver_notice(FanoutContent::Notice(notice));
+                self.jobs.push_next(Fanout::new(FanoutContent::Notice(notice)));
             }
             LoopCommand::Remind => {
                 if let Some(notice) = self.notice {
-                    self.deliver_notice(FanoutContent::Reminder(notice));
+                    self.jobs.push_next(Fanout::new(FanoutContent::Reminder(notice)));
                 }
             }
             LoopCommand::CloseGradually(reason, until) => {
@@ -83,12 +83,6 @@ impl EventLoop {
             LoopCommand::Stop => self.stopped = true,
             #[cfg(test)]
             LoopCommand::Panic => panic!("as a test wants it"),
-        }
-    }
-
-    fn deliver_notice(&mut self, content: FanoutContent) {
-        if !self.config.connection.is_echo() {
-            self.jobs.push_next(Fanout::new(content));
         }
     }
 

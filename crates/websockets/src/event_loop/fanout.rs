@@ -9,11 +9,7 @@ use super::{
     jobs::{Fanout, FanoutContent},
     run_fanout::RunFanout,
 };
-use crate::{
-    connections::subscription_list::LocalChannelId,
-    mailbox::ChannelReset,
-    protocol::{Form, ServerMessage, event_stream},
-};
+use crate::{connections::subscription_list::LocalChannelId, mailbox::ChannelReset, protocol::Outgoing};
 
 /// Connections between two readings of the clock, one of which costs about a hundredth of a write.
 const CONNECTIONS_PER_CLOCK_READ: usize = 32;
@@ -97,21 +93,12 @@ impl EventLoop {
             return 0;
         }
         let ChannelReset { channel, top } = reset;
-        let message = ServerMessage::Reset { channel, id: *top };
-        let bytes = match connection.form {
-            Form::WebSocket => message.frame().bytes().clone(),
-            Form::EventStream | Form::UnchunkedEventStream => {
-                let top = top.to_string();
-                let chunk = match entry.subscriptions.positions(id) {
-                    None => event_stream::encode_with_id(&[message], [b"", top.as_bytes(), b""]),
-                    Some((positions, index)) => {
-                        positions.set(index, &top);
-                        let (before, after) = positions.around(index);
-                        let id = [before, &top, after].map(str::as_bytes);
-                        event_stream::encode_with_id(&[message], id)
-                    }
-                };
-                connection.form.of_chunk(chunk)
+        let message = Outgoing::Reset { channel, position: *top };
+        let bytes = match entry.subscriptions.positions(id) {
+            None => connection.form.encode(&message),
+            Some((positions, index)) => {
+                positions.set(index, &top.to_string());
+                connection.form.encode_among(&message, positions.around(index).into())
             }
         };
         let count = bytes.len();
@@ -139,7 +126,8 @@ impl EventLoop {
         let outcome = match content {
             FanoutContent::Reminder(_) if connection.has_output() => return,
             FanoutContent::Notice(notice) | FanoutContent::Reminder(notice) => {
-                connection.send_unbounded(&notice.encode(connection.form, connection.id))
+                let notice = connection.form.encode(&notice.message(connection.id, false));
+                connection.send_unbounded(&notice)
             }
             FanoutContent::Close(reason) => return self.close(slot, *reason),
             // These have their own members.

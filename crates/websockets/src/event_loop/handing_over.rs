@@ -53,9 +53,6 @@ impl EventLoop {
 
     /// Subscribes to channels, for connections that are about to come from another process.
     pub(super) fn add_channels(&mut self, channels: &[NumberedChannel]) {
-        if self.config.connection.is_echo() {
-            return;
-        }
         for NumberedChannel(number, name, subscriptions) in channels {
             let index = *number as usize;
             if index >= self.old_channels.len() {
@@ -81,9 +78,6 @@ impl EventLoop {
         numbers: &SubscriptionNumbers,
         pending: &[PendingSnapshot],
     ) {
-        if self.config.connection.is_echo() {
-            return;
-        }
         for (index, number) in numbers.iter().enumerate() {
             // It was checked before the commit that each has its channel.
             let Some((channel, _)) = self.old_channels.get(number as usize).copied().flatten() else {

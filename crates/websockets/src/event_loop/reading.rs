@@ -7,7 +7,7 @@ use std::{
 };
 
 use lastcall_broker::{BrokerError, BrokerFuture, Published};
-use lastcall_core::{ClientMessages, Publication, Publisher};
+use lastcall_core::{Publication, Publisher};
 use serde_json::value::to_raw_value;
 use tracing::{debug, trace};
 
@@ -21,7 +21,7 @@ use crate::{
     excess_capacity::release_excess_capacity,
     mailbox::LoopCommand,
     mailboxes::Mailboxes,
-    protocol::ServerMessage,
+    protocol::Outgoing,
 };
 
 /// Reads between two readings of the clock. A read that fills the buffer takes much longer than one of a message.
@@ -33,7 +33,7 @@ impl EventLoop {
         if self.reads_paused {
             return false;
         }
-        if self.config.connection.client_messages != ClientMessages::Broadcast {
+        if !self.config.connection.publishes_texts {
             return true;
         }
         self.mailboxes.has_capacity() && self.config.budget.wait(now).is_none()
@@ -149,7 +149,8 @@ impl EventLoop {
             }
         };
         debug!(client = %entry.connection.id, %error, "a client's text was not published");
-        let outcome = entry.connection.send_unbounded(ServerMessage::Error { code, message }.frame().bytes());
+        let message = entry.connection.form.encode(&Outgoing::Error { code, message });
+        let outcome = entry.connection.send_unbounded(&message);
         entry.texts = Texts::Refused;
         if !entry.connection.has_output() {
             self.resume_after(slot, Texts::Refused);

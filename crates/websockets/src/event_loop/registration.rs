@@ -2,33 +2,31 @@
 
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use lastcall_broker::{BrokerError, Since};
 use lastcall_core::{ChannelName, Epoch, Position};
-use mio::{Interest, Token};
+use mio::{Interest, Token, net::TcpStream};
 use socket2::SockRef;
 use tracing::{debug, trace};
 
 use super::{EventLoop, peer_of};
 use crate::{
-    admission::Disconnect,
+    admission::{Disconnect, Permit},
     client_id::ClientId,
     codec::CloseReason,
-    connection::{Connection, Outcome, snapshot::PendingSnapshot},
+    connection::{
+        Connection,
+        snapshot::{ConnectionSnapshot, PendingSnapshot},
+    },
     connection_key::ConnectionKey,
     connections::{Slot, stream_positions::StreamPositions},
-    handshake::ChannelRequest,
+    handshake::{ChannelRequest, Handshake},
     mailbox::{ConnectionSource, NewConnection},
-    protocol::Form,
-    protocol::{ServerInfo, ServerMessage, event_stream},
+    protocol::{Form, Outgoing},
 };
 
 /// A position that no channel has: epochs are random. The ids of events have it in place of one that the client sent and that is
 /// malformed, until the client is told: if it comes back before that, it must still be told.
 const NEVER_GIVEN: Position = Position { epoch: Epoch(0), offset: 0 };
-
-/// The shortest time after which an `EventSource` comes back.
-const MIN_RETRY: Duration = Duration::from_secs(1);
 
 /// About how many bytes the kernel takes for a client before they can be sent (TCP_NOTSENT_LOWAT, tcp(7)). What is sent and
 /// not acknowledged does not count, so a distant client is not slowed down.
@@ -38,76 +36,87 @@ impl EventLoop {
     /// Registers a connection, and starts or continues to serve it.
     pub(super) fn register(&mut self, new: NewConnection) {
         let NewConnection { stream, permit, source } = new;
-        let stream = mio::net::TcpStream::from_std(stream);
+        let stream = TcpStream::from_std(stream);
         match source {
-            ConnectionSource::Handshake(id, handshake) => {
-                let mut connection = Connection::new(stream, id, handshake.form, permit);
-                connection.set_early_input(handshake.early_input);
-                if let Some(slot) = self.insert(connection) {
-                    self.stats.opened += 1;
-                    // Before the welcome: a client that has it gets what is published then.
-                    let key = ConnectionKey { slot, id };
-                    self.reserve_subscriptions(slot, handshake.channels.len());
-                    if handshake.form.is_event_stream() && handshake.channels.len() > 1 {
-                        let asked = handshake.channels.iter().map(|channel| match channel.since {
-                            Since::Position(position) => Some(position),
-                            Since::Invalid => Some(NEVER_GIVEN),
-                            Since::Now => None,
-                        });
-                        self.set_positions(slot, StreamPositions::new(asked));
-                    }
-                    if handshake.channels.is_empty() {
-                        self.subscribe_restored(key, &[], &[]);
-                    }
-                    // An echo server sends nothing of its own.
-                    let is_echo = self.config.connection.is_echo();
-                    let named = handshake.channels.into_iter().filter(|_| !is_echo);
-                    for ChannelRequest { name, since } in named {
-                        self.subscribe(key, &name, since, true);
-                    }
-                    self.start(slot, handshake.response);
-                }
+            ConnectionSource::Handshake(id, handshake) => self.start(stream, permit, id, handshake),
+            ConnectionSource::Handover(snapshot) => self.restore(stream, permit, *snapshot),
+        }
+    }
+
+    /// Starts to serve a connection that has made its handshake here.
+    fn start(&mut self, stream: TcpStream, permit: Permit, id: ClientId, handshake: Handshake) {
+        let Handshake { response, early_input, form, channels } = handshake;
+        let form = self.config.connection.form(form);
+        let mut connection = Connection::new(stream, id, form, permit);
+        connection.set_early_input(early_input);
+        let Some(slot) = self.insert(connection) else { return };
+        self.stats.opened += 1;
+        if form.receives_publications() {
+            // Before the welcome: a client that has it gets what is published then.
+            self.subscribe_all(ConnectionKey { slot, id }, form, channels);
+        }
+        self.welcome(slot, response);
+    }
+
+    fn subscribe_all(&mut self, key: ConnectionKey, form: Form, channels: Vec<ChannelRequest>) {
+        if channels.is_empty() {
+            return self.subscribe_restored(key, &[], &[]);
+        }
+        self.reserve_subscriptions(key.slot, channels.len());
+        if form.is_event_stream() && channels.len() > 1 {
+            let asked = channels.iter().map(|channel| match channel.since {
+                Since::Position(position) => Some(position),
+                Since::Invalid => Some(NEVER_GIVEN),
+                Since::Now => None,
+            });
+            self.set_positions(key.slot, StreamPositions::new(asked));
+        }
+        for ChannelRequest { name, since } in channels {
+            self.subscribe(key, &name, since, true);
+        }
+    }
+
+    /// Continues to serve a connection of another process.
+    fn restore(&mut self, stream: TcpStream, permit: Permit, mut snapshot: ConnectionSnapshot) {
+        let (close_timeout, age_s) = (snapshot.close_timeout_in_ms, snapshot.age_s);
+        let (is_incomplete, texts_unanswered) = (snapshot.is_incomplete, snapshot.texts_unanswered);
+        let channels = std::mem::take(&mut snapshot.channels);
+        let numbers = std::mem::take(&mut snapshot.subscriptions);
+        let pending = std::mem::take(&mut snapshot.pending);
+        let positions = match snapshot.stream_positions.as_slice() {
+            [] => StreamPositions::restore(&snapshot.positions),
+            bytes => StreamPositions::from_bytes(bytes),
+        };
+        let (id, form) = (snapshot.id, self.config.connection.form(snapshot.form));
+        snapshot.form = form;
+        let Some(slot) = self.insert(Connection::restore(stream, snapshot, permit)) else { return };
+        let key = ConnectionKey { slot, id };
+        if let Some(entry) = self.connections.get_mut(slot) {
+            entry.set_age(age_s);
+        }
+        if form.receives_publications() {
+            self.reserve_subscriptions(slot, channels.len());
+            if !positions.is_empty() {
+                self.set_positions(slot, positions);
             }
-            ConnectionSource::Handover(mut snapshot) => {
-                let (close_timeout, age_s) = (snapshot.close_timeout_in_ms, snapshot.age_s);
-                let is_incomplete = snapshot.is_incomplete;
-                let texts_unanswered = snapshot.texts_unanswered;
-                let channels = std::mem::take(&mut snapshot.channels);
-                let numbers = std::mem::take(&mut snapshot.subscriptions);
-                let pending = std::mem::take(&mut snapshot.pending);
-                let positions = match snapshot.stream_positions.as_slice() {
-                    [] => StreamPositions::restore(&snapshot.positions),
-                    bytes => StreamPositions::from_bytes(bytes),
-                };
-                let slot = self.insert(Connection::restore(stream, *snapshot, permit));
-                if let Some(entry) = slot.and_then(|slot| self.connections.get_mut(slot)) {
-                    entry.set_age(age_s);
-                }
-                if let Some(key) = slot.and_then(|slot| self.connections.key(slot)) {
-                    self.reserve_subscriptions(key.slot, channels.len());
-                    if !positions.is_empty() {
-                        self.set_positions(key.slot, positions);
-                    }
-                    if numbers.len() > 0 {
-                        self.subscribe_by_numbers(key, &numbers, &pending);
-                    } else {
-                        self.subscribe_restored(key, &channels, &pending);
-                    }
-                    if texts_unanswered {
-                        self.refuse_texts(key.slot, &BrokerError::OutcomeUnknown("an upgrade".to_owned()));
-                    }
-                    if is_incomplete {
-                        self.close(key.slot, CloseReason::SlowConsumer);
-                    }
-                }
-                if let Some(key) = slot.and_then(|slot| self.connections.key(slot))
-                    && let Some(left) = close_timeout
-                {
-                    // The other process may have had a longer timeout.
-                    let left = Duration::from_millis(left).min(self.config.close_timeout);
-                    self.timers.start_close_timeout(key, left, Instant::now());
-                }
+            if numbers.len() > 0 {
+                self.subscribe_by_numbers(key, &numbers, &pending);
+            } else {
+                self.subscribe_restored(key, &channels, &pending);
             }
+        }
+        if texts_unanswered {
+            self.refuse_texts(slot, &BrokerError::OutcomeUnknown("an upgrade".to_owned()));
+        }
+        if is_incomplete {
+            self.close(slot, CloseReason::SlowConsumer);
+        }
+        if let Some(left) = close_timeout
+            && self.connections.slot(key).is_some()
+        {
+            // The other process may have had a longer timeout.
+            let left = Duration::from_millis(left).min(self.config.close_timeout);
+            self.timers.start_close_timeout(key, left, Instant::now());
         }
     }
 
@@ -119,9 +128,6 @@ impl EventLoop {
         channels: &[ChannelName],
         pending: &[PendingSnapshot],
     ) {
-        if self.config.connection.is_echo() {
-            return;
-        }
         if channels.is_empty() {
             let broadcast = self.broadcast.clone();
             self.subscribe(key, &broadcast, Since::Now, false);
@@ -147,7 +153,7 @@ impl EventLoop {
     }
 
     /// Adds a connection to the poll and to a slot. The poll reports at once what there is to be read.
-    fn insert(&mut self, mut connection: Connection<mio::net::TcpStream>) -> Option<usize> {
+    fn insert(&mut self, mut connection: Connection<TcpStream>) -> Option<usize> {
         let slot = self.connections.next_slot();
         // Most clients always take what they are sent: writability is only watched while output is queued.
         let write_interest = connection.has_output();
@@ -173,37 +179,19 @@ impl EventLoop {
     }
 
     /// Sends a new client the response to its handshake and the first messages.
-    fn start(&mut self, slot: usize, response: Vec<u8>) {
+    fn welcome(&mut self, slot: usize, response: Vec<u8>) {
         let Some(entry) = self.connections.get_mut(slot) else { return };
         let connection = &mut entry.connection;
-        let id = connection.id;
+        let (id, form) = (connection.id, connection.form);
         trace!(client = %id, peer = peer_of(&connection.stream).map(display), "connected");
-        let mut outcome: Outcome;
-        if self.config.connection.is_echo() {
-            outcome = connection.send_handshake(response, &Bytes::new());
-        } else {
-            let welcome = ServerMessage::Welcome { client: id, server: ServerInfo };
-            let welcome = match connection.form {
-                Form::WebSocket => welcome.frame().bytes().clone(),
-                // It replaces the time that the last drain has given the client.
-                Form::EventStream | Form::UnchunkedEventStream => {
-                    connection.form.of_chunk(event_stream::encode(&welcome, Some(retry_after(id))))
-                }
-            };
-            outcome = connection.send_handshake(response, &welcome);
-            if let Some(notice) = &self.notice {
-                outcome = outcome.max(connection.send_unbounded(&notice.encode(connection.form, id)));
-            }
+        let mut outcome =
+            connection.send_handshake(response, &form.encode(&Outgoing::Welcome { client: id }));
+        if let Some(notice) = &self.notice {
+            outcome = outcome.max(connection.send_unbounded(&form.encode(&notice.message(id, false))));
         }
         if let Some(reason) = self.close_reason {
             outcome = outcome.max(connection.close(reason, None));
         }
         self.apply_outcome(slot, outcome);
     }
-}
-
-/// Returns after which time an `EventSource` comes back whose connection is lost. Each client has its own, so that not all
-/// come at once.
-fn retry_after(client: ClientId) -> Duration {
-    MIN_RETRY + MIN_RETRY.mul_f64(client.jitter())
 }

@@ -17,6 +17,8 @@ use crate::{
     },
 };
 
+static NOTHING: Bytes = Bytes::new();
+
 /// Publications of a channel, encoded and joined in each form when the first member needs it.
 #[derive(Debug)]
 pub(super) struct RunFanout {
@@ -49,6 +51,7 @@ impl RunFanout {
         match form {
             Form::WebSocket => self.frames.get_or_init(|| self.join_frames()),
             Form::EventStream => self.chunk.get_or_init(|| self.join_events()),
+            Form::Echo => &NOTHING,
             Form::UnchunkedEventStream => {
                 self.events.get_or_init(|| chunk::content(self.joined(Form::EventStream)))
             }

@@ -15,7 +15,7 @@ use std::{
 };
 
 use lastcall_broker::{MemoryBroker, ReceiverSet};
-use lastcall_core::{ChannelName, ClientMessages};
+use lastcall_core::ChannelName;
 use mio::{Events, Poll, Waker};
 
 use super::{EventLoop, HeartbeatConfig, LoopConfig};
@@ -31,7 +31,7 @@ use crate::{
     mailbox::{ConnectionSource, LoopCommand, NewConnection},
     mailboxes::{MailboxDelivery, Mailboxes},
     phases::Phases,
-    protocol::{ServerInfo, ServerMessage},
+    protocol::{Form, Outgoing},
 };
 
 /// Far longer than anything takes that a test waits for.
@@ -41,7 +41,7 @@ const NO_LIMITS: Rates = Rates { client: None, total: None, burst: 0 };
 
 /// What a test may want to be different.
 struct Options {
-    client_messages: ClientMessages,
+    websockets: Form,
     rates: Rates,
     close_timeout: Duration,
     heartbeat: Option<HeartbeatConfig>,
@@ -49,12 +49,7 @@ struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self {
-            client_messages: ClientMessages::Broadcast,
-            rates: NO_LIMITS,
-            close_timeout: TIMEOUT,
-            heartbeat: None,
-        }
+        Self { websockets: Form::WebSocket, rates: NO_LIMITS, close_timeout: TIMEOUT, heartbeat: None }
     }
 }
 
@@ -73,7 +68,8 @@ impl Harness {
             index: 0,
             poll,
             connection: ConnectionConfig {
-                client_messages: options.client_messages,
+                websockets: options.websockets,
+                publishes_texts: true,
                 max_message_size: 1000,
                 max_queue: 1 << 20,
                 limits_texts: options.rates.are_bounded(),
@@ -171,8 +167,7 @@ impl Client {
     }
 
     fn expect_welcome(&mut self) {
-        let welcome = ServerMessage::Welcome { client: self.id, server: ServerInfo };
-        self.expect(welcome.frame().bytes());
+        self.expect(&Form::WebSocket.encode(&Outgoing::Welcome { client: self.id }));
     }
 
     fn expect_text(&mut self, text: &str) {

@@ -7,15 +7,54 @@ use lastcall_core::{ChannelName, Epoch, Position, Publication, Publisher};
 use serde::{Serialize, Serializer, ser::SerializeStruct};
 use serde_json::value::RawValue;
 
+use super::Outgoing;
 use crate::{client_id::ClientId, codec::Frame};
 
 /// Room for a message whose data is small, in bytes.
 pub(crate) const USUAL_SIZE: usize = 256;
 
-/// A message from the server.
+/// Encodes a message as one frame.
+pub(crate) fn frame(message: &Outgoing<'_>) -> Frame {
+    let mut json = Vec::with_capacity(USUAL_SIZE);
+    write_json(&mut json, message);
+    Frame::text(&json)
+}
+
+/// Appends a message as JSON, in UTF-8.
+pub(crate) fn write_json(bytes: &mut Vec<u8>, message: &Outgoing<'_>) {
+    // Only maps with keys that are not strings and fallible implementations can fail: these types have neither.
+    serde_json::to_writer(bytes, &ServerMessage::from(message))
+        .expect("a server message is always valid JSON");
+}
+
+/// Returns how many bytes a message has as JSON.
+pub(crate) fn json_size(message: &Outgoing<'_>) -> usize {
+    let mut counter = Counter(0);
+    // As in `write_json`.
+    serde_json::to_writer(&mut counter, &ServerMessage::from(message))
+        .expect("a server message is always valid JSON");
+    counter.0
+}
+
+/// Returns the `type` of a message.
+pub(crate) fn name(message: &Outgoing<'_>) -> &'static str {
+    match message {
+        Outgoing::Welcome { .. } => "welcome",
+        Outgoing::Subscribed { .. } => "subscribed",
+        Outgoing::Reset { .. } => "reset",
+        Outgoing::Publication { publication, .. } => match publication.publisher {
+            Publisher::Client(_) => "message",
+            Publisher::Server | Publisher::Api => "notification",
+        },
+        Outgoing::Shutdown { .. } => "shutdown",
+        Outgoing::Error { .. } => "error",
+    }
+}
+
+/// A message as a JSON object.
 #[derive(Debug, Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
-pub(crate) enum ServerMessage<'a> {
+enum ServerMessage<'a> {
     /// The first message on every connection.
     Welcome {
         /// The id of this connection.
@@ -94,7 +133,7 @@ pub(crate) enum ServerMessage<'a> {
 /// The source of a notification. `data` from the API is any JSON, and so could look like the server's own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum NotificationSource {
+enum NotificationSource {
     /// The server itself: the periodic notification.
     Server,
     /// A request to `POST /api/publish`.
@@ -103,7 +142,7 @@ pub(crate) enum NotificationSource {
 
 /// The server's name and version.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct ServerInfo;
+struct ServerInfo;
 
 impl Serialize for ServerInfo {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -116,14 +155,36 @@ impl Serialize for ServerInfo {
 
 /// When a client should reconnect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub(crate) struct Reconnect {
+struct Reconnect {
     /// Milliseconds after its close.
-    pub(crate) after_ms: u64,
+    after_ms: u64,
+}
+
+impl<'a> From<&Outgoing<'a>> for ServerMessage<'a> {
+    fn from(message: &Outgoing<'a>) -> Self {
+        match *message {
+            Outgoing::Welcome { client } => Self::Welcome { client, server: ServerInfo },
+            Outgoing::Subscribed { channel, start, recovered, .. } => {
+                Self::Subscribed { channel, id: start, recovered }
+            }
+            Outgoing::Publication { channel, epoch, publication } => {
+                Self::publication(channel, epoch, publication)
+            }
+            Outgoing::Reset { channel, position } => Self::Reset { channel, id: position },
+            Outgoing::Shutdown { time, reason, deadline, left, reconnect_after, .. } => Self::Shutdown {
+                time,
+                reason,
+                deadline,
+                seconds_left: (left.as_secs_f64() * 1000.0).round() / 1000.0,
+                reconnect: Reconnect { after_ms: reconnect_after.as_millis() as u64 },
+            },
+            Outgoing::Error { code, message } => Self::Error { code, message },
+        }
+    }
 }
 
 impl<'a> ServerMessage<'a> {
-    /// Returns the message for a publication.
-    pub(crate) fn publication(channel: &'a ChannelName, epoch: Epoch, publication: &'a Publication) -> Self {
+    fn publication(channel: &'a ChannelName, epoch: Epoch, publication: &'a Publication) -> Self {
         let id = Position { epoch, offset: publication.offset };
         // A time that no clock shows comes from a broken file or process.
         let time = Timestamp::from_millisecond(publication.time_ms).unwrap_or(Timestamp::UNIX_EPOCH);
@@ -134,40 +195,6 @@ impl<'a> ServerMessage<'a> {
                 Self::Notification { channel, id, source: NotificationSource::Server, time, data }
             }
             Publisher::Api => Self::Notification { channel, id, source: NotificationSource::Api, time, data },
-        }
-    }
-
-    /// Encodes the message as one frame, which all clients that get it share.
-    pub(crate) fn frame(&self) -> Frame {
-        let mut json = Vec::with_capacity(USUAL_SIZE);
-        self.write_json(&mut json);
-        Frame::text(&json)
-    }
-
-    /// Appends the message as JSON, in UTF-8.
-    pub(crate) fn write_json(&self, bytes: &mut Vec<u8>) {
-        // Only maps with keys that are not strings and fallible implementations can fail: these types have neither.
-        serde_json::to_writer(bytes, self).expect("a server message is always valid JSON");
-    }
-
-    /// Returns how many bytes the message has as JSON.
-    pub(crate) fn json_size(&self) -> usize {
-        let mut counter = Counter(0);
-        // As in `write_json`.
-        serde_json::to_writer(&mut counter, self).expect("a server message is always valid JSON");
-        counter.0
-    }
-
-    /// Returns the `type` of the message.
-    pub(crate) fn name(&self) -> &'static str {
-        match self {
-            Self::Welcome { .. } => "welcome",
-            Self::Subscribed { .. } => "subscribed",
-            Self::Reset { .. } => "reset",
-            Self::Notification { .. } => "notification",
-            Self::Message { .. } => "message",
-            Self::Shutdown { .. } => "shutdown",
-            Self::Error { .. } => "error",
         }
     }
 }
@@ -193,14 +220,16 @@ fn rfc3339<S: Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::E
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
-    fn json(message: &ServerMessage<'_>) -> String {
+    fn json(message: &Outgoing<'_>) -> String {
         let mut json = Vec::new();
-        message.write_json(&mut json);
+        write_json(&mut json, message);
         let json = String::from_utf8(json).unwrap();
-        assert_eq!(message.json_size(), json.len());
-        assert!(json.starts_with(&format!("{{\"type\":\"{}\"", message.name())), "{json}");
+        assert_eq!(json_size(message), json.len());
+        assert!(json.starts_with(&format!("{{\"type\":\"{}\"", name(message))), "{json}");
         json
     }
 
@@ -220,27 +249,32 @@ mod tests {
         };
         let version = env!("CARGO_PKG_VERSION");
         assert_eq!(
-            json(&ServerMessage::Welcome { client, server: ServerInfo }),
+            json(&Outgoing::Welcome { client }),
             format!(
                 r#"{{"type":"welcome","client":"{client}","server":{{"name":"lastcall","version":"{version}"}}}}"#
             )
         );
-        let subscribed = ServerMessage::Subscribed {
+        let subscribed = Outgoing::Subscribed {
             channel: &channel,
-            id: Position { epoch, offset: 0 },
+            start: Position { epoch, offset: 0 },
             recovered: true,
+            wants_recovery: true,
         };
         assert_eq!(
             json(&subscribed),
             r#"{"type":"subscribed","channel":"chat:1","id":"0000000000000abc-0","recovered":true}"#
         );
         assert_eq!(
-            json(&ServerMessage::Reset { channel: &channel, id: Position { epoch, offset: 7 } }),
+            json(&Outgoing::Reset { channel: &channel, position: Position { epoch, offset: 7 } }),
             r#"{"type":"reset","channel":"chat:1","id":"0000000000000abc-7"}"#
         );
         for (publisher, name) in [(Publisher::Server, "server"), (Publisher::Api, "api")] {
             assert_eq!(
-                json(&ServerMessage::publication(&channel, epoch, &publication(publisher, data.get()))),
+                json(&Outgoing::Publication {
+                    channel: &channel,
+                    epoch,
+                    publication: &publication(publisher, data.get())
+                }),
                 format!(
                     r#"{{"type":"notification","channel":"chat:1","id":"0000000000000abc-7","source":"{name}","time":"2026-01-02T03:04:05.000Z","data":{{"a":[1,null]}}}}"#
                 )
@@ -248,24 +282,25 @@ mod tests {
         }
         let text = publication(Publisher::Client(client.into()), r#""a \"b\"\n""#);
         assert_eq!(
-            json(&ServerMessage::publication(&channel, epoch, &text)),
+            json(&Outgoing::Publication { channel: &channel, epoch, publication: &text }),
             format!(
                 r#"{{"type":"message","channel":"chat:1","id":"0000000000000abc-7","time":"2026-01-02T03:04:05.000Z","from":"{client}","data":"a \"b\"\n"}}"#
             )
         );
-        let shutdown = ServerMessage::Shutdown {
+        let shutdown = Outgoing::Shutdown {
             time,
             reason: "service restart",
             deadline: time,
-            seconds_left: 1.5,
-            reconnect: Reconnect { after_ms: 250 },
+            left: Duration::from_micros(1_500_400),
+            reconnect_after: Duration::from_millis(250),
+            is_last: false,
         };
         assert_eq!(
             json(&shutdown),
             r#"{"type":"shutdown","time":"2026-01-02T03:04:05.000Z","reason":"service restart","deadline":"2026-01-02T03:04:05.000Z","seconds_left":1.5,"reconnect":{"after_ms":250}}"#
         );
         assert_eq!(
-            json(&ServerMessage::Error { code: "unsupported_data", message: "no" }),
+            json(&Outgoing::Error { code: "unsupported_data", message: "no" }),
             r#"{"type":"error","code":"unsupported_data","message":"no"}"#
         );
     }

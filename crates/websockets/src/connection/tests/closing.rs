@@ -137,8 +137,8 @@ fn a_binary_message_is_explained_before_the_close_unless_it_is_echoed() {
     let error = String::from_utf8_lossy(&connection1.stream.written).into_owned();
     assert!(error.contains(r#"{"type":"error","code":"unsupported_data""#), "{error}");
     assert!(connection1.stream.written.ends_with(&close_frame(CloseReason::UnsupportedData)));
-    let mut connection2 = connection(usize::MAX);
-    assert_eq!(receive(&mut connection2, input, &ECHO).0, Outcome::Unchanged);
+    let mut connection2 = echo_connection(usize::MAX);
+    assert_eq!(receive(&mut connection2, input, &CONFIG).0, Outcome::Unchanged);
     assert_eq!(connection2.stream.written, b"\x82\x02\x00\xFF");
 }
 

@@ -4,17 +4,16 @@ use super::*;
 
 #[test]
 fn a_text_is_published_ignored_or_echoed_as_configured() {
-    for (client_messages, published, written) in [
-        (ClientMessages::Broadcast, vec!["hello"], vec![]),
-        (ClientMessages::Ignore, vec![], vec![]),
-        (ClientMessages::Echo, vec![], bytes(&Frame::text("hello"))),
+    for (mut connection, publishes_texts, published, written) in [
+        (connection(usize::MAX), true, vec!["hello"], vec![]),
+        (connection(usize::MAX), false, vec![], vec![]),
+        (echo_connection(usize::MAX), true, vec![], bytes(&Frame::text("hello"))),
     ] {
-        let config = ConnectionConfig { client_messages, ..CONFIG };
-        let mut connection = connection(usize::MAX);
+        let config = ConnectionConfig { publishes_texts, ..CONFIG };
         let (outcome, texts) = receive(&mut connection, client_text("hello"), &config);
         assert_eq!(outcome, Outcome::Unchanged);
-        assert_eq!(texts, published, "{client_messages:?}");
-        assert_eq!(connection.stream.written, written, "{client_messages:?}");
+        assert_eq!(texts, published);
+        assert_eq!(connection.stream.written, written);
     }
 }
 
@@ -53,13 +52,13 @@ fn input_in_pieces_of_any_size_means_the_same() {
 
 #[test]
 fn a_client_that_does_not_read_its_echoes_is_not_read_from() {
-    let mut connection = connection(0);
-    assert_eq!(receive(&mut connection, client_text("one"), &ECHO).0, Outcome::Unchanged);
+    let mut connection = echo_connection(0);
+    assert_eq!(receive(&mut connection, client_text("one"), &CONFIG).0, Outcome::Unchanged);
     connection.stream.receive(client_text("two"));
-    assert_eq!(read(&mut connection, &ECHO).1, Readable::No);
+    assert_eq!(read(&mut connection, &CONFIG).1, Readable::No);
     assert_eq!(connection.stream.input.len(), 1, "it is still in the socket");
     assert_eq!(drain(&mut connection, 100), Outcome::Unchanged);
-    let _ = read(&mut connection, &ECHO);
+    let _ = read(&mut connection, &CONFIG);
     assert!(connection.stream.input.is_empty());
 }
 

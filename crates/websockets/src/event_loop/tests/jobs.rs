@@ -128,7 +128,7 @@ fn a_new_connection_is_closed_after_its_welcome_once_all_are_closed() {
 
 #[test]
 fn an_echo_server_sends_neither_publications_nor_notices() {
-    let mut harness = Harness::new(Options { client_messages: ClientMessages::Echo, ..Options::default() });
+    let mut harness = Harness::new(Options { websockets: Form::Echo, ..Options::default() });
     let mut client = harness.connect();
     harness.publish("one");
     harness.send(LoopCommand::BeginDrain(notice()));

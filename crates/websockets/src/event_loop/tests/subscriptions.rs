@@ -336,3 +336,24 @@ fn clients_with_long_replays_take_turns() {
     readers.into_iter().for_each(|reader| reader.join().unwrap());
     assert!(harness.event_loop.write_queue.is_empty());
 }
+
+#[test]
+fn an_echo_server_sends_events_to_clients_who_can_send_nothing() {
+    let mut harness = Harness::new(Options { websockets: Form::Echo, ..Options::default() });
+    let (mut client, mut new) = Client::new();
+    let handshake = Handshake { form: Form::EventStream, ..Handshake::default() };
+    new.source = ConnectionSource::Handshake(client.id, handshake);
+    harness.event_loop.register(new);
+    client.expect(&Form::EventStream.encode(&Outgoing::Welcome { client: client.id }));
+    harness.settle();
+    harness.publish_numbers("broadcast", [7]);
+    harness.iterate();
+    let (mut got, expected) = (String::new(), "\"data\":7}\n\n\r\n");
+    while !got.ends_with(expected) {
+        let mut bytes = [0; 1024];
+        let n = client.stream.read(&mut bytes).unwrap();
+        got.push_str(std::str::from_utf8(&bytes[..n]).unwrap());
+        assert!(n > 0, "{got}");
+    }
+    assert_eq!(got.matches("event: ").count(), 1);
+}
