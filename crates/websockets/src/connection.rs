@@ -7,28 +7,25 @@ mod input;
 #[cfg(test)]
 pub(crate) mod memory_stream;
 pub(crate) mod outbox;
+mod output;
 mod ping;
 pub(crate) mod replay;
 pub(crate) mod snapshot;
-pub(crate) mod state;
 mod stream;
 #[cfg(test)]
 mod tests;
 pub(crate) mod unread;
 
-use std::{
-    io::{self, ErrorKind},
-    time::Duration,
-};
+use std::time::Duration;
 
 use bytes::Bytes;
 use lastcall_broker::Broker;
+use serde::{Deserialize, Serialize};
 
 use self::{
     outbox::{Outbox, Round},
-    replay::Replay,
+    output::Sent,
     snapshot::ConnectionSnapshot,
-    state::State,
     stream::Delivery,
     unread::{QueueSnapshot, UnreadBuffers},
 };
@@ -36,7 +33,7 @@ pub(crate) use self::{ping::Ping, stream::Stream};
 use crate::{
     admission::{Disconnect, Permit},
     client_id::ClientId,
-    codec::{CloseReason, Decoder, Frame},
+    codec::{CloseReason, Decoder},
     protocol::{Form, Input},
 };
 
@@ -61,6 +58,34 @@ impl ConnectionConfig {
         match form {
             Form::WebSocket | Form::Echo => self.websockets,
             Form::EventStream | Form::UnchunkedEventStream => form,
+        }
+    }
+}
+
+/// The state of a connection (RFC 6455 §7.1). Its serialized names are part of the handover and stay.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum State {
+    /// Messages go both ways.
+    #[default]
+    Open,
+    /// The server has sent a close frame and waits for the client's.
+    CloseSent,
+    /// The client has sent a close frame; ours is queued, and the connection ends once it is written.
+    #[serde(rename = "answering")]
+    CloseReceived,
+    /// The server has sent a close frame after input that it cannot decode. Later input is discarded until the client
+    /// closes the TCP connection, so that the close frame is not lost to a reset (RFC 6455 §7.1.1).
+    #[serde(rename = "deaf")]
+    Lingering,
+}
+
+impl State {
+    /// Returns who has ended a connection whose TCP connection fails or ends in this state, or must be treated so.
+    fn disconnect(self) -> Disconnect {
+        match self {
+            Self::Open | Self::CloseReceived => Disconnect::ByClient,
+            Self::CloseSent | Self::Lingering => Disconnect::ByServer,
         }
     }
 }
@@ -110,14 +135,6 @@ pub(crate) struct Connection<S> {
     /// The output that the socket took since [`Connection::take_sent`].
     sent: Sent,
     permit: Permit,
-}
-
-/// The output that a socket took.
-#[derive(Debug, Default, Clone, Copy)]
-pub(crate) struct Sent {
-    pub(crate) bytes: u32,
-    /// Messages of replays, which are counted when they are encoded to be written next.
-    pub(crate) replayed_messages: u32,
 }
 
 impl<S: Stream> Connection<S> {
@@ -197,30 +214,6 @@ impl<S: Stream> Connection<S> {
         self.state == State::Open
     }
 
-    /// Returns the number of bytes that are queued for the client.
-    pub(crate) fn queued(&self) -> usize {
-        self.outbox.len()
-    }
-
-    /// Returns what the socket took since the last call.
-    pub(crate) fn take_sent(&mut self) -> Sent {
-        std::mem::take(&mut self.sent)
-    }
-
-    fn count_sent(&mut self, bytes: usize) {
-        self.sent.bytes = self.sent.bytes.saturating_add(u32::try_from(bytes).unwrap_or(u32::MAX));
-    }
-
-    pub(crate) fn has_output(&self) -> bool {
-        !self.outbox.is_empty()
-    }
-
-    /// Returns true if the socket may take more of what is queued, although no event will say so: call
-    /// [`Connection::flush`] again when others have had their turn.
-    pub(crate) fn awaits_turn(&self) -> bool {
-        self.outbox.turn_ended()
-    }
-
     /// Returns why the server closed the connection, if it did.
     pub(crate) fn close_reason(&self) -> Option<CloseReason> {
         self.close_reason
@@ -229,99 +222,6 @@ impl<S: Stream> Connection<S> {
     /// Releases the permit and closes the socket.
     pub(crate) fn finish(self, disconnect: Disconnect) {
         self.permit.release(disconnect);
-    }
-
-    /// Writes the response to the handshake, and the first frames after it, in one system call.
-    pub(crate) fn send_handshake(&mut self, response: Vec<u8>, frames: &Bytes) -> Outcome {
-        let (response, mut all) = (response.len(), response);
-        all.extend_from_slice(frames);
-        loop {
-            match self.stream.write(&all) {
-                Ok(written) if written >= response => {
-                    self.count_sent(written - response);
-                    if written < all.len() {
-                        self.outbox.push(frames.clone(), written - response, Round::default());
-                    }
-                    return Outcome::Unchanged;
-                }
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                // A new socket buffers several KiB. If it does not, the client is gone or never read an earlier
-                // response.
-                _ => return self.disconnected(),
-            }
-        }
-    }
-
-    /// Sends whole frames, or queues what the socket does not take. If too much was in the queue before this round of the
-    /// loop, it sends nothing and returns [`Outcome::TooSlow`].
-    pub(crate) fn send(&mut self, frames: &Bytes, round: Round, config: &ConnectionConfig) -> Outcome {
-        if self.is_open() && self.outbox.is_over(config.max_queue, round) {
-            return Outcome::TooSlow;
-        }
-        self.send_or_queue(frames, round)
-    }
-
-    /// Sends whole frames like [`Connection::send`], however much is queued. For the few that every client must get.
-    pub(crate) fn send_unbounded(&mut self, frames: &Bytes) -> Outcome {
-        self.send_or_queue(frames, Round::default())
-    }
-
-    fn send_or_queue(&mut self, frames: &Bytes, round: Round) -> Outcome {
-        if !self.is_open() || frames.is_empty() {
-            return Outcome::Unchanged;
-        }
-        if self.has_output() {
-            self.outbox.push(frames.clone(), 0, round);
-            return Outcome::Unchanged;
-        }
-        match self.write(frames) {
-            Ok(written) if written == frames.len() => {}
-            Ok(written) => self.outbox.push(frames.clone(), written, round),
-            Err(_) => return self.disconnected(),
-        }
-        Outcome::Unchanged
-    }
-
-    /// Sends a pong. Of those that the socket does not take, the last one stands for all.
-    fn send_pong(&mut self, frame: &Frame) -> Outcome {
-        if self.has_output() {
-            self.outbox.push_pong(frame.bytes());
-            return Outcome::Unchanged;
-        }
-        match self.write(frame.bytes()) {
-            Ok(0) => self.outbox.push_pong(frame.bytes()),
-            Ok(written) if written < frame.bytes().len() => {
-                self.outbox.push(frame.bytes().clone(), written, Round::default());
-            }
-            Ok(_) => {}
-            Err(_) => return self.disconnected(),
-        }
-        Outcome::Unchanged
-    }
-
-    /// Writes to the socket, and returns how many bytes it took: none if it would block.
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        loop {
-            match self.stream.write(bytes) {
-                Ok(written) => {
-                    self.count_sent(written);
-                    return Ok(written);
-                }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(0),
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-    }
-
-    /// Sends what the client has missed, in pages, as its socket takes them. What is sent later comes after it.
-    pub(crate) fn replay(&mut self, replay: Replay) -> Outcome {
-        if !self.is_open() {
-            return Outcome::Unchanged;
-        }
-        let is_first = !self.has_output();
-        self.outbox.push_replay(replay);
-        if is_first { self.flush() } else { Outcome::Unchanged }
     }
 
     /// Sends what shows whether the client is there. Clients of server-sent events only show that they read.
@@ -358,21 +258,6 @@ impl<S: Stream> Connection<S> {
         !delivery.unsent
     }
 
-    /// Returns true if a replay is under way.
-    pub(crate) fn has_replay(&self) -> bool {
-        self.outbox.has_replay()
-    }
-
-    /// Returns true if a replay holds publications that the history has dropped.
-    pub(crate) fn pins_history(&self) -> bool {
-        self.outbox.pins_history()
-    }
-
-    /// Returns how many bytes the client has acknowledged, wrapping around.
-    pub(crate) fn acknowledged(&self) -> Option<u32> {
-        self.stream.delivery().ok().map(|delivery| delivery.acknowledged)
-    }
-
     /// Starts the closing handshake (RFC 6455 §7.1.2), unless it has started. What is queued is sent before the close
     /// frame, and `notice` after that; for a slow consumer, only `notice`.
     pub(crate) fn close(&mut self, reason: CloseReason, notice: Option<Bytes>) -> Outcome {
@@ -395,29 +280,6 @@ impl<S: Stream> Connection<S> {
     fn send_last(&mut self, bytes: Bytes) -> Outcome {
         self.outbox.push(bytes, 0, Round::default());
         Outcome::CloseStarted.max(self.flush())
-    }
-
-    /// Writes what is queued, as far as the socket takes it and the turn lasts.
-    pub(crate) fn flush(&mut self) -> Outcome {
-        let Ok(flushed) = self.outbox.flush(&mut self.stream) else { return self.disconnected() };
-        self.count_sent(flushed.bytes);
-        self.sent.replayed_messages += u32::try_from(flushed.replayed_messages).unwrap_or(u32::MAX);
-        // A client of server-sent events answers by reading, not by what comes back later.
-        if !self.form.is_event_stream() && self.outbox.is_empty() {
-            self.ping.left();
-        }
-        if self.has_output() {
-            return Outcome::Unchanged;
-        }
-        match self.state {
-            State::CloseReceived => Outcome::Ended(Disconnect::ByClient),
-            State::Lingering => match self.stream.shutdown_write() {
-                Ok(()) if !self.input_ended => Outcome::Unchanged,
-                // Both directions have ended.
-                Ok(()) | Err(_) => self.disconnected(),
-            },
-            State::Open | State::CloseSent => Outcome::Unchanged,
-        }
     }
 
     /// Returns the outcome for a TCP connection that has failed, has ended, or must be treated so.

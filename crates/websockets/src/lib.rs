@@ -39,7 +39,7 @@
 //! - `connections` are the connections of one loop in their slots, with the subscriptions of each (`subscription_list`) and,
 //!   for server-sent events, its positions (`stream_positions`). A `connection_key` survives the reuse of a slot.
 //! - `connection` is the state machine of one connection, over any stream that can be read and written: what to do with
-//!   input, output, a close and a lost peer. Its `outbox` keeps what the socket has not taken, shared with other
+//!   input, output, a close and a lost peer. A write to its socket is prepared and completed (`output`). Its `outbox` keeps what the socket has not taken, shared with other
 //!   connections, and each `replay` of what the client has missed; its `ping` keeps what became of the last ping. An idle connection has no buffer. Its `snapshot` is plain data that other
 //!   builds can read, with what its client has not read (`unread`).
 //! - `codec` is RFC 6455: frames, a decoder that enforces every limit as soon as a header shows it, and close codes. It

@@ -7,7 +7,7 @@ use lastcall_broker::Since;
 use lastcall_core::ChannelName;
 use serde::{Deserialize, Serialize};
 
-use super::{outbox::Outbox, state::State, unread::QueueSnapshot};
+use super::{State, outbox::Outbox, unread::QueueSnapshot};
 use crate::{
     client_id::ClientId,
     codec::{CloseReason, Decoder},

@@ -6,12 +6,18 @@ mod outbox;
 mod output;
 mod restoring;
 
-use std::time::Duration;
+use std::{
+    io::{ErrorKind, Write},
+    time::Duration,
+};
 
 use super::{memory_stream::MemoryStream, *};
 use crate::{
     admission::Admission,
-    codec::test_frames::{client_close, client_frame, client_text},
+    codec::{
+        Frame,
+        test_frames::{client_close, client_frame, client_text},
+    },
     phases::Phases,
     stats::Stats,
 };

@@ -5,8 +5,11 @@ use std::sync::Arc;
 use lastcall_core::{ChannelName, Epoch, Publication, Publisher};
 
 use super::*;
-use crate::connection::replay::{Replay, ReplayForm};
-use crate::connection::snapshot::ConnectionSnapshot;
+use crate::connection::{
+    output::Prepared,
+    replay::{Replay, ReplayForm},
+    snapshot::ConnectionSnapshot,
+};
 
 #[test]
 fn a_write_that_fails_ends_the_connection() {
@@ -23,6 +26,42 @@ fn a_write_that_fails_ends_the_connection() {
     assert_eq!(queued.send(frame.bytes(), Round::default(), &CONFIG), Outcome::Unchanged);
     queued.stream.write_error = Some(ErrorKind::BrokenPipe);
     assert_eq!(queued.flush(), BY_CLIENT);
+}
+
+#[test]
+fn writes_to_many_sockets_can_be_made_together() {
+    let message = Frame::text("x".repeat(100)).bytes().clone();
+    let mut queued = connection(0);
+    let _ = queued.send_unbounded(&message);
+    let mut connections =
+        [connection(usize::MAX), connection(50), connection(0), queued, connection_in(State::CloseSent)];
+    let config = ConnectionConfig { max_queue: 1000, ..CONFIG };
+    let prepared = connections
+        .each_mut()
+        .map(|connection| connection.prepare(&message, Round::default().next(), &config));
+    let mut outcomes = Vec::new();
+    for (connection, prepared) in connections.iter_mut().zip(prepared) {
+        outcomes.push(match prepared {
+            Prepared::Write(write) => {
+                let result = connection.stream.write(write.messages);
+                connection.complete(write, result)
+            }
+            Prepared::Done(outcome) => outcome,
+        });
+    }
+    assert_eq!(outcomes, [Outcome::Unchanged; 5]);
+    let queued = connections.each_ref().map(Connection::queued);
+    let whole = message.len();
+    assert_eq!(queued, [0, whole - 50, whole, 2 * whole, 0]);
+    for mut connection in connections.into_iter().take(4) {
+        let sent = connection.take_sent().bytes as usize + connection.queued();
+        connection.stream.capacity = usize::MAX;
+        assert_eq!(connection.flush(), Outcome::Unchanged);
+        assert_eq!(connection.stream.written, message.repeat(sent / whole));
+    }
+    let mut failed = connection(usize::MAX);
+    let Prepared::Write(write) = failed.prepare(&message, Round::default(), &CONFIG) else { panic!() };
+    assert_eq!(failed.complete(write, Err(ErrorKind::BrokenPipe.into())), BY_CLIENT);
 }
 
 #[test]
