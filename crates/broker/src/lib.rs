@@ -6,11 +6,14 @@
 //!   publications and the receivers of one channel), `retention_rules` (how much is kept of which channel), `age_queue` (which
 //!   channel loses something next), and `idempotency` (which requests were answered already).
 //!   [`MemoryExport`] copies what it keeps, in parts (`snapshot`), and [`MemoryBroker::import`] takes them over.
+//! - `FaultyBroker` (`faults`, for tests) is the memory broker with faults in front of it.
 //! - [`ReceiverSet`] (`receiver_set`) says which receivers get a channel's publications: for the server, its event loops.
 
 mod age_queue;
 mod channel;
 mod config;
+#[cfg(feature = "faults")]
+mod faults;
 mod idempotency;
 mod memory;
 mod receiver_set;
@@ -23,6 +26,8 @@ use lastcall_core::{ChannelName, Epoch, Position, Publication};
 use serde::{Deserialize, Serialize};
 
 pub use config::{Config, NamespaceRule, Retention};
+#[cfg(feature = "faults")]
+pub use faults::{Faults, FaultyBroker};
 pub use idempotency::{IDEMPOTENCY_TTL, IdempotencyKey, InvalidIdempotencyKey};
 pub use memory::{MemoryBroker, MemoryExport};
 pub use receiver_set::{MAX_RECEIVERS, ReceiverSet};
@@ -107,6 +112,13 @@ pub trait Broker: fmt::Debug + Send + Sync {
 
     /// Returns what is known of the channels on this node: of at most `limit`, the first ones by name after `after`.
     fn channels(&self, after: Option<&ChannelName>, limit: usize) -> Vec<ChannelInfo>;
+
+    /// Begins no work while it is paused: calls wait, and nothing is delivered. Returns once nothing is under way. A handover
+    /// pauses the broker before it takes the state of everything: what was delivered after that, no process would have.
+    /// A broker whose calls do all of their work at once needs no pause.
+    fn set_paused(&self, paused: bool) {
+        let _ = paused;
+    }
 
     /// Returns true if the publications that the history has dropped and that replays still hold cost more than the history
     /// may.

@@ -3,7 +3,10 @@
 mod frozen;
 mod restoration;
 
-pub(crate) use self::{frozen::ReadsPaused, restoration::CHANNELS_PER_PART};
+pub(crate) use self::{
+    frozen::{BrokerPaused, ReadsPaused},
+    restoration::CHANNELS_PER_PART,
+};
 pub use self::{
     frozen::{Frozen, ManagerSnapshot},
     restoration::{ConnectionsPart, PartContradiction, Restoration},

@@ -58,6 +58,18 @@ impl MemoryBroker {
     }
 }
 
+#[cfg(feature = "faults")]
+impl MemoryBroker {
+    /// Has a channel lose everything, and tells its receivers.
+    pub(crate) fn begin_epoch(&self, name: &ChannelName) {
+        let mut state = self.lock();
+        state.forget(name);
+        if let Some(channel) = state.channels.get(name) {
+            self.delivery.reset(name, channel.top(), channel.receivers);
+        }
+    }
+}
+
 impl State {
     /// Takes the first channel off a queue, drops what is oldest of it if it `may_go` by its time, and puts the rest back.
     fn drop_one(&mut self, rule: usize, keeps: Keeps, may_go: impl Fn(i64) -> bool) {

@@ -36,16 +36,34 @@ impl Drop for ReadsPaused {
     }
 }
 
+/// Has the broker work again when it is dropped.
+#[derive(Debug)]
+pub(crate) struct BrokerPaused(Arc<dyn Broker>);
+
+impl BrokerPaused {
+    pub(crate) fn new(broker: Arc<dyn Broker>) -> Self {
+        broker.set_paused(true);
+        Self(broker)
+    }
+}
+
+impl Drop for BrokerPaused {
+    fn drop(&mut self) {
+        self.0.set_paused(false);
+    }
+}
+
 /// All connections, while their event loops stand still. Dropping it lets the loops continue as if nothing had
 /// happened.
 #[derive(Debug)]
 pub struct Frozen {
-    // Dropped in this order: first the loops have their connections back, then they read again.
+    // Dropped in this order: first the loops have their connections back, then the broker works, and they read again.
     pub(crate) loops: Vec<FrozenLoop>,
     /// The buffers and publications that clients have not read, and refer to.
     pub(crate) unread: (Vec<Bytes>, Vec<PinnedPublication>),
     pub(crate) previous_stats: Stats,
     pub(crate) counts: ConnectionCounts,
+    pub(crate) _broker_paused: BrokerPaused,
     pub(crate) _reads_paused: ReadsPaused,
 }
 

@@ -15,7 +15,7 @@ use crate::{
         unread::{UNREAD_BUDGET, UnreadBuffers},
     },
     frozen_loop::NumberedChannels,
-    handover::{ConnectionsPart, Frozen, ManagerSnapshot, ReadsPaused, Restoration},
+    handover::{BrokerPaused, ConnectionsPart, Frozen, ManagerSnapshot, ReadsPaused, Restoration},
     mailbox::{ConnectionSource, LoopCommand, NewConnection, UnreadRound},
     mailboxes::Mailboxes,
 };
@@ -108,6 +108,7 @@ impl ConnectionManager {
         // Two steps: what one loop reads, the others have to write. So first all stop reading.
         let reads_paused = ReadsPaused(Arc::clone(&self.inner.mailboxes));
         self.acknowledged(LoopCommand::PauseReads).await?;
+        let broker_paused = BrokerPaused::new(Arc::clone(&self.inner.broker));
         let (reply, mut replies) = mpsc::channel(loops);
         self.inner.mailboxes.send(&LoopCommand::Freeze(reply));
         let mut frozen = Vec::new();
@@ -119,6 +120,7 @@ impl ConnectionManager {
             unread: (Vec::new(), Vec::new()),
             previous_stats: self.inner.previous_stats.get().cloned().unwrap_or_default(),
             counts: ConnectionCounts::default(),
+            _broker_paused: broker_paused,
             _reads_paused: reads_paused,
         };
         frozen.fit_unread(UNREAD_BUDGET, &*self.inner.broker);

@@ -11,7 +11,7 @@ use crate::{
         unread::{Histories, ReceivedUnread, UNREAD_BUDGET, UnreadBuffers},
     },
     frozen_loop::FrozenLoop,
-    handover::{Frozen, ReadsPaused},
+    handover::{BrokerPaused, Frozen, ReadsPaused},
     stats::Stats,
 };
 
@@ -198,6 +198,7 @@ fn a_freeze_whose_caller_is_gone_is_undone_at_once() {
 fn clients_that_are_disconnected_during_a_freeze_are_counted_and_no_longer_throttled() {
     let (harness, _client) = reading::throttled();
     let budget = Arc::clone(&harness.event_loop.config.budget);
+    let broker = Arc::clone(&harness.event_loop.broker);
     assert_eq!(budget.throttled(), 1);
     let running = Running::start(harness);
     let frozen = Frozen {
@@ -205,6 +206,7 @@ fn clients_that_are_disconnected_during_a_freeze_are_counted_and_no_longer_throt
         unread: (Vec::new(), Vec::new()),
         previous_stats: Stats::default(),
         counts: ConnectionCounts::default(),
+        _broker_paused: BrokerPaused::new(broker),
         _reads_paused: ReadsPaused(Arc::clone(&running.mailboxes)),
     };
     frozen.disconnect();
