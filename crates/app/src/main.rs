@@ -10,6 +10,7 @@
 //! - `threads` starts the threads of the runtime, `version` knows the version and the commit, `start_time` when the
 //!   process started.
 
+mod broker;
 mod cli;
 mod commands;
 mod config;

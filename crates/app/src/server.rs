@@ -11,7 +11,6 @@ use std::{
 };
 
 use anyhow::Context as _;
-use lastcall_broker::MemoryBroker;
 use lastcall_core::{
     logging::FLUSH_TIMEOUT,
     process,
@@ -33,6 +32,7 @@ use tokio::{task::spawn_blocking, time::timeout};
 use tracing::{info, warn};
 
 use crate::{
+    broker::ServerBroker,
     config, exposure,
     history::{self, HistoryFile},
     ingress::{Ingress, SuspendedIngress},
@@ -125,7 +125,7 @@ pub(crate) async fn run(
         prepared = preparing => prepared?,
     };
     let phases = Phases::default();
-    let new_broker = |delivery| Arc::new(MemoryBroker::new(config::broker(settings), delivery));
+    let new_broker = |delivery| ServerBroker::new(config::broker(settings), delivery);
     let manager_config = config::manager(settings)?;
     let started = ConnectionManager::start(manager_config, phases.clone(), vital_tasks.clone(), new_broker);
     let (manager, broker) = started.context("cannot start the event loops")?;
@@ -166,7 +166,7 @@ pub(crate) async fn run(
         }
         ListenerSource::Opened(opened) => {
             if let Some(file) = history_file.clone() {
-                let broker = Arc::clone(&broker);
+                let broker = broker.clone();
                 tokio::select! {
                     biased;
                     signal = signals.nth(3) => return exit(ExitReason::Immediate(signal), ExitCode::SUCCESS, None, &service_manager).await,
@@ -182,7 +182,7 @@ pub(crate) async fn run(
 
     let hooks = Hooks::default()
         .add("history", HOOK_TIMEOUT, {
-            let expiry = history::expire(Arc::clone(&broker), config::broker(settings));
+            let expiry = broker.clone().expire();
             let vital_tasks = vital_tasks.clone();
             async move {
                 let expiry = vital_tasks.spawn("the expiry of the history", expiry);
@@ -251,7 +251,7 @@ pub(crate) async fn run(
             signals: signals.clone(),
             ingress,
             manager: manager.clone(),
-            broker: Arc::clone(&broker),
+            broker: broker.clone(),
             timeout: settings.upgrade_timeout,
             upgrade_stats,
             supervised: None,
@@ -298,11 +298,7 @@ enum NotWritten {
 }
 
 /// Writes the history, for the next start.
-async fn write_history(
-    file: HistoryFile,
-    broker: Arc<MemoryBroker>,
-    signals: &Signals,
-) -> Result<(), NotWritten> {
+async fn write_history(file: HistoryFile, broker: ServerBroker, signals: &Signals) -> Result<(), NotWritten> {
     let writing = spawn_blocking(move || {
         failpoint::hit(Step::WritingHistory);
         file.write(&broker)

@@ -47,6 +47,24 @@ impl Faults {
     }
 }
 
+/// Returns the memory broker, and what stands in front of it: with a seed, a broker with faults.
+pub fn memory_broker(
+    config: Config,
+    delivery: Box<dyn Delivery>,
+    seed: Option<u64>,
+) -> (Arc<MemoryBroker>, Arc<dyn Broker>) {
+    match seed {
+        Some(seed) => {
+            let (broker, memory) = FaultyBroker::new(config, delivery, Faults::seeded(seed));
+            (memory, Arc::new(broker))
+        }
+        None => {
+            let memory = Arc::new(MemoryBroker::new(config, delivery));
+            (Arc::clone(&memory), memory)
+        }
+    }
+}
+
 /// The memory broker behind faults.
 #[derive(Debug)]
 pub struct FaultyBroker {

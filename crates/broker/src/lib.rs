@@ -27,11 +27,22 @@ use serde::{Deserialize, Serialize};
 
 pub use config::{Config, NamespaceRule, Retention};
 #[cfg(feature = "faults")]
-pub use faults::{Faults, FaultyBroker};
+pub use faults::{Faults, FaultyBroker, memory_broker};
 pub use idempotency::{IDEMPOTENCY_TTL, IdempotencyKey, InvalidIdempotencyKey};
 pub use memory::{MemoryBroker, MemoryExport};
 pub use receiver_set::{MAX_RECEIVERS, ReceiverSet};
 pub use snapshot::{BrokerPart, ChannelPart, KeyPart, PartError};
+
+/// Returns the memory broker, twice: this build has no faults that a seed could choose.
+#[cfg(not(feature = "faults"))]
+pub fn memory_broker(
+    config: Config,
+    delivery: Box<dyn Delivery>,
+    _seed: Option<u64>,
+) -> (Arc<MemoryBroker>, Arc<dyn Broker>) {
+    let memory = Arc::new(MemoryBroker::new(config, delivery));
+    (Arc::clone(&memory), memory)
+}
 
 /// The result of a broker's work.
 pub type BrokerFuture<T> = Pin<Box<dyn Future<Output = Result<T, BrokerError>> + Send>>;

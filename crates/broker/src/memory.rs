@@ -73,6 +73,12 @@ impl MemoryBroker {
         Self { delivery, max_bytes, rules, pinned: PinnedBytes::default(), state: Mutex::new(state) }
     }
 
+    /// Begins a new epoch in a channel, keeps nothing of it, and tells its receivers.
+    #[cfg(feature = "faults")]
+    pub(crate) fn begin_epoch(&self, name: &ChannelName) {
+        self.begin_epoch_of(&mut self.lock(), name);
+    }
+
     /// Drops what is too old, and returns how long it takes until something else may be; `None`: nothing is kept.
     ///
     /// To be called when that time is over: otherwise, what is too old is not recovered any more, but costs memory until

@@ -153,16 +153,16 @@ pub struct LoopEnded;
 
 impl ConnectionManager {
     /// Starts the event loops, which are among the `vital_tasks`. Connections are admitted as long as the phase allows it.
-    /// `broker` makes the broker that delivers to them, which is returned, too.
+    /// `broker` makes the broker that delivers to them; a handle to it is returned, too.
     ///
     /// # Errors
     /// When the system gives no epoll instance or no thread.
-    pub fn start<B: Broker + 'static>(
+    pub fn start<B: Clone + Into<Arc<dyn Broker>>>(
         config: ManagerConfig,
         phases: Phases,
         vital_tasks: VitalTasks,
-        broker: impl FnOnce(Box<dyn Delivery>) -> Arc<B>,
-    ) -> io::Result<(Self, Arc<B>)> {
+        broker: impl FnOnce(Box<dyn Delivery>) -> B,
+    ) -> io::Result<(Self, B)> {
         let mut polls = Vec::new();
         let mut wakers = Vec::new();
         for _ in 0..config.event_loops.clamp(1, MAX_RECEIVERS) {
@@ -172,7 +172,7 @@ impl ConnectionManager {
         }
         let mailboxes = Arc::new(Mailboxes::new(wakers, config.connections_per_loop));
         let own_broker = broker(Box::new(MailboxDelivery(Arc::clone(&mailboxes))));
-        let broker: Arc<dyn Broker> = Arc::clone(&own_broker) as _;
+        let broker: Arc<dyn Broker> = own_broker.clone().into();
         let budget = Arc::new(Budget::new(config.rates(), Instant::now()));
         let manager = Self {
             inner: Arc::new(Inner {

@@ -10,11 +10,10 @@ use std::{
     io::{self, BufReader, BufWriter, Read, Seek, Write},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
-    sync::Arc,
     time::Duration,
 };
 
-use lastcall_broker::{BrokerPart, ChannelPart, MemoryBroker, MemoryExport};
+use lastcall_broker::{BrokerPart, ChannelPart};
 use lastcall_core::{ChannelName, clock};
 use rustix::fs::{FlockOperation, OFlags, flock};
 use thiserror::Error;
@@ -25,6 +24,7 @@ use super::{
     part,
     place::{self, Untrusted},
 };
+use crate::broker::ServerBroker;
 
 /// What a file may have on top of the data: the names of channels, positions and idempotency keys.
 const MAX_OVERHEAD: u64 = 64 << 20;
@@ -91,7 +91,7 @@ impl HistoryFile {
     ///
     /// # Errors
     /// When it could not be written: the file is then as it was before.
-    pub(crate) fn write(&self, broker: &Arc<MemoryBroker>) -> Result<(), WriteError> {
+    pub(crate) fn write(&self, broker: &ServerBroker) -> Result<(), WriteError> {
         let Summary { channels, publications, bytes, .. } = self.try_write(broker)?;
         info!(
             path = %self.path.display(),
@@ -105,7 +105,7 @@ impl HistoryFile {
 
     /// Has the broker take over what the file has, marks the file, and logs how that went. The broker keeps nothing
     /// yet, and keeps nothing after this if the file cannot be used.
-    pub(crate) fn read(&self, broker: &MemoryBroker) {
+    pub(crate) fn read(&self, broker: &ServerBroker) {
         match self.try_read(broker) {
             Ok(None) => {}
             Ok(Some(Summary { channels, publications, bytes, .. })) => {
@@ -143,7 +143,7 @@ impl HistoryFile {
         warn!("the history in {path} is not used: {error}; {kept}");
     }
 
-    fn try_write(&self, broker: &Arc<MemoryBroker>) -> Result<Summary, WriteError> {
+    fn try_write(&self, broker: &ServerBroker) -> Result<Summary, WriteError> {
         let failed = |path: &Path, source| WriteError::Io { path: path.to_owned(), source };
         let path = place::resolve(&self.path).map_err(|source| failed(&self.path, source))?;
         // In the same folder, so that it can take the place of the other one in one step.
@@ -160,7 +160,7 @@ impl HistoryFile {
         Ok(summary)
     }
 
-    fn write_new(&self, new: &Path, broker: &Arc<MemoryBroker>) -> Result<Summary, WriteError> {
+    fn write_new(&self, new: &Path, broker: &ServerBroker) -> Result<Summary, WriteError> {
         let failed = |source| WriteError::Io { path: new.to_owned(), source };
         match fs::remove_file(new) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
@@ -170,7 +170,7 @@ impl HistoryFile {
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(new).map_err(failed)?;
         let mut writer = FormatWriter::begin(BufWriter::new(file), clock::since_1970()).map_err(failed)?;
         let mut summary = Summary::default();
-        for part in MemoryExport::new(Arc::clone(broker)).pass() {
+        for part in broker.export().pass() {
             summary.add(&part);
             writer.part(&part::encode(&part)?).map_err(failed)?;
             if writer.bytes() > self.max_bytes {
@@ -183,7 +183,7 @@ impl HistoryFile {
         Ok(Summary { bytes, ..summary })
     }
 
-    fn try_read(&self, broker: &MemoryBroker) -> Result<Option<Summary>, ReadError> {
+    fn try_read(&self, broker: &ServerBroker) -> Result<Option<Summary>, ReadError> {
         let Some(file) = self.open().map_err(ReadError::Open)? else { return Ok(None) };
         let metadata = file.metadata().map_err(ReadError::Open)?;
         if !metadata.is_file() {
@@ -270,24 +270,23 @@ impl Summary {
 
 #[cfg(test)]
 mod tests {
-    use lastcall_broker::{Broker, Config};
+    use lastcall_broker::Config;
     use lastcall_core::{Publication, Publisher};
     use serde_json::value::RawValue;
 
     use super::*;
-    use crate::history::testing::NoDelivery;
 
-    fn broker() -> Arc<MemoryBroker> {
-        Arc::new(MemoryBroker::new(Config::default(), Box::new(NoDelivery)))
+    fn broker() -> ServerBroker {
+        ServerBroker::for_test(Config::default())
     }
 
     /// Returns a broker with 20 publications of 60,000 bytes in one channel, and one in another.
-    async fn full_broker() -> Arc<MemoryBroker> {
+    async fn full_broker() -> ServerBroker {
         let broker = broker();
         let data = RawValue::from_string(format!("\"{}\"", "x".repeat(60_000))).unwrap();
         let publications = vec![Publication::new(Publisher::Api, data); 20];
-        broker.publish(&"a".parse().unwrap(), publications.clone(), None).await.unwrap();
-        broker.publish(&"b".parse().unwrap(), publications[..1].to_vec(), None).await.unwrap();
+        broker.as_broker().publish(&"a".parse().unwrap(), publications.clone(), None).await.unwrap();
+        broker.as_broker().publish(&"b".parse().unwrap(), publications[..1].to_vec(), None).await.unwrap();
         broker
     }
 
@@ -303,8 +302,8 @@ mod tests {
         let read = file.try_read(&new).unwrap().unwrap();
         assert_eq!((read.channels, read.publications, read.bytes), (2, 21, written.bytes));
         new.finish_import();
-        assert_eq!(new.channels(None, 100), old.channels(None, 100));
-        assert_eq!(new.usage().history_bytes, old.usage().history_bytes);
+        assert_eq!(new.as_broker().channels(None, 100), old.as_broker().channels(None, 100));
+        assert_eq!(new.as_broker().usage().history_bytes, old.as_broker().usage().history_bytes);
         let again = file.try_read(&new).unwrap_err().to_string();
         assert_eq!(
             again,

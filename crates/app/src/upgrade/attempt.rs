@@ -8,7 +8,6 @@ use std::{
 };
 
 use anyhow::{Context, anyhow};
-use lastcall_broker::MemoryBroker;
 use lastcall_handover::{HandoverSender, OutgoingClient, OutgoingServer, SendError, StreamError};
 use lastcall_websockets::Frozen;
 use tokio::{process::Child, task::spawn_blocking, time::timeout};
@@ -21,6 +20,7 @@ use super::{
 };
 use crate::{
     WRONG_SETTINGS,
+    broker::ServerBroker,
     ingress::{Ingress, SuspendedIngress},
 };
 
@@ -106,7 +106,7 @@ impl Attempt {
     pub(super) async fn roll_back(
         mut self,
         ingress: &Ingress,
-        broker: &MemoryBroker,
+        broker: &ServerBroker,
         error: anyhow::Error,
     ) -> anyhow::Error {
         // First, and waited for: no connection may be served here while another process has it, too.

@@ -1,10 +1,9 @@
 //! Taking over from the old process: the new process's side of an upgrade.
 
-use std::{io, iter, os::fd::OwnedFd, sync::Arc, time::Duration};
+use std::{io, iter, os::fd::OwnedFd, time::Duration};
 
 use anyhow::Context;
 use bytes::Bytes;
-use lastcall_broker::MemoryBroker;
 use lastcall_core::{
     clock,
     settings::{Settings, SettingsFile},
@@ -20,7 +19,7 @@ use super::{
     state::{ServerDescriptors, ServerState},
     timeouts::{COMMIT_TIMEOUT, HELLO_TIMEOUT, RECEIVE_TIMEOUT},
 };
-use crate::{ingress::SuspendedIngress, version};
+use crate::{broker::ServerBroker, ingress::SuspendedIngress, version};
 
 /// A handover to this process that has begun: the old process knows that this one is there.
 pub(crate) struct IncomingHandover {
@@ -94,12 +93,12 @@ impl IncomingHandover {
     pub(crate) async fn receive(
         self,
         manager: &ConnectionManager,
-        broker: &Arc<MemoryBroker>,
+        broker: &ServerBroker,
         settings: &Settings,
     ) -> anyhow::Result<TakenOver> {
         let max_clients = settings.max_connections;
         let old = self.receiver.old_process().clone();
-        let history = Arc::clone(broker);
+        let history = broker.clone();
         let mut restoration = manager.begin_restoring();
         let protocol = old.protocol;
         let received = spawn_blocking(move || {

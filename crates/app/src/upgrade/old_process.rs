@@ -14,7 +14,6 @@ use std::{
 
 use anyhow::{Context, anyhow, bail};
 use humantime::format_duration;
-use lastcall_broker::{MemoryBroker, MemoryExport};
 use lastcall_core::{
     clock,
     settings::{FOREGROUND_VARIABLE, HANDOVER_VARIABLE, SUPERVISOR_VARIABLE, SettingsFile},
@@ -49,6 +48,7 @@ use super::{
     },
 };
 use crate::{
+    broker::ServerBroker,
     ingress::{Ingress, SuspendedIngress},
     version,
 };
@@ -69,7 +69,7 @@ pub(crate) struct OutgoingHandover {
     pub(crate) signals: Signals,
     pub(crate) ingress: Arc<Ingress>,
     pub(crate) manager: ConnectionManager,
-    pub(crate) broker: Arc<MemoryBroker>,
+    pub(crate) broker: ServerBroker,
     /// The setting `upgrade_timeout`: how long the new process has to get ready, and to take over the history.
     pub(crate) timeout: Duration,
     pub(crate) upgrade_stats: SharedUpgradeStats,
@@ -225,7 +225,7 @@ impl OutgoingHandover {
     ) -> anyhow::Result<(HandoverSender, OutgoingParts)> {
         let too_late =
             || anyhow!("it had not taken over the history within {}", format_duration(self.timeout));
-        let (history, channels) = (MemoryExport::new(Arc::clone(&self.broker)), self.manager.list_channels());
+        let (history, channels) = (self.broker.export(), self.manager.list_channels());
         let mut parts = OutgoingParts { history, channels };
         let sending = spawn_blocking(move || parts.send_early(&sender, deadline).map(|()| (sender, parts)));
         tokio::select! {

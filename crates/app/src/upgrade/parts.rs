@@ -3,12 +3,15 @@
 
 use std::time::{Duration, Instant};
 
-use lastcall_broker::{BrokerPart, MemoryBroker, MemoryExport};
+use lastcall_broker::BrokerPart;
 use lastcall_handover::{HandoverSender, OLDEST_PROTOCOL, PartError};
 use lastcall_websockets::{ChannelListing, ConnectionsPart, Frozen, Restoration};
 use serde::{Deserialize, Serialize};
 
-use crate::history::decode;
+use crate::{
+    broker::{BrokerExport, ServerBroker},
+    history::decode,
+};
 
 /// A part. Version 3 of the handover has the broker's alone.
 #[derive(Debug, Serialize, Deserialize)]
@@ -21,7 +24,7 @@ enum Part {
 /// The parts of the old process.
 #[derive(Debug)]
 pub(super) struct OutgoingParts {
-    pub(super) history: MemoryExport,
+    pub(super) history: BrokerExport,
     pub(super) channels: ChannelListing,
 }
 
@@ -68,7 +71,7 @@ fn send(part: Part, sender: &HandoverSender, deadline: Instant) -> anyhow::Resul
 pub(super) fn receive(
     part: &[u8],
     protocol: u32,
-    broker: &MemoryBroker,
+    broker: &ServerBroker,
     restoration: &mut Restoration,
 ) -> Result<(), PartError> {
     let part =

@@ -47,6 +47,14 @@ impl MemoryBroker {
         false
     }
 
+    /// Has a channel lose everything. One with subscribers begins a new epoch, of which its receivers are told.
+    pub(super) fn begin_epoch_of(&self, state: &mut State, name: &ChannelName) {
+        state.forget(name);
+        if let Some(channel) = state.channels.get(name) {
+            self.delivery.reset(name, channel.top(), channel.receivers);
+        }
+    }
+
     /// Drops something until what is left costs at most `max_bytes`: first the channels that keep the least, and of those
     /// the oldest.
     pub(super) fn make_room(&self, state: &mut State) {
@@ -54,18 +62,6 @@ impl MemoryBroker {
             let Some((rule, QueueKey { keeps, since_ms })) = state.queues.first() else { break };
             // A channel whose oldest publication is younger than the queue says only gets its right place.
             state.drop_one(rule, keeps, |oldest| oldest <= since_ms);
-        }
-    }
-}
-
-#[cfg(feature = "faults")]
-impl MemoryBroker {
-    /// Has a channel lose everything, and tells its receivers.
-    pub(crate) fn begin_epoch(&self, name: &ChannelName) {
-        let mut state = self.lock();
-        state.forget(name);
-        if let Some(channel) = state.channels.get(name) {
-            self.delivery.reset(name, channel.top(), channel.receivers);
         }
     }
 }

@@ -56,13 +56,13 @@ impl MemoryBroker {
         self.finish_import_at(clock::since_boot_ms());
     }
 
-    /// Begins a new epoch in every channel, and keeps nothing: another process may have published after this one had handed
+    /// Begins a new epoch in every channel, keeps nothing, and tells the receivers: another process may have published after this one had handed
     /// everything over, so that the next offsets may have been given already.
     pub fn begin_anew(&self) {
         let mut state = self.lock();
         let names: Vec<_> = state.channels.keys().cloned().collect();
         for name in names {
-            state.forget(&name);
+            self.begin_epoch_of(&mut state, &name);
         }
     }
 

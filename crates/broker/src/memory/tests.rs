@@ -30,8 +30,8 @@ impl Delivery for Recorder {
         }
     }
 
-    fn reset(&self, _: &ChannelName, _: Position, _: ReceiverSet) {
-        unreachable!("the memory broker loses nothing that it has delivered");
+    fn reset(&self, channel: &ChannelName, top: Position, receivers: ReceiverSet) {
+        self.0.lock().unwrap().push((receivers, format!("reset {channel}"), top));
     }
 }
 

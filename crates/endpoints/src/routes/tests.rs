@@ -9,7 +9,7 @@ use axum::{
     body::{Body, to_bytes},
     http::{HeaderMap, Method, Request, StatusCode},
 };
-use lastcall_broker::MemoryBroker;
+use lastcall_broker::memory_broker;
 use lastcall_core::{AllowedOrigins, ApiKey, phase::Phase};
 use lastcall_websockets::{ConnectionManager, Handshake, ManagerConfig, Phases, VitalTasks};
 use serde_json::{Value, json};
@@ -103,7 +103,7 @@ impl Routes {
         phases.enter(report.phase);
         let (manager, _) =
             ConnectionManager::start(manager_config, phases, VitalTasks::default(), |delivery| {
-                Arc::new(MemoryBroker::new(lastcall_broker::Config::default(), delivery))
+                memory_broker(lastcall_broker::Config::default(), delivery, None).1
             })
             .unwrap();
         let page = Page::load(None, limits.max_message_size).unwrap();

@@ -99,9 +99,8 @@ fn find_last(bytes: &[u8], part: &[u8]) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
 
-    use lastcall_broker::MemoryBroker;
+    use lastcall_broker::memory_broker;
     use lastcall_websockets::{ConnectionManager, Form, ManagerConfig, Phases, VitalTasks};
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
@@ -118,7 +117,7 @@ mod tests {
             ManagerConfig::default(),
             Phases::default(),
             VitalTasks::default(),
-            |delivery| Arc::new(MemoryBroker::new(lastcall_broker::Config::default(), delivery)),
+            |delivery| memory_broker(lastcall_broker::Config::default(), delivery, None).1,
         )
         .unwrap();
         let stream = DeferredHandshake::new(socket, pending.clone());

@@ -3,7 +3,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use lastcall_broker::MemoryBroker;
+use lastcall_broker::memory_broker;
 use lastcall_websockets::ManagerConfig;
 use tokio::{sync::mpsc, task::JoinHandle};
 
@@ -101,7 +101,7 @@ impl Process {
         let config = ManagerConfig { event_loops: 1, ..ManagerConfig::default() };
         let (manager, _) =
             ConnectionManager::start(config, phases.clone(), VitalTasks::default(), |delivery| {
-                Arc::new(MemoryBroker::new(lastcall_broker::Config::default(), delivery))
+                memory_broker(lastcall_broker::Config::default(), delivery, None).1
             })
             .unwrap();
         let hooks = hooks(&events, stops);

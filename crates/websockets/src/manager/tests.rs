@@ -24,7 +24,7 @@ type Client = WebSocket<net::TcpStream>;
 type Order = Vec<(String, String)>;
 
 /// Returns the broker that most tests use.
-pub(crate) fn memory_broker(delivery: Box<dyn Delivery>) -> Arc<lastcall_broker::MemoryBroker> {
+pub(crate) fn memory_broker(delivery: Box<dyn Delivery>) -> Arc<dyn Broker> {
     Arc::new(lastcall_broker::MemoryBroker::new(lastcall_broker::Config::default(), delivery))
 }
 

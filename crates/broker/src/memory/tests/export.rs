@@ -201,6 +201,12 @@ fn a_broker_that_begins_anew_keeps_its_subscribers_and_no_epoch() {
     let before: Vec<_> = ["a", "live:a", "b"].iter().map(|channel| publish(&broker, 0, channel)).collect();
     broker.begin_anew();
     check_invariants(&broker);
+    let told = recorder.0.lock().unwrap().split_off(2);
+    let told: Vec<_> = told.iter().map(|(_, channel, top)| (channel.as_str(), top.offset)).collect();
+    assert!(
+        told.len() == 2 && told.contains(&("reset a", 0)) && told.contains(&("reset live:a", 0)),
+        "{told:?}"
+    );
     for (channel, before) in ["a", "live:a", "b"].iter().zip(&before) {
         assert!(!subscribe(&broker, 1, channel, Since::Position(*before)).recovered, "{channel}");
         broker.unsubscribe_at(1, &name(channel), 0, false);
