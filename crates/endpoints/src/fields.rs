@@ -1,6 +1,12 @@
-//! Header fields that are lists.
+//! Header fields: names that HTTP itself does not define, and fields that are lists.
 
 use axum::http::{HeaderMap, HeaderName};
+
+/// A key with which a caller may send a request again (draft-ietf-httpapi-idempotency-key-header).
+pub(crate) const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+
+/// The id of the last event, from a client that comes back (HTML Standard, section 9.2.4).
+pub(crate) const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
 /// Returns the members of a field that is a list: all of its lines together, without the empty members (RFC 9110
 /// sections 5.3 and 5.6.1).

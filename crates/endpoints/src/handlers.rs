@@ -7,7 +7,6 @@ pub(crate) mod events;
 pub(crate) mod health;
 mod history_body;
 pub(crate) mod metrics;
-pub(crate) mod page;
 pub(crate) mod publish;
 pub(crate) mod publish_batch;
 pub(crate) mod websocket;

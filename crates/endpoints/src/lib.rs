@@ -6,7 +6,7 @@
 //! - `server` owns the listening socket ([`Listener`]: bound, passed by systemd, or inherited), accepts connections
 //!   and speaks HTTP/1.1 on each ([`HttpServer`]). It stops in levels, and gives back what another server can resume
 //!   from ([`ListenerState`]). A connection that becomes a WebSocket or a stream of events moves to the connection manager.
-//! - `routes` is the table of paths and methods ([`router`]). Before any of them, `target` refuses requests whose
+//! - `routes` is the table of paths and methods ([`router`]). Before any of them, `request` refuses requests whose
 //!   header fields contradict each other, and finds the host that a request is for.
 //! - `auth` decides which callers and web pages may do what: API keys, calls from this machine, origins, CORS.
 //! - `handlers` has a file for each path: the WebSocket handshake, server-sent events, publishing, channels and their history, health, metrics, the test page. They
@@ -23,18 +23,20 @@ mod fields;
 mod handlers;
 mod health;
 mod limits;
+mod line_rate;
+mod page;
 mod refusals;
+mod request;
 mod routes;
 mod server;
 mod state;
-mod target;
 mod upgrade_stats;
 
 pub use axum::Router;
 pub use config::Config;
-pub use handlers::page::{Page, PageError};
 pub use health::{Health, HealthReport, ProcessReport};
 pub use limits::Limits;
+pub use page::{Page, PageError};
 pub use refusals::{RefusalCounts, Refusals};
 pub use routes::router;
 pub use server::{

@@ -1,6 +1,5 @@
 //! Refused requests: each is counted by its code, and logged at a bounded rate, so that no client can fill the log.
 
-mod line_rate;
 mod printable;
 mod request_summary;
 
@@ -16,8 +15,11 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{debug, field::display, info, warn};
 
 use self::printable::printable;
-pub(crate) use self::{line_rate::LineRate, request_summary::RequestSummary};
-use crate::error::{ApiError, ErrorCode};
+pub(crate) use self::request_summary::RequestSummary;
+use crate::{
+    error::{ApiError, ErrorCode},
+    line_rate::LineRate,
+};
 
 /// Refusals by code.
 pub type RefusalCounts = BTreeMap<Cow<'static, str>, u64>;

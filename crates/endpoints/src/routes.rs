@@ -1,4 +1,4 @@
-//! Which request goes where.
+//! The table of paths and methods.
 
 use std::sync::Arc;
 
@@ -16,8 +16,8 @@ use crate::{
     auth::cors,
     error::{ApiError, ErrorCode},
     handlers::{channels, events, health, metrics, publish, publish_batch, websocket},
+    request,
     state::AppState,
-    target,
 };
 
 /// What the methods of a route are called in `Allow`.
@@ -49,7 +49,7 @@ pub fn router(state: AppState) -> Router {
         .route("/api/channels/{name}/history", get(channels::history).options(read))
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
-        .layer(map_request(target::check))
+        .layer(map_request(request::check))
         .with_state(Arc::new(state))
 }
 

@@ -41,7 +41,7 @@ use self::{
     shared::Shared,
     stop::{Stop, StopLevel},
 };
-use crate::{auth::own_hosts::OnLoopback, refusals::Refusals};
+use crate::{refusals::Refusals, request::ListensOnLoopback};
 
 /// How long clients have to take the 503 that answers requests which took too long when the server stops.
 pub const REJECT_PENDING_TIMEOUT: Duration = Duration::from_millis(250);
@@ -87,7 +87,7 @@ impl HttpServer {
         // If the system does not say, the stricter of the two.
         let on_loopback =
             state.listener.local_addr().map_or(true, |address| address.ip().to_canonical().is_loopback());
-        let router = router.layer(Extension(OnLoopback(on_loopback)));
+        let router = router.layer(Extension(ListensOnLoopback(on_loopback)));
         let shared = Arc::new(Shared {
             router,
             manager,

@@ -4,7 +4,7 @@ use lastcall_core::{AllowedOrigins, ApiKey};
 use lastcall_websockets::ConnectionManager;
 
 use crate::{
-    auth::own_hosts::OwnHosts, config::Config, handlers::page::Page, health::Health, limits::Limits,
+    auth::trusted_hosts::TrustedHosts, config::Config, health::Health, limits::Limits, page::Page,
     refusals::Refusals, server::HttpConnections,
 };
 
@@ -14,7 +14,7 @@ pub struct AppState {
     pub(crate) health: Box<dyn Health>,
     pub(crate) page: Page,
     pub(crate) allowed_origins: AllowedOrigins,
-    pub(crate) own_hosts: OwnHosts,
+    pub(crate) trusted_hosts: TrustedHosts,
     pub(crate) api_keys: Vec<ApiKey>,
     pub(crate) limits: Limits,
     pub(crate) refusals: Refusals,
@@ -34,13 +34,13 @@ impl AppState {
         http_connections: HttpConnections,
     ) -> Self {
         let Config { host, allowed_origins, api_keys, limits } = config;
-        let own_hosts = OwnHosts::new(&host, &allowed_origins);
+        let trusted_hosts = TrustedHosts::new(&host, &allowed_origins);
         Self {
             manager,
             health,
             page,
             allowed_origins,
-            own_hosts,
+            trusted_hosts,
             api_keys,
             limits,
             refusals,

@@ -13,7 +13,7 @@ use tower_http::cors::{AllowCredentials, AllowOrigin, CorsLayer};
 
 use crate::{
     auth::origin,
-    handlers::{events::LAST_EVENT_ID, publish::IDEMPOTENCY_KEY},
+    fields::{IDEMPOTENCY_KEY, LAST_EVENT_ID},
 };
 
 /// How long a browser need not ask again. Chromium keeps it for two hours at most.

@@ -1,18 +1,22 @@
-//! Which web pages may connect and publish: browsers let any page try (RFC 6455 section 10.2).
+//! Web pages that may connect and publish: browsers let any page try (RFC 6455 section 10.2).
 
 use axum::http::{HeaderMap, HeaderValue, header::ORIGIN};
 use lastcall_core::{AllowedOrigins, Authority};
 
 use crate::{
     error::{ApiError, ErrorCode},
-    target::Target,
+    request::RequestHost,
 };
 
 /// Refuses a request whose `Origin` is not allowed. A request without one does not come from a browser's page.
-pub(crate) fn check(allowed: &AllowedOrigins, headers: &HeaderMap, target: &Target) -> Result<(), ApiError> {
+pub(crate) fn check(
+    allowed: &AllowedOrigins,
+    headers: &HeaderMap,
+    host: &RequestHost,
+) -> Result<(), ApiError> {
     match headers.get(ORIGIN) {
-        Some(origin) if !allowed.include(text(origin), target.0.as_ref()) => {
-            Err(ApiError::new(ErrorCode::OriginNotAllowed, refusal(origin, target)))
+        Some(origin) if !allowed.include(text(origin), host.0.as_ref()) => {
+            Err(ApiError::new(ErrorCode::OriginNotAllowed, refusal(origin, host)))
         }
         _ => Ok(()),
     }
@@ -24,7 +28,7 @@ pub(crate) fn text(origin: &HeaderValue) -> &str {
 }
 
 /// Returns why the page is refused, and what to do about it.
-fn refusal(origin: &HeaderValue, target: &Target) -> String {
+fn refusal(origin: &HeaderValue, host: &RequestHost) -> String {
     let origin = String::from_utf8_lossy(origin.as_bytes());
     if origin == "null" || origin.to_ascii_lowercase().starts_with("file:") {
         return format!(
@@ -32,13 +36,13 @@ fn refusal(origin: &HeaderValue, target: &Target) -> String {
              frame. Serve it over HTTP, and add where it comes from to `allowed_origins` on the server."
         );
     }
-    let target = match target {
-        Target(Some(Authority { host, port: Some(port) })) => format!("`{host}:{port}`"),
-        Target(Some(Authority { host, port: None })) => format!("`{host}`"),
-        Target(None) => "no host".to_owned(),
+    let named = match host {
+        RequestHost(Some(Authority { host, port: Some(port) })) => format!("`{host}:{port}`"),
+        RequestHost(Some(Authority { host, port: None })) => format!("`{host}`"),
+        RequestHost(None) => "no host".to_owned(),
     };
     format!(
-        "Pages of `{origin}` may not connect or publish here, where the request names {target}: add the origin to \
+        "Pages of `{origin}` may not connect or publish here, where the request names {named}: add the origin to \
          `allowed_origins` on the server."
     )
 }
@@ -50,12 +54,12 @@ mod tests {
     #[test]
     fn a_request_without_an_origin_or_without_a_host() {
         let same = AllowedOrigins::SameHost;
-        assert!(check(&same, &HeaderMap::new(), &Target(None)).is_ok(), "not a browser");
+        assert!(check(&same, &HeaderMap::new(), &RequestHost(None)).is_ok(), "not a browser");
         let headers = HeaderMap::from_iter([(ORIGIN, HeaderValue::from_static("http://localhost"))]);
-        assert!(check(&same, &headers, &Target(None)).is_err());
+        assert!(check(&same, &headers, &RequestHost(None)).is_err());
         let headers =
             HeaderMap::from_iter([(ORIGIN, HeaderValue::from_bytes(b"https://\xe4.example").unwrap())]);
-        assert!(check(&same, &headers, &Target(None)).is_err());
-        assert!(check(&AllowedOrigins::Any, &headers, &Target(None)).is_ok());
+        assert!(check(&same, &headers, &RequestHost(None)).is_err());
+        assert!(check(&AllowedOrigins::Any, &headers, &RequestHost(None)).is_ok());
     }
 }

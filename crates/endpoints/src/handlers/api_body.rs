@@ -15,10 +15,10 @@ use serde_json::value::RawValue;
 use tokio::time::timeout;
 use url::form_urlencoded;
 
-use super::{channel_query::other_spelling, publish::IDEMPOTENCY_KEY};
+use super::channel_query::other_spelling;
 use crate::{
     error::{ApiError, ErrorCode},
-    fields,
+    fields::{self, IDEMPOTENCY_KEY},
 };
 
 /// How long the body of a request may take to arrive.

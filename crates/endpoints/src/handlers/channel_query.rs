@@ -7,11 +7,10 @@ use lastcall_core::{CHANNEL_NAME_RULE, ChannelName};
 use lastcall_websockets::{ChannelRequest, MAX_CHANNELS, Since};
 use url::form_urlencoded;
 
-use crate::error::{ApiError, ErrorCode};
-
-/// Most bytes of a query that has a position for each of its channels. A client that may subscribe must be able to come back
-/// with what it knows then: the largest head of a request leaves room for that, and for what else is in it.
-pub(crate) const MAX_QUERY: usize = 16 << 10;
+use crate::{
+    error::{ApiError, ErrorCode},
+    request::MAX_QUERY,
+};
 
 /// The length of the longest position: an epoch of 16 digits, `-`, and an offset of 20 digits.
 const LONGEST_POSITION: usize = 16 + 1 + 20;

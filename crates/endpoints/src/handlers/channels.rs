@@ -17,13 +17,10 @@ use serde::{Deserialize, Serialize};
 
 use super::{channel_query::since, history_body::history_body, publish::channel_name};
 use crate::{
-    auth::{
-        api_key::{self, FromThisMachine},
-        origin,
-    },
+    auth::{api_caller, origin},
     error::{ApiError, ErrorCode},
+    request::{FromThisMachine, RequestHost},
     state::AppState,
-    target::Target,
 };
 
 /// Publications of a page of the history, if the caller names no number.
@@ -81,10 +78,10 @@ pub(crate) async fn list(
     State(state): State<Arc<AppState>>,
     Extension(from_this_machine): Extension<FromThisMachine>,
     query: Result<Query<ListQuery>, QueryRejection>,
-    target: Target,
+    host: RequestHost,
     headers: HeaderMap,
 ) -> Result<Json<ChannelList>, ApiError> {
-    check(&state, from_this_machine, &headers, &target)?;
+    check(&state, from_this_machine, &headers, &host)?;
     let Query(ListQuery { after, limit: asked }) = query.map_err(|error| {
         ApiError::new(ErrorCode::BadRequest, format!("The query may have `after` and `limit`: {error}."))
     })?;
@@ -111,10 +108,10 @@ pub(crate) async fn show(
     State(state): State<Arc<AppState>>,
     Extension(from_this_machine): Extension<FromThisMachine>,
     name: Result<Path<String>, PathRejection>,
-    target: Target,
+    host: RequestHost,
     headers: HeaderMap,
 ) -> Result<Json<ChannelState>, ApiError> {
-    check(&state, from_this_machine, &headers, &target)?;
+    check(&state, from_this_machine, &headers, &host)?;
     let name = channel_of(name)?;
     let info = state.manager.broker().channel(&name).ok_or_else(|| {
         let what =
@@ -137,10 +134,10 @@ pub(crate) async fn history(
     Extension(from_this_machine): Extension<FromThisMachine>,
     name: Result<Path<String>, PathRejection>,
     query: Result<Query<HistoryQuery>, QueryRejection>,
-    target: Target,
+    host: RequestHost,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
-    check(&state, from_this_machine, &headers, &target)?;
+    check(&state, from_this_machine, &headers, &host)?;
     let channel = channel_of(name)?;
     let Query(HistoryQuery { since: id, limit }) = query.map_err(|error| {
         ApiError::new(ErrorCode::BadRequest, format!("The query may have `since` and `limit`: {error}."))
@@ -162,8 +159,8 @@ fn check(
     state: &AppState,
     from_this_machine: FromThisMachine,
     headers: &HeaderMap,
-    target: &Target,
+    host: &RequestHost,
 ) -> Result<(), ApiError> {
-    origin::check(&state.allowed_origins, headers, target)?;
-    api_key::check(&state.api_keys, &state.own_hosts, from_this_machine, headers, target)
+    origin::check(&state.allowed_origins, headers, host)?;
+    api_caller::check(&state.api_keys, &state.trusted_hosts, from_this_machine, headers, host)
 }

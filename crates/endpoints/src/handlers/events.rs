@@ -17,15 +17,13 @@ use lastcall_websockets::{ChannelRequest, Form};
 
 use super::{channel_query, websocket::refusal};
 use crate::{
-    auth::{origin, own_hosts::OnLoopback},
+    auth::origin,
     error::{ApiError, ErrorCode, RETRY_AFTER_SECONDS},
+    fields::LAST_EVENT_ID,
+    request::{ListensOnLoopback, RequestHost},
     server::{Confirmed, PendingConnection},
     state::AppState,
-    target::Target,
 };
-
-/// The id of the last event, from a client that comes back (HTML Standard, section 9.2.4).
-pub(crate) const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
 /// Tells nginx to pass each event on at once (ngx_http_proxy_module, `proxy_buffering`).
 const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
@@ -33,11 +31,11 @@ const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering
 pub(crate) async fn events(
     State(state): State<Arc<AppState>>,
     Extension(pending): Extension<PendingConnection>,
-    Extension(on_loopback): Extension<OnLoopback>,
-    target: Target,
+    Extension(on_loopback): Extension<ListensOnLoopback>,
+    host: RequestHost,
     request: Request,
 ) -> Response {
-    match channels_of(&state, on_loopback, &target, &request) {
+    match channels_of(&state, on_loopback, &host, &request) {
         Err(error) => error.into_response(),
         Ok(_) if request.method() == Method::HEAD => head_of_stream(),
         Ok(channels) => match state.manager.admit() {
@@ -57,8 +55,8 @@ pub(crate) async fn events(
 /// When it is no request for events, or may not have them.
 fn channels_of(
     state: &AppState,
-    on_loopback: OnLoopback,
-    target: &Target,
+    on_loopback: ListensOnLoopback,
+    host: &RequestHost,
     request: &Request,
 ) -> Result<Vec<ChannelRequest>, ApiError> {
     let bad_request = |message| Err(ApiError::new(ErrorCode::BadRequest, message));
@@ -69,8 +67,8 @@ fn channels_of(
         return bad_request("A request for events has no body.");
     }
     let headers = request.headers();
-    origin::check(&state.allowed_origins, headers, target)?;
-    state.own_hosts.check_page(&state.allowed_origins, on_loopback, headers, target)?;
+    origin::check(&state.allowed_origins, headers, host)?;
+    state.trusted_hosts.check_page(&state.allowed_origins, on_loopback, headers, host)?;
     let query = request.uri().query().unwrap_or_default();
     let last_event_id = headers.get(LAST_EVENT_ID).map(HeaderValue::as_bytes);
     channel_query::parse_for_events(query, last_event_id)

@@ -6,7 +6,7 @@ use axum::{
     Extension, Json,
     body::Body,
     extract::State,
-    http::{HeaderMap, HeaderName, Uri},
+    http::{HeaderMap, Uri},
 };
 use lastcall_core::{CHANNEL_NAME_RULE, ChannelName, Position, Publication, Publisher};
 use lastcall_websockets::{BrokerError, IdempotencyKey, PublishError, PublishRequest, Published};
@@ -15,20 +15,15 @@ use serde_json::value::RawValue;
 
 use super::api_body::{bad_body, check_data, parse, read, refuse_outside_body, value};
 use crate::{
-    auth::{
-        api_key::{self, FromThisMachine},
-        origin,
-    },
+    auth::{api_caller, origin},
     error::{ApiError, ErrorCode},
+    fields::IDEMPOTENCY_KEY,
+    request::{FromThisMachine, RequestHost},
     state::AppState,
-    target::Target,
 };
 
 /// How long a publication waits while the mailboxes of the event loops are full, and for the broker.
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// The field with which a caller may send a request again (draft-ietf-httpapi-idempotency-key-header).
-pub(crate) const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
 const SHAPE: &str = "{\"data\": any JSON, \"channel\": \"broadcast\"}";
 
@@ -59,14 +54,14 @@ impl From<Published> for PublishResult {
 pub(crate) async fn publish(
     State(state): State<Arc<AppState>>,
     Extension(from_this_machine): Extension<FromThisMachine>,
-    target: Target,
+    host: RequestHost,
     uri: Uri,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<PublishResult>, ApiError> {
     // A page of another host must not publish through a browser on this machine.
-    origin::check(&state.allowed_origins, &headers, &target)?;
-    api_key::check(&state.api_keys, &state.own_hosts, from_this_machine, &headers, &target)?;
+    origin::check(&state.allowed_origins, &headers, &host)?;
+    api_caller::check(&state.api_keys, &state.trusted_hosts, from_this_machine, &headers, &host)?;
     refuse_outside_body(&uri, &headers, "the header field `Idempotency-Key`")?;
     let body = read(body, &headers, state.limits.max_message_size, "the server's `max_message_size`").await?;
     let PublishBody { data, channel } = parse(&body, SHAPE)?;

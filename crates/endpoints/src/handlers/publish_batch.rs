@@ -16,16 +16,14 @@ use serde_json::value::RawValue;
 
 use super::{
     api_body::{bad_body, check_data, parse, read, refuse_outside_body, value},
-    publish::{IDEMPOTENCY_KEY, PublishResult, channel_name, idempotency_key, not_published, publish_all},
+    publish::{PublishResult, channel_name, idempotency_key, not_published, publish_all},
 };
 use crate::{
-    auth::{
-        api_key::{self, FromThisMachine},
-        origin,
-    },
+    auth::{api_caller, origin},
     error::{ApiError, ErrorCode},
+    fields::IDEMPOTENCY_KEY,
+    request::{FromThisMachine, RequestHost},
     state::AppState,
-    target::Target,
 };
 
 /// Most publications in one request.
@@ -89,13 +87,13 @@ impl IntoResponse for BatchResult {
 pub(crate) async fn publish_batch(
     State(state): State<Arc<AppState>>,
     Extension(from_this_machine): Extension<FromThisMachine>,
-    target: Target,
+    host: RequestHost,
     uri: Uri,
     headers: HeaderMap,
     body: Body,
 ) -> Result<BatchResult, ApiError> {
-    origin::check(&state.allowed_origins, &headers, &target)?;
-    api_key::check(&state.api_keys, &state.own_hosts, from_this_machine, &headers, &target)?;
+    origin::check(&state.allowed_origins, &headers, &host)?;
+    api_caller::check(&state.api_keys, &state.trusted_hosts, from_this_machine, &headers, &host)?;
     if headers.contains_key(IDEMPOTENCY_KEY) {
         // To ignore it would publish all of them again when the request is repeated.
         return Err(ApiError::new(

@@ -16,20 +16,20 @@ use lastcall_websockets::{AdmitError, Form};
 use tungstenite::{Error, error::ProtocolError, handshake::server::create_response_with_body};
 
 use crate::{
-    auth::{origin, own_hosts::OnLoopback},
+    auth::origin,
     error::{ApiError, ErrorCode},
     fields,
     handlers::channel_query,
+    request::{ListensOnLoopback, RequestHost},
     server::{Confirmed, PendingConnection},
     state::AppState,
-    target::Target,
 };
 
 pub(crate) async fn upgrade(
     State(state): State<Arc<AppState>>,
     Extension(pending): Extension<PendingConnection>,
-    Extension(on_loopback): Extension<OnLoopback>,
-    target: Target,
+    Extension(on_loopback): Extension<ListensOnLoopback>,
+    host: RequestHost,
     mut request: Request,
 ) -> Response {
     if request.version() < Version::HTTP_11 {
@@ -49,7 +49,7 @@ pub(crate) async fn upgrade(
         )
         .into_response();
     }
-    if let Err(refused) = check_page(&state, on_loopback, request.headers(), &target) {
+    if let Err(refused) = check_page(&state, on_loopback, request.headers(), &host) {
         return refused.into_response();
     }
     let channels = match channel_query::parse(request.uri().query().unwrap_or_default()) {
@@ -78,12 +78,12 @@ fn simplify(headers: &mut HeaderMap) {
 
 fn check_page(
     state: &AppState,
-    on_loopback: OnLoopback,
+    on_loopback: ListensOnLoopback,
     headers: &HeaderMap,
-    target: &Target,
+    host: &RequestHost,
 ) -> Result<(), ApiError> {
-    origin::check(&state.allowed_origins, headers, target)?;
-    state.own_hosts.check_websocket(&state.allowed_origins, on_loopback, headers, target)
+    origin::check(&state.allowed_origins, headers, host)?;
+    state.trusted_hosts.check_websocket(&state.allowed_origins, on_loopback, headers, host)
 }
 
 /// Returns the error for a client that is not admitted.

@@ -19,10 +19,10 @@ use tower::ServiceExt;
 use super::*;
 use crate::{
     Config, HealthReport, HttpConnections, ProcessReport, Refusals, UpgradeStats,
-    auth::{api_key::FromThisMachine, own_hosts::OnLoopback},
-    handlers::page::Page,
     health::Health,
     limits::Limits,
+    page::Page,
+    request::{FromThisMachine, ListensOnLoopback},
     server::PendingConnection,
 };
 
@@ -126,7 +126,7 @@ impl Routes {
         let mut request = request.body(Body::from(body.to_owned())).unwrap();
         request.headers_mut().entry(header::HOST).or_insert(HeaderValue::from_static("localhost:8000"));
         request.extensions_mut().insert(FromThisMachine(is_here));
-        request.extensions_mut().insert(OnLoopback(true));
+        request.extensions_mut().insert(ListensOnLoopback(true));
         request.extensions_mut().insert(PendingConnection::default());
         let (head, body) = self.router.clone().oneshot(request).await.unwrap().into_parts();
         let body = to_bytes(body, usize::MAX).await.unwrap();

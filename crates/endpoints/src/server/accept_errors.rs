@@ -7,7 +7,7 @@ use rustix::io::Errno;
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, info, warn};
 
-use crate::refusals::LineRate;
+use crate::line_rate::LineRate;
 
 /// The time between two attempts: there is no event for an error that ends, and other tasks must run, such as the one
 /// that waits for signals.

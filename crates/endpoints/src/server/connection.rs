@@ -48,10 +48,9 @@ use super::{
     stop::StopLevel,
 };
 use crate::{
-    auth::api_key::FromThisMachine,
     error::{ApiError, ErrorCode},
-    handlers::channel_query::MAX_QUERY,
     refusals::{Refusal, RequestSummary},
+    request::{FromThisMachine, MAX_QUERY},
 };
 
 /// How long the head of a request may take to arrive, from its first byte. A slow client can hold one file

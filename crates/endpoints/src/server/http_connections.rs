@@ -12,7 +12,7 @@ use tokio::{
 };
 use tracing::warn;
 
-use crate::refusals::LineRate;
+use crate::line_rate::LineRate;
 
 /// The time that a new connection waits for room while none is idle and nothing changes. Requests that are answered in that
 /// time, such as the handshakes of many clients at once, make room.

@@ -6,22 +6,18 @@ use lastcall_core::{AllowedOrigins, Host};
 
 use crate::{
     error::{ApiError, ErrorCode},
-    target::Target,
+    request::{ListensOnLoopback, RequestHost},
 };
-
-/// Whether only this machine can connect to the server: it listens on loopback addresses alone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct OnLoopback(pub(crate) bool);
 
 /// The names that are the server's own, besides `localhost`. An address is always right: to say it, a page must
 /// have come from it.
 #[derive(Debug)]
-pub(crate) struct OwnHosts {
+pub(crate) struct TrustedHosts {
     any: bool,
     listed: Vec<Host>,
 }
 
-impl OwnHosts {
+impl TrustedHosts {
     /// `host` is the one that the server was asked to listen on.
     pub(crate) fn new(host: &Host, allowed: &AllowedOrigins) -> Self {
         let listed = allowed.hosts().chain([host]).cloned().collect();
@@ -36,16 +32,16 @@ impl OwnHosts {
     }
 
     /// Lets a request through that names one of the server's own hosts, or none, as no browser does.
-    pub(crate) fn check(&self, target: &Target) -> Result<(), ApiError> {
-        match &target.0 {
-            Some(target) if !self.include(&target.host) => Err(ApiError::new(
+    pub(crate) fn check(&self, host: &RequestHost) -> Result<(), ApiError> {
+        match &host.0 {
+            Some(named) if !self.include(&named.host) => Err(ApiError::new(
                 ErrorCode::HostNotAllowed,
                 format!(
                     "The request is for the host `{}`, which may be any web page's name for this machine. Use an \
                      address or `localhost`; or on the server, list the origin of that host in `allowed_origins`, as \
                      is needed behind a proxy on the same machine, or set `host` to the name, or set `api_keys` for \
                      `/api/`.",
-                    target.host
+                    named.host
                 ),
             )),
             _ => Ok(()),
@@ -57,12 +53,12 @@ impl OwnHosts {
     pub(crate) fn check_websocket(
         &self,
         allowed: &AllowedOrigins,
-        on_loopback: OnLoopback,
+        on_loopback: ListensOnLoopback,
         headers: &HeaderMap,
-        target: &Target,
+        host: &RequestHost,
     ) -> Result<(), ApiError> {
         if headers.contains_key(ORIGIN) {
-            return self.check_page(allowed, on_loopback, headers, target);
+            return self.check_page(allowed, on_loopback, headers, host);
         }
         Ok(())
     }
@@ -73,13 +69,13 @@ impl OwnHosts {
     pub(crate) fn check_page(
         &self,
         allowed: &AllowedOrigins,
-        on_loopback: OnLoopback,
+        on_loopback: ListensOnLoopback,
         headers: &HeaderMap,
-        target: &Target,
+        host: &RequestHost,
     ) -> Result<(), ApiError> {
         let is_listed = headers.contains_key(ORIGIN) && matches!(allowed, AllowedOrigins::List(_));
         if on_loopback.0 && !is_listed {
-            return self.check(target);
+            return self.check(host);
         }
         Ok(())
     }
@@ -89,14 +85,14 @@ impl OwnHosts {
 mod tests {
     use super::*;
 
-    fn target(host: &str) -> Target {
-        Target(Some(host.parse().unwrap()))
+    fn named(host: &str) -> RequestHost {
+        RequestHost(Some(host.parse().unwrap()))
     }
 
     #[test]
     fn addresses_localhost_and_what_the_settings_name_are_the_servers_own() {
         let list = AllowedOrigins::List(vec!["https://app.example:8443".parse().unwrap()]);
-        let own = OwnHosts::new(&"Host.Example".parse().unwrap(), &list);
+        let own = TrustedHosts::new(&"Host.Example".parse().unwrap(), &list);
         for host in [
             "127.0.0.1:8000",
             "192.0.2.7",
@@ -107,20 +103,20 @@ mod tests {
             "host.example:8000",
             "app.example",
         ] {
-            assert!(own.check(&target(host)).is_ok(), "{host}");
+            assert!(own.check(&named(host)).is_ok(), "{host}");
         }
         for host in ["evil.example", "localhost.evil.example", "notlocalhost", "127.0.0.1.evil.example"] {
-            assert!(own.check(&target(host)).is_err(), "{host}");
+            assert!(own.check(&named(host)).is_err(), "{host}");
         }
-        assert!(own.check(&Target(None)).is_ok());
+        assert!(own.check(&RequestHost(None)).is_ok());
         assert!(
-            OwnHosts::new(&"[::1]".parse().unwrap(), &AllowedOrigins::Any)
-                .check(&target("any.example"))
+            TrustedHosts::new(&"[::1]".parse().unwrap(), &AllowedOrigins::Any)
+                .check(&named("any.example"))
                 .is_ok()
         );
         assert!(
-            OwnHosts::new(&"127.0.0.1".parse().unwrap(), &AllowedOrigins::SameHost)
-                .check(&target("any.example"))
+            TrustedHosts::new(&"127.0.0.1".parse().unwrap(), &AllowedOrigins::SameHost)
+                .check(&named("any.example"))
                 .is_err()
         );
     }
@@ -129,10 +125,10 @@ mod tests {
     fn the_host_of_a_page_counts_where_loopback_is_the_only_proof() {
         let check = |allowed: &AllowedOrigins, on_loopback, fields: &[&'static str]| {
             let fields = fields.iter().map(|name| (name.parse().unwrap(), "x".parse().unwrap())).collect();
-            let own = OwnHosts::new(&"127.0.0.1".parse().unwrap(), allowed);
-            let (on_loopback, target) = (OnLoopback(on_loopback), target("evil.example"));
-            let at_websocket = own.check_websocket(allowed, on_loopback, &fields, &target).is_ok();
-            (at_websocket, own.check_page(allowed, on_loopback, &fields, &target).is_ok())
+            let own = TrustedHosts::new(&"127.0.0.1".parse().unwrap(), allowed);
+            let (on_loopback, host) = (ListensOnLoopback(on_loopback), named("evil.example"));
+            let at_websocket = own.check_websocket(allowed, on_loopback, &fields, &host).is_ok();
+            (at_websocket, own.check_page(allowed, on_loopback, &fields, &host).is_ok())
         };
         let list = AllowedOrigins::List(vec!["https://app.example".parse().unwrap()]);
         let same_host = AllowedOrigins::SameHost;

@@ -15,9 +15,9 @@ use sha2::{Digest, Sha256};
 /// The page, and the parts that it includes.
 const NAME: &str = "index.html";
 const BUILT_IN: [(&str, &str); 3] = [
-    (NAME, include_str!("../../../../templates/index.html")),
-    ("page.css", include_str!("../../../../templates/page.css")),
-    ("page.js", include_str!("../../../../templates/page.js")),
+    (NAME, include_str!("../../../templates/index.html")),
+    ("page.css", include_str!("../../../templates/page.css")),
+    ("page.js", include_str!("../../../templates/page.js")),
 ];
 
 /// The page could not be made.

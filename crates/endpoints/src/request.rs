@@ -1,6 +1,6 @@
-//! Which host a request is for, and the header fields that must not contradict that.
+//! Facts about a request that its handler needs, and requests that no handler may get.
 
-use std::{borrow::Cow, convert::Infallible};
+use std::{borrow::Cow, convert::Infallible, net::IpAddr};
 
 use axum::{
     extract::{FromRequestParts, Request},
@@ -18,9 +18,12 @@ use lastcall_core::Authority;
 
 use crate::{
     error::{ApiError, ErrorCode},
-    fields::list,
-    handlers::publish::IDEMPOTENCY_KEY,
+    fields::{IDEMPOTENCY_KEY, list},
 };
+
+/// Most bytes of a query that has a position for each of its channels. A client that may subscribe must be able to
+/// come back with what it knows then: the largest head of a request leaves room for that, and for what else is in it.
+pub(crate) const MAX_QUERY: usize = 16 << 10;
 
 /// The fields that are read here and that a request must not have twice (RFC 9110 section 5.3): programs on the
 /// way may have taken another one of them for the right one. `Content-Length` is up to hyper (RFC 9112
@@ -38,9 +41,9 @@ const SINGLE: [HeaderName; 8] = [
 
 /// The host and port that a request is for; `None` if it does not say, as HTTP/1.0 need not.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Target(pub(crate) Option<Authority>);
+pub(crate) struct RequestHost(pub(crate) Option<Authority>);
 
-impl<S: Sync> FromRequestParts<S> for Target {
+impl<S: Sync> FromRequestParts<S> for RequestHost {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
@@ -49,11 +52,27 @@ impl<S: Sync> FromRequestParts<S> for Target {
     }
 }
 
-/// Refuses a request whose fields contradict each other or the protocol, and tells the routes its [`Target`].
+/// True for a request whose connection comes from this machine: both of its ends have a loopback address. It may
+/// still have been forwarded; what forwards bytes and adds no header field cannot be told from a program here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct FromThisMachine(pub(crate) bool);
+
+impl FromThisMachine {
+    /// Returns the fact for a connection from `peer`. `local` is the server's end, if the system says which it is.
+    pub(crate) fn of(peer: IpAddr, local: Option<IpAddr>) -> Self {
+        Self([Some(peer), local].iter().all(|end| end.is_some_and(|ip| ip.to_canonical().is_loopback())))
+    }
+}
+
+/// True if only this machine can connect to the server: it listens on loopback addresses alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ListensOnLoopback(pub(crate) bool);
+
+/// Refuses a request whose fields contradict each other or the protocol, and tells the routes its [`RequestHost`].
 pub(crate) async fn check(mut request: Request) -> Result<Request, Response> {
-    match target(&request) {
-        Ok(target) => {
-            request.extensions_mut().insert(target);
+    match host(&request) {
+        Ok(host) => {
+            request.extensions_mut().insert(host);
             Ok(request)
         }
         // Programs on the way may not agree on where its body ends.
@@ -64,7 +83,7 @@ pub(crate) async fn check(mut request: Request) -> Result<Request, Response> {
     }
 }
 
-fn target(request: &Request) -> Result<Target, ApiError> {
+fn host(request: &Request) -> Result<RequestHost, ApiError> {
     let headers = request.headers();
     for name in &SINGLE {
         if headers.get_all(name).iter().nth(1).is_some() {
@@ -98,10 +117,10 @@ fn target(request: &Request) -> Result<Target, ApiError> {
     };
     // RFC 9112 section 3.2.2: what an absolute target names wins over `Host`.
     match request.uri().authority() {
-        Some(authority) => authority.as_str().parse().map(|target| Target(Some(target))).map_err(|_| {
+        Some(authority) => authority.as_str().parse().map(|host| RequestHost(Some(host))).map_err(|_| {
             bad_header("The request's target must name a host, and may have a port, but no user.")
         }),
-        None => Ok(Target(host)),
+        None => Ok(RequestHost(host)),
     }
 }
 
@@ -120,13 +139,13 @@ mod tests {
         for (name, value) in fields {
             request = request.header(*name, *value);
         }
-        target(&request.body(Body::empty()).unwrap())
-            .map(|target| target.0.map(|target| format!("{} {:?}", target.host, target.port)))
+        host(&request.body(Body::empty()).unwrap())
+            .map(|host| host.0.map(|named| format!("{} {:?}", named.host, named.port)))
             .map_err(|error| error.into_response().status().as_u16())
     }
 
     #[test]
-    fn the_target_is_that_of_an_absolute_form_or_else_of_host() {
+    fn the_host_is_that_of_an_absolute_form_or_else_of_host() {
         let v11 = |uri, fields: &[_]| read(Version::HTTP_11, uri, fields);
         assert_eq!(v11("/ws", &[("host", "Example.org:443")]), Ok(Some("example.org Some(443)".into())));
         let absolute = v11("http://a.example/ws", &[("host", "b.example:8000")]);
@@ -156,5 +175,27 @@ mod tests {
         assert!(coded("Chunked").is_ok());
         assert_eq!(coded("gzip, chunked"), Err(501));
         assert_eq!(coded("chunked, chunked"), Err(400));
+    }
+
+    #[test]
+    fn a_connection_comes_from_this_machine_if_both_of_its_ends_are_here() {
+        let of = |peer: &str, local: &str| FromThisMachine::of(peer.parse().unwrap(), local.parse().ok()).0;
+        for (peer, local) in [
+            ("127.0.0.1", "127.0.0.1"),
+            ("127.0.0.9", "127.0.0.1"),
+            ("::1", "::1"),
+            ("::ffff:127.0.0.1", "::ffff:127.0.0.1"),
+        ] {
+            assert!(of(peer, local), "{peer} {local}");
+        }
+        for (peer, local) in [
+            ("192.0.2.7", "127.0.0.1"),
+            ("127.0.0.1", "192.0.2.7"),
+            ("127.0.0.1", "::ffff:192.0.2.7"),
+            ("::1", "2001:db8::7"),
+            ("127.0.0.1", "unknown"),
+        ] {
+            assert!(!of(peer, local), "{peer} {local}");
+        }
     }
 }
