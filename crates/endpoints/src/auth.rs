@@ -1,7 +1,7 @@
-//! Which callers and web pages may do what.
+//! Access: what callers and web pages may do.
 
+pub(crate) mod access_rules;
 pub(crate) mod api_caller;
 pub(crate) mod cors;
-mod forwarded;
-pub(crate) mod origin;
-pub(crate) mod trusted_hosts;
+mod origin;
+mod trusted_hosts;

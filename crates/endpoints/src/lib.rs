@@ -17,12 +17,10 @@
 //!   at a bounded rate.
 
 mod auth;
-mod config;
 mod error;
 mod fields;
 mod handlers;
 mod health;
-mod limits;
 mod line_rate;
 mod page;
 mod refusals;
@@ -33,9 +31,7 @@ mod state;
 mod upgrade_stats;
 
 pub use axum::Router;
-pub use config::Config;
 pub use health::{Health, HealthReport, ProcessReport};
-pub use limits::Limits;
 pub use page::{Page, PageError};
 pub use refusals::{RefusalCounts, Refusals};
 pub use routes::router;
@@ -43,7 +39,7 @@ pub use server::{
     BindError, HttpConnections, HttpServer, HttpServerError, IdleConnection, Listener, ListenerClosed,
     ListenerState, REJECT_PENDING_TIMEOUT, StopTimeouts, SystemdSocketError,
 };
-pub use state::AppState;
+pub use state::{AppState, Config, Limits};
 pub use upgrade_stats::UpgradeStats;
 
 /// The parser of queries, for the fuzzer only: it is not part of the interface.

@@ -5,7 +5,7 @@ use std::{borrow::Cow, convert::Infallible, net::IpAddr};
 use axum::{
     extract::{FromRequestParts, Request},
     http::{
-        HeaderName, Version,
+        Extensions, HeaderName, Version,
         header::{
             ACCESS_CONTROL_REQUEST_METHOD, AUTHORIZATION, CONNECTION, CONTENT_TYPE, HOST, ORIGIN,
             SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, TRANSFER_ENCODING,
@@ -47,8 +47,15 @@ impl<S: Sync> FromRequestParts<S> for RequestHost {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        Ok(Self::of_request(&parts.extensions))
+    }
+}
+
+impl RequestHost {
+    /// Returns the host of the request with these extensions.
+    pub(crate) fn of_request(extensions: &Extensions) -> Self {
         // Absent only where `check` has not run, which is the same as unknown.
-        Ok(parts.extensions.get().cloned().unwrap_or(Self(None)))
+        extensions.get().cloned().unwrap_or(Self(None))
     }
 }
 
@@ -61,6 +68,12 @@ impl FromThisMachine {
     /// Returns the fact for a connection from `peer`. `local` is the server's end, if the system says which it is.
     pub(crate) fn of(peer: IpAddr, local: Option<IpAddr>) -> Self {
         Self([Some(peer), local].iter().all(|end| end.is_some_and(|ip| ip.to_canonical().is_loopback())))
+    }
+
+    /// Returns the fact for the request with these extensions.
+    pub(crate) fn of_request(extensions: &Extensions) -> Self {
+        // The stricter of the two where nobody has said.
+        extensions.get().copied().unwrap_or(Self(false))
     }
 }
 

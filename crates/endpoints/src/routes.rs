@@ -31,13 +31,13 @@ pub fn router(state: AppState) -> Router {
     let publish = post(publish::publish).options(async || allow(PUBLISH));
     let batch = post(publish_batch::publish_batch).options(async || allow(PUBLISH));
     let events = get(events::events).options(read);
-    let for_publishing = cors::publish(&state.allowed_origins);
+    let for_publishing = cors::publish(state.access_rules.allowed_origins());
     let publish = with_cors(publish, for_publishing.clone(), PUBLISH);
     let batch = with_cors(batch, for_publishing, PUBLISH);
-    let events = with_cors(events, cors::events(&state.allowed_origins), READ);
+    let events = with_cors(events, cors::events(state.access_rules.allowed_origins()), READ);
     Router::new()
         .route("/", get(index).options(read))
-        .route("/ws", get(websocket::upgrade).options(read))
+        .route("/ws", get(websocket::handshake).options(read))
         .route("/events", events)
         .route("/health/live", get(health::live).options(read))
         .route("/health/ready", get(health::ready).options(read))

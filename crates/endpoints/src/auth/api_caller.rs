@@ -1,27 +1,66 @@
-//! Callers of `/api/`: those with an API key, or those on this machine.
+//! Callers of `/api/`: those with an API key; without keys, those on this machine.
 
-use axum::http::{HeaderMap, header::AUTHORIZATION};
-use lastcall_core::ApiKey;
+use axum::{
+    extract::{FromRef, FromRequestParts},
+    http::{
+        HeaderMap,
+        header::{AUTHORIZATION, FORWARDED, VIA},
+        request::Parts,
+    },
+};
 use subtle::{Choice, ConstantTimeEq};
 
+use super::{access_rules::AccessRules, origin};
 use crate::{
-    auth::{forwarded::is_forwarded, trusted_hosts::TrustedHosts},
     error::{ApiError, ErrorCode},
     request::{FromThisMachine, RequestHost},
 };
 
-/// Lets a caller through that has one of `keys`; without keys, one that calls from this machine by one of the
-/// server's own names.
-pub(crate) fn check(
-    keys: &[ApiKey],
-    trusted_hosts: &TrustedHosts,
+/// Fields by which proxies and content delivery networks say that they have forwarded a request, besides `Forwarded`,
+/// `Via` and those that begin with `X-Forwarded`.
+const OTHERS: [&str; 8] = [
+    "x-real-ip",
+    "x-client-ip",
+    "x-cluster-client-ip",
+    "x-envoy-external-address",
+    "true-client-ip",
+    "cf-connecting-ip",
+    "fastly-client-ip",
+    "cdn-loop",
+];
+
+/// The proof that a caller may use the API: a handler that takes one is called for nobody else.
+#[derive(Debug)]
+pub(crate) struct ApiCaller(());
+
+impl<S: Sync> FromRequestParts<S> for ApiCaller
+where
+    AccessRules: FromRef<S>,
+{
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let from_this_machine = FromThisMachine::of_request(&parts.extensions);
+        let host = RequestHost::of_request(&parts.extensions);
+        check(&AccessRules::from_ref(state), from_this_machine, &parts.headers, &host)?;
+        Ok(Self(()))
+    }
+}
+
+/// Lets a caller through that has one of the keys; without keys, one that calls from this machine by one of the server's
+/// own names.
+fn check(
+    rules: &AccessRules,
     from_this_machine: FromThisMachine,
     headers: &HeaderMap,
     host: &RequestHost,
 ) -> Result<(), ApiError> {
+    // A page of another host must not publish through a browser on this machine.
+    origin::check(rules.allowed_origins(), headers, host)?;
+    let keys = rules.api_keys();
     if keys.is_empty() {
         check_loopback(from_this_machine, headers)?;
-        return trusted_hosts.check(host);
+        return rules.trusted_hosts().check(host);
     }
     let Some(sent) = bearer(headers) else {
         return Err(ApiError::new(
@@ -53,10 +92,24 @@ fn check_loopback(from_this_machine: FromThisMachine, headers: &HeaderMap) -> Re
     ))
 }
 
+/// Returns true if the header fields say that a proxy has forwarded the request. A proxy on this machine calls from
+/// loopback, wherever the request came from.
+///
+/// That may only ever refuse a request: a page can set all of these fields but `Via` by itself, as they are not among the
+/// forbidden request-headers of the Fetch Standard (section 2.2.2).
+fn is_forwarded(headers: &HeaderMap) -> bool {
+    headers.contains_key(FORWARDED)
+        || headers.contains_key(VIA)
+        || headers
+            .keys()
+            .map(|name| name.as_str())
+            .any(|name| name.starts_with("x-forwarded") || OTHERS.contains(&name))
+}
+
 #[cfg(test)]
 mod tests {
     use axum::response::IntoResponse;
-    use lastcall_core::AllowedOrigins;
+    use lastcall_core::{AllowedOrigins, ApiKey};
 
     use super::*;
 
@@ -66,10 +119,10 @@ mod tests {
 
     fn status(keys: &[&str], peer: &str, sent: &[(&'static str, &'static str)]) -> u16 {
         let keys: Vec<_> = keys.iter().map(|key| ApiKey::new(*key)).collect();
-        let trusted_hosts = TrustedHosts::new(&"127.0.0.1".parse().unwrap(), &AllowedOrigins::SameHost);
+        let rules = AccessRules::new(&"127.0.0.1".parse().unwrap(), AllowedOrigins::SameHost, keys);
         let host = sent.iter().find(|(name, _)| *name == "host").map(|(_, host)| host.parse().unwrap());
         let here = FromThisMachine(peer == "here");
-        match check(&keys, &trusted_hosts, here, &headers(sent), &RequestHost(host)) {
+        match check(&rules, here, &headers(sent), &RequestHost(host)) {
             Ok(()) => 200,
             Err(error) => error.into_response().status().as_u16(),
         }

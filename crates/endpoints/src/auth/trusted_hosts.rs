@@ -1,12 +1,11 @@
 //! The names of the server where a call from this machine is trusted for that alone. Any domain name can be
 //! pointed at 127.0.0.1: the browser then takes the server for the host of their page (DNS rebinding).
 
-use axum::http::{HeaderMap, header::ORIGIN};
 use lastcall_core::{AllowedOrigins, Host};
 
 use crate::{
     error::{ApiError, ErrorCode},
-    request::{ListensOnLoopback, RequestHost},
+    request::RequestHost,
 };
 
 /// The names that are the server's own, besides `localhost`. An address is always right: to say it, a page must
@@ -46,38 +45,6 @@ impl TrustedHosts {
             )),
             _ => Ok(()),
         }
-    }
-
-    /// The same for a handshake at `/ws`. One without an `Origin` is no page's: browsers have it in every handshake, and
-    /// no page can remove or change it (it is a forbidden request-header of the Fetch Standard, section 2.2.2, as `Host` is).
-    pub(crate) fn check_websocket(
-        &self,
-        allowed: &AllowedOrigins,
-        on_loopback: ListensOnLoopback,
-        headers: &HeaderMap,
-        host: &RequestHost,
-    ) -> Result<(), ApiError> {
-        if headers.contains_key(ORIGIN) {
-            return self.check_page(allowed, on_loopback, headers, host);
-        }
-        Ok(())
-    }
-
-    /// The same for a request that may come from a page of the host that it names without saying so, as browsers have no
-    /// `Origin` in a `GET` of the page's own host. That host is no proof if only this machine can connect, whatever
-    /// other fields say.
-    pub(crate) fn check_page(
-        &self,
-        allowed: &AllowedOrigins,
-        on_loopback: ListensOnLoopback,
-        headers: &HeaderMap,
-        host: &RequestHost,
-    ) -> Result<(), ApiError> {
-        let is_listed = headers.contains_key(ORIGIN) && matches!(allowed, AllowedOrigins::List(_));
-        if on_loopback.0 && !is_listed {
-            return self.check(host);
-        }
-        Ok(())
     }
 }
 
@@ -119,30 +86,5 @@ mod tests {
                 .check(&named("any.example"))
                 .is_err()
         );
-    }
-
-    #[test]
-    fn the_host_of_a_page_counts_where_loopback_is_the_only_proof() {
-        let check = |allowed: &AllowedOrigins, on_loopback, fields: &[&'static str]| {
-            let fields = fields.iter().map(|name| (name.parse().unwrap(), "x".parse().unwrap())).collect();
-            let own = TrustedHosts::new(&"127.0.0.1".parse().unwrap(), allowed);
-            let (on_loopback, host) = (ListensOnLoopback(on_loopback), named("evil.example"));
-            let at_websocket = own.check_websocket(allowed, on_loopback, &fields, &host).is_ok();
-            (at_websocket, own.check_page(allowed, on_loopback, &fields, &host).is_ok())
-        };
-        let list = AllowedOrigins::List(vec!["https://app.example".parse().unwrap()]);
-        let same_host = AllowedOrigins::SameHost;
-        assert_eq!(check(&same_host, true, &["origin"]), (false, false));
-        assert_eq!(check(&same_host, true, &[]), (true, false), "a page's only if it is no handshake");
-        assert_eq!(check(&same_host, false, &["origin"]), (true, true), "the network can connect as well");
-        for field in ["x-forwarded-for", "x-real-ip", "forwarded", "via"] {
-            assert_eq!(check(&same_host, true, &["origin", field]), (false, false), "{field} proves nothing");
-            assert_eq!(check(&same_host, true, &[field]), (true, false), "{field} proves nothing");
-            assert_eq!(check(&list, true, &[field]), (true, false), "{field} proves nothing");
-        }
-        assert_eq!(check(&list, true, &["origin"]), (true, true), "the list is the proof");
-        assert_eq!(check(&list, true, &[]), (true, false), "a GET of the page's own host");
-        assert_eq!(check(&AllowedOrigins::Any, true, &["origin"]), (true, true));
-        assert_eq!(check(&AllowedOrigins::Any, true, &[]), (true, true));
     }
 }

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use axum::{
-    Extension, Json,
+    Json,
     extract::{
         Path, Query, State,
         rejection::{PathRejection, QueryRejection},
     },
-    http::{HeaderMap, header::CONTENT_TYPE},
+    http::header::CONTENT_TYPE,
     response::{IntoResponse, Response},
 };
 use lastcall_core::{ChannelName, Position};
@@ -17,9 +17,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{channel_query::since, history_body::history_body, publish::channel_name};
 use crate::{
-    auth::{api_caller, origin},
+    auth::api_caller::ApiCaller,
     error::{ApiError, ErrorCode},
-    request::{FromThisMachine, RequestHost},
     state::AppState,
 };
 
@@ -76,12 +75,9 @@ pub(crate) struct ListQuery {
 
 pub(crate) async fn list(
     State(state): State<Arc<AppState>>,
-    Extension(from_this_machine): Extension<FromThisMachine>,
+    _: ApiCaller,
     query: Result<Query<ListQuery>, QueryRejection>,
-    host: RequestHost,
-    headers: HeaderMap,
 ) -> Result<Json<ChannelList>, ApiError> {
-    check(&state, from_this_machine, &headers, &host)?;
     let Query(ListQuery { after, limit: asked }) = query.map_err(|error| {
         ApiError::new(ErrorCode::BadRequest, format!("The query may have `after` and `limit`: {error}."))
     })?;
@@ -106,12 +102,9 @@ fn limit(asked: Option<usize>, usual: usize) -> Result<usize, ApiError> {
 
 pub(crate) async fn show(
     State(state): State<Arc<AppState>>,
-    Extension(from_this_machine): Extension<FromThisMachine>,
+    _: ApiCaller,
     name: Result<Path<String>, PathRejection>,
-    host: RequestHost,
-    headers: HeaderMap,
 ) -> Result<Json<ChannelState>, ApiError> {
-    check(&state, from_this_machine, &headers, &host)?;
     let name = channel_of(name)?;
     let info = state.manager.broker().channel(&name).ok_or_else(|| {
         let what =
@@ -131,13 +124,10 @@ fn channel_of(name: Result<Path<String>, PathRejection>) -> Result<ChannelName, 
 
 pub(crate) async fn history(
     State(state): State<Arc<AppState>>,
-    Extension(from_this_machine): Extension<FromThisMachine>,
+    _: ApiCaller,
     name: Result<Path<String>, PathRejection>,
     query: Result<Query<HistoryQuery>, QueryRejection>,
-    host: RequestHost,
-    headers: HeaderMap,
 ) -> Result<Response, ApiError> {
-    check(&state, from_this_machine, &headers, &host)?;
     let channel = channel_of(name)?;
     let Query(HistoryQuery { since: id, limit }) = query.map_err(|error| {
         ApiError::new(ErrorCode::BadRequest, format!("The query may have `since` and `limit`: {error}."))
@@ -153,14 +143,4 @@ pub(crate) async fn history(
         ApiError::new(ErrorCode::Unavailable, format!("The history cannot be read: {error}."))
     })?;
     Ok(([(CONTENT_TYPE, "application/json")], history_body(channel, page)).into_response())
-}
-
-fn check(
-    state: &AppState,
-    from_this_machine: FromThisMachine,
-    headers: &HeaderMap,
-    host: &RequestHost,
-) -> Result<(), ApiError> {
-    origin::check(&state.allowed_origins, headers, host)?;
-    api_caller::check(&state.api_keys, &state.trusted_hosts, from_this_machine, headers, host)
 }

@@ -17,7 +17,6 @@ use lastcall_websockets::{ChannelRequest, Form};
 
 use super::{channel_query, websocket::refusal};
 use crate::{
-    auth::origin,
     error::{ApiError, ErrorCode, RETRY_AFTER_SECONDS},
     fields::LAST_EVENT_ID,
     request::{ListensOnLoopback, RequestHost},
@@ -31,11 +30,11 @@ const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering
 pub(crate) async fn events(
     State(state): State<Arc<AppState>>,
     Extension(pending): Extension<PendingConnection>,
-    Extension(on_loopback): Extension<ListensOnLoopback>,
+    Extension(listens_on_loopback): Extension<ListensOnLoopback>,
     host: RequestHost,
     request: Request,
 ) -> Response {
-    match channels_of(&state, on_loopback, &host, &request) {
+    match channels_of(&state, listens_on_loopback, &host, &request) {
         Err(error) => error.into_response(),
         Ok(_) if request.method() == Method::HEAD => head_of_stream(),
         Ok(channels) => match state.manager.admit() {
@@ -55,7 +54,7 @@ pub(crate) async fn events(
 /// When it is no request for events, or may not have them.
 fn channels_of(
     state: &AppState,
-    on_loopback: ListensOnLoopback,
+    listens_on_loopback: ListensOnLoopback,
     host: &RequestHost,
     request: &Request,
 ) -> Result<Vec<ChannelRequest>, ApiError> {
@@ -67,8 +66,7 @@ fn channels_of(
         return bad_request("A request for events has no body.");
     }
     let headers = request.headers();
-    origin::check(&state.allowed_origins, headers, host)?;
-    state.trusted_hosts.check_page(&state.allowed_origins, on_loopback, headers, host)?;
+    state.access_rules.check_events(listens_on_loopback, headers, host)?;
     let query = request.uri().query().unwrap_or_default();
     let last_event_id = headers.get(LAST_EVENT_ID).map(HeaderValue::as_bytes);
     channel_query::parse_for_events(query, last_event_id)

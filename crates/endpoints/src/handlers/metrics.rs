@@ -29,10 +29,10 @@ use self::format::Format;
 use crate::{
     error::{ApiError, ErrorCode},
     health::{HealthReport, ProcessReport},
-    limits::Limits,
     refusals::RefusalCounts,
     server::HttpConnections,
     state::AppState,
+    state::Limits,
     upgrade_stats::UpgradeStats,
 };
 

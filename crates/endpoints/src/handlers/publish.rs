@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use axum::{
-    Extension, Json,
+    Json,
     body::Body,
     extract::State,
     http::{HeaderMap, Uri},
@@ -15,10 +15,9 @@ use serde_json::value::RawValue;
 
 use super::api_body::{bad_body, check_data, parse, read, refuse_outside_body, value};
 use crate::{
-    auth::{api_caller, origin},
+    auth::api_caller::ApiCaller,
     error::{ApiError, ErrorCode},
     fields::IDEMPOTENCY_KEY,
-    request::{FromThisMachine, RequestHost},
     state::AppState,
 };
 
@@ -53,15 +52,11 @@ impl From<Published> for PublishResult {
 
 pub(crate) async fn publish(
     State(state): State<Arc<AppState>>,
-    Extension(from_this_machine): Extension<FromThisMachine>,
-    host: RequestHost,
+    _: ApiCaller,
     uri: Uri,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<PublishResult>, ApiError> {
-    // A page of another host must not publish through a browser on this machine.
-    origin::check(&state.allowed_origins, &headers, &host)?;
-    api_caller::check(&state.api_keys, &state.trusted_hosts, from_this_machine, &headers, &host)?;
     refuse_outside_body(&uri, &headers, "the header field `Idempotency-Key`")?;
     let body = read(body, &headers, state.limits.max_message_size, "the server's `max_message_size`").await?;
     let PublishBody { data, channel } = parse(&body, SHAPE)?;

@@ -3,7 +3,7 @@
 use std::{borrow::Cow, iter::repeat_with, sync::Arc};
 
 use axum::{
-    Extension, Json,
+    Json,
     body::Body,
     extract::State,
     http::{HeaderMap, Uri},
@@ -19,10 +19,9 @@ use super::{
     publish::{PublishResult, channel_name, idempotency_key, not_published, publish_all},
 };
 use crate::{
-    auth::{api_caller, origin},
+    auth::api_caller::ApiCaller,
     error::{ApiError, ErrorCode},
     fields::IDEMPOTENCY_KEY,
-    request::{FromThisMachine, RequestHost},
     state::AppState,
 };
 
@@ -86,14 +85,11 @@ impl IntoResponse for BatchResult {
 
 pub(crate) async fn publish_batch(
     State(state): State<Arc<AppState>>,
-    Extension(from_this_machine): Extension<FromThisMachine>,
-    host: RequestHost,
+    _: ApiCaller,
     uri: Uri,
     headers: HeaderMap,
     body: Body,
 ) -> Result<BatchResult, ApiError> {
-    origin::check(&state.allowed_origins, &headers, &host)?;
-    api_caller::check(&state.api_keys, &state.trusted_hosts, from_this_machine, &headers, &host)?;
     if headers.contains_key(IDEMPOTENCY_KEY) {
         // To ignore it would publish all of them again when the request is repeated.
         return Err(ApiError::new(

@@ -16,7 +16,6 @@ use lastcall_websockets::{AdmitError, Form};
 use tungstenite::{Error, error::ProtocolError, handshake::server::create_response_with_body};
 
 use crate::{
-    auth::origin,
     error::{ApiError, ErrorCode},
     fields,
     handlers::channel_query,
@@ -25,10 +24,10 @@ use crate::{
     state::AppState,
 };
 
-pub(crate) async fn upgrade(
+pub(crate) async fn handshake(
     State(state): State<Arc<AppState>>,
     Extension(pending): Extension<PendingConnection>,
-    Extension(on_loopback): Extension<ListensOnLoopback>,
+    Extension(listens_on_loopback): Extension<ListensOnLoopback>,
     host: RequestHost,
     mut request: Request,
 ) -> Response {
@@ -49,7 +48,7 @@ pub(crate) async fn upgrade(
         )
         .into_response();
     }
-    if let Err(refused) = check_page(&state, on_loopback, request.headers(), &host) {
+    if let Err(refused) = state.access_rules.check_websocket(listens_on_loopback, request.headers(), &host) {
         return refused.into_response();
     }
     let channels = match channel_query::parse(request.uri().query().unwrap_or_default()) {
@@ -74,16 +73,6 @@ fn simplify(headers: &mut HeaderMap) {
             headers.remove(name);
         }
     }
-}
-
-fn check_page(
-    state: &AppState,
-    on_loopback: ListensOnLoopback,
-    headers: &HeaderMap,
-    host: &RequestHost,
-) -> Result<(), ApiError> {
-    origin::check(&state.allowed_origins, headers, host)?;
-    state.trusted_hosts.check_websocket(&state.allowed_origins, on_loopback, headers, host)
 }
 
 /// Returns the error for a client that is not admitted.

@@ -20,10 +20,10 @@ use super::*;
 use crate::{
     Config, HealthReport, HttpConnections, ProcessReport, Refusals, UpgradeStats,
     health::Health,
-    limits::Limits,
     page::Page,
     request::{FromThisMachine, ListensOnLoopback},
     server::PendingConnection,
+    state::Limits,
 };
 
 /// How long a test waits for what must happen.
