@@ -10,6 +10,7 @@ use axum::{
     },
     response::{IntoResponse, Response},
 };
+use lastcall_websockets::AdmitError;
 use serde::Serialize;
 use serde_json::json;
 
@@ -17,7 +18,7 @@ use serde_json::json;
 /// balancers to notice.
 pub(crate) const RETRY_AFTER_SECONDS: u64 = 5;
 
-/// What went wrong, for programs. Stable: part of the public contract (`docs/protocol.md`).
+/// The kind of an error, for programs. Stable: part of the public contract (`docs/protocol.md`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum ErrorCode {
@@ -165,6 +166,20 @@ impl ApiError {
 
     pub(crate) fn shared_message(&self) -> Cow<'static, str> {
         self.message.clone()
+    }
+}
+
+impl From<AdmitError> for ApiError {
+    fn from(error: AdmitError) -> Self {
+        match error {
+            AdmitError::Draining => Self::new(
+                ErrorCode::Draining,
+                "The server is shutting down and takes no new clients; try again soon.",
+            ),
+            AdmitError::Full => {
+                Self::new(ErrorCode::Full, "The server has as many clients as it may; try again later.")
+            }
+        }
     }
 }
 

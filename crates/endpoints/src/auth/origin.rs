@@ -15,9 +15,7 @@ pub(crate) fn check(
     host: &RequestHost,
 ) -> Result<(), ApiError> {
     match headers.get(ORIGIN) {
-        Some(origin) if !allowed.include(text(origin), host.0.as_ref()) => {
-            Err(ApiError::new(ErrorCode::OriginNotAllowed, refusal(origin, host)))
-        }
+        Some(origin) if !allowed.include(text(origin), host.0.as_ref()) => Err(not_allowed(origin, host)),
         _ => Ok(()),
     }
 }
@@ -27,24 +25,26 @@ pub(crate) fn text(origin: &HeaderValue) -> &str {
     origin.to_str().unwrap_or_default()
 }
 
-/// Returns why the page is refused, and what to do about it.
-fn refusal(origin: &HeaderValue, host: &RequestHost) -> String {
+/// Returns the error for a page of this origin: why it is refused, and what to do about it.
+fn not_allowed(origin: &HeaderValue, host: &RequestHost) -> ApiError {
     let origin = String::from_utf8_lossy(origin.as_bytes());
     if origin == "null" || origin.to_ascii_lowercase().starts_with("file:") {
-        return format!(
+        let message = format!(
             "The page has no origin of its own (`Origin: {origin}`): it was opened from a file, or is in a sandboxed \
              frame. Serve it over HTTP, and add where it comes from to `allowed_origins` on the server."
         );
+        return ApiError::new(ErrorCode::OriginNotAllowed, message);
     }
     let named = match host {
         RequestHost(Some(Authority { host, port: Some(port) })) => format!("`{host}:{port}`"),
         RequestHost(Some(Authority { host, port: None })) => format!("`{host}`"),
         RequestHost(None) => "no host".to_owned(),
     };
-    format!(
+    let message = format!(
         "Pages of `{origin}` may not connect or publish here, where the request names {named}: add the origin to \
          `allowed_origins` on the server."
-    )
+    );
+    ApiError::new(ErrorCode::OriginNotAllowed, message)
 }
 
 #[cfg(test)]

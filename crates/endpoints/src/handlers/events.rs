@@ -15,7 +15,7 @@ use axum::{
 use http_body_util::BodyExt;
 use lastcall_websockets::{ChannelRequest, Form};
 
-use super::{channel_query, websocket::refusal};
+use super::channel_query;
 use crate::{
     error::{ApiError, ErrorCode, RETRY_AFTER_SECONDS},
     fields::LAST_EVENT_ID,
@@ -43,7 +43,7 @@ pub(crate) async fn events(
                 // Replaced by 200: only with a 101 does hyper give the socket back.
                 stream_head(StatusCode::SWITCHING_PROTOCOLS, Body::empty())
             }
-            Err(error) => come_back_later(refusal(error)),
+            Err(error) => come_back_later(error.into()),
         },
     }
 }

@@ -12,7 +12,7 @@ use axum::{
     },
     response::{IntoResponse, Response},
 };
-use lastcall_websockets::{AdmitError, Form};
+use lastcall_websockets::Form;
 use tungstenite::{Error, error::ProtocolError, handshake::server::create_response_with_body};
 
 use crate::{
@@ -57,7 +57,7 @@ pub(crate) async fn handshake(
     };
     let permit = match state.manager.admit() {
         Ok(permit) => permit,
-        Err(error) => return refusal(error).into_response(),
+        Err(error) => return ApiError::from(error).into_response(),
     };
     pending.confirm(Confirmed { permit, form: Form::WebSocket, channels });
     response
@@ -71,19 +71,6 @@ fn simplify(headers: &mut HeaderMap) {
             headers.insert(name, HeaderValue::from_static(member));
         } else {
             headers.remove(name);
-        }
-    }
-}
-
-/// Returns the error for a client that is not admitted.
-pub(super) fn refusal(error: AdmitError) -> ApiError {
-    match error {
-        AdmitError::Draining => ApiError::new(
-            ErrorCode::Draining,
-            "The server is shutting down and takes no new clients; try again soon.",
-        ),
-        AdmitError::Full => {
-            ApiError::new(ErrorCode::Full, "The server has as many clients as it may; try again later.")
         }
     }
 }
