@@ -1,13 +1,16 @@
 //! A model that knows every publication, against which all that each client received is checked: no gap, nothing twice,
 //! nothing out of order, and `recovered: false` exactly where the history does not reach back far enough. Clients leave in
 //! all ways and come back, by WebSocket and by server-sent events, while the server is upgraded three times and restarted
-//! once.
+//! once. The same again over a broker with faults: then every loss is told.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     env,
     net::SocketAddr,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -40,16 +43,51 @@ const BATCH: usize = 50;
 /// Publications that the server keeps of each channel. Clients that are away for long miss more.
 const HISTORY: u64 = 150;
 
-/// Everything that was published, by channel and offset.
+/// Where a publication is.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+struct Place {
+    channel: usize,
+    epoch: String,
+    offset: u64,
+}
+
+impl Place {
+    fn new(channel: usize, id: &str) -> Self {
+        let (epoch, offset) = id.split_once('-').unwrap();
+        Self { channel, epoch: epoch.to_owned(), offset: offset.parse().unwrap() }
+    }
+
+    fn id(&self) -> String {
+        format!("{}-{}", self.epoch, self.offset)
+    }
+}
+
+/// Everything that was published, as far as the publisher and the clients were told.
 #[derive(Default)]
 struct Model {
-    epochs: HashMap<usize, String>,
-    data: Vec<Vec<u64>>,
+    data: BTreeMap<Place, u64>,
+    places: HashMap<u64, Place>,
+    /// The last place of each channel, once everything is published.
+    tops: Vec<Place>,
 }
 
 impl Model {
-    fn top(&self, channel: usize) -> u64 {
-        self.data[channel].len() as u64
+    /// Notes where a publication is: no place has two, and each has one place.
+    fn note(&mut self, place: &Place, data: u64) {
+        assert_eq!(*self.data.entry(place.clone()).or_insert(data), data, "two publications at {place:?}");
+        assert_eq!(self.places.entry(data).or_insert_with(|| place.clone()), place, "{data} came twice");
+    }
+
+    /// Checks that every offset up to the last one was given, and the number of epochs of each channel.
+    fn check(&self, is_faulty: bool) {
+        let mut last: Option<&Place> = None;
+        for place in self.data.keys() {
+            let continues = last.filter(|last| (last.channel, &last.epoch) == (place.channel, &place.epoch));
+            assert_eq!(place.offset, continues.map_or(1, |last| last.offset + 1), "{place:?} after {last:?}");
+            let is_new_epoch = continues.is_none() && last.is_some_and(|last| last.channel == place.channel);
+            assert!(is_faulty || !is_new_epoch, "the epoch stays over upgrades, and over a restart");
+            last = Some(place);
+        }
     }
 }
 
@@ -62,17 +100,21 @@ struct Shared {
     published: watch::Sender<usize>,
     /// Recoveries that were complete, and that were not.
     recoveries: Mutex<(u64, u64)>,
+    /// Losses that clients were told of while they were connected.
+    resets: AtomicU64,
+    /// True if the broker has faults.
+    is_faulty: bool,
 }
 
 fn channel_name(channel: usize) -> String {
     format!("c{channel}")
 }
 
-/// Sends a request on a new connection. Returns the body of a response with status 200.
-async fn post(address: SocketAddr, path: &str, body: &str) -> Option<Value> {
+/// Sends a request on a new connection. Returns the body of a response with status 200, or with 503 if it has results.
+async fn request(address: SocketAddr, method: &str, path: &str, body: &str) -> Option<Value> {
     let mut stream = TcpStream::connect(address).await.ok()?;
     let head = format!(
-        "POST {path} HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\nConnection: close\r\n\
+        "{method} {path} HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\nConnection: close\r\n\
          Content-Length: {}\r\n\r\n",
         body.len()
     );
@@ -81,44 +123,64 @@ async fn post(address: SocketAddr, path: &str, body: &str) -> Option<Value> {
     soon("a response", stream.read_to_end(&mut response)).await.ok()?;
     let response = String::from_utf8(response).unwrap();
     let (head, body) = response.split_once("\r\n\r\n")?;
-    head.starts_with("HTTP/1.1 200 ").then(|| serde_json::from_str(body).unwrap())
+    let body: Value = serde_json::from_str(body).ok()?;
+    (head.starts_with("HTTP/1.1 200 ") || !body["results"].is_null()).then_some(body)
 }
 
 /// Publishes everything, in batches, each until it is acknowledged: a key for each publication makes that exactly once.
 async fn publish(shared: Arc<Shared>, mut random: StdRng) {
     let mut number = 0;
     while number < shared.publications {
-        let channels: Vec<usize> = (0..BATCH).map(|_| random.random_range(0..CHANNELS)).collect();
-        let publication = |(index, channel): (usize, &usize)| {
-            let data = number + index;
-            json!({"channel": channel_name(*channel), "data": data, "idempotency_key": data.to_string()})
-        };
-        let publications: Vec<_> = channels.iter().enumerate().map(publication).collect();
-        let body = json!({ "publications": publications }).to_string();
-        let answer = loop {
-            match post(shared.address, "/api/publish/batch", &body).await {
-                Some(answer) => break answer,
+        let mut left: Vec<(usize, usize)> =
+            (number..number + BATCH).map(|data| (data, random.random_range(0..CHANNELS))).collect();
+        while !left.is_empty() {
+            let publication = |(data, channel): &(usize, usize)| json!({"channel": channel_name(*channel), "data": data, "idempotency_key": data.to_string()});
+            let publications: Vec<_> = left.iter().map(publication).collect();
+            let body = json!({ "publications": publications }).to_string();
+            let Some(answer) = request(shared.address, "POST", "/api/publish/batch", &body).await else {
                 // The server restarts.
-                None => sleep(Duration::from_millis(20)).await,
-            }
-        };
-        {
+                sleep(Duration::from_millis(20)).await;
+                continue;
+            };
             let mut model = shared.model.lock().unwrap();
-            for (index, channel) in channels.iter().enumerate() {
-                let id = answer["results"][index]["id"].as_str().unwrap();
-                let (epoch, offset) = id.split_once('-').unwrap();
-                let known = model.epochs.entry(*channel).or_insert_with(|| epoch.to_owned());
-                assert_eq!(
-                    known, epoch,
-                    "the epoch stays over upgrades, and over a restart with a history file"
+            let results = answer["results"].as_array().unwrap();
+            assert_eq!(results.len(), left.len());
+            let mut before = vec![None; CHANNELS];
+            let mut results = results.iter();
+            left.retain(|(data, channel)| {
+                let result = results.next().unwrap();
+                let Some(id) = result["id"].as_str() else {
+                    let code = result["error"]["code"].as_str();
+                    assert!(shared.is_faulty, "{result}");
+                    assert!(code == Some("unavailable") || code == Some("outcome_unknown"), "{result}");
+                    return true;
+                };
+                let place = Place::new(*channel, id);
+                model.note(&place, *data as u64);
+                let before = before[*channel].replace(place.offset);
+                assert!(
+                    shared.is_faulty || before.is_none_or(|before| place.offset == before + 1),
+                    "offsets grow by one"
                 );
-                model.data[*channel].push((number + index) as u64);
-                assert_eq!(offset.parse(), Ok(model.top(*channel)), "offsets grow by one");
-            }
+                false
+            });
         }
         number += BATCH;
         shared.published.send_replace(number);
     }
+    let mut tops = Vec::new();
+    for channel in 0..CHANNELS {
+        let path = format!("/api/channels/{}", channel_name(channel));
+        let top = loop {
+            match request(shared.address, "GET", &path, "").await {
+                Some(info) => break info["id"].as_str().unwrap().to_owned(),
+                None => sleep(Duration::from_millis(20)).await,
+            }
+        };
+        tops.push(Place::new(channel, &top));
+    }
+    shared.model.lock().unwrap().tops = tops;
+    shared.published.send_replace(shared.publications + 1);
 }
 
 /// How a client leaves.
@@ -138,10 +200,8 @@ struct Client {
     random: StdRng,
     wire: Wire,
     channels: Vec<usize>,
-    /// The offset up to which it has everything, for each channel, once it is subscribed.
-    last: Vec<Option<u64>>,
-    /// The last id of each channel; empty: none yet.
-    ids: Vec<String>,
+    /// Where it is in each channel, once it is subscribed: it has everything up to there, or was told.
+    last: Vec<Option<Place>>,
     /// The id of the last event, as an `EventSource` has it.
     last_event_id: String,
     /// Of which channels it has sent an id, as a client of server-sent events.
@@ -164,7 +224,10 @@ impl Client {
             self.channels.iter().map(|one| format!("channel={}", channel_name(*one))).collect();
         let mut lines: Vec<String> = Vec::new();
         match self.wire {
-            Wire::WebSocket => query.extend(self.ids.iter().map(|id| format!("since={id}"))),
+            Wire::WebSocket => {
+                let id = |last: &Option<Place>| last.as_ref().map(Place::id).unwrap_or_default();
+                query.extend(self.last.iter().map(|last| format!("since={}", id(last))));
+            }
             Wire::EventStream if self.last_event_id.is_empty() => {}
             Wire::EventStream => lines.push(format!("Last-Event-ID: {}", self.last_event_id)),
         }
@@ -191,19 +254,18 @@ impl Client {
         }
         let channel: usize = message["channel"].as_str().unwrap()[1..].parse().unwrap();
         let index = self.channels.iter().position(|one| *one == channel).expect("one of its own");
-        let (epoch, offset) = message["id"].as_str().unwrap().split_once('-').unwrap();
-        let offset: u64 = offset.parse().unwrap();
-        let known = self.shared.model.lock().unwrap().epochs.get(&channel).cloned();
-        assert!(known.is_none_or(|known| known == epoch), "{message}");
+        let place = Place::new(channel, message["id"].as_str().unwrap());
         let last = &mut self.last[index];
         match kind {
             "subscribed" => {
                 let recovered = message["recovered"].as_bool().unwrap();
-                match *last {
-                    Some(asked) if recovered => assert_eq!(offset, asked, "{message}"),
-                    Some(asked) => {
-                        assert!(offset - asked > HISTORY, "all since {asked} was kept: {message}");
+                match last {
+                    Some(asked) if recovered => assert_eq!(place, *asked, "{message}"),
+                    Some(asked) if asked.epoch == place.epoch => {
+                        let missed = place.offset - asked.offset;
+                        assert!(missed > HISTORY, "all since {asked:?} was kept: {message}");
                     }
+                    Some(asked) => assert!(self.shared.is_faulty, "{message} after {asked:?}"),
                     None => assert!(!recovered, "{message}"),
                 }
                 if last.is_some() {
@@ -218,20 +280,21 @@ impl Client {
                 }
             }
             "reset" => {
-                assert!(std::mem::take(&mut self.expects_reset), "{message}");
-                assert!(received.event_id.is_some(), "{message}");
+                if !std::mem::take(&mut self.expects_reset) {
+                    assert!(self.shared.is_faulty && last.is_some(), "{message}");
+                    self.shared.resets.fetch_add(1, Ordering::Relaxed);
+                }
+                assert_eq!(received.event_id.is_some(), self.wire == Wire::EventStream, "{message}");
             }
             "notification" => {
-                assert_eq!(Some(offset), last.map(|last| last + 1), "{message}");
-                let data = self.shared.model.lock().unwrap().data[channel].get(offset as usize - 1).copied();
-                // The answer to the publisher may come later than the publication.
-                assert!(data.is_none_or(|data| message["data"] == data), "{message}");
+                let next = last.clone().map(|last| Place { offset: last.offset + 1, ..last });
+                assert_eq!(Some(&place), next.as_ref(), "{message}");
+                self.shared.model.lock().unwrap().note(&place, message["data"].as_u64().unwrap());
                 self.received += 1;
             }
             other => panic!("a {other}"),
         }
-        *last = Some(offset);
-        self.ids[index] = format!("{epoch}-{offset}");
+        *last = Some(place);
         if let Some(id) = &received.event_id {
             self.last_event_id.clone_from(id);
         }
@@ -240,13 +303,14 @@ impl Client {
 
     fn has_everything(&self) -> bool {
         let model = self.shared.model.lock().unwrap();
-        self.channels.iter().zip(&self.last).all(|(channel, last)| *last == Some(model.top(*channel)))
+        self.channels.iter().zip(&self.last).all(|(channel, last)| last.as_ref() == model.tops.get(*channel))
     }
 
     /// Comes and leaves until everything is published, and then until it has everything.
     async fn run(mut self) -> usize {
         let mut published = self.shared.published.subscribe();
-        let all = self.shared.publications;
+        // And one more step, after which the last places are known.
+        let all = self.shared.publications + 1;
         loop {
             let Some(mut input) = self.connect().await else {
                 sleep(Duration::from_millis(30)).await;
@@ -319,20 +383,26 @@ fn start(address: std::net::Ipv4Addr, file: &std::path::Path, event_loops: usize
 }
 
 #[expect(clippy::print_stdout, reason = "a failed test shows its output: the seed repeats it")]
-async fn check_all(event_loops: usize) {
+async fn check_all(event_loops: usize, is_faulty: bool) {
     let seed = rand::rng().next_u64();
     println!("seed {seed}");
     let mut random = StdRng::seed_from_u64(seed);
     let folder = folder();
     let (host, file) = (own_address(), folder.path().join("history"));
-    let mut server = start(host, &file, event_loops).serve().await;
-    let model = Model { data: vec![Vec::new(); CHANNELS], ..Model::default() };
+    let faults = random.next_u64();
+    let start = || {
+        let start = start(host, &file, event_loops);
+        if is_faulty { start.env("LASTCALL_BROKER_FAULTS", faults) } else { start }
+    };
+    let mut server = start().serve().await;
     let shared = Arc::new(Shared {
         address: server.address,
-        model: Mutex::new(model),
+        model: Mutex::default(),
         publications: publications(),
         published: watch::Sender::new(0),
         recoveries: Mutex::default(),
+        resets: AtomicU64::new(0),
+        is_faulty,
     });
     let mut clients = JoinSet::new();
     for number in 0..CLIENTS {
@@ -345,7 +415,6 @@ async fn check_all(event_loops: usize) {
             random,
             wire: if number % 2 == 0 { Wire::WebSocket } else { Wire::EventStream },
             last: vec![None; channels.len()],
-            ids: vec![String::new(); channels.len()],
             channels,
             last_event_id: String::new(),
             asked: Vec::new(),
@@ -361,7 +430,7 @@ async fn check_all(event_loops: usize) {
         if fifth == 3 {
             server.signal(Signal::TERM);
             assert_eq!(server.exit_code().await, 0);
-            server = start(host, &file, event_loops).serve().await;
+            server = start().serve().await;
         } else {
             server.upgrade().await;
         }
@@ -372,8 +441,13 @@ async fn check_all(event_loops: usize) {
         received += client.unwrap();
     }
     let (recovered, lost) = *shared.recoveries.lock().unwrap();
-    println!("{received} publications received, {recovered} recoveries, {lost} reset");
+    let resets = shared.resets.load(Ordering::Relaxed);
+    println!(
+        "{received} publications received, {recovered} recoveries, {lost} not recovered, {resets} resets"
+    );
+    shared.model.lock().unwrap().check(is_faulty);
     assert!(received > shared.publications && recovered > 50, "it did not test much");
+    assert_eq!(resets > 0, is_faulty);
     until("all clients to be gone", async || server.metric("lastcall_connections").await == 0.0).await;
     server.signal(Signal::TERM);
     assert_eq!(server.exit_code().await, 0);
@@ -381,15 +455,30 @@ async fn check_all(event_loops: usize) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn clients_that_come_and_go_get_every_publication_once_with_one_event_loop() {
-    check_all(1).await;
+    check_all(1, false).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn clients_that_come_and_go_get_every_publication_once_with_two_event_loops() {
-    check_all(2).await;
+    check_all(2, false).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn clients_that_come_and_go_get_every_publication_once_with_three_event_loops() {
-    check_all(3).await;
+    check_all(3, false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_over_a_broker_with_faults_get_every_publication_once_or_are_told_with_one_event_loop() {
+    check_all(1, true).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_over_a_broker_with_faults_get_every_publication_once_or_are_told_with_two_event_loops() {
+    check_all(2, true).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_over_a_broker_with_faults_get_every_publication_once_or_are_told_with_three_event_loops() {
+    check_all(3, true).await;
 }
