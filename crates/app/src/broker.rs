@@ -118,8 +118,7 @@ pub(crate) mod testing {
 
 #[cfg(test)]
 mod tests {
-    use lastcall_broker::Retention;
-    use lastcall_core::{ChannelName, Publication, Publisher};
+    use lastcall_core::{ChannelName, Publication, Publisher, Retention};
     use serde_json::value::RawValue;
     use tokio::time::timeout;
 

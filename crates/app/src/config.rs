@@ -3,8 +3,7 @@
 use std::env;
 
 use anyhow::bail;
-use lastcall_broker::{NamespaceRule, Retention};
-use lastcall_core::settings::{CONNECTIONS_PER_LOOP_VARIABLE, EVENT_LOOPS_VARIABLE, Namespace, Settings};
+use lastcall_core::settings::{CONNECTIONS_PER_LOOP_VARIABLE, EVENT_LOOPS_VARIABLE, Settings};
 use lastcall_endpoints::{Config, Limits};
 use lastcall_websockets::{HeartbeatConfig, ManagerConfig, ShutdownConfig};
 
@@ -32,13 +31,9 @@ pub(crate) fn manager(settings: &Settings) -> anyhow::Result<ManagerConfig> {
 
 /// Returns the configuration of the broker.
 pub(crate) fn broker(settings: &Settings) -> lastcall_broker::Config {
-    let rule = |namespace: &Namespace| NamespaceRule {
-        name: namespace.name.clone(),
-        retention: Retention { size: namespace.history_size, ttl: namespace.history_ttl },
-    };
     lastcall_broker::Config {
-        retention: Retention { size: settings.history_size, ttl: settings.history_ttl },
-        namespaces: settings.namespaces.iter().map(rule).collect(),
+        retention: settings.retention,
+        namespaces: settings.namespaces.clone(),
         max_bytes: settings.history_bytes,
     }
 }

@@ -25,7 +25,7 @@ use std::{fmt, future::Future, pin::Pin, sync::Arc};
 use lastcall_core::{ChannelName, Epoch, Position, Publication};
 use serde::{Deserialize, Serialize};
 
-pub use config::{Config, NamespaceRule, Retention};
+pub use config::Config;
 #[cfg(feature = "faults")]
 pub use faults::{Faults, FaultyBroker, memory_broker};
 pub use idempotency::{IDEMPOTENCY_TTL, IdempotencyKey, InvalidIdempotencyKey};

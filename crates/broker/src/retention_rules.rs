@@ -2,9 +2,7 @@
 
 use std::collections::HashMap;
 
-use lastcall_core::ChannelName;
-
-use crate::config::{NamespaceRule, Retention};
+use lastcall_core::{ChannelName, Namespace, Retention};
 
 /// The number of a rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,12 +23,12 @@ pub(crate) struct RetentionRules {
 }
 
 impl RetentionRules {
-    pub(crate) fn new(default: Retention, namespaces: Vec<NamespaceRule>) -> Self {
+    pub(crate) fn new(default: Retention, namespaces: Vec<Namespace>) -> Self {
         let mut retentions = vec![default];
         let mut by_namespace = HashMap::new();
-        for (number, rule) in (1..).zip(namespaces) {
-            retentions.push(rule.retention);
-            by_namespace.insert(rule.name, RuleId(number));
+        for (number, namespace) in (1..).zip(namespaces) {
+            retentions.push(namespace.retention);
+            by_namespace.insert(namespace.name, RuleId(number));
         }
         Self { retentions, by_namespace }
     }
@@ -70,11 +68,12 @@ mod tests {
 
     #[test]
     fn a_channel_follows_the_rule_of_its_namespace_or_the_default() {
-        let rule = |name: &str, size| NamespaceRule {
+        let namespace = |name: &str, size| Namespace {
             name: name.to_owned(),
             retention: Retention { size, ttl: Duration::from_secs(1) },
         };
-        let rules = RetentionRules::new(Retention::default(), vec![rule("chat", 7), rule("chat2", 8)]);
+        let rules =
+            RetentionRules::new(Retention::default(), vec![namespace("chat", 7), namespace("chat2", 8)]);
         let size = |name: &str| rules.retention(rules.find(&name.parse().unwrap())).size;
         assert_eq!(size("chat:room"), 7);
         assert_eq!(size("chat2:room:1"), 8);

@@ -13,9 +13,9 @@ use std::{
 
 use lastcall_broker::{
     Broker, BrokerError, BrokerFuture, Config, Delivery, Faults, FaultyBroker, IdempotencyKey, MemoryBroker,
-    PageLimit, ReceiverSet, Retention, Since, Subscribed,
+    PageLimit, ReceiverSet, Since, Subscribed,
 };
-use lastcall_core::{ChannelName, Epoch, Position, Publication, Publisher};
+use lastcall_core::{ChannelName, Epoch, Position, Publication, Publisher, Retention};
 use rand::{Rng, RngExt, SeedableRng, rngs::StdRng};
 use serde_json::value::RawValue;
 

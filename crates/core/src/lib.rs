@@ -7,6 +7,7 @@
 //! * [`phase`]: the life of the process, as data.
 //! * [`process`]: the limit of open files and what it is divided into, the kernel's descriptor table, and trimming of the heap.
 //! * [`ChannelName`], [`Publication`] and [`Position`]: what is published, where, and its place there.
+//! * [`Namespace`]: the rules for the channels whose names begin alike.
 //! * [`Host`], [`Authority`] and [`WebOrigin`]: where a request goes to, and the page that it comes from.
 //!   [`AllowedOrigins`] and [`ApiKey`] are those that may.
 
@@ -15,6 +16,7 @@ mod authority;
 mod channel;
 pub mod clock;
 pub mod logging;
+mod namespace;
 pub mod phase;
 mod position;
 pub mod process;
@@ -25,6 +27,7 @@ mod web_origin;
 pub use api_key::ApiKey;
 pub use authority::{Authority, Host, InvalidAuthority, ListenHost};
 pub use channel::{CHANNEL_NAME_RULE, ChannelName, InvalidChannelName, MAX_CHANNEL_NAME};
+pub use namespace::{NAMESPACE_NAME_RULE, Namespace, Retention};
 pub use position::{Epoch, InvalidPosition, Position};
 pub use publication::{ClientMessages, Pin, PinnedBytes, Publication, Publisher};
 pub use web_origin::{AllowedOrigins, InvalidWebOrigin, WebOrigin};

@@ -27,11 +27,11 @@ mod tests;
 
 use std::{path::PathBuf, time::Duration};
 
-use crate::{AllowedOrigins, ApiKey, ClientMessages, ListenHost};
+use crate::{AllowedOrigins, ApiKey, ClientMessages, ListenHost, Namespace, Retention};
 
 pub use error::{Problem, SettingError, SettingsErrors};
 pub use loaded::{EffectiveSetting, Loaded, SettingsFile};
-pub use namespace::{NAMESPACE_SPECS, Namespace, NamespaceSpec};
+pub use namespace::{NAMESPACE_SPECS, NamespaceSpec};
 pub use runtime_dir::RuntimeDir;
 pub use source::Source;
 pub use sources::Sources;
@@ -63,10 +63,8 @@ pub struct Settings {
     pub keep_alive_timeout: Duration,
     /// Time between periodic notifications; `None`: off.
     pub notification_interval: Option<Duration>,
-    /// Publications kept for each channel; 0: none.
-    pub history_size: usize,
-    /// How long a publication is kept.
-    pub history_ttl: Duration,
+    /// The bounds of what is kept of each channel: `history_size` and `history_ttl`.
+    pub retention: Retention,
     /// Most bytes of history over all channels.
     pub history_bytes: usize,
     /// Where a graceful shutdown writes the history, and the next start reads it; absolute if the working directory is

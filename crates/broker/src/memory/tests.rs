@@ -4,12 +4,12 @@ mod seam;
 
 use std::collections::BTreeMap;
 
-use lastcall_core::Publisher;
+use lastcall_core::{Namespace, Publisher, Retention};
 use proptest::prelude::*;
 use serde_json::value::RawValue;
 
 use super::*;
-use crate::{BrokerError, NamespaceRule, ReceiverSet, Retention, Subscribed};
+use crate::{BrokerError, ReceiverSet, Subscribed};
 
 /// What was delivered, in order: to which receivers, and the positions.
 #[derive(Debug, Clone, Default)]
@@ -232,8 +232,8 @@ fn a_channel_is_not_made_by_reading_its_history() {
 #[test]
 fn namespaces_have_their_own_rules() {
     let namespaces = vec![
-        NamespaceRule { name: "chat".to_owned(), retention: retention(1, 1000) },
-        NamespaceRule { name: "live".to_owned(), retention: retention(0, 1000) },
+        Namespace { name: "chat".to_owned(), retention: retention(1, 1000) },
+        Namespace { name: "live".to_owned(), retention: retention(0, 1000) },
     ];
     let (broker, _) = broker(Config { retention: retention(2, 500), namespaces, ..Config::default() });
     for channel in ["chat:a", "live:a", "other"] {
@@ -262,7 +262,7 @@ fn expire_says_when_something_is_too_old() {
 /// Returns a broker in which `max_bytes` may be kept of 50 channels with a publication each, of one whose publication is too
 /// old, and of names that were subscribed to and left.
 fn broker_with_names(names: usize, max_bytes: usize) -> (MemoryBroker, Vec<Position>, Position) {
-    let short = NamespaceRule { name: "short".to_owned(), retention: retention(5, 1000) };
+    let short = Namespace { name: "short".to_owned(), retention: retention(5, 1000) };
     let (broker, _) = broker(Config { retention: retention(5, 10_000), namespaces: vec![short], max_bytes });
     let published = (0..50).map(|number| publish(&broker, 0, &format!("real:{number}"))).collect();
     let quiet = publish(&broker, 0, "short:quiet");

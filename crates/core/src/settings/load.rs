@@ -8,7 +8,7 @@ use super::{
     loader::Loader,
     text, value,
 };
-use crate::{AllowedOrigins, ApiKey, ClientMessages, process::OpenFileLimit};
+use crate::{AllowedOrigins, ApiKey, ClientMessages, Retention, process::OpenFileLimit};
 
 /// The least `history_bytes` while there is history: with less, busy channels would have next to none.
 const MIN_HISTORY_BYTES: usize = 1 << 20;
@@ -53,8 +53,10 @@ impl Loader {
                 http_connections(value, open_files)
             });
         // The values after the keys only matter while errors are gathered, or where there is no default.
-        let history_size = self.read("history_size", 1, history_size);
-        let history_ttl = self.read("history_ttl", Duration::ZERO, nonzero_duration);
+        let retention = Retention {
+            size: self.read("history_size", 1, history_size),
+            ttl: self.read("history_ttl", Duration::ZERO, nonzero_duration),
+        };
         let settings = Settings {
             host: self.read("host", IpAddr::from([127, 0, 0, 1]).into(), host),
             port: self.read("port", 0, port),
@@ -62,12 +64,11 @@ impl Loader {
             keep_alive_timeout: self.read("keep_alive_timeout", Duration::ZERO, nonzero_duration),
             notification_interval: self.read("notification_interval", None, interval),
             client_messages: self.read("client_messages", ClientMessages::Broadcast, client_messages),
-            history_size,
-            history_ttl,
+            retention,
             history_bytes: self.read("history_bytes", usize::MAX, history_bytes),
             // Absolute, as the folder of the control socket.
             history_file: self.read("history_file", None, file).map(|path| working_dir.join(path)),
-            namespaces: self.namespaces(history_size, history_ttl),
+            namespaces: self.namespaces(retention),
             shutdown_timeout,
             shutdown_delay: self.read("shutdown_delay", Duration::ZERO, duration),
             shutdown_spread: self
@@ -141,8 +142,8 @@ impl Loader {
     }
 
     fn check_history(&mut self, settings: &Settings) {
-        let sizes = settings.namespaces.iter().map(|namespace| namespace.history_size);
-        if sizes.chain([settings.history_size]).all(|size| size == 0) {
+        let sizes = settings.namespaces.iter().map(|namespace| namespace.retention.size);
+        if sizes.chain([settings.retention.size]).all(|size| size == 0) {
             if settings.history_file.is_some() {
                 let expected = "no file: history_size is 0 for all channels, so there is no history to write";
                 self.conflict("history_file", expected.into());

@@ -14,24 +14,10 @@ use super::{
     text::{self, Expected},
     value,
 };
+use crate::{NAMESPACE_NAME_RULE, Namespace, Retention};
 
 /// The key of the tables.
 pub(super) const NAMESPACE: &str = "namespace";
-
-/// The longest name, in characters.
-const MAX_NAME_LENGTH: usize = 64;
-
-/// Settings of the channels whose names begin with [`name`](Self::name) and a colon. What the namespace does not set
-/// is as for all channels.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Namespace {
-    /// What the names of its channels have before their first colon.
-    pub name: String,
-    /// Publications kept for each channel; 0: none.
-    pub history_size: usize,
-    /// How long a publication is kept.
-    pub history_ttl: Duration,
-}
 
 /// A key that a `[[namespace]]` table may have.
 #[derive(Debug, Clone, Copy)]
@@ -88,7 +74,7 @@ impl Table {
 
 impl Loader {
     /// Reads every namespace. What a namespace does not set is as for all channels.
-    pub(super) fn namespaces(&mut self, history_size: usize, history_ttl: Duration) -> Vec<Namespace> {
+    pub(super) fn namespaces(&mut self, general: Retention) -> Vec<Namespace> {
         let Some(tables) = self.tables() else {
             self.conflict(
                 NAMESPACE,
@@ -102,14 +88,16 @@ impl Loader {
             Namespace {
                 name: table.name().unwrap_or_default().to_owned(),
                 // As elsewhere, the last value only matters while errors are gathered.
-                history_size: self.read_key(table, "history_size", value::history_size, history_size, 1),
-                history_ttl: self.read_key(
-                    table,
-                    "history_ttl",
-                    value::nonzero_duration,
-                    history_ttl,
-                    Duration::ZERO,
-                ),
+                retention: Retention {
+                    size: self.read_key(table, "history_size", value::history_size, general.size, 1),
+                    ttl: self.read_key(
+                        table,
+                        "history_ttl",
+                        value::nonzero_duration,
+                        general.ttl,
+                        Duration::ZERO,
+                    ),
+                },
             }
         };
         tables.iter().map(namespace).collect()
@@ -242,47 +230,15 @@ impl Loader {
     }
 }
 
-/// Reads a name. What it must not have separates it from the rest of a channel's name, or stands for something in a
-/// pattern or a list of channels.
+/// Reads a name.
 fn name(value: &Value) -> Result<&str, Expected> {
-    let is_name = |name: &&str| {
-        let allowed = |byte: u8| byte.is_ascii_graphic() && !b",*&\\:".contains(&byte);
-        (1..=MAX_NAME_LENGTH).contains(&name.len()) && name.bytes().all(allowed)
-    };
-    value.as_str().filter(is_name).ok_or_else(|| {
-        format!("1 to {MAX_NAME_LENGTH} printable ASCII characters, and none of space , * & \\ :, such as \"chat\"")
-    })
+    let name = value.as_str().filter(|name| Namespace::is_name(name));
+    name.ok_or_else(|| format!("{NAMESPACE_NAME_RULE}, such as \"chat\""))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_name_has_no_character_that_means_something_elsewhere() {
-        let is_name = |text: &str| name(&Value::from(text)).is_ok();
-        for right in ["a", "chat", "Chat-2", "a.b/c_d", "'", "!#$%()+;<=>?@[]^{|}~", &"x".repeat(64)] {
-            assert!(is_name(right), "{right}");
-        }
-        for wrong in [
-            "",
-            " ",
-            "a b",
-            " a",
-            "a:",
-            ":",
-            "a,b",
-            "a*",
-            "a&b",
-            "a\\b",
-            "ä",
-            "a\n",
-            "\u{7f}",
-            &"x".repeat(65),
-        ] {
-            assert!(!is_name(wrong), "{wrong:?}");
-        }
-    }
 
     #[test]
     fn a_setting_of_a_namespace_is_a_setting_for_all_channels_too() {

@@ -117,7 +117,7 @@ fn keys_are_known_after_the_import_with_their_results_and_times() {
 #[test]
 fn a_channel_with_subscribers_is_kept_until_they_come() {
     let config = || Config {
-        namespaces: vec![NamespaceRule { name: "live".to_owned(), retention: retention(0, 1000) }],
+        namespaces: vec![Namespace { name: "live".to_owned(), retention: retention(0, 1000) }],
         retention: retention(5, 1000),
         ..Config::default()
     };
@@ -189,7 +189,7 @@ fn the_time_of_a_channel_begins_when_its_last_subscriber_leaves_between_the_pass
 #[test]
 fn a_broker_that_begins_anew_keeps_its_subscribers_and_no_epoch() {
     let config = || Config {
-        namespaces: vec![NamespaceRule { name: "live".to_owned(), retention: retention(0, 1000) }],
+        namespaces: vec![Namespace { name: "live".to_owned(), retention: retention(0, 1000) }],
         retention: retention(5, 1000),
         ..Config::default()
     };
@@ -390,7 +390,7 @@ proptest! {
 
     #[test]
     fn any_parts_are_taken_over_or_refused(parts in arbitrary_parts(), now in 0_i64..4000) {
-        let namespaces = vec![NamespaceRule { name: "live".to_owned(), retention: retention(0, 1000) }];
+        let namespaces = vec![Namespace { name: "live".to_owned(), retention: retention(0, 1000) }];
         let config = Config { namespaces, retention: retention(SIZE, 1000), max_bytes: 1500 };
         let (broker, _) = broker(config);
         for part in parts {

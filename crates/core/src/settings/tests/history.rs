@@ -12,8 +12,8 @@ fn history_is_set_in_every_source() {
         .env("LASTCALL_HISTORY_FILE", "state/history")
         .flag("history_size", "1000000");
     let settings = operator.settings();
-    assert_eq!((settings.history_size, settings.history_bytes), (1_000_000, 1 << 20));
-    assert_eq!(settings.history_ttl, Duration::from_secs(3600));
+    assert_eq!((settings.retention.size, settings.history_bytes), (1_000_000, 1 << 20));
+    assert_eq!(settings.retention.ttl, Duration::from_secs(3600));
     assert_eq!(settings.history_file, Some(operator.dir.path().join("state/history")));
     assert_eq!(operator.source("history_size"), "command line --history-size");
     let absolute = Operator::new().flag("history_file", "/var/lib/lastcall/history").settings();

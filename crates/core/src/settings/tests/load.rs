@@ -4,7 +4,7 @@ use std::{ffi::OsString, time::Duration};
 
 use super::operator::Operator;
 use crate::{
-    AllowedOrigins, ClientMessages,
+    AllowedOrigins, ClientMessages, Retention,
     process::OpenFileLimit,
     settings::{LogFormat, Settings, gather::CONFIG_FILE},
 };
@@ -18,7 +18,7 @@ fn the_defaults_are_those_of_the_contract() {
     assert_eq!(settings.shutdown_timeout, Duration::from_secs(1800));
     assert_eq!(settings.close_timeout, Duration::from_secs(5));
     assert_eq!(settings.client_messages, ClientMessages::Broadcast);
-    assert_eq!((settings.history_size, settings.history_ttl), (100, Duration::from_secs(300)));
+    assert_eq!(settings.retention, Retention::default());
     assert_eq!((settings.history_bytes, settings.history_file), (64 << 20, None));
     assert_eq!(settings.namespaces, []);
     assert_eq!((settings.max_message_size, settings.max_queue), (64 << 10, 1 << 20));

@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use super::operator::Operator;
-use crate::settings::{Namespace, SPECS};
+use crate::{Namespace, Retention, settings::SPECS};
 
 /// The shipped file, which people read to learn the settings.
 const SHIPPED: &str = include_str!("../../../../../config/lastcall.toml");
 
-fn namespace(name: &str, history_size: usize, history_ttl: u64) -> Namespace {
-    Namespace { name: name.into(), history_size, history_ttl: Duration::from_secs(history_ttl) }
+fn namespace(name: &str, size: usize, ttl: u64) -> Namespace {
+    Namespace { name: name.into(), retention: Retention { size, ttl: Duration::from_secs(ttl) } }
 }
 
 #[test]
@@ -20,7 +20,8 @@ fn a_namespace_has_its_own_settings_and_the_others_of_all_channels() {
              [[namespace]]\nname = 'a.b'\nhistory_ttl = 0.5\n[[namespace]]\nhistory_size = 0\nname = 'log'\n",
         )
         .env("HISTORY_TTL", "20");
-    let half = Namespace { history_ttl: Duration::from_millis(500), ..namespace("a.b", 7, 0) };
+    let mut half = namespace("a.b", 7, 0);
+    half.retention.ttl = Duration::from_millis(500);
     assert_eq!(
         operator.settings().namespaces,
         [namespace("chat", 1000, 3600), half, namespace("log", 0, 20)]
