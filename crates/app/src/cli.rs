@@ -1,11 +1,11 @@
 //! The command line.
 
-use std::{env, path::PathBuf};
+use std::path::PathBuf;
 
 use clap::{Arg, ArgMatches, Command, builder::UnknownArgumentValueParser, value_parser};
 use lastcall_core::settings::{EffectiveSetting, Loaded, RENAMED, SPECS, Sources, Spec};
 
-use crate::{upgrade, version};
+use crate::{upgrade, variables, version};
 
 const ABOUT: &str = "A WebSocket notification server with graceful drain and live upgrades.";
 
@@ -60,7 +60,7 @@ pub(crate) fn parse() -> Invocation {
         // Relative paths work from anywhere the process may be; a folder that is gone has no files.
         working_dir: upgrade::working_dir().unwrap_or_default(),
         config_file: matches.get_one::<PathBuf>("config").cloned(),
-        environment: env::vars_os().collect(),
+        environment: variables::other_variables(),
         command_line: command_line(&matches),
     };
     Invocation { sources, action }

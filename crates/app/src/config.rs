@@ -3,9 +3,11 @@
 use std::env;
 
 use anyhow::bail;
-use lastcall_core::settings::{CONNECTIONS_PER_LOOP_VARIABLE, EVENT_LOOPS_VARIABLE, Settings};
+use lastcall_core::settings::Settings;
 use lastcall_endpoints::{Config, Limits};
 use lastcall_websockets::{HeartbeatConfig, ManagerConfig, ShutdownConfig};
+
+use crate::variables;
 
 /// Returns the configuration of the connection manager.
 ///
@@ -14,8 +16,9 @@ use lastcall_websockets::{HeartbeatConfig, ManagerConfig, ShutdownConfig};
 pub(crate) fn manager(settings: &Settings) -> anyhow::Result<ManagerConfig> {
     let default = ManagerConfig::default();
     Ok(ManagerConfig {
-        event_loops: number(EVENT_LOOPS_VARIABLE)?.unwrap_or(default.event_loops),
-        connections_per_loop: number(CONNECTIONS_PER_LOOP_VARIABLE)?.unwrap_or(default.connections_per_loop),
+        event_loops: number(variables::EVENT_LOOPS)?.unwrap_or(default.event_loops),
+        connections_per_loop: number(variables::CONNECTIONS_PER_LOOP)?
+            .unwrap_or(default.connections_per_loop),
         max_connections: settings.max_connections,
         close_timeout: settings.close_timeout,
         heartbeat: settings

@@ -22,6 +22,7 @@ mod server;
 mod start_time;
 mod threads;
 mod upgrade;
+mod variables;
 mod version;
 
 use std::{
@@ -35,7 +36,7 @@ use anyhow::Context;
 use lastcall_core::{
     logging::{self, LoggingError},
     process::{OpenFileLimit, OpenFileLimitTooLow, preallocate_descriptor_table},
-    settings::{HANDOVER_VARIABLE, Loaded, Settings, SettingsErrors},
+    settings::{Loaded, Settings, SettingsErrors},
 };
 use lastcall_endpoints::SystemdSocketError;
 use rustix::io::Errno;
@@ -82,7 +83,7 @@ fn main() -> ExitCode {
 
 fn serve(loaded: &Loaded) -> anyhow::Result<ExitCode> {
     let settings = &loaded.settings;
-    let handover = upgrade::inherited_descriptor(HANDOVER_VARIABLE)?;
+    let handover = upgrade::inherited_descriptor(variables::HANDOVER)?;
     let role = Role::detect(handover.is_some())?;
     let inherited = Inherited { handover, role };
     // Before the log: that may have a thread.

@@ -14,7 +14,7 @@ use anyhow::Context as _;
 use lastcall_core::{
     logging::FLUSH_TIMEOUT,
     process,
-    settings::{FOREGROUND_VARIABLE, Loaded, RuntimeDir, SettingError, Settings, SettingsErrors},
+    settings::{Loaded, RuntimeDir, SettingError, Settings, SettingsErrors},
 };
 use lastcall_endpoints::{
     AppState, Health, HealthReport, HttpConnections, Page, ProcessReport, Refusals, StopTimeouts,
@@ -42,7 +42,7 @@ use crate::{
         ControlServer, IncomingHandover, Orphans, OutgoingHandover, Program, Role, SERVING_REPORT_TIMEOUT,
         SharedUpgradeStats, Supervised, UpgradeRequests, Upgrader, supervise,
     },
-    version,
+    variables, version,
 };
 
 /// How long a part may take to start or to stop, on top of what the settings give it.
@@ -100,7 +100,7 @@ pub(crate) async fn run(
     let Loaded { settings, files, .. } = loaded;
     let Inherited { handover, mut role } = inherited;
     let program = Program::current().inspect_err(|error| warn!("there will be no upgrades: {error:#}"));
-    let in_foreground = match env::var_os(FOREGROUND_VARIABLE) {
+    let in_foreground = match env::var_os(variables::FOREGROUND) {
         Some(said) => said == "1",
         None => is_in_foreground(),
     };

@@ -36,10 +36,7 @@ pub use runtime_dir::RuntimeDir;
 pub use source::Source;
 pub use sources::Sources;
 pub use spec::{Group, SPECS, Spec};
-pub use variable::{
-    CONNECTIONS_PER_LOOP_VARIABLE, EVENT_LOOPS_VARIABLE, FOREGROUND_VARIABLE, HANDOVER_VARIABLE, RENAMED,
-    SUPERVISOR_VARIABLE,
-};
+pub use variable::RENAMED;
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -14,10 +14,7 @@ use std::{
 
 use anyhow::{Context, anyhow, bail};
 use humantime::format_duration;
-use lastcall_core::{
-    clock,
-    settings::{FOREGROUND_VARIABLE, HANDOVER_VARIABLE, SUPERVISOR_VARIABLE, SettingsFile},
-};
+use lastcall_core::{clock, settings::SettingsFile};
 use lastcall_endpoints::IdleConnection;
 use lastcall_handover::{
     FileIdentity, FramedStream, HandoverSender, Hello, SendError, StreamError, UpgradeProgress,
@@ -50,7 +47,7 @@ use super::{
 use crate::{
     broker::ServerBroker,
     ingress::{Ingress, SuspendedIngress},
-    version,
+    variables, version,
 };
 
 /// Most bytes of requests that have not arrived whole.
@@ -370,12 +367,12 @@ impl Launch {
         let mut command = self.program.command(&path)?;
         let (stream, inherited) = FramedStream::pair().context("cannot create a socket pair")?;
         let inheritable = Inheritable::new(&inherited).context("a socket cannot be inherited")?;
-        command.env(HANDOVER_VARIABLE, inheritable.number()).env_remove(SUPERVISOR_VARIABLE);
-        command.env(FOREGROUND_VARIABLE, if self.in_foreground { "1" } else { "0" });
+        command.env(variables::HANDOVER, inheritable.number()).env_remove(variables::SUPERVISOR);
+        command.env(variables::FOREGROUND, if self.in_foreground { "1" } else { "0" });
         let link = self.link.as_ref().map(Inheritable::new).transpose();
         let link = link.context("a socket cannot be inherited")?;
         if let Some(link) = &link {
-            command.env(SUPERVISOR_VARIABLE, link.number());
+            command.env(variables::SUPERVISOR, link.number());
         }
         let child = process::Command::from(command)
             .spawn()

@@ -107,6 +107,7 @@ async fn another_programs_variables_and_lines_do_not_stop_the_start() {
             .file("config/lastcall.toml", "\u{feff}notification_interval = 77\r\n")
             .file(".env", dot_env)
             .env("LASTCALL_VERSION", "1.2.3")
+            .env("LASTCALL_EVENT_LOOPS", "2")
             .env("RUST_LOG", "another_program")
     };
     let server = start().serve().await;

@@ -8,37 +8,8 @@ pub(super) const PREFIX: &str = "LASTCALL_";
 /// Names that settings had once, and what they are called now. They are refused with the new name.
 pub const RENAMED: [(&str, &str); 1] = [("shutdown_pace", "shutdown_spread")];
 
-/// Set for a new process that is to take over from the one that runs: the number of the descriptor by which the
-/// two communicate. No setting.
-pub const HANDOVER_VARIABLE: &str = "LASTCALL_TAKE_OVER";
-
-/// Set for a process that another one supervises: the number of the descriptor by which the two communicate. No setting.
-pub const SUPERVISOR_VARIABLE: &str = "LASTCALL_SUPERVISOR";
-
-/// Set for a process that takes over: `1` if the first of these processes was started in the foreground of a
-/// terminal, else `0`. No setting.
-pub const FOREGROUND_VARIABLE: &str = "LASTCALL_FOREGROUND";
-
-/// How many event loops there are, for tests and measurements. No setting.
-pub const EVENT_LOOPS_VARIABLE: &str = "LASTCALL_EVENT_LOOPS";
-
-/// How many connections an event loop gets before the next one is used, for tests and measurements. No setting.
-pub const CONNECTIONS_PER_LOOP_VARIABLE: &str = "LASTCALL_CONNECTIONS_PER_LOOP";
-
-/// Variables with our prefix that are no settings.
-const NO_SETTINGS: [&str; 5] = [
-    HANDOVER_VARIABLE,
-    SUPERVISOR_VARIABLE,
-    FOREGROUND_VARIABLE,
-    EVENT_LOOPS_VARIABLE,
-    CONNECTIONS_PER_LOOP_VARIABLE,
-];
-
 /// Returns the setting that a variable is about, known or not; `None`: it is not about this program.
 pub(super) fn key_of(variable: &str) -> Option<String> {
-    if NO_SETTINGS.contains(&variable) {
-        return None;
-    }
     match variable.strip_prefix(PREFIX) {
         Some(rest) => Some(rest.to_ascii_lowercase()),
         None => {
@@ -85,14 +56,6 @@ pub(super) fn misspelt(key: &str) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_variable_that_is_no_setting_is_not_taken_for_one() {
-        for variable in NO_SETTINGS {
-            assert!(variable.starts_with(PREFIX));
-            assert_eq!((key_of(variable), in_capitals(variable)), (None, None), "{variable}");
-        }
-    }
 
     #[test]
     fn a_misspelt_key_is_distinguished_from_a_foreign_one() {

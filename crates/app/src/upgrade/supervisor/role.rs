@@ -5,12 +5,11 @@ use std::{
     os::{fd::OwnedFd, unix::net::UnixStream},
 };
 
-use lastcall_core::settings::SUPERVISOR_VARIABLE;
 use lastcall_lifecycle::ServiceManager;
 use rustix::process::{getpid, set_child_subreaper};
 
 use super::link::Link;
-use crate::upgrade::descriptor::inherited_descriptor;
+use crate::{upgrade::descriptor::inherited_descriptor, variables};
 
 /// What becomes of this process at a handover.
 #[derive(Debug)]
@@ -30,7 +29,7 @@ impl Role {
     /// # Errors
     /// When the environment has something in place of the number of a descriptor.
     pub(crate) fn detect(takes_over: bool) -> anyhow::Result<Self> {
-        if let Some(descriptor) = inherited_descriptor(SUPERVISOR_VARIABLE)? {
+        if let Some(descriptor) = inherited_descriptor(variables::SUPERVISOR)? {
             return Ok(Self::Supervised(Link::new(descriptor)));
         }
         // Only an old process that is followed itself starts a new one without a supervisor.
