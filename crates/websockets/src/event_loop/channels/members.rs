@@ -11,7 +11,7 @@ const NONE: u32 = !FREE;
 /// The slots of the subscribed connections. A slot keeps its index while others come and go, so a fan-out that continues
 /// later at an index skips none and repeats none.
 #[derive(Debug)]
-pub(super) struct Members {
+pub(crate) struct Members {
     /// Slots, and free entries, which are a list.
     entries: Vec<u32>,
     first_free: u32,
@@ -26,27 +26,27 @@ impl Default for Members {
 }
 
 impl Members {
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.len == 0
     }
 
     /// Returns how many there are.
-    pub(super) fn len(&self) -> u32 {
+    pub(crate) fn len(&self) -> u32 {
         self.len
     }
 
     /// Returns the end of the range of indexes that may be in use.
-    pub(super) fn end(&self) -> usize {
+    pub(crate) fn end(&self) -> usize {
         self.entries.len()
     }
 
     /// Returns the slot at an index, if there is one.
-    pub(super) fn get(&self, index: usize) -> Option<usize> {
+    pub(crate) fn get(&self, index: usize) -> Option<usize> {
         self.entries.get(index).filter(|entry| **entry & FREE == 0).map(|slot| *slot as usize)
     }
 
     /// Adds a slot, and returns its index.
-    pub(super) fn insert(&mut self, slot: usize) -> u32 {
+    pub(crate) fn insert(&mut self, slot: usize) -> u32 {
         debug_assert!(slot < NONE as usize, "there are fewer descriptors than that");
         self.len += 1;
         self.trim.grew(self.len as usize);
@@ -67,7 +67,7 @@ impl Members {
     }
 
     /// Removes the slot at an index.
-    pub(super) fn remove(&mut self, index: u32) {
+    pub(crate) fn remove(&mut self, index: u32) {
         let Some(entry) = self.entries.get_mut(index as usize).filter(|entry| **entry & FREE == 0) else {
             return;
         };
@@ -93,7 +93,7 @@ impl Members {
     }
 
     /// Returns all indexes with their slots.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (u32, usize)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, usize)> {
         (0..self.end()).filter_map(|index| Some((index as u32, self.get(index)?)))
     }
 }

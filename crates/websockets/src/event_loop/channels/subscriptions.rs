@@ -20,9 +20,9 @@ use crate::{
 
 /// A channel with subscriptions in this loop.
 #[derive(Debug)]
-pub(super) struct LocalChannel {
-    pub(super) name: ChannelName,
-    pub(super) members: Members,
+pub(crate) struct LocalChannel {
+    pub(crate) name: ChannelName,
+    pub(crate) members: Members,
     /// Subscriptions that wait for the broker.
     pending: u32,
     /// Subscriptions that the broker has already, of connections that are about to come from another process.
@@ -31,15 +31,15 @@ pub(super) struct LocalChannel {
 
 /// What a connection has asked for, and the broker has not answered yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct PendingSubscription {
-    pub(super) since: Since,
+pub(crate) struct PendingSubscription {
+    pub(crate) since: Since,
     /// Whether the client is told: it named the channel.
-    pub(super) announced: bool,
+    pub(crate) announced: bool,
 }
 
 /// The subscriptions of one loop.
 #[derive(Debug, Default)]
-pub(super) struct Subscriptions {
+pub(crate) struct Subscriptions {
     channels: Slab<LocalChannel>,
     by_name: HashTable<LocalChannelId>,
     hasher: RandomState,
@@ -54,24 +54,24 @@ pub(super) struct Subscriptions {
 
 impl Subscriptions {
     /// Returns the subscriptions that wait for the broker, with their connections.
-    pub(super) fn pending(
+    pub(crate) fn pending(
         &self,
     ) -> impl Iterator<Item = (ConnectionKey, LocalChannelId, PendingSubscription)> {
         self.pending.iter().map(|((connection, channel), pending)| (*connection, *channel, *pending))
     }
 
     /// Returns the channel of this name.
-    pub(super) fn find(&self, name: &ChannelName) -> Option<LocalChannelId> {
+    pub(crate) fn find(&self, name: &ChannelName) -> Option<LocalChannelId> {
         let hash = self.hasher.hash_one(name);
         self.by_name.find(hash, |id| self.channels[id.0 as usize].name == *name).copied()
     }
 
-    pub(super) fn get(&self, id: LocalChannelId) -> Option<&LocalChannel> {
+    pub(crate) fn get(&self, id: LocalChannelId) -> Option<&LocalChannel> {
         self.channels.get(id.0 as usize)
     }
 
     /// Adds a pending subscription: the broker has not answered yet. Returns it, and the name of its channel as it is kept.
-    pub(super) fn add_pending(
+    pub(crate) fn add_pending(
         &mut self,
         connection: ConnectionKey,
         name: &ChannelName,
@@ -110,7 +110,7 @@ impl Subscriptions {
     }
 
     /// Notes that the broker has so many subscriptions of connections that are about to come from another process.
-    pub(super) fn add_ahead(&mut self, name: &ChannelName, subscriptions: u32) -> LocalChannelId {
+    pub(crate) fn add_ahead(&mut self, name: &ChannelName, subscriptions: u32) -> LocalChannelId {
         let id = self.find_or_add(name, ChannelName::clone);
         self.channels[id.0 as usize].ahead += subscriptions;
         self.ahead += subscriptions as usize;
@@ -119,7 +119,7 @@ impl Subscriptions {
 
     /// Attaches the connection in this slot, which has come from another process. Returns its index, and whether the broker has
     /// the subscription already; `None`: there is no such channel.
-    pub(super) fn attach_restored(&mut self, id: LocalChannelId, slot: usize) -> Option<(u32, bool)> {
+    pub(crate) fn attach_restored(&mut self, id: LocalChannelId, slot: usize) -> Option<(u32, bool)> {
         let channel = self.channels.get_mut(id.0 as usize)?;
         let is_ahead = channel.ahead > 0;
         if is_ahead {
@@ -130,7 +130,7 @@ impl Subscriptions {
     }
 
     /// Takes back the subscriptions of connections that did not come: the channels, and how many there are of each.
-    pub(super) fn take_ahead(&mut self) -> Vec<(LocalChannelId, ChannelName, u32)> {
+    pub(crate) fn take_ahead(&mut self) -> Vec<(LocalChannelId, ChannelName, u32)> {
         if std::mem::take(&mut self.ahead) == 0 {
             return Vec::new();
         }
@@ -143,7 +143,7 @@ impl Subscriptions {
 
     /// Lists channels for a new process: at most `limit` from this number on, and the number to go on with; `None`: there are no
     /// more. With the first ones, it begins to note which channels change.
-    pub(super) fn list(&mut self, from: u32, limit: usize) -> (Vec<NumberedChannel>, Option<u32>) {
+    pub(crate) fn list(&mut self, from: u32, limit: usize) -> (Vec<NumberedChannel>, Option<u32>) {
         if from == 0 {
             self.changed = Some(HashSet::new());
         }
@@ -156,7 +156,7 @@ impl Subscriptions {
     }
 
     /// Returns the channels that have changed since they were listed; all, if they were not listed.
-    pub(super) fn take_changes(&mut self) -> Vec<NumberedChannel> {
+    pub(crate) fn take_changes(&mut self) -> Vec<NumberedChannel> {
         let Some(changed) = self.changed.take() else { return self.list_all() };
         let of = |number: u32| self.channels.get(number as usize);
         let channel = |number| {
@@ -177,7 +177,7 @@ impl Subscriptions {
     }
 
     /// Ends what [`Self::list`] has begun.
-    pub(super) fn end_listing(&mut self) {
+    pub(crate) fn end_listing(&mut self) {
         self.changed = None;
     }
 
@@ -188,13 +188,13 @@ impl Subscriptions {
     }
 
     /// Attaches the connection in this slot, whose subscription waits no longer. Returns its index.
-    pub(super) fn attach(&mut self, id: LocalChannelId, slot: usize) -> Option<u32> {
+    pub(crate) fn attach(&mut self, id: LocalChannelId, slot: usize) -> Option<u32> {
         self.note_change(id);
         Some(self.channels.get_mut(id.0 as usize)?.members.insert(slot))
     }
 
     /// Removes a connection from a channel.
-    pub(super) fn detach(&mut self, subscription: Subscription) {
+    pub(crate) fn detach(&mut self, subscription: Subscription) {
         self.note_change(subscription.channel);
         if let Some(channel) = self.channels.get_mut(subscription.channel.0 as usize) {
             channel.members.remove(subscription.member);
@@ -202,7 +202,7 @@ impl Subscriptions {
     }
 
     /// Removes a channel if it has no subscription any more. Returns true if it was removed.
-    pub(super) fn remove_if_unused(&mut self, id: LocalChannelId) -> bool {
+    pub(crate) fn remove_if_unused(&mut self, id: LocalChannelId) -> bool {
         let index = id.0 as usize;
         let Some(channel) = self.channels.get(index) else { return false };
         if channel.pending > 0 || channel.ahead > 0 || !channel.members.is_empty() {
@@ -223,12 +223,12 @@ impl Subscriptions {
     }
 
     /// Returns all channels.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (LocalChannelId, &LocalChannel)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (LocalChannelId, &LocalChannel)> {
         self.channels.iter().map(|(index, channel)| (LocalChannelId(index as u32), channel))
     }
 
     /// Notes that the broker has answered. Returns what the connection has asked for.
-    pub(super) fn end_pending(
+    pub(crate) fn end_pending(
         &mut self,
         connection: ConnectionKey,
         id: LocalChannelId,
