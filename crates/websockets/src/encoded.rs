@@ -73,12 +73,12 @@ impl EncodedPublication {
 
     /// Returns about how many bytes an encoding has.
     pub(crate) fn size(&self, channel: &ChannelName) -> usize {
-        encoded_size(channel, &self.publication)
+        estimated_size(channel, &self.publication)
     }
 }
 
 /// Returns about how many bytes the encoding of a publication has.
-pub(crate) fn encoded_size(channel: &ChannelName, publication: &Publication) -> usize {
+pub(crate) fn estimated_size(channel: &ChannelName, publication: &Publication) -> usize {
     ENVELOPE + channel.as_str().len() + publication.size()
 }
 

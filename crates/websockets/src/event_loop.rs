@@ -4,19 +4,17 @@
 //! mailbox, then the timers. Each part stops after [`SLICE`] and continues in the next iteration, so neither a flood from one client nor
 //! a broadcast to ten thousand delays the others for long.
 
-mod attaching;
+mod channels;
 mod clock;
 mod commands;
 mod fanout;
 mod handing_over;
 mod heartbeat;
 mod jobs;
-mod members;
 mod reading;
 mod registration;
 mod replays;
 mod run_fanout;
-mod subscriptions;
 #[cfg(test)]
 mod tests;
 mod timers;
@@ -31,19 +29,18 @@ use std::{
 };
 
 use lastcall_broker::{Broker, BrokerFuture, Published};
-use lastcall_core::{ChannelName, Publication};
+use lastcall_core::Publication;
 use mio::{Events, Interest, Poll, Token, Waker};
 use tracing::debug;
 
 pub use self::heartbeat::HeartbeatConfig;
 use self::{
+    channels::Channels,
     clock::Clock,
-    handing_over::OldChannels,
     heartbeat::{BUCKETS, Heartbeat, HeartbeatEvent},
     jobs::{Fanout, FanoutContent, Job, Jobs},
     replays::Replays,
     run_fanout::RunFanout,
-    subscriptions::Subscriptions,
     timers::{Due, Timers},
 };
 use crate::{
@@ -53,8 +50,8 @@ use crate::{
     connection::{ConnectionConfig, Outcome},
     connection_key::ConnectionKey,
     connections::{Connections, Texts},
-    mailbox::BatchItem,
-    mailboxes::Mailboxes,
+    mailbox::{BatchItem, SubscriptionStart},
+    mailboxes::OwnMailbox,
     notice::ShutdownNotice,
     stats::Stats,
     vital_tasks::VitalTasks,
@@ -76,8 +73,6 @@ const EVENTS: usize = 1024;
 
 /// What a loop needs to know from the start.
 pub(crate) struct LoopConfig {
-    /// Number of the loop's mailbox.
-    pub(crate) index: usize,
     pub(crate) poll: Poll,
     pub(crate) connection: ConnectionConfig,
     /// The budget for published texts, which all loops share.
@@ -94,14 +89,9 @@ pub(crate) struct EventLoop {
     config: LoopConfig,
     /// [`SLICE`], but in tests.
     slice: Duration,
-    mailboxes: Arc<Mailboxes>,
-    broker: Arc<dyn Broker>,
-    /// The channel of clients that name none.
-    broadcast: ChannelName,
+    mailbox: OwnMailbox,
     connections: Connections,
-    subscriptions: Subscriptions,
-    /// While connections come from another process.
-    old_channels: OldChannels,
+    channels: Channels,
     jobs: Jobs,
     replays: Replays,
     timers: Timers,
@@ -135,18 +125,15 @@ impl EventLoop {
         Ok((poll, waker))
     }
 
-    pub(crate) fn new(config: LoopConfig, mailboxes: Arc<Mailboxes>, broker: Arc<dyn Broker>) -> Self {
+    pub(crate) fn new(config: LoopConfig, mailbox: OwnMailbox, broker: Arc<dyn Broker>) -> Self {
         let clock = Clock::start(Instant::now());
         let heartbeat = config.heartbeat.map(|heartbeat| Heartbeat::new(heartbeat, clock.now()));
         Self {
             config,
             slice: SLICE,
-            mailboxes,
-            broker,
-            broadcast: ChannelName::broadcast(),
+            channels: Channels::new(broker, mailbox.clone()),
+            mailbox,
             connections: Connections::default(),
-            subscriptions: Subscriptions::default(),
-            old_channels: OldChannels::new(),
             jobs: Jobs::default(),
             replays: Replays::default(),
             timers: Timers::new(clock, heartbeat),
@@ -174,8 +161,8 @@ impl EventLoop {
         while served.is_ok() && !self.stopped {
             served = self.iterate(&mut events);
         }
-        self.end_all_subscriptions();
         for slot in self.connections.drain() {
+            self.channels.end(&slot.subscriptions);
             slot.connection.finish(Disconnect::Forced);
         }
         served
@@ -221,7 +208,7 @@ impl EventLoop {
         self.run_jobs();
         self.run_timers();
         self.bound_pinned_history();
-        self.mailboxes.report_load(self.config.index, self.connections.len());
+        self.mailbox.report_load(self.connections.len());
         let end = Instant::now();
         self.timers.clock().read(end);
         self.stats.loop_iterations.observe(end.saturating_duration_since(woke_at));
@@ -256,7 +243,7 @@ impl EventLoop {
                         return;
                     }
                 }
-                Job::Attach(attachment) => self.attach(*attachment),
+                Job::StartSubscription(start) => self.start_subscription(*start),
                 Job::Command(command) => self.handle_command(command),
                 Job::TakeFromMailbox => self.take_batch(),
             }
@@ -271,7 +258,7 @@ impl EventLoop {
     /// new connections wait: their welcome contains it already.
     fn register_during_fanout(&mut self) {
         if self.jobs.next_fanout().is_some_and(|fanout| !fanout.is_notice()) && self.jobs.has_mailbox_job() {
-            for new in self.mailboxes.take_new_connections(self.config.index) {
+            for new in self.mailbox.take_new_connections() {
                 self.register(new);
             }
         }
@@ -279,7 +266,7 @@ impl EventLoop {
 
     /// Takes a batch from the mailbox: registers its connections, and turns the rest into jobs, in their order.
     fn take_batch(&mut self) {
-        let batch = self.mailboxes.take(self.config.index);
+        let batch = self.mailbox.take();
         for new in batch.new_connections {
             self.register(new);
         }
@@ -292,12 +279,23 @@ impl EventLoop {
                 BatchItem::Reset(reset) => {
                     self.jobs.push(Job::Deliver(Fanout::new(FanoutContent::Reset(reset))));
                 }
-                BatchItem::Attach(attachment) => self.jobs.push(Job::Attach(attachment)),
+                BatchItem::SubscriptionStart(start) => self.jobs.push(Job::StartSubscription(start)),
                 BatchItem::Command(command) => self.jobs.push(Job::Command(command)),
             }
         }
         if batch.more {
             self.jobs.queue_mailbox_job();
+        }
+    }
+
+    fn start_subscription(&mut self, start: SubscriptionStart) {
+        match self.channels.start(start, &mut self.connections, &mut self.stats) {
+            Some((slot, Ok(outcome))) => {
+                self.apply_outcome(slot, outcome);
+                self.watch_replay(slot);
+            }
+            Some((slot, Err(reason))) => self.close(slot, reason),
+            None => {}
         }
     }
 
@@ -423,7 +421,7 @@ impl EventLoop {
         if entry.texts == Texts::Publishing {
             self.unanswered_texts.remove(&ConnectionKey { slot, id: entry.connection.id });
         }
-        self.end_subscriptions(&entry.subscriptions);
+        self.channels.end(&entry.subscriptions);
         let (age_s, connection) = (entry.age_s(), entry.connection);
         debug!(
             client = %connection.id,

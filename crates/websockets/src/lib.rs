@@ -32,7 +32,7 @@
 //! - `event_loop` is a thread that owns its sockets. An iteration polls the kernel, reads, runs the jobs from the
 //!   mailbox, and then the timers; each part stops after a slice of time, so none delays the others for long. Its files:
 //!   `jobs` (one queue: fan-outs, commands, the next look at the mailbox), `fanout` (one write for each connection),
-//!   `commands`, `reading`, `registration`, `attaching` (subscriptions begin and end), `subscriptions` and `members` (which
+//!   `commands`, `reading`, `registration`, `channels` (subscriptions begin and end; which
 //!   connections have which channel), `run_fanout` (publications of a channel joined for one write), `timers` (all of them,
 //!   with one `next` and one `due`), and `heartbeat` and `clock` (when clients are pinged, by a clock that stands still while
 //!   the process does).

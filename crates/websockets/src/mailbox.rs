@@ -19,13 +19,13 @@ use crate::{
     handshake::Handshake,
 };
 
-/// Most new connections that a loop takes at once; none while [`MAX_ATTACH_BATCH`] subscriptions wait in its mailbox. So a
+/// Most new connections that a loop takes at once; none while [`MAX_SUBSCRIPTION_STARTS`] subscriptions wait in its mailbox. So a
 /// burst needs little temporary memory, which would lie between lasting allocations and could not be returned to the system
 /// (`just bench-channels`, memory).
 pub(crate) const MAX_NEW_CONNECTIONS: usize = 32;
 
 /// Most subscriptions that a loop takes at once.
-pub(crate) const MAX_ATTACH_BATCH: usize = 128;
+pub(crate) const MAX_SUBSCRIPTION_STARTS: usize = 128;
 
 /// Most bytes that a loop takes, and writes to each client, in one go. Far below any sensible `max_queue`, so that a
 /// backlog in the server never makes a client look slow.
@@ -54,7 +54,7 @@ pub(crate) enum ConnectionSource {
 /// The answer of the broker to a subscription. If it begins, everything of its channel that comes later in the mailbox is also
 /// for this connection.
 #[derive(Debug)]
-pub(crate) struct Attachment {
+pub(crate) struct SubscriptionStart {
     pub(crate) connection: ConnectionKey,
     pub(crate) channel: ChannelName,
     pub(crate) subscribed: Result<Subscribed, BrokerError>,
@@ -72,7 +72,7 @@ enum Entry {
     /// The number is that of the turn in which it was published.
     Publication(ChannelName, Arc<EncodedPublication>, u32),
     /// Boxed: entries are as large as the largest one, and nearly all are publications.
-    Attach(Box<Attachment>),
+    SubscriptionStart(Box<SubscriptionStart>),
     /// Boxed as well.
     Reset(Box<ChannelReset>),
     /// The number is that of the connections assigned before it, which the loop registers first.
@@ -85,7 +85,7 @@ pub(crate) struct Mailbox {
     /// In no order with the publications and subscriptions in `entries`.
     new_connections: VecDeque<NewConnection>,
     /// How many subscriptions are in `entries`.
-    attachments: usize,
+    subscription_starts: usize,
     /// Connections assigned so far.
     assigned: u64,
     /// Connections that the loop has taken so far.
@@ -143,12 +143,12 @@ impl Mailbox {
         self.entries.push_back(Entry::Command(command, self.assigned));
     }
 
-    pub(crate) fn push_attachment(&mut self, attachment: Attachment) {
+    pub(crate) fn push_subscription_start(&mut self, start: SubscriptionStart) {
         if self.closed {
             return;
         }
-        self.entries.push_back(Entry::Attach(Box::new(attachment)));
-        self.attachments += 1;
+        self.entries.push_back(Entry::SubscriptionStart(Box::new(start)));
+        self.subscription_starts += 1;
     }
 
     pub(crate) fn push_reset(&mut self, reset: ChannelReset) {
@@ -178,7 +178,7 @@ impl Mailbox {
         // A command at the front waits for these connections. The subscriptions are behind it: to wait for them would never end.
         let is_awaited =
             matches!(self.entries.front(), Some(Entry::Command(_, assigned)) if *assigned > self.taken);
-        if self.attachments >= MAX_ATTACH_BATCH && !is_awaited {
+        if self.subscription_starts >= MAX_SUBSCRIPTION_STARTS && !is_awaited {
             return Vec::new();
         }
         let count = self.new_connections.len().min(MAX_NEW_CONNECTIONS);
@@ -206,7 +206,7 @@ impl Mailbox {
     pub(crate) fn take(&mut self) -> Batch {
         let mut batch = Batch { new_connections: self.take_new_connections(), ..Batch::default() };
         self.begin_round();
-        let (mut bytes, mut attached, mut runs_from) = (0, 0, 0);
+        let (mut bytes, mut started, mut runs_from) = (0, 0, 0);
         while !self.is_round_over()
             && let Some(entry) = self.entries.pop_front()
         {
@@ -224,12 +224,12 @@ impl Mailbox {
                     bytes += size;
                     batch.push(channel, publication, runs_from);
                 }
-                Entry::Attach(attachment) => {
-                    batch.items.push(BatchItem::Attach(attachment));
+                Entry::SubscriptionStart(start) => {
+                    batch.items.push(BatchItem::SubscriptionStart(start));
                     // A run is not continued across it: what comes later is for one more connection.
                     runs_from = batch.items.len();
-                    attached += 1;
-                    if attached == MAX_ATTACH_BATCH {
+                    started += 1;
+                    if started == MAX_SUBSCRIPTION_STARTS {
                         break;
                     }
                 }
@@ -250,7 +250,7 @@ impl Mailbox {
             }
         }
         self.bytes = self.bytes.saturating_sub(bytes);
-        self.attachments = self.attachments.saturating_sub(attached);
+        self.subscription_starts = self.subscription_starts.saturating_sub(started);
         release_excess_capacity(&mut self.entries);
         batch.round = self.round;
         batch.more = !self.is_empty();
@@ -270,7 +270,7 @@ impl Mailbox {
     fn is_round_over(&self) -> bool {
         let continues = |entry: &Entry| match entry {
             Entry::Publication(.., turn) => *turn == self.round_turn,
-            Entry::Attach(_) | Entry::Reset(_) | Entry::Command(..) => false,
+            Entry::SubscriptionStart(_) | Entry::Reset(_) | Entry::Command(..) => false,
         };
         self.round_left == 0 && !self.entries.front().is_some_and(continues)
     }
@@ -299,7 +299,7 @@ pub(crate) struct Batch {
 #[derive(Debug)]
 pub(crate) enum BatchItem {
     Run(Run),
-    Attach(Box<Attachment>),
+    SubscriptionStart(Box<SubscriptionStart>),
     Reset(Box<ChannelReset>),
     /// Always the last item.
     Command(LoopCommand),

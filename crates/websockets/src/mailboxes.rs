@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 
 use crate::{
     encoded::EncodedPublication,
-    mailbox::{Attachment, Batch, ChannelReset, LoopCommand, Mailbox, NewConnection},
+    mailbox::{Batch, ChannelReset, LoopCommand, Mailbox, NewConnection, SubscriptionStart},
     placement::Placement,
 };
 
@@ -83,10 +83,10 @@ impl Mailboxes {
     }
 
     /// Sends a subscription that begins to the loop of its connection.
-    pub(crate) fn attach(&self, index: usize, attachment: Attachment) {
+    pub(crate) fn start_subscription(&self, index: usize, start: SubscriptionStart) {
         let mut state = self.lock();
         let mailbox = &mut state.mailboxes[index];
-        mailbox.push_attachment(attachment);
+        mailbox.push_subscription_start(start);
         mailbox.wake(&self.wakers[index]);
     }
 
@@ -267,6 +267,54 @@ pub(crate) struct DeferredWake(Arc<Mailboxes>);
 impl Drop for DeferredWake {
     fn drop(&mut self) {
         self.0.end_deferring();
+    }
+}
+
+/// The mailbox of one event loop, as this loop uses it.
+#[derive(Debug, Clone)]
+pub(crate) struct OwnMailbox {
+    mailboxes: Arc<Mailboxes>,
+    index: usize,
+}
+
+impl OwnMailbox {
+    pub(crate) fn new(mailboxes: Arc<Mailboxes>, index: usize) -> Self {
+        Self { mailboxes, index }
+    }
+
+    /// Returns the number of the event loop.
+    pub(crate) fn index(&self) -> usize {
+        self.index
+    }
+
+    /// Takes what is next: see [`Mailboxes::take`].
+    pub(crate) fn take(&self) -> Batch {
+        self.mailboxes.take(self.index)
+    }
+
+    /// Takes only new connections: see [`Mailboxes::take_new_connections`].
+    pub(crate) fn take_new_connections(&self) -> Vec<NewConnection> {
+        self.mailboxes.take_new_connections(self.index)
+    }
+
+    /// Has the loop do something after all that it has been sent.
+    pub(crate) fn send(&self, command: LoopCommand) {
+        self.mailboxes.send_to(self.index, command);
+    }
+
+    /// Has the loop begin a subscription of one of its connections.
+    pub(crate) fn start_subscription(&self, start: SubscriptionStart) {
+        self.mailboxes.start_subscription(self.index, start);
+    }
+
+    /// Returns true if publishers may continue: see [`Mailboxes::has_capacity`].
+    pub(crate) fn has_capacity(&self) -> bool {
+        self.mailboxes.has_capacity()
+    }
+
+    /// Notes how many connections the loop has.
+    pub(crate) fn report_load(&self, connections: usize) {
+        self.mailboxes.report_load(self.index, connections);
     }
 }
 

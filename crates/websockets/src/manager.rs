@@ -27,7 +27,7 @@ use crate::{
     event_loop::{EventLoop, HeartbeatConfig, LoopConfig, VITAL_NAME},
     handshake::Handshake,
     mailbox::{ConnectionSource, LoopCommand, NewConnection},
-    mailboxes::{DeferredWake, MailboxDelivery, Mailboxes},
+    mailboxes::{DeferredWake, MailboxDelivery, Mailboxes, OwnMailbox},
     notice::ShutdownNotice,
     phases::Phases,
     placement::CONNECTIONS_PER_LOOP,
@@ -187,7 +187,6 @@ impl ConnectionManager {
         };
         for (index, poll) in polls.into_iter().enumerate() {
             let setup = LoopConfig {
-                index,
                 poll,
                 connection: config.connection(),
                 budget: Arc::clone(&budget),
@@ -195,7 +194,8 @@ impl ConnectionManager {
                 heartbeat: config.heartbeat,
                 vital_tasks: vital_tasks.clone(),
             };
-            let event_loop = EventLoop::new(setup, Arc::clone(&mailboxes), Arc::clone(&broker));
+            let mailbox = OwnMailbox::new(Arc::clone(&mailboxes), index);
+            let event_loop = EventLoop::new(setup, mailbox, Arc::clone(&broker));
             let (vital_tasks, mailboxes) = (vital_tasks.clone(), Arc::clone(&mailboxes));
             let run = move || {
                 // A panic drops the loop's connections: their state cannot be trusted any more.

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     codec::write_text_frame,
-    encoded::encoded_size,
+    encoded::estimated_size,
     protocol::{Form, Outgoing, chunk::ChunkWriter, event_stream, plain},
 };
 
@@ -90,7 +90,7 @@ impl Replay {
 
     fn encode(&mut self, most: usize) -> Option<Bytes> {
         let first = self.missed.as_slice().first()?;
-        let about = self.missed.len().saturating_mul(encoded_size(&self.channel, first));
+        let about = self.missed.len().saturating_mul(estimated_size(&self.channel, first));
         let mut page = ChunkWriter::with_capacity(about.min(PAGE + PAGE / 8));
         let mut json = Vec::new();
         while page.len() < most

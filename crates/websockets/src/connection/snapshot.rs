@@ -97,7 +97,8 @@ pub(crate) struct PendingSnapshot {
     pub(crate) index: u32,
     pub(crate) since: Since,
     /// Whether the client is told: it named the channel.
-    pub(crate) announced: bool,
+    #[serde(rename = "announced")]
+    pub(crate) announce: bool,
 }
 
 impl SubscriptionNumbers {
@@ -147,7 +148,7 @@ mod tests {
             pending: vec![PendingSnapshot {
                 index: 1,
                 since: Since::Position(Position { epoch: Epoch(10), offset: 5 }),
-                announced: true,
+                announce: true,
             }],
             texts_unanswered: true,
             stream_positions: vec![1; 32],

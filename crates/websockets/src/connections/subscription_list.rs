@@ -12,7 +12,7 @@ pub(crate) struct LocalChannelId(pub(crate) u32);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Subscription {
     pub(crate) channel: LocalChannelId,
-    /// Its index among the members of the channel; [`PENDING`] until it is attached.
+    /// Its index among the members of the channel; [`PENDING`] until it has begun.
     pub(crate) member: u32,
 }
 

@@ -51,9 +51,9 @@ impl EventLoop {
             }
             LoopCommand::ListChannels(from, reply) => {
                 // Fails only if the caller has stopped waiting.
-                let _ = reply.try_send(self.subscriptions.list(from, CHANNELS_PER_PART));
+                let _ = reply.try_send(self.channels.subscriptions.list(from, CHANNELS_PER_PART));
             }
-            LoopCommand::EndListing => self.subscriptions.end_listing(),
+            LoopCommand::EndListing => self.channels.subscriptions.end_listing(),
             LoopCommand::MeasureUnread(reply) => {
                 // Fails only if the caller has stopped waiting.
                 let _ = reply.try_send(self.measure_unread());
@@ -64,12 +64,12 @@ impl EventLoop {
                 let _ = reply.try_send(());
             }
             LoopCommand::AddChannels(channels, reply) => {
-                self.add_channels(&channels);
+                self.channels.add_ahead(&channels);
                 // Fails only if the caller has stopped waiting.
                 let _ = reply.try_send(());
             }
             LoopCommand::EndRestoring(reply) => {
-                self.end_restoring();
+                self.channels.end_restoring();
                 // Fails only if the caller has stopped waiting.
                 let _ = reply.try_send(());
             }
@@ -102,11 +102,11 @@ impl EventLoop {
     fn freeze(&mut self, reply: mpsc::Sender<FrozenLoop>) {
         let timeouts = self.timers.close_timeouts(Instant::now());
         let timeouts = timeouts.filter_map(|(key, left)| Some((self.connections.slot(key)?, left))).collect();
-        let channels = self.subscriptions.take_changes();
-        let pending = self.pending_subscriptions();
+        let channels = self.channels.subscriptions.take_changes();
+        let pending = self.channels.pending(&self.connections);
         let connections = std::mem::take(&mut self.connections);
         let (total, throttled) = (connections.len(), count_throttled(&connections));
-        let (index, close_timeout) = (self.config.index, self.config.close_timeout);
+        let (index, close_timeout) = (self.mailbox.index(), self.config.close_timeout);
         let stats = self.stats.clone();
         let (frozen, returned) =
             FrozenLoop::new(index, connections, timeouts, close_timeout, channels, pending, stats);
@@ -124,7 +124,7 @@ impl EventLoop {
                     .for_each(|_| self.config.budget.remove_throttled());
                 self.connections = connections;
                 if self.connections.len() < total {
-                    self.end_lost_subscriptions();
+                    self.channels.end_lost(&self.connections);
                 }
             }
             Err(_) => self.stopped = true,

@@ -44,15 +44,12 @@ impl EventLoop {
         deliver: impl Fn(&mut Self, usize, LocalChannelId) -> usize,
     ) -> bool {
         // Found anew in each slice: the last member may have left meanwhile.
-        let Some(id) = self.subscriptions.find(name) else { return true };
+        let Some(id) = self.channels.find(name) else { return true };
         let mut bytes = 0;
         // The channel is gone once its last member has left during this very slice.
-        while let Some(channel) = self.subscriptions.get(id).filter(|channel| *next < channel.members.end()) {
-            let slot = channel.members.get(*next);
-            *next += 1;
-            if let Some(slot) = slot {
-                bytes += deliver(self, slot, id);
-            }
+        while let Some((index, slot)) = self.channels.next_member(id, *next) {
+            *next = index + 1;
+            bytes += deliver(self, slot, id);
             if next.is_multiple_of(CONNECTIONS_PER_CLOCK_READ) || bytes >= BYTES_PER_CLOCK_READ {
                 bytes = 0;
                 if started.elapsed() > self.slice {

@@ -6,7 +6,7 @@ use super::run_fanout::RunFanout;
 use crate::{
     codec::CloseReason,
     excess_capacity::release_excess_capacity,
-    mailbox::{Attachment, ChannelReset, LoopCommand},
+    mailbox::{ChannelReset, LoopCommand, SubscriptionStart},
     notice::ShutdownNotice,
 };
 
@@ -15,7 +15,7 @@ pub(super) enum Job {
     /// Write to many connections.
     Deliver(Fanout),
     /// Begin a subscription, or close a connection that has got none.
-    Attach(Box<Attachment>),
+    StartSubscription(Box<SubscriptionStart>),
     Command(LoopCommand),
     /// Take the next batch from the mailbox, which adds jobs. Always the last one, as what it adds comes after all
     /// that was taken before.

@@ -17,10 +17,9 @@ use crate::{
     connection::Readable,
     connection_key::ConnectionKey,
     connections::{Slot, Texts},
-    encoded::encoded_size,
     excess_capacity::release_excess_capacity,
     mailbox::LoopCommand,
-    mailboxes::Mailboxes,
+    mailboxes::OwnMailbox,
     protocol::Outgoing,
 };
 
@@ -36,7 +35,7 @@ impl EventLoop {
         if !self.config.connection.publishes_texts {
             return true;
         }
-        self.mailboxes.has_capacity() && self.config.budget.wait(now).is_none()
+        self.mailbox.has_capacity() && self.config.budget.wait(now).is_none()
     }
 
     /// Returns the time until the budget of all clients allows reads again, if any are queued.
@@ -87,11 +86,8 @@ impl EventLoop {
         );
         let mut wait = None;
         if !texts.is_empty() {
-            let first = entry.subscriptions.first().and_then(|first| self.subscriptions.get(first.channel));
-            if let Some(channel) = first {
-                let bytes = texts.iter().map(|text| encoded_size(&channel.name, text)).sum();
+            if let Some((bytes, publishing)) = self.channels.publish(&entry.subscriptions, texts) {
                 wait = self.config.budget.charge(&mut entry.used, Instant::now(), bytes);
-                let publishing = self.broker.publish(&channel.name, std::mem::take(texts), None);
                 self.publish_texts(key, publishing);
             }
             self.received_texts.clear();
@@ -127,7 +123,7 @@ impl EventLoop {
     /// Asks the broker again what has become of the texts of a connection.
     pub(super) fn continue_texts(&mut self, key: ConnectionKey) {
         let Some(publishing) = self.unanswered_texts.get_mut(&key) else { return };
-        let waker = TextsWaker { mailboxes: Arc::clone(&self.mailboxes), index: self.config.index, key };
+        let waker = TextsWaker { mailbox: self.mailbox.clone(), key };
         let waker = Waker::from(Arc::new(waker));
         let Poll::Ready(result) = publishing.as_mut().poll(&mut Context::from_waker(&waker)) else { return };
         self.unanswered_texts.remove(&key);
@@ -213,14 +209,13 @@ impl EventLoop {
 
 /// Has the event loop of a connection ask what has become of its texts.
 struct TextsWaker {
-    mailboxes: Arc<Mailboxes>,
-    index: usize,
+    mailbox: OwnMailbox,
     key: ConnectionKey,
 }
 
 impl Wake for TextsWaker {
     fn wake(self: Arc<Self>) {
-        self.mailboxes.send_to(self.index, LoopCommand::ContinueTexts(self.key));
+        self.mailbox.send(LoopCommand::ContinueTexts(self.key));
     }
 }
 

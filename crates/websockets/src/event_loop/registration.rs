@@ -2,8 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use lastcall_broker::{BrokerError, Since};
-use lastcall_core::{ChannelName, Epoch, Position};
+use lastcall_broker::BrokerError;
 use mio::{Interest, Token, net::TcpStream};
 use socket2::SockRef;
 use tracing::{debug, trace};
@@ -13,20 +12,13 @@ use crate::{
     admission::{Disconnect, Permit},
     client_id::ClientId,
     codec::CloseReason,
-    connection::{
-        Connection,
-        snapshot::{ConnectionSnapshot, PendingSnapshot},
-    },
+    connection::{Connection, snapshot::ConnectionSnapshot},
     connection_key::ConnectionKey,
     connections::{Slot, stream_positions::StreamPositions},
-    handshake::{ChannelRequest, Handshake},
+    handshake::Handshake,
     mailbox::{ConnectionSource, NewConnection},
-    protocol::{Form, Outgoing},
+    protocol::Outgoing,
 };
-
-/// A position that no channel has: epochs are random. The ids of events have it in place of one that the client sent and that is
-/// malformed, until the client is told: if it comes back before that, it must still be told.
-const NEVER_GIVEN: Position = Position { epoch: Epoch(0), offset: 0 };
 
 /// About how many bytes the kernel takes for a client before they can be sent (TCP_NOTSENT_LOWAT, tcp(7)). What is sent and
 /// not acknowledged does not count, so a distant client is not slowed down.
@@ -51,29 +43,13 @@ impl EventLoop {
         connection.set_early_input(early_input);
         let Some(slot) = self.insert(connection) else { return };
         self.stats.opened += 1;
-        if form.receives_publications() {
+        if form.receives_publications()
+            && let Some(entry) = self.connections.get_mut(slot)
+        {
             // Before the welcome: a client that has it gets what is published then.
-            self.subscribe_all(ConnectionKey { slot, id }, form, channels);
+            self.channels.subscribe_new(ConnectionKey { slot, id }, entry, channels);
         }
         self.welcome(slot, response);
-    }
-
-    fn subscribe_all(&mut self, key: ConnectionKey, form: Form, channels: Vec<ChannelRequest>) {
-        if channels.is_empty() {
-            return self.subscribe_restored(key, &[], &[]);
-        }
-        self.reserve_subscriptions(key.slot, channels.len());
-        if form.is_event_stream() && channels.len() > 1 {
-            let asked = channels.iter().map(|channel| match channel.since {
-                Since::Position(position) => Some(position),
-                Since::Invalid => Some(NEVER_GIVEN),
-                Since::Now => None,
-            });
-            self.set_positions(key.slot, StreamPositions::new(asked));
-        }
-        for ChannelRequest { name, since } in channels {
-            self.subscribe(key, &name, since, true);
-        }
     }
 
     /// Continues to serve a connection of another process.
@@ -91,18 +67,16 @@ impl EventLoop {
         snapshot.form = form;
         let Some(slot) = self.insert(Connection::restore(stream, snapshot, permit)) else { return };
         let key = ConnectionKey { slot, id };
-        if let Some(entry) = self.connections.get_mut(slot) {
-            entry.set_age(age_s);
-        }
+        let Some(entry) = self.connections.get_mut(slot) else { return };
+        entry.set_age(age_s);
         if form.receives_publications() {
-            self.reserve_subscriptions(slot, channels.len());
             if !positions.is_empty() {
-                self.set_positions(slot, positions);
+                entry.subscriptions.set_positions(positions);
             }
             if numbers.len() > 0 {
-                self.subscribe_by_numbers(key, &numbers, &pending);
+                self.channels.subscribe_by_numbers(key, entry, &numbers, &pending);
             } else {
-                self.subscribe_restored(key, &channels, &pending);
+                self.channels.subscribe_again(key, entry, &channels, &pending);
             }
         }
         if texts_unanswered {
@@ -117,38 +91,6 @@ impl EventLoop {
             // The other process may have had a longer timeout.
             let left = Duration::from_millis(left).min(self.config.close_timeout);
             self.timers.start_close_timeout(key, left, Instant::now());
-        }
-    }
-
-    /// Subscribes a connection to channels that its client knows of already: those that it had in the other process. Without
-    /// any, it is one of a client that named none.
-    fn subscribe_restored(
-        &mut self,
-        key: ConnectionKey,
-        channels: &[ChannelName],
-        pending: &[PendingSnapshot],
-    ) {
-        if channels.is_empty() {
-            let broadcast = self.broadcast.clone();
-            self.subscribe(key, &broadcast, Since::Now, false);
-        }
-        for (index, channel) in channels.iter().enumerate() {
-            match pending.iter().find(|pending| pending.index as usize == index) {
-                Some(pending) => self.subscribe(key, channel, pending.since, pending.announced),
-                None => self.subscribe(key, channel, Since::Now, false),
-            }
-        }
-    }
-
-    fn reserve_subscriptions(&mut self, slot: usize, subscriptions: usize) {
-        if let Some(entry) = self.connections.get_mut(slot) {
-            entry.subscriptions.reserve(subscriptions);
-        }
-    }
-
-    fn set_positions(&mut self, slot: usize, positions: StreamPositions) {
-        if let Some(entry) = self.connections.get_mut(slot) {
-            entry.subscriptions.set_positions(positions);
         }
     }
 

@@ -76,7 +76,7 @@ impl EventLoop {
 
     /// Closes the clients with the slowest replays, until what replays keep that the history has dropped is within its bound.
     pub(super) fn bound_pinned_history(&mut self) {
-        if self.replays.0.is_empty() || !self.broker.pins_too_much() {
+        if self.replays.0.is_empty() || !self.channels.broker.pins_too_much() {
             return;
         }
         let now = self.timers.clock().now();
@@ -98,7 +98,7 @@ impl EventLoop {
             .collect();
         by_speed.sort_by(|(one, _), (other, _)| one.total_cmp(other));
         for (_, slot) in by_speed {
-            if !self.broker.pins_too_much() {
+            if !self.channels.broker.pins_too_much() {
                 break;
             }
             self.close(slot, CloseReason::SlowConsumer);

@@ -29,7 +29,7 @@ use crate::{
     encoded::EncodedPublication,
     handshake::Handshake,
     mailbox::{ConnectionSource, LoopCommand, NewConnection},
-    mailboxes::{MailboxDelivery, Mailboxes},
+    mailboxes::{MailboxDelivery, Mailboxes, OwnMailbox},
     phases::Phases,
     protocol::{Form, Outgoing},
 };
@@ -65,7 +65,6 @@ impl Harness {
         let mailboxes = Arc::new(Mailboxes::new(vec![waker], 1));
         let config = LoopConfig {
             vital_tasks: crate::vital_tasks::VitalTasks::default(),
-            index: 0,
             poll,
             connection: ConnectionConfig {
                 websockets: options.websockets,
@@ -80,7 +79,7 @@ impl Harness {
         };
         let delivery = Box::new(MailboxDelivery(Arc::clone(&mailboxes)));
         let broker = Arc::new(MemoryBroker::new(lastcall_broker::Config::default(), delivery));
-        let event_loop = EventLoop::new(config, Arc::clone(&mailboxes), broker);
+        let event_loop = EventLoop::new(config, OwnMailbox::new(Arc::clone(&mailboxes), 0), broker);
         Self { event_loop, mailboxes, events: Events::with_capacity(64) }
     }
 

@@ -12,7 +12,8 @@ use crate::{
     connection_key::ConnectionKey,
     handshake::Handshake,
     mailbox::{
-        BatchItem, ConnectionSource, MAX_ATTACH_BATCH, MAX_NEW_CONNECTIONS, MAX_OPEN_RUNS, MAX_WRITE_BATCH,
+        BatchItem, ConnectionSource, MAX_NEW_CONNECTIONS, MAX_OPEN_RUNS, MAX_SUBSCRIPTION_STARTS,
+        MAX_WRITE_BATCH,
     },
     phases::Phases,
 };
@@ -65,7 +66,7 @@ fn items(batch: &Batch) -> Vec<String> {
             let texts: Vec<_> = frames.map(|text| String::from_utf8(text).unwrap()).collect();
             format!("{}:{}", run.channel, texts.join(","))
         }
-        BatchItem::Attach(_) => "A".to_owned(),
+        BatchItem::SubscriptionStart(_) => "A".to_owned(),
         BatchItem::Reset(_) => "R".to_owned(),
         BatchItem::Command(_) => "C".to_owned(),
     };
@@ -81,8 +82,8 @@ fn publications(batch: &Batch) -> usize {
     runs.sum()
 }
 
-fn attachment() -> Attachment {
-    Attachment {
+fn attachment() -> SubscriptionStart {
+    SubscriptionStart {
         connection: ConnectionKey { slot: 0, id: ClientId::generate() },
         channel: channel("a"),
         subscribed: Ok(Subscribed { top: Position::default(), recovered: false, missed: Vec::new() }),
@@ -123,12 +124,12 @@ fn a_command_waits_for_the_connections_that_came_before_it_and_for_no_others() {
 #[test]
 fn new_connections_wait_while_many_subscriptions_do() {
     let (mailboxes, _polls) = mailboxes(1, usize::MAX);
-    (0..=MAX_ATTACH_BATCH).for_each(|_| mailboxes.attach(0, attachment()));
+    (0..=MAX_SUBSCRIPTION_STARTS).for_each(|_| mailboxes.start_subscription(0, attachment()));
     drop(mailboxes.assign(new_connection()));
     assert_eq!(mailboxes.take_new_connections(0).len(), 0);
     let taken = [mailboxes.take(0), mailboxes.take(0)]
         .map(|batch| (batch.new_connections.len(), batch.items.len(), batch.more));
-    assert_eq!(taken, [(0, MAX_ATTACH_BATCH, true), (1, 1, false)]);
+    assert_eq!(taken, [(0, MAX_SUBSCRIPTION_STARTS, true), (1, 1, false)]);
 }
 
 #[test]
@@ -136,10 +137,10 @@ fn a_command_that_waits_for_connections_does_not_wait_for_the_subscriptions_behi
     let (mailboxes, _polls) = mailboxes(1, usize::MAX);
     drop(mailboxes.assign(new_connection()));
     mailboxes.send(&LoopCommand::Stop);
-    (0..MAX_ATTACH_BATCH).for_each(|_| mailboxes.attach(0, attachment()));
+    (0..MAX_SUBSCRIPTION_STARTS).for_each(|_| mailboxes.start_subscription(0, attachment()));
     let batch = mailboxes.take(0);
     assert_eq!((batch.new_connections.len(), batch.items.len()), (1, 1));
-    assert_eq!(mailboxes.take(0).items.len(), MAX_ATTACH_BATCH);
+    assert_eq!(mailboxes.take(0).items.len(), MAX_SUBSCRIPTION_STARTS);
 }
 
 #[test]
@@ -221,7 +222,7 @@ fn publications_of_a_channel_are_joined_up_to_a_subscription() {
     for (name, word) in [("a", "1"), ("b", "2"), ("a", "3"), ("b", "4")] {
         publish(name, word);
     }
-    mailboxes.attach(0, attachment());
+    mailboxes.start_subscription(0, attachment());
     publish("a", "5");
     publish("a", "6");
     mailboxes.send(&LoopCommand::ResumeReads);

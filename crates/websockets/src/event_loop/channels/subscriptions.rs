@@ -12,6 +12,7 @@ use slab::Slab;
 
 use super::members::Members;
 use crate::{
+    connection::snapshot::PendingSnapshot,
     connection_key::ConnectionKey,
     connections::subscription_list::{LocalChannelId, PENDING, Subscription},
     excess_capacity::{KEPT_CAPACITY, TrimThreshold},
@@ -34,7 +35,13 @@ pub(crate) struct LocalChannel {
 pub(crate) struct PendingSubscription {
     pub(crate) since: Since,
     /// Whether the client is told: it named the channel.
-    pub(crate) announced: bool,
+    pub(crate) announce: bool,
+}
+
+impl From<&PendingSnapshot> for PendingSubscription {
+    fn from(&PendingSnapshot { since, announce, .. }: &PendingSnapshot) -> Self {
+        Self { since, announce }
+    }
 }
 
 /// The subscriptions of one loop.
@@ -117,9 +124,9 @@ impl Subscriptions {
         id
     }
 
-    /// Attaches the connection in this slot, which has come from another process. Returns its index, and whether the broker has
+    /// Adds the connection in this slot, which has come from another process. Returns its index, and whether the broker has
     /// the subscription already; `None`: there is no such channel.
-    pub(crate) fn attach_restored(&mut self, id: LocalChannelId, slot: usize) -> Option<(u32, bool)> {
+    pub(crate) fn add_restored(&mut self, id: LocalChannelId, slot: usize) -> Option<(u32, bool)> {
         let channel = self.channels.get_mut(id.0 as usize)?;
         let is_ahead = channel.ahead > 0;
         if is_ahead {
@@ -187,14 +194,14 @@ impl Subscriptions {
         }
     }
 
-    /// Attaches the connection in this slot, whose subscription waits no longer. Returns its index.
-    pub(crate) fn attach(&mut self, id: LocalChannelId, slot: usize) -> Option<u32> {
+    /// Adds the connection in this slot, whose subscription waits no longer. Returns its index.
+    pub(crate) fn add_member(&mut self, id: LocalChannelId, slot: usize) -> Option<u32> {
         self.note_change(id);
         Some(self.channels.get_mut(id.0 as usize)?.members.insert(slot))
     }
 
     /// Removes a connection from a channel.
-    pub(crate) fn detach(&mut self, subscription: Subscription) {
+    pub(crate) fn remove_member(&mut self, subscription: Subscription) {
         self.note_change(subscription.channel);
         if let Some(channel) = self.channels.get_mut(subscription.channel.0 as usize) {
             channel.members.remove(subscription.member);
@@ -253,7 +260,7 @@ mod tests {
         text.parse().unwrap()
     }
 
-    const ASKED: PendingSubscription = PendingSubscription { since: Since::Now, announced: false };
+    const ASKED: PendingSubscription = PendingSubscription { since: Since::Now, announce: false };
 
     fn key(slot: usize) -> ConnectionKey {
         ConnectionKey { slot, id: ClientId::generate() }
@@ -269,8 +276,8 @@ mod tests {
         assert_eq!(subscriptions.pending().count(), 2);
         assert_eq!(subscriptions.end_pending(one, first.channel), Some(ASKED));
         assert_eq!(subscriptions.end_pending(one, first.channel), None);
-        let member = subscriptions.attach(first.channel, 7).unwrap();
-        subscriptions.detach(Subscription { member, ..first });
+        let member = subscriptions.add_member(first.channel, 7).unwrap();
+        subscriptions.remove_member(Subscription { member, ..first });
         assert!(!subscriptions.remove_if_unused(first.channel), "the second one waits");
         assert_eq!(subscriptions.end_pending(two, second.channel), Some(ASKED));
         assert_eq!(subscriptions.pending().count(), 0);

@@ -121,7 +121,7 @@ impl Harness {
         let mut harness = Self::new(Options::default());
         let delivery = Box::new(MailboxDelivery(Arc::clone(&harness.mailboxes)));
         let broker = Arc::new(LateBroker::new(delivery));
-        harness.event_loop.broker = Arc::clone(&broker) as Arc<dyn Broker>;
+        harness.event_loop.channels.broker = Arc::clone(&broker) as Arc<dyn Broker>;
         (harness, broker)
     }
 }
@@ -149,7 +149,7 @@ fn a_subscription_begins_when_the_broker_answers_and_a_client_that_gets_none_com
     harness.settle();
     refused.expect_welcome();
     refused.expect_close(CloseReason::Unavailable);
-    assert!(harness.event_loop.subscriptions.find(&name("b")).is_none());
+    assert!(harness.event_loop.channels.subscriptions.find(&name("b")).is_none());
     harness.publish_numbers("a", [1]);
     broker.answer(None);
     harness.iterate_until(|event_loop| event_loop.stats.messages_sent == 1);

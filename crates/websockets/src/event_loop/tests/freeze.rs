@@ -41,7 +41,7 @@ impl Running {
 
 /// Registers the connections of a frozen loop with another one, as a new process does.
 fn restore(frozen: &mut FrozenLoop, harness: &mut Harness) {
-    let broker = Arc::clone(&harness.event_loop.broker);
+    let broker = Arc::clone(&harness.event_loop.channels.broker);
     let mut buffers = UnreadBuffers::new(UNREAD_BUDGET);
     for (_, slot) in frozen.unread().collect::<Vec<_>>() {
         frozen.add_unread(slot, &mut buffers, &*broker);
@@ -50,7 +50,7 @@ fn restore(frozen: &mut FrozenLoop, harness: &mut Harness) {
     let mut unread = ReceivedUnread::default();
     unread.buffers = buffers;
     unread.add_publications(publications);
-    harness.event_loop.add_channels(&frozen.channels);
+    harness.event_loop.channels.add_ahead(&frozen.channels);
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     for (socket, snapshot) in frozen.snapshots() {
         let stream = TcpStream::from(socket.try_clone_to_owned().unwrap());
@@ -65,7 +65,7 @@ fn restore(frozen: &mut FrozenLoop, harness: &mut Harness) {
         let source = ConnectionSource::Handover(Box::new(snapshot));
         harness.event_loop.register(NewConnection { stream, permit: permit(), source });
     }
-    harness.event_loop.end_restoring();
+    harness.event_loop.channels.end_restoring();
 }
 
 /// Moves the connections of a loop to another one. The first one ends.
@@ -198,7 +198,7 @@ fn a_freeze_whose_caller_is_gone_is_undone_at_once() {
 fn clients_that_are_disconnected_during_a_freeze_are_counted_and_no_longer_throttled() {
     let (harness, _client) = reading::throttled();
     let budget = Arc::clone(&harness.event_loop.config.budget);
-    let broker = Arc::clone(&harness.event_loop.broker);
+    let broker = Arc::clone(&harness.event_loop.channels.broker);
     assert_eq!(budget.throttled(), 1);
     let running = Running::start(harness);
     let frozen = Frozen {

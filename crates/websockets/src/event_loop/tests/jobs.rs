@@ -13,7 +13,7 @@ fn with_clients(count: usize) -> (Harness, Vec<Client>) {
     let mut harness = Harness::new(Options::default());
     let mut clients: Vec<_> = (0..count).map(|_| harness.connect()).collect();
     clients.iter_mut().for_each(Client::expect_welcome);
-    harness.iterate_until(|event_loop| event_loop.subscriptions.pending().next().is_none());
+    harness.iterate_until(|event_loop| event_loop.channels.subscriptions.pending().next().is_none());
     (harness, clients)
 }
 

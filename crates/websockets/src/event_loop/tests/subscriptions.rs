@@ -18,7 +18,7 @@ impl Harness {
     pub(super) fn publish_numbers(&self, channel: &str, numbers: impl IntoIterator<Item = u64>) {
         for number in numbers {
             let data = to_raw_value(&number).unwrap();
-            drop(self.event_loop.broker.publish(
+            drop(self.event_loop.channels.broker.publish(
                 &name(channel),
                 vec![Publication::new(Publisher::Api, data)],
                 None,
@@ -27,7 +27,7 @@ impl Harness {
     }
 
     fn info(&self, channel: &str) -> Option<ChannelInfo> {
-        self.event_loop.broker.channel(&name(channel))
+        self.event_loop.channels.broker.channel(&name(channel))
     }
 
     fn position(&self, channel: &str, offset: u64) -> Since {
@@ -58,7 +58,7 @@ impl Harness {
     }
 
     pub(super) fn settle(&mut self) {
-        self.iterate_until(|event_loop| event_loop.subscriptions.pending().next().is_none());
+        self.iterate_until(|event_loop| event_loop.channels.subscriptions.pending().next().is_none());
         self.iterate();
     }
 }
@@ -204,7 +204,7 @@ fn the_broker_counts_the_connections_that_are_there() {
     drop(clients);
     harness.iterate_until(|event_loop| event_loop.connections.is_empty());
     assert_eq!(count(&harness), 0);
-    assert_eq!(harness.event_loop.subscriptions.iter().count(), 0);
+    assert_eq!(harness.event_loop.channels.subscriptions.iter().count(), 0);
     harness.publish_numbers("a", [1]);
     assert!(harness.mailboxes.take(0).items.is_empty(), "the loop does not receive the channel any more");
 }
@@ -213,7 +213,7 @@ fn the_broker_counts_the_connections_that_are_there() {
 fn publish_large(harness: &Harness, count: usize) {
     for number in 0..count {
         let data = to_raw_value(&format!("{number}:{}", "x".repeat(50_000))).unwrap();
-        drop(harness.event_loop.broker.publish(
+        drop(harness.event_loop.channels.broker.publish(
             &name("a"),
             vec![Publication::new(Publisher::Api, data)],
             None,
@@ -316,7 +316,11 @@ fn clients_with_long_replays_take_turns() {
     let text = "x".repeat(20_000);
     let publication =
         |_| Publication::new(Publisher::Api, to_raw_value(&text).expect("a text is valid JSON"));
-    drop(harness.event_loop.broker.publish(&name("a"), (0..MISSED).map(publication).collect(), None));
+    drop(harness.event_loop.channels.broker.publish(
+        &name("a"),
+        (0..MISSED).map(publication).collect(),
+        None,
+    ));
     harness.settle();
     let since = harness.position("a", 0);
     let readers: Vec<_> = (0..3)
