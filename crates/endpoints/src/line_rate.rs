@@ -1,4 +1,4 @@
-//! How many lines the log gets about one kind of event.
+//! The bound on lines of the log about one kind of event.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use tokio::time::Instant;
 #[derive(Debug)]
 pub(crate) struct LineRate {
     lines: u32,
-    /// Since when the lines are counted that come back.
+    /// The moment from which on lines come back; `None` before the first one was taken.
     since: Option<Instant>,
 }
 
@@ -26,8 +26,11 @@ impl LineRate {
     /// Time after which there may be one more.
     pub(crate) const REFILL: Duration = Duration::from_secs(60);
 
-    /// Takes one line. Returns `None` if there may be one now, else when there may be the next.
-    pub(crate) fn take(&mut self, now: Instant) -> Option<Instant> {
+    /// Takes one line.
+    ///
+    /// # Errors
+    /// When there may be none now: then with the moment of the next one.
+    pub(crate) fn try_acquire(&mut self, now: Instant) -> Result<(), Instant> {
         let mut since = self.since.unwrap_or(now);
         while self.lines < Self::BURST && now.saturating_duration_since(since) >= Self::REFILL {
             self.lines += 1;
@@ -40,9 +43,9 @@ impl LineRate {
         match self.lines.checked_sub(1) {
             Some(left) => {
                 self.lines = left;
-                None
+                Ok(())
             }
-            None => Some(since + Self::REFILL),
+            None => Err(since + Self::REFILL),
         }
     }
 }
@@ -57,14 +60,14 @@ mod tests {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
         for _ in 0..LineRate::BURST {
-            assert_eq!(rate.take(at(0)), None);
+            assert_eq!(rate.try_acquire(at(0)), Ok(()));
         }
-        assert_eq!(rate.take(at(1)), Some(at(60)));
-        assert_eq!(rate.take(at(59)), Some(at(60)));
-        assert_eq!(rate.take(at(61)), None);
-        assert_eq!(rate.take(at(62)), Some(at(120)));
+        assert_eq!(rate.try_acquire(at(1)), Err(at(60)));
+        assert_eq!(rate.try_acquire(at(59)), Err(at(60)));
+        assert_eq!(rate.try_acquire(at(61)), Ok(()));
+        assert_eq!(rate.try_acquire(at(62)), Err(at(120)));
         let day = 24 * 60 * 60;
-        let lines = (0..LineRate::BURST + 1).filter(|_| rate.take(at(day)).is_none()).count();
+        let lines = (0..LineRate::BURST + 1).filter(|_| rate.try_acquire(at(day)).is_ok()).count();
         assert_eq!(lines, LineRate::BURST as usize, "a long silence brings no more than that");
     }
 }

@@ -1,6 +1,5 @@
 //! Refused requests: each is counted by its code, and logged at a bounded rate, so that no client can fill the log.
 
-mod printable;
 mod request_summary;
 
 use std::{
@@ -14,8 +13,8 @@ use axum::{http::header::ACCESS_CONTROL_ALLOW_ORIGIN, response::Response};
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, field::display, info, warn};
 
-use self::printable::printable;
 pub(crate) use self::request_summary::RequestSummary;
+use self::request_summary::printable;
 use crate::{
     error::{ApiError, ErrorCode},
     line_rate::LineRate,
@@ -131,7 +130,7 @@ impl Refusals {
         let mut state = self.lock();
         *state.counts.entry(Cow::Borrowed(refusal.code)).or_default() += 1;
         let line = state.lines.entry(kind).or_default();
-        let Some(next) = line.rate.take(Instant::now()) else {
+        let Err(next) = line.rate.try_acquire(Instant::now()) else {
             let suppressed = mem::take(&mut line.suppressed);
             line.latest = None;
             drop(state);
@@ -164,7 +163,7 @@ impl Refusals {
         line.is_awaited = false;
         let Some(refusal) = line.latest.take() else { return };
         // It has its line in any case; later ones have fewer.
-        let _ = line.rate.take(Instant::now());
+        let _ = line.rate.try_acquire(Instant::now());
         let others = mem::take(&mut line.suppressed).saturating_sub(1);
         drop(state);
         log(kind.level, &refusal, others);

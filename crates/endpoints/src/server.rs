@@ -8,15 +8,10 @@ mod deferred_handshake;
 mod exchange;
 mod http_connections;
 mod http_stream;
-mod idle_connection;
 mod lingering_close;
 mod listener;
-mod listener_state;
-mod pending_connection;
 mod rejections;
 mod request_body;
-mod response_body;
-mod shared;
 mod stop;
 
 use std::{sync::Arc, time::Duration};
@@ -29,16 +24,15 @@ use tokio::{
 };
 use tracing::info;
 
-pub(crate) use self::pending_connection::{Confirmed, PendingConnection};
+pub(crate) use self::deferred_handshake::{AcceptedConnection, HandoffSlot};
 pub use self::{
-    accept::ListenerClosed,
+    accept::{ListenerClosed, ListenerState},
     http_connections::HttpConnections,
-    idle_connection::IdleConnection,
+    http_stream::IdleConnection,
     listener::{BindError, Listener, SystemdSocketError},
-    listener_state::ListenerState,
 };
 use self::{
-    shared::Shared,
+    connection::Shared,
     stop::{Stop, StopLevel},
 };
 use crate::{refusals::Refusals, request::ListensOnLoopback};

@@ -20,7 +20,7 @@ use crate::{
     error::{ApiError, ErrorCode, RETRY_AFTER_SECONDS},
     fields::LAST_EVENT_ID,
     request::{ListensOnLoopback, RequestHost},
-    server::{Confirmed, PendingConnection},
+    server::{AcceptedConnection, HandoffSlot},
     state::AppState,
 };
 
@@ -29,7 +29,7 @@ const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering
 
 pub(crate) async fn events(
     State(state): State<Arc<AppState>>,
-    Extension(pending): Extension<PendingConnection>,
+    Extension(slot): Extension<HandoffSlot>,
     Extension(listens_on_loopback): Extension<ListensOnLoopback>,
     host: RequestHost,
     request: Request,
@@ -39,7 +39,7 @@ pub(crate) async fn events(
         Ok(_) if request.method() == Method::HEAD => head_of_stream(),
         Ok(channels) => match state.manager.admit() {
             Ok(permit) => {
-                pending.confirm(Confirmed { permit, form: Form::EventStream, channels });
+                slot.fill(AcceptedConnection { permit, form: Form::EventStream, channels });
                 // Replaced by 200: only with a 101 does hyper give the socket back.
                 stream_head(StatusCode::SWITCHING_PROTOCOLS, Body::empty())
             }

@@ -20,13 +20,13 @@ use crate::{
     fields,
     handlers::channel_query,
     request::{ListensOnLoopback, RequestHost},
-    server::{Confirmed, PendingConnection},
+    server::{AcceptedConnection, HandoffSlot},
     state::AppState,
 };
 
 pub(crate) async fn handshake(
     State(state): State<Arc<AppState>>,
-    Extension(pending): Extension<PendingConnection>,
+    Extension(slot): Extension<HandoffSlot>,
     Extension(listens_on_loopback): Extension<ListensOnLoopback>,
     host: RequestHost,
     mut request: Request,
@@ -59,7 +59,7 @@ pub(crate) async fn handshake(
         Ok(permit) => permit,
         Err(error) => return ApiError::from(error).into_response(),
     };
-    pending.confirm(Confirmed { permit, form: Form::WebSocket, channels });
+    slot.fill(AcceptedConnection { permit, form: Form::WebSocket, channels });
     response
 }
 

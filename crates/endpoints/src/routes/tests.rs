@@ -22,7 +22,7 @@ use crate::{
     health::Health,
     page::Page,
     request::{FromThisMachine, ListensOnLoopback},
-    server::PendingConnection,
+    server::HandoffSlot,
     state::Limits,
 };
 
@@ -127,7 +127,7 @@ impl Routes {
         request.headers_mut().entry(header::HOST).or_insert(HeaderValue::from_static("localhost:8000"));
         request.extensions_mut().insert(FromThisMachine(is_here));
         request.extensions_mut().insert(ListensOnLoopback(true));
-        request.extensions_mut().insert(PendingConnection::default());
+        request.extensions_mut().insert(HandoffSlot::default());
         let (head, body) = self.router.clone().oneshot(request).await.unwrap().into_parts();
         let body = to_bytes(body, usize::MAX).await.unwrap();
         TestResponse {

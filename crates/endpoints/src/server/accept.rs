@@ -13,12 +13,11 @@ use tracing::{debug, error};
 
 use super::{
     accept_errors::AcceptErrors,
-    connection::{Returned, serve_connection},
-    idle_connection::IdleConnection,
+    connection::{Returned, Shared, serve_connection},
+    http_connections::NoRoom,
+    http_stream::IdleConnection,
     listener::Listener,
-    listener_state::ListenerState,
     rejections::Rejections,
-    shared::Shared,
     stop::StopLevel,
 };
 
@@ -35,6 +34,22 @@ const TRIM_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Debug, thiserror::Error)]
 #[error("the listening socket does not listen any more: something else has shut it down")]
 pub struct ListenerClosed(#[source] io::Error);
+
+/// The state of a stopped HTTP server. Another [`HttpServer`](crate::HttpServer), possibly in another process, can
+/// resume from it. Dropping it closes the port and the connections.
+#[derive(Debug)]
+pub struct ListenerState {
+    /// Where clients connect. The kernel continues to queue new connections.
+    pub listener: Listener,
+    /// Connections that wait for a request.
+    pub idle: Vec<IdleConnection>,
+}
+
+impl From<Listener> for ListenerState {
+    fn from(listener: Listener) -> Self {
+        Self { listener, idle: Vec::new() }
+    }
+}
 
 /// Accepts connections until the server is to stop, and then waits until each has ended or is idle.
 ///
@@ -126,10 +141,15 @@ impl Connections {
     /// Adds a new connection, or answers it 503 if there is no room.
     async fn add(&mut self, stream: TcpStream, peer: SocketAddr) {
         let shared = Arc::clone(&self.shared);
-        if let Some(http_permit) = shared.connections.admit().await {
-            self.tasks.spawn(serve_connection(IdleConnection::from(stream), peer, shared, http_permit));
-        } else if let Some(rejection) = self.rejections.reject(stream, peer, shared) {
-            self.tasks.spawn(nothing_returned(rejection));
+        match shared.connections.admit().await {
+            Ok(http_permit) => {
+                self.tasks.spawn(serve_connection(IdleConnection::from(stream), peer, shared, http_permit));
+            }
+            Err(NoRoom) => {
+                if let Some(rejection) = self.rejections.reject(stream, peer, shared) {
+                    self.tasks.spawn(nothing_returned(rejection));
+                }
+            }
         }
     }
 }

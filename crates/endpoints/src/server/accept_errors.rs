@@ -78,7 +78,7 @@ impl AcceptErrors {
         let now = Instant::now();
         self.resume_at = Some(now + PAUSE);
         let begins = mem::replace(&mut self.until_ended, SUCCESSES_TO_END) == 0;
-        if !begins || self.is_logged || self.lines.take(now).is_some() {
+        if !begins || self.is_logged || self.lines.try_acquire(now).is_err() {
             return;
         }
         self.is_logged = true;

@@ -12,6 +12,7 @@ use std::{
 };
 
 use axum::{
+    Router,
     body::Body,
     http::{
         HeaderValue,
@@ -26,7 +27,7 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use lastcall_websockets::{Form, Handshake, MAX_CHANNELS};
+use lastcall_websockets::{ConnectionManager, Form, Handshake, MAX_CHANNELS};
 use socket2::SockRef;
 use tokio::{net::TcpStream, time::timeout};
 use tower::ServiceExt;
@@ -34,22 +35,18 @@ use tracing::{debug, warn};
 
 use super::{
     date::date,
-    deferred_handshake::{DeferredHandshake, event_stream_response},
-    exchange::Exchange,
-    http_connections::HttpPermit,
-    http_stream::HttpStream,
-    idle_connection::IdleConnection,
+    deferred_handshake::{AcceptedConnection, DeferredHandshake, HandoffSlot, event_stream_response},
+    exchange::{Exchange, ResponseBody},
+    http_connections::{HttpConnections, HttpPermit},
+    http_stream::{HttpStream, IdleConnection},
     lingering_close::close_in_stages,
     listener::canonical,
-    pending_connection::{Confirmed, PendingConnection},
     request_body::RequestBody,
-    response_body::ResponseBody,
-    shared::Shared,
-    stop::StopLevel,
+    stop::{Stop, StopLevel},
 };
 use crate::{
     error::{ApiError, ErrorCode},
-    refusals::{Refusal, RequestSummary},
+    refusals::{Refusal, Refusals, RequestSummary},
     request::{FromThisMachine, MAX_QUERY},
 };
 
@@ -61,6 +58,18 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// all channels once more in `Last-Event-ID`, which an `EventSource` adds to the URL with which it began.
 const MAX_HEAD: usize = 24 << 10;
 const _: () = assert!(MAX_HEAD >= MAX_QUERY + MAX_CHANNELS * 38 + 2048);
+
+/// Everything that the connections of an HTTP server share.
+pub(super) struct Shared {
+    pub(super) router: Router,
+    /// Gets the connections that become WebSockets.
+    pub(super) manager: ConnectionManager,
+    pub(super) connections: HttpConnections,
+    /// How long a connection may be idle.
+    pub(super) keep_alive_timeout: Duration,
+    pub(super) refusals: Refusals,
+    pub(super) stop: Stop,
+}
 
 /// A connection that was idle when the server was to stop.
 pub(super) struct Returned {
@@ -130,7 +139,7 @@ struct Caller {
     from_this_machine: FromThisMachine,
 }
 
-/// How hyper's part ended.
+/// The end of hyper's part.
 enum Ended {
     /// No request is being answered: the connection is idle.
     Idle,
@@ -147,14 +156,14 @@ async fn serve_http(
     http_permit: &HttpPermit,
 ) -> Option<IdleConnection> {
     let peer = caller.peer;
-    let (exchange, pending) = (Exchange::default(), PendingConnection::default());
+    let (exchange, slot) = (Exchange::default(), HandoffSlot::default());
     let service = service_fn(|request: hyper::Request<Incoming>| {
-        exchange.request_begins();
+        exchange.on_request();
         // hyper only gives the socket back where this may be moved.
-        Box::pin(respond(request, caller, shared, exchange.clone(), pending.clone()))
+        Box::pin(respond(request, caller, shared, exchange.clone(), slot.clone()))
     });
     let socket = HttpStream::new(connection, exchange.clone());
-    let socket = DeferredHandshake::new(socket, pending.clone());
+    let socket = DeferredHandshake::new(socket, slot.clone());
     let mut http = http1::Builder::new()
         .timer(TokioTimer::new())
         .auto_date_header(false)
@@ -201,7 +210,7 @@ async fn serve_http(
         // Closed at once, with what the client did not take.
         return None;
     }
-    let Some(Confirmed { permit, form, channels }) = pending.take() else {
+    let Some(AcceptedConnection { permit, form, channels }) = slot.take() else {
         // Nothing is left to be answered.
         let idle = http_permit.idle();
         close_in_stages(socket.into_stream(), stop, idle.must_leave()).await;
@@ -241,19 +250,19 @@ async fn respond(
     Caller { peer, from_this_machine }: Caller,
     shared: &Shared,
     exchange: Exchange,
-    pending: PendingConnection,
+    slot: HandoffSlot,
 ) -> Result<hyper::Response<ResponseBody>, Infallible> {
     let expects_continue = request.headers().contains_key(EXPECT);
     let (mut head, body) = request.into_parts();
     let summary = RequestSummary::new(peer, &head);
-    let (body, rest) = RequestBody::new(body);
+    let (body, unread) = RequestBody::new(body);
     head.extensions.insert(from_this_machine);
-    head.extensions.insert(pending);
+    head.extensions.insert(slot);
     let request = hyper::Request::from_parts(head, Body::new(body));
     let (mut response, body_has_ended) = tokio::select! {
         response = async {
             let response = shared.router.clone().oneshot(request).await?;
-            Ok::<_, Infallible>((response, rest.read_on(expects_continue).await))
+            Ok::<_, Infallible>((response, unread.drain(expects_continue).await))
         } => response?,
         () = shared.stop.reached(StopLevel::RejectPending) => (took_too_long(), false),
     };
@@ -263,7 +272,7 @@ async fn respond(
     }
     if !body_has_ended {
         // What comes next would be taken for a request.
-        exchange.response_is_last();
+        exchange.mark_last();
         response.headers_mut().append(CONNECTION, HeaderValue::from_static("close"));
     }
     Ok(response.map(|body| ResponseBody::new(body, exchange)))

@@ -1,6 +1,14 @@
-//! How far the request and its response are on one connection.
+//! The request that is under way on a connection, and its response.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll},
+};
+
+use axum::body::Body;
+use bytes::Bytes;
+use hyper::body::{Body as HttpBody, Frame, SizeHint};
 
 /// Follows the requests of one connection, one after the other: hyper reads the next one only after it has
 /// written the response to the last.
@@ -32,17 +40,17 @@ enum RequestState {
 
 impl Exchange {
     /// Notes that a request's head was read.
-    pub(super) fn request_begins(&self) {
+    pub(super) fn on_request(&self) {
         self.lock().request = RequestState::Handling;
     }
 
     /// Notes that this connection must end with the response to this request.
-    pub(super) fn response_is_last(&self) {
+    pub(super) fn mark_last(&self) {
         self.lock().request = RequestState::LastResponse;
     }
 
     /// Notes that hyper has the whole response.
-    pub(super) fn response_is_complete(&self) {
+    pub(super) fn on_response_taken(&self) {
         let mut state = self.lock();
         if state.request == RequestState::Handling {
             state.request = RequestState::Writing;
@@ -50,7 +58,7 @@ impl Exchange {
     }
 
     /// Notes that hyper has written everything that it had.
-    pub(super) fn output_is_flushed(&self) {
+    pub(super) fn on_flush(&self) {
         let mut state = self.lock();
         if state.request == RequestState::Writing {
             state.request = RequestState::Waiting;
@@ -72,5 +80,43 @@ impl Exchange {
     fn lock(&self) -> MutexGuard<'_, State> {
         // Nothing that holds it can panic.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The body of a response. hyper drops it when it has taken all of it.
+pub(super) struct ResponseBody {
+    body: Body,
+    exchange: Exchange,
+}
+
+impl ResponseBody {
+    pub(super) fn new(body: Body, exchange: Exchange) -> Self {
+        Self { body, exchange }
+    }
+}
+
+impl Drop for ResponseBody {
+    fn drop(&mut self) {
+        self.exchange.on_response_taken();
+    }
+}
+
+impl HttpBody for ResponseBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }

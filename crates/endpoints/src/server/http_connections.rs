@@ -54,6 +54,11 @@ struct State {
 #[derive(Debug)]
 pub(super) struct HttpPermit(Arc<Inner>);
 
+/// All HTTP connections that there may be are there, and each has a request.
+#[derive(Debug, thiserror::Error)]
+#[error("there is no room for another HTTP connection")]
+pub(super) struct NoRoom;
+
 /// The time during which a connection is idle: no request is under way. Dropping it ends that.
 #[derive(Debug)]
 pub(super) struct Idle<'a> {
@@ -94,20 +99,22 @@ impl HttpConnections {
     }
 
     /// Returns a permit for a new connection. At the bound, the connection that has been idle longest is told to end.
-    /// Returns `None` if there is no room: all are taken, and none has become free for a moment.
-    pub(super) async fn admit(&self) -> Option<HttpPermit> {
+    ///
+    /// # Errors
+    /// When there is no room: all are taken, and none has become free for a moment.
+    pub(super) async fn admit(&self) -> Result<HttpPermit, NoRoom> {
         loop {
             let mut changed = std::pin::pin!(self.0.changed.notified());
             // Before the state is read: no change is missed.
             changed.as_mut().enable();
             let next = self.0.lock().next_step(self.0.max);
             match next {
-                Step::Enter => return Some(HttpPermit(Arc::clone(&self.0))),
+                Step::Enter => return Ok(HttpPermit(Arc::clone(&self.0))),
                 Step::WaitForIdle(until) => {
                     // At the timeout, that one is told.
                     let _ = timeout_at(until, changed).await;
                 }
-                Step::Wait(until) => timeout_at(until, changed).await.ok()?,
+                Step::Wait(until) => timeout_at(until, changed).await.map_err(|_| NoRoom)?,
             }
         }
     }
@@ -142,7 +149,7 @@ impl State {
             told.notify_one();
             self.leaving += 1;
             self.last_change = now;
-            if self.lines.take(now).is_none() {
+            if self.lines.try_acquire(now).is_ok() {
                 warn!(
                     max_http_connections = max,
                     "all HTTP connections that there may be are open: for each new one, the one that has been idle \
@@ -224,7 +231,7 @@ mod tests {
     async fn a_permit_is_free_again_when_its_connection_ends() {
         let connections = HttpConnections::new(2);
         let (first, _second) = (connections.admit().await.unwrap(), connections.admit().await.unwrap());
-        assert!(connections.admit().await.is_none(), "no request is interrupted");
+        assert!(connections.admit().await.is_err(), "no request is interrupted");
         assert_eq!(connections.count(), 2);
         drop(first);
         assert_eq!(connections.count(), 1);

@@ -16,7 +16,7 @@ use tokio::{
 };
 use tracing::debug;
 
-use super::{exchange::Exchange, idle_connection::IdleConnection};
+use super::exchange::Exchange;
 
 /// How long a client may take nothing of a response.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -29,13 +29,29 @@ const MAX_UNSENT: u32 = 32 << 10;
 /// The value of that option that stands for none.
 const UNLIMITED: u32 = 0;
 
+/// A connection on which no request is being answered: the client has not sent any yet, or all of them were
+/// answered.
+#[derive(Debug)]
+pub struct IdleConnection {
+    /// Its socket.
+    pub stream: TcpStream,
+    /// The beginning of a request, if one was read.
+    pub read: Bytes,
+}
+
+impl From<TcpStream> for IdleConnection {
+    fn from(stream: TcpStream) -> Self {
+        Self { stream, read: Bytes::new() }
+    }
+}
+
 /// A socket that hyper reads and writes.
 pub(super) struct HttpStream {
     stream: TcpStream,
     /// Bytes that were read before hyper had the socket.
     read: Bytes,
     exchange: Exchange,
-    /// Whether the unsent bytes are limited. Most connections become WebSockets, and never need it.
+    /// True once the unsent bytes are limited. Most connections become WebSockets, and never need it.
     limited: bool,
     /// Fires when the client has taken nothing for too long; `None` while it takes all that there is.
     write_timeout: Option<Pin<Box<Sleep>>>,
@@ -133,7 +149,7 @@ impl AsyncWrite for HttpStream {
 
     /// hyper calls this when it has written everything.
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.exchange.output_is_flushed();
+        self.exchange.on_flush();
         Pin::new(&mut self.stream).poll_flush(context)
     }
 

@@ -15,7 +15,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{lingering_close::close_in_stages, shared::Shared};
+use super::{connection::Shared, lingering_close::close_in_stages};
 use crate::{
     error::{ApiError, ErrorCode, RETRY_AFTER_SECONDS},
     refusals::{Refusal, RequestSummary},

@@ -18,23 +18,23 @@ const MAX_DISCARDED: u64 = 64 << 10;
 /// How long an early response waits until they have arrived.
 const DISCARD_TIMEOUT: Duration = Duration::from_millis(250);
 
-/// The body of a request, for its handler. What the handler does not read stays in the [`Rest`].
+/// The body of a request, for its handler. What the handler does not read stays in the [`UnreadBody`].
 pub(super) struct RequestBody(Arc<Mutex<PartialBody>>);
 
-/// What is left of a body when its handler has answered.
-pub(super) struct Rest(Arc<Mutex<PartialBody>>);
+/// The rest of a body when its handler has answered.
+pub(super) struct UnreadBody(Arc<Mutex<PartialBody>>);
 
 struct PartialBody {
     body: Incoming,
-    /// Whether any of it was asked for: if the client waits for that (`Expect`), it has been told to continue.
+    /// True once any of it was asked for: if the client waits for that (`Expect`), it has been told to continue.
     asked_for: bool,
     ended: bool,
 }
 
 impl RequestBody {
-    pub(super) fn new(body: Incoming) -> (Self, Rest) {
+    pub(super) fn new(body: Incoming) -> (Self, UnreadBody) {
         let received = Arc::new(Mutex::new(PartialBody { body, asked_for: false, ended: false }));
-        (Self(Arc::clone(&received)), Rest(received))
+        (Self(Arc::clone(&received)), UnreadBody(received))
     }
 }
 
@@ -67,13 +67,13 @@ impl HttpBody for RequestBody {
     }
 }
 
-impl Rest {
+impl UnreadBody {
     /// Reads on to the end of the body, if that is near. Returns true if it was reached: if not, the connection
     /// cannot be used for another request.
     ///
     /// Most bodies that are refused are small and only come a moment after their head. `expects_continue`: the
     /// client may wait for the response before it sends the body (RFC 9110 section 10.1.1).
-    pub(super) async fn read_on(self, expects_continue: bool) -> bool {
+    pub(super) async fn drain(self, expects_continue: bool) -> bool {
         {
             let received = lock(&self.0);
             if received.ended || received.body.is_end_stream() {
