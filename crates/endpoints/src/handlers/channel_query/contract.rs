@@ -1,6 +1,8 @@
-//! What `docs/protocol.md` says of queries, in other words than the parser: for generated queries, and for the fuzzer.
+//! The contract of queries in `docs/protocol.md`, in other words than the parser: for generated queries, and for the
+//! fuzzer. Both decode with the same library, which has tests of its own.
 
 use lastcall_websockets::{ChannelRequest, Since};
+use url::form_urlencoded;
 
 use super::{parse, parse_for_events};
 
@@ -79,14 +81,15 @@ pub(crate) fn check(query: &str, field: Option<&[u8]>) {
 /// Returns the bytes of a query that has `&since=` with 37 bytes for each channel, and else what it has now.
 fn bytes(query: &str, channels: usize) -> usize {
     let is_position = |pair: &str| {
-        let key = decode(pair.split_once('=').map_or(pair, |(key, _)| key));
-        key == "since" || key.replace(['-', '_'], "").eq_ignore_ascii_case("lasteventid")
+        pairs(pair).first().is_some_and(|(key, _)| {
+            key == "since" || key.replace(['-', '_'], "").eq_ignore_ascii_case("lasteventid")
+        })
     };
     let others: usize = query.split('&').filter(|pair| !is_position(pair)).map(|pair| pair.len() + 1).sum();
     others + channels.max(1) * 44
 }
 
-/// Whether a text may be the name of a channel.
+/// Returns true if a text may be the name of a channel.
 fn is_name(text: &str) -> bool {
     (1..=255).contains(&text.len())
         && text.chars().all(|letter| ('!'..='~').contains(&letter) && !",*&\\".contains(letter))
@@ -101,31 +104,9 @@ fn meaning(id: &str) -> Since {
     }
 }
 
-/// Returns the parameters of a query, decoded (URL Standard, section 5.1).
+/// Returns the parameters of a query, decoded.
 fn pairs(query: &str) -> Vec<(String, String)> {
-    let pairs = query.split('&').filter(|pair| !pair.is_empty());
-    pairs
-        .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
-        .map(|(key, value)| (decode(key), decode(value)))
-        .collect()
-}
-
-fn decode(text: &str) -> String {
-    let digit = |byte: Option<&u8>| char::from(*byte?).to_digit(16);
-    let bytes = text.as_bytes();
-    let mut decoded = Vec::new();
-    let mut at = 0;
-    while at < bytes.len() {
-        let escaped = digit(bytes.get(at + 1)).zip(digit(bytes.get(at + 2)));
-        let (byte, length) = match (bytes[at], escaped) {
-            (b'%', Some((high, low))) => ((high * 16 + low) as u8, 3),
-            (b'+', _) => (b' ', 1),
-            (byte, _) => (byte, 1),
-        };
-        decoded.push(byte);
-        at += length;
-    }
-    String::from_utf8_lossy(&decoded).into_owned()
+    form_urlencoded::parse(query.as_bytes()).into_owned().collect()
 }
 
 /// Returns a query that names these channels, with every letter of a name escaped.
@@ -146,7 +127,6 @@ fn encode(channels: &[ChannelRequest]) -> String {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use url::form_urlencoded;
 
     use super::*;
 
