@@ -10,7 +10,7 @@ use std::{
 };
 
 use axum::{http::header::ACCESS_CONTROL_ALLOW_ORIGIN, response::Response};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 use tracing::{debug, field::display, info, warn};
 
 pub(crate) use self::request_summary::RequestSummary;
@@ -54,7 +54,7 @@ enum Level {
     Warn,
 }
 
-/// What is known of the lines of one kind.
+/// The lines of one kind.
 #[derive(Debug, Default)]
 struct Line {
     rate: LineRate,
@@ -62,16 +62,14 @@ struct Line {
     suppressed: u64,
     /// The last of them.
     latest: Option<Refusal>,
-    /// Whether a task waits until they may have one.
-    is_awaited: bool,
 }
 
 /// One refusal.
 #[derive(Debug, Clone)]
 pub(crate) struct Refusal {
-    /// What it is counted as.
+    /// The code that it is counted as.
     pub(crate) code: &'static str,
-    /// What was wrong, as a sentence.
+    /// A sentence that says what was wrong.
     pub(crate) message: Cow<'static, str>,
     pub(crate) request: RequestSummary,
 }
@@ -124,49 +122,35 @@ impl Refusals {
         counts
     }
 
-    /// Counts a refusal, and logs it, now or later. To be called on a tokio runtime.
+    /// Counts a refusal, and logs it if its kind may have a line now. The next line of that kind has the number of those
+    /// without one.
     pub(crate) fn note(&self, refusal: Refusal) {
         let kind = refusal.kind();
         let mut state = self.lock();
         *state.counts.entry(Cow::Borrowed(refusal.code)).or_default() += 1;
         let line = state.lines.entry(kind).or_default();
-        let Err(next) = line.rate.try_acquire(Instant::now()) else {
-            let suppressed = mem::take(&mut line.suppressed);
-            line.latest = None;
-            drop(state);
-            return log(kind.level, &refusal, suppressed);
-        };
-        line.suppressed += 1;
-        line.latest = Some(refusal);
-        if !mem::replace(&mut line.is_awaited, true) {
-            drop(state);
-            let this = self.clone();
-            tokio::spawn(async move {
-                sleep_until(next).await;
-                this.log_suppressed(kind);
-            });
+        if line.rate.try_acquire(Instant::now()).is_err() {
+            line.suppressed += 1;
+            line.latest = Some(refusal);
+            return;
         }
-    }
-
-    /// Logs the refusals that have no line yet: for a process that ends, or stops accepting.
-    pub(crate) fn flush(&self) {
-        let kinds: Vec<_> = self.lock().lines.keys().copied().collect();
-        for kind in kinds {
-            self.log_suppressed(kind);
-        }
-    }
-
-    /// Logs the latest of the refusals of a kind that have no line yet, and how many others there were.
-    fn log_suppressed(&self, kind: Kind) {
-        let mut state = self.lock();
-        let Some(line) = state.lines.get_mut(&kind) else { return };
-        line.is_awaited = false;
-        let Some(refusal) = line.latest.take() else { return };
-        // It has its line in any case; later ones have fewer.
-        let _ = line.rate.try_acquire(Instant::now());
-        let others = mem::take(&mut line.suppressed).saturating_sub(1);
+        let suppressed = mem::take(&mut line.suppressed);
+        line.latest = None;
         drop(state);
-        log(kind.level, &refusal, others);
+        log(kind.level, &refusal, suppressed);
+    }
+
+    /// Logs the latest refusal of each kind that has had no line yet, with the number of the others: for a process that
+    /// ends, or stops accepting.
+    pub(crate) fn flush(&self) {
+        let mut left = Vec::new();
+        for (kind, line) in &mut self.lock().lines {
+            let suppressed = mem::take(&mut line.suppressed);
+            left.extend(line.latest.take().map(|latest| (kind.level, latest, suppressed.saturating_sub(1))));
+        }
+        for (level, refusal, others) in left {
+            log(level, &refusal, others);
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -209,10 +193,8 @@ fn log(level: Level, refusal: &Refusal, suppressed: u64) {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use axum::http::Request;
-    use tokio::time::sleep;
+    use tokio::time::advance;
 
     use super::*;
 
@@ -237,14 +219,15 @@ mod tests {
         }
         assert_eq!(refusals.counts()["full"], 1000);
         assert_eq!(suppressed(&refusals, ErrorCode::Full), 1000 - u64::from(LineRate::BURST));
-        sleep(LineRate::REFILL + Duration::from_secs(1)).await;
-        assert_eq!(suppressed(&refusals, ErrorCode::Full), 0, "the rest has a line together");
+        advance(LineRate::REFILL).await;
         refusals.note(refusal(ErrorCode::Full, "/ws"));
-        assert_eq!(suppressed(&refusals, ErrorCode::Full), 1, "that line has used the next one up");
+        assert_eq!(suppressed(&refusals, ErrorCode::Full), 0, "the next line has their number");
+        refusals.note(refusal(ErrorCode::Full, "/ws"));
+        assert_eq!(suppressed(&refusals, ErrorCode::Full), 1, "that line has used the minute up");
         refusals.note(refusal(ErrorCode::Draining, "/ws"));
         assert_eq!(suppressed(&refusals, ErrorCode::Draining), 0, "another code has its own");
         refusals.flush();
-        assert_eq!(suppressed(&refusals, ErrorCode::Full), 0);
+        assert_eq!(suppressed(&refusals, ErrorCode::Full), 0, "at the end, the rest has a line");
     }
 
     #[tokio::test]
