@@ -16,10 +16,7 @@ use lastcall_core::{
     process,
     settings::{Loaded, RuntimeDir, SettingError, Settings, SettingsErrors},
 };
-use lastcall_endpoints::{
-    AppState, Health, HealthReport, HttpConnections, Page, ProcessReport, Refusals, StopTimeouts,
-    UpgradeStats, router,
-};
+use lastcall_endpoints::{AppState, HttpConnections, Page, Process, Refusals, StopTimeouts, router};
 use lastcall_handover::{
     ControlSocket, ServerAddress, SocketName,
     failpoint::{self, Step},
@@ -132,13 +129,21 @@ pub(crate) async fn run(
     let path = settings.history_file.clone();
     let history_file = path.map(|path| HistoryFile::new(path, settings.history_bytes));
     let upgrade_stats = SharedUpgradeStats::default();
-    let health = Box::new(ProcessHealth { phases: phases.clone(), upgrade_stats: upgrade_stats.clone() });
+    let process = Process {
+        version: version::VERSION,
+        commit: version::COMMIT,
+        pid: std::process::id(),
+        start_time: start_time::unix_seconds(),
+        started: start_time::since_boot(),
+        phase: phases.subscribe(),
+        upgrades: upgrade_stats.subscribe(),
+    };
     let refusals = Refusals::default();
     let http_connections = HttpConnections::new(settings.max_http_connections);
     let router = router(AppState::new(
         config::endpoints(settings),
         manager.clone(),
-        health,
+        process,
         page,
         refusals.clone(),
         http_connections.clone(),
@@ -417,36 +422,4 @@ fn control_path(settings: &Settings, address: SocketAddr) -> PathBuf {
         _ => SocketName::Address(address),
     };
     name.path(settings.runtime_dir.path())
-}
-
-/// Tells the health routes the state of the process.
-struct ProcessHealth {
-    phases: Phases,
-    upgrade_stats: SharedUpgradeStats,
-}
-
-impl Health for ProcessHealth {
-    fn report(&self) -> HealthReport {
-        let state = self.phases.state();
-        let seconds = |left: Duration| (left.as_secs_f64() * 1000.0).round() / 1000.0;
-        HealthReport {
-            phase: state.phase,
-            seconds_left: state.time_left().map(seconds),
-            drain_clients: state.drain_connections,
-        }
-    }
-
-    fn process(&self) -> ProcessReport {
-        ProcessReport {
-            version: version::VERSION,
-            commit: version::COMMIT,
-            pid: std::process::id(),
-            start_time: start_time::unix_seconds(),
-            uptime: start_time::uptime(),
-        }
-    }
-
-    fn upgrade_stats(&self) -> UpgradeStats {
-        self.upgrade_stats.get()
-    }
 }

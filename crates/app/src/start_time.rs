@@ -17,7 +17,7 @@ pub(crate) fn unix_seconds() -> f64 {
     STARTED.0.as_secs_f64()
 }
 
-/// Returns how long the process has run.
-pub(crate) fn uptime() -> Duration {
-    clock::since_boot().saturating_sub(STARTED.1)
+/// Returns when the process started, as the time since the machine was started.
+pub(crate) fn since_boot() -> Duration {
+    STARTED.1
 }

@@ -11,8 +11,7 @@
 //! - `auth` decides which callers and web pages may do what: API keys, calls from this machine, origins, CORS.
 //! - `handlers` has a file for each path: the WebSocket handshake, server-sent events, publishing, channels and their history, health, metrics, the test page. They
 //!   share an [`AppState`], made from a [`Config`].
-//! - `health` and `upgrade_stats` are what the process tells of itself; the owner of the lifecycle implements
-//!   [`Health`].
+//! - `process` has what is told of the [`Process`]: the owner of the lifecycle changes its phase.
 //! - `error` is the form of each error and the status of each code; `refusals` counts and logs what was refused,
 //!   at a bounded rate.
 
@@ -20,19 +19,18 @@ mod auth;
 mod error;
 mod fields;
 mod handlers;
-mod health;
 mod line_rate;
 mod page;
+mod process;
 mod refusals;
 mod request;
 mod routes;
 mod server;
 mod state;
-mod upgrade_stats;
 
 pub use axum::Router;
-pub use health::{Health, HealthReport, ProcessReport};
 pub use page::{Page, PageError};
+pub use process::{Process, UpgradeStats};
 pub use refusals::{RefusalCounts, Refusals};
 pub use routes::router;
 pub use server::{
@@ -40,7 +38,6 @@ pub use server::{
     ListenerState, REJECT_PENDING_TIMEOUT, StopTimeouts, SystemdSocketError,
 };
 pub use state::{AppState, Config, Limits};
-pub use upgrade_stats::UpgradeStats;
 
 /// The parser of queries, for the fuzzer only: it is not part of the interface.
 #[cfg(fuzzing)]

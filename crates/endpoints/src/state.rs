@@ -7,7 +7,8 @@ use lastcall_core::{AllowedOrigins, ApiKey, Host};
 use lastcall_websockets::ConnectionManager;
 
 use crate::{
-    auth::access_rules::AccessRules, health::Health, page::Page, refusals::Refusals, server::HttpConnections,
+    auth::access_rules::AccessRules, page::Page, process::Process, refusals::Refusals,
+    server::HttpConnections,
 };
 
 /// The configuration of the routes.
@@ -67,7 +68,7 @@ impl Default for Limits {
 /// The state that the handlers share.
 pub struct AppState {
     pub(crate) manager: ConnectionManager,
-    pub(crate) health: Box<dyn Health>,
+    pub(crate) process: Process,
     pub(crate) page: Page,
     pub(crate) access_rules: AccessRules,
     pub(crate) limits: Limits,
@@ -76,19 +77,19 @@ pub struct AppState {
 }
 
 impl AppState {
-    /// Puts the state together. `manager` has the connections, `health` tells the state of the process, and `refusals`
-    /// and `http_connections` are those of the HTTP server that has the routes.
+    /// Puts the state together. `manager` has the connections, `process` is the one that serves, and `refusals` and
+    /// `http_connections` are those of the HTTP server that has the routes.
     pub fn new(
         config: Config,
         manager: ConnectionManager,
-        health: Box<dyn Health>,
+        process: Process,
         page: Page,
         refusals: Refusals,
         http_connections: HttpConnections,
     ) -> Self {
         let Config { host, allowed_origins, api_keys, limits } = config;
         let access_rules = AccessRules::new(&host, allowed_origins, api_keys);
-        Self { manager, health, page, access_rules, limits, refusals, http_connections }
+        Self { manager, process, page, access_rules, limits, refusals, http_connections }
     }
 }
 

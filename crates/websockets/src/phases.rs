@@ -28,6 +28,11 @@ impl Phases {
         *self.0.borrow()
     }
 
+    /// Returns the state of each moment, for those that only read it.
+    pub fn subscribe(&self) -> watch::Receiver<PhaseState> {
+        self.0.subscribe()
+    }
+
     /// Waits until the process is in `phase` or a later one, and returns the state at that moment.
     pub async fn reached(&self, phase: Phase) -> PhaseState {
         let mut changes = self.0.subscribe();

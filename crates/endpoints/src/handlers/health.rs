@@ -1,6 +1,6 @@
-//! `GET /health/live` and `GET /health/ready`: whether the process works, and whether it accepts connections.
+//! `GET /health/live` and `GET /health/ready`: 200 if the process works, or if it accepts connections.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Json,
@@ -10,10 +10,7 @@ use axum::{
 };
 use serde::Serialize;
 
-use crate::{
-    health::{HealthReport, ProcessReport},
-    state::AppState,
-};
+use crate::state::AppState;
 
 #[derive(Serialize)]
 struct Body {
@@ -35,22 +32,26 @@ pub(crate) async fn live() -> &'static str {
 }
 
 pub(crate) async fn ready(State(state): State<Arc<AppState>>) -> Response {
-    let HealthReport { phase, seconds_left, drain_clients } = state.health.report();
-    let status = if phase.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let ProcessReport { version, commit, pid, uptime, .. } = state.health.process();
-    let upgrade_stats = state.health.upgrade_stats();
+    let process = &state.process;
+    let (phase, upgrades) = (process.phase(), process.upgrade_stats());
+    let status = if phase.phase.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let body = Body {
-        phase: phase.name(),
+        phase: phase.phase.name(),
         clients: state.manager.count(),
-        seconds_left,
-        drain_clients,
+        seconds_left: phase.time_left().map(seconds),
+        drain_clients: phase.drain_connections,
         max_connections: state.limits.max_connections,
-        version,
-        commit,
-        pid,
-        uptime_seconds: (uptime.as_secs_f64() * 1e3).round() / 1e3,
-        upgrades: upgrade_stats.succeeded,
-        upgrading: upgrade_stats.in_progress,
+        version: process.version,
+        commit: process.commit,
+        pid: process.pid,
+        uptime_seconds: seconds(process.uptime()),
+        upgrades: upgrades.succeeded,
+        upgrading: upgrades.in_progress,
     };
     (status, Json(body)).into_response()
+}
+
+/// Returns a time in seconds, to the millisecond.
+pub(super) fn seconds(time: Duration) -> f64 {
+    (time.as_secs_f64() * 1e3).round() / 1e3
 }

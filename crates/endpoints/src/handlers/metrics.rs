@@ -26,14 +26,14 @@ use prometheus_client::{
 use tokio::time::timeout;
 
 use self::format::Format;
+use super::health::seconds;
 use crate::{
     error::{ApiError, ErrorCode},
-    health::{HealthReport, ProcessReport},
+    process::Process,
     refusals::RefusalCounts,
     server::HttpConnections,
     state::AppState,
     state::Limits,
-    upgrade_stats::UpgradeStats,
 };
 
 /// How long the event loops have to report their stats. Each does in its next iteration.
@@ -45,18 +45,16 @@ struct Metrics {
     format: Format,
     stats: Stats,
     counts: ConnectionCounts,
-    report: HealthReport,
-    upgrade_stats: UpgradeStats,
     limits: Limits,
     http_connections: HttpConnections,
     refused: RefusalCounts,
     usage: Usage,
-    process: ProcessReport,
+    process: Process,
 }
 
 /// Metrics whose names are the same for all programs.
 #[derive(Debug)]
-struct Process(ProcessReport);
+struct Common(Process);
 
 pub(crate) async fn metrics(State(state): State<Arc<AppState>>, headers: HeaderMap) -> Response {
     let Ok(Ok(stats)) = timeout(STATS_TIMEOUT, state.manager.stats()).await else {
@@ -67,20 +65,17 @@ pub(crate) async fn metrics(State(state): State<Arc<AppState>>, headers: HeaderM
         .into_response();
     };
     let format = Format::negotiate(&headers);
-    let process = state.health.process();
     let mut registry = Registry::default();
-    registry.register_collector(Box::new(Process(process)));
+    registry.register_collector(Box::new(Common(state.process.clone())));
     registry.sub_registry_with_prefix("lastcall").register_collector(Box::new(Metrics {
         format,
         stats,
         counts: state.manager.counts(),
-        report: state.health.report(),
-        upgrade_stats: state.health.upgrade_stats(),
         limits: state.limits,
         http_connections: state.http_connections.clone(),
         refused: state.refusals.counts(),
         usage: state.manager.broker().usage(),
-        process,
+        process: state.process.clone(),
     }));
     let mut text = String::new();
     let encoded = match format {
@@ -95,7 +90,7 @@ pub(crate) async fn metrics(State(state): State<Arc<AppState>>, headers: HeaderM
     }
 }
 
-impl Collector for Process {
+impl Collector for Common {
     fn encode(&self, mut to: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let help = "Start time of the process, in seconds since 1970";
         gauge(&mut to, "process_start_time_seconds", help, self.0.start_time)
@@ -104,18 +99,8 @@ impl Collector for Process {
 
 impl Collector for Metrics {
     fn encode(&self, mut to: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let Self {
-            format,
-            stats,
-            counts,
-            report,
-            upgrade_stats,
-            limits,
-            http_connections,
-            refused,
-            usage,
-            process,
-        } = self;
+        let Self { format, stats, counts, limits, http_connections, refused, usage, process } = self;
+        let (now, upgrade_stats) = (process.phase(), process.upgrade_stats());
         let help = "1, with the version of the program and the commit that it was built from";
         let mut family = to.encode_descriptor("build_info", help, None, MetricType::Gauge)?;
         let labels = [("version", process.version), ("commit", process.commit.unwrap_or("unknown"))];
@@ -206,17 +191,17 @@ impl Collector for Metrics {
         let mut family =
             to.encode_descriptor("phase", "1 for the phase of the process", None, MetricType::Gauge)?;
         for phase in Phase::ALL {
-            let now = i64::from(phase == report.phase);
-            ConstGauge::new(now).encode(family.encode_family(&[("phase", phase.name())])?)?;
+            let is_now = i64::from(phase == now.phase);
+            ConstGauge::new(is_now).encode(family.encode_family(&[("phase", phase.name())])?)?;
         }
-        let left = report.seconds_left.unwrap_or(0.0);
+        let left = now.time_left().map_or(0.0, seconds);
         gauge(
             &mut to,
             "drain_remaining_seconds",
             "Time until the remaining connections are closed; 0: the server is not shutting down",
             left,
         )?;
-        let total = report.drain_clients.unwrap_or(0) as f64;
+        let total = now.drain_connections.unwrap_or(0) as f64;
         gauge(
             &mut to,
             "drain_initial_connections",

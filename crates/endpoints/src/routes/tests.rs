@@ -3,23 +3,29 @@
 mod handshake;
 mod publish;
 
-use std::{io::Read, net::TcpStream, time::Duration};
+use std::{
+    io::Read,
+    net::TcpStream,
+    time::{Duration, Instant},
+};
 
 use axum::{
     body::{Body, to_bytes},
     http::{HeaderMap, Method, Request, StatusCode},
 };
 use lastcall_broker::memory_broker;
-use lastcall_core::{AllowedOrigins, ApiKey, phase::Phase};
+use lastcall_core::{
+    AllowedOrigins, ApiKey, clock,
+    phase::{Phase, PhaseState},
+};
 use lastcall_websockets::{ConnectionManager, Handshake, ManagerConfig, Phases, VitalTasks};
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::watch};
 use tower::ServiceExt;
 
 use super::*;
 use crate::{
-    Config, HealthReport, HttpConnections, ProcessReport, Refusals, UpgradeStats,
-    health::Health,
+    Config, HttpConnections, Process, Refusals, UpgradeStats,
     page::Page,
     request::{FromThisMachine, ListensOnLoopback},
     server::HandoffSlot,
@@ -28,35 +34,6 @@ use crate::{
 
 /// How long a test waits for what must happen.
 const TEST_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// A process in the phase of this report.
-struct Process(HealthReport);
-
-impl Health for Process {
-    fn report(&self) -> HealthReport {
-        self.0
-    }
-
-    fn upgrade_stats(&self) -> UpgradeStats {
-        UpgradeStats {
-            succeeded: 2,
-            failed: 1,
-            in_progress: true,
-            last_clients: 3,
-            last_pause: Duration::from_millis(250),
-        }
-    }
-
-    fn process(&self) -> ProcessReport {
-        ProcessReport {
-            version: "1.2.3",
-            commit: None,
-            pid: 42,
-            start_time: 1.5,
-            uptime: Duration::from_millis(1500),
-        }
-    }
-}
 
 /// The routes, and what is behind them.
 struct Routes {
@@ -87,12 +64,28 @@ impl TestResponse {
     }
 }
 
-fn serving() -> HealthReport {
-    HealthReport { phase: Phase::Serving, seconds_left: None, drain_clients: None }
+/// Returns a process in this phase.
+fn process(phase: PhaseState) -> Process {
+    let upgrades = UpgradeStats {
+        succeeded: 2,
+        failed: 1,
+        in_progress: true,
+        last_clients: 3,
+        last_pause: Duration::from_millis(250),
+    };
+    Process {
+        version: "1.2.3",
+        commit: None,
+        pid: 42,
+        start_time: 1.5,
+        started: clock::since_boot(),
+        phase: watch::channel(phase).1,
+        upgrades: watch::channel(upgrades).1,
+    }
 }
 
 impl Routes {
-    fn start(config: Config, report: HealthReport) -> Self {
+    fn start(config: Config, phase: PhaseState) -> Self {
         let limits = config.limits;
         let manager_config = ManagerConfig {
             event_loops: 1,
@@ -100,7 +93,7 @@ impl Routes {
             ..ManagerConfig::default()
         };
         let phases = Phases::default();
-        phases.enter(report.phase);
+        phases.enter(phase.phase);
         let (manager, _) =
             ConnectionManager::start(manager_config, phases, VitalTasks::default(), |delivery| {
                 memory_broker(lastcall_broker::Config::default(), delivery, None).1
@@ -108,13 +101,12 @@ impl Routes {
             .unwrap();
         let page = Page::load(None, limits.max_message_size).unwrap();
         let (refusals, connections) = (Refusals::default(), HttpConnections::new(7));
-        let state =
-            AppState::new(config, manager.clone(), Box::new(Process(report)), page, refusals, connections);
+        let state = AppState::new(config, manager.clone(), process(phase), page, refusals, connections);
         Self { router: router(state), manager }
     }
 
     fn serving(config: Config) -> Self {
-        Self::start(config, serving())
+        Self::start(config, PhaseState { phase: Phase::Serving, ..PhaseState::default() })
     }
 
     async fn response(&self, request: Call<'_>) -> TestResponse {
@@ -188,20 +180,20 @@ async fn a_process_is_ready_only_while_it_serves() {
         (&body["phase"], &body["clients"], &body["upgrades"]),
         (&json!("serving"), &json!(0), &json!(2))
     );
-    assert_eq!(
-        (&body["version"], &body["pid"], &body["uptime_seconds"]),
-        (&json!("1.2.3"), &json!(42), &json!(1.5))
-    );
+    assert_eq!((&body["version"], &body["pid"]), (&json!("1.2.3"), &json!(42)));
+    assert!(body["uptime_seconds"].as_f64().unwrap() >= 0.0);
+    assert_eq!((&body["seconds_left"], &body["drain_clients"]), (&json!(null), &json!(null)));
 
-    let report = HealthReport { phase: Phase::Draining, seconds_left: Some(9.5), drain_clients: Some(7) };
-    let routes = Routes::start(Config::default(), report);
+    let deadline = Instant::now() + 10 * TEST_TIMEOUT;
+    let phase = PhaseState { phase: Phase::Draining, deadline: Some(deadline), drain_connections: Some(7) };
+    let routes = Routes::start(Config::default(), phase);
     let ready = routes.get("/health/ready", &[]).await;
     assert_eq!(ready.status, StatusCode::SERVICE_UNAVAILABLE);
     let body = ready.json();
-    assert_eq!(
-        (&body["phase"], &body["seconds_left"], &body["drain_clients"]),
-        (&json!("draining"), &json!(9.5), &json!(7))
-    );
+    assert_eq!((&body["phase"], &body["drain_clients"]), (&json!("draining"), &json!(7)));
+    let left = body["seconds_left"].as_f64().unwrap();
+    assert!((1.0..=300.0).contains(&left), "{left}");
+    assert_eq!(left, (left * 1e3).round() / 1e3, "to the millisecond");
     assert_eq!(routes.get("/health/live", &[]).await.status, StatusCode::OK, "it works all the same");
 }
 

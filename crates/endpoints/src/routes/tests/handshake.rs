@@ -40,7 +40,7 @@ async fn a_full_server_refuses_handshakes() {
 #[tokio::test]
 async fn a_drain_refuses_handshakes_and_publishes_until_it_closes_the_clients() {
     for (phase, published) in [(Phase::Draining, 200), (Phase::Closing, 503)] {
-        let routes = Routes::start(Config::default(), HealthReport { phase, ..serving() });
+        let routes = Routes::start(Config::default(), PhaseState { phase, ..PhaseState::default() });
         assert_eq!(routes.get("/ws", &HANDSHAKE).await.error(), error(503, "draining"), "{phase:?}");
         let answer = routes.publish(&[], r#"{"data":1}"#).await;
         assert_eq!(answer.status, published, "{phase:?}");
