@@ -7,7 +7,9 @@ use std::{
 };
 
 use anyhow::Context as _;
-use lastcall_endpoints::{HttpConnections, HttpServer, ListenerState, Refusals, Router, StopTimeouts};
+use lastcall_endpoints::{
+    HttpConnections, HttpServer, ListenerState, Refusals, RequestsInFlight, Router, StopTimeouts,
+};
 use lastcall_websockets::{ConnectionManager, Notifier, NotifierState};
 
 /// The HTTP server and the notifier. Suspended at first.
@@ -60,6 +62,11 @@ impl Ingress {
         let manager = || self.manager.clone();
         let notifier = self.notification_interval.map(|every| Notifier::start(manager(), every, notifier));
         *self.running() = Some(Running { http: self.start_http(http), notifier });
+    }
+
+    /// Returns the requests in flight. `None`: it is suspended.
+    pub(crate) fn requests_in_flight(&self) -> Option<RequestsInFlight> {
+        self.running().as_ref().map(|running| running.http.requests_in_flight())
     }
 
     /// Stops accepting, finishes the requests in flight and stops the notifier: nothing is published after this.

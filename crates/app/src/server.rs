@@ -70,6 +70,9 @@ const LONGEST_ADDRESS: SocketAddr =
 /// How long clients have to close connections whose last answer was sent, when the server ends.
 const CLOSING_TIMEOUT: Duration = Duration::from_millis(50);
 
+/// How long clients have to take the 503 that answers requests which took too long, when the server ends.
+const REJECTED_TIMEOUT: Duration = Duration::from_millis(250);
+
 /// Descriptors that this process has from the one that started it.
 pub(crate) struct Inherited {
     /// The socket to the old process, if this one is to take over from it.
@@ -206,7 +209,13 @@ pub(crate) async fn run(
             async move {
                 ingress.resume(suspended);
                 Ok(async move {
-                    ingress.suspend(StopTimeouts { closing: CLOSING_TIMEOUT, in_flight }).await?;
+                    ingress
+                        .suspend(StopTimeouts {
+                            closing: CLOSING_TIMEOUT,
+                            in_flight,
+                            rejected: REJECTED_TIMEOUT,
+                        })
+                        .await?;
                     Ok(())
                 })
             }

@@ -35,7 +35,7 @@ pub use refusals::{RefusalCounts, Refusals};
 pub use routes::router;
 pub use server::{
     BindError, HttpConnections, HttpServer, HttpServerError, IdleConnection, Listener, ListenerClosed,
-    ListenerState, REJECT_PENDING_TIMEOUT, StopTimeouts, SystemdSocketError,
+    ListenerState, RequestsInFlight, StopTimeouts, SystemdSocketError,
 };
 pub use state::{AppState, Config, Limits};
 

@@ -8,6 +8,7 @@ mod deferred_handshake;
 mod exchange;
 mod http_connections;
 mod http_stream;
+mod in_flight;
 mod lingering_close;
 mod listener;
 mod rejections;
@@ -29,6 +30,7 @@ pub use self::{
     accept::{ListenerClosed, ListenerState},
     http_connections::HttpConnections,
     http_stream::IdleConnection,
+    in_flight::RequestsInFlight,
     listener::{BindError, Listener, SystemdSocketError},
 };
 use self::{
@@ -37,9 +39,6 @@ use self::{
 };
 use crate::{refusals::Refusals, request::ListensOnLoopback};
 
-/// How long clients have to take the 503 that answers requests which took too long when the server stops.
-pub const REJECT_PENDING_TIMEOUT: Duration = Duration::from_millis(250);
-
 /// How long a server that stops waits for connections that are not idle.
 #[derive(Debug, Clone, Copy)]
 pub struct StopTimeouts {
@@ -47,6 +46,8 @@ pub struct StopTimeouts {
     pub closing: Duration,
     /// For requests that are not answered yet, after that; then they get 503.
     pub in_flight: Duration,
+    /// For clients to take that 503, after that; then they are cut off.
+    pub rejected: Duration,
 }
 
 /// A running HTTP server.
@@ -88,6 +89,7 @@ impl HttpServer {
             connections,
             keep_alive_timeout,
             refusals,
+            in_flight: RequestsInFlight::default(),
             stop: Stop::default(),
         });
         // Unconstrained: it takes all connections that wait before other tasks run. A handshake takes longer than
@@ -96,6 +98,11 @@ impl HttpServer {
         let accepting = accept::accept(state, Arc::clone(&shared));
         let accepting = vital_tasks.spawn("the accept loop", unconstrained(accepting));
         Self { shared, accepting }
+    }
+
+    /// Returns the requests in flight.
+    pub fn requests_in_flight(&self) -> RequestsInFlight {
+        self.shared.in_flight.clone()
     }
 
     /// Accepts nothing any more and waits for the requests in flight. Returns the listening socket, which still
@@ -121,7 +128,7 @@ impl HttpServer {
         }
         info!("requests that are not answered yet get 503: the server is replaced, or ends");
         stop.raise_to(StopLevel::RejectPending);
-        if let Ok(ended) = timeout(REJECT_PENDING_TIMEOUT, &mut self.accepting).await {
+        if let Ok(ended) = timeout(timeouts.rejected, &mut self.accepting).await {
             return Ok(ended??);
         }
         info!("HTTP clients that do not take their responses are cut off: the server is replaced, or ends");

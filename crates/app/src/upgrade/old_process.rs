@@ -41,7 +41,8 @@ use super::{
     stats::SharedUpgradeStats,
     supervisor::{Role, Supervised},
     timeouts::{
-        AFTER_READY_TIMEOUT, FIT_TIMEOUT, FREEZE_TIMEOUT, SERVING_TIMEOUT, STOP_TIMEOUTS, TRANSFER_TIMEOUT,
+        AFTER_READY_TIMEOUT, FIT_TIMEOUT, FREEZE_TIMEOUT, SERVING_TIMEOUT, SETTLE_TIMEOUT, STOP_TIMEOUTS,
+        TRANSFER_TIMEOUT,
     },
 };
 use crate::{
@@ -171,7 +172,13 @@ impl OutgoingHandover {
     ) -> anyhow::Result<Transferred> {
         let deadline = Instant::now() + self.timeout;
         let sender = self.wait_until_ready(attempt, stream, deadline, interrupted.as_mut()).await?;
-        let (sender, parts) = self.send_early(attempt, sender, deadline, interrupted).await?;
+        let (sender, parts) = self.send_early(attempt, sender, deadline, interrupted.as_mut()).await?;
+        if let Some(requests) = self.ingress.requests_in_flight() {
+            tokio::select! {
+                () = requests.settle(SETTLE_TIMEOUT) => {}
+                _ = interrupted => bail!("this process was asked to end meanwhile"),
+            }
+        }
         self.transfer(attempt, sender, parts, control).await
     }
 
@@ -384,17 +391,21 @@ impl Launch {
 /// Closes connections that wait for the rest of a request, the longest requests first, as far as all that was read of them does
 /// not fit into [`MAX_IDLE_READ`].
 fn drop_long_requests(idle: &mut Vec<IdleConnection>) {
-    let mut sizes: Vec<_> = idle.iter().map(|connection| connection.read.len()).collect();
-    sizes.sort_unstable();
-    let mut all = 0;
-    let fits = |size: &&usize| {
-        all += **size;
-        all <= MAX_IDLE_READ
-    };
-    let longest = sizes.iter().take_while(fits).last().copied().unwrap_or(0);
-    if all > MAX_IDLE_READ {
-        idle.retain(|connection| connection.read.len() <= longest);
+    let fit = those_that_fit(idle.iter().map(|connection| connection.read.len()), MAX_IDLE_READ);
+    let mut fit = fit.into_iter();
+    idle.retain(|_| fit.next() == Some(true));
+}
+
+/// Returns for each of these sizes if it fits, beside all that are smaller.
+fn those_that_fit(sizes: impl Iterator<Item = usize>, most: usize) -> Vec<bool> {
+    let mut smallest_first: Vec<_> = sizes.enumerate().collect();
+    smallest_first.sort_unstable_by_key(|(_, size)| *size);
+    let (mut all, mut fit) = (0, vec![false; smallest_first.len()]);
+    for (index, size) in smallest_first {
+        all += size;
+        fit[index] = all <= most;
     }
+    fit
 }
 
 /// Sends signals that this process has received to the new process.
@@ -407,5 +418,24 @@ pub(super) fn forward_signals(signals: &[Signal], pid: u32) {
         {
             warn!(%error, new_pid = pid, signal = signal.name(), "a signal could not be passed on");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_requests_are_closed_until_the_rest_fits() {
+        let fit = |sizes: &[usize]| those_that_fit(sizes.iter().copied(), 100);
+        assert_eq!(fit(&[]), Vec::<bool>::new());
+        assert_eq!(fit(&[0, 60, 40, 0]), [true; 4]);
+        assert_eq!(fit(&[50, 60, 0, 40]), [true, false, true, true]);
+        let equal = fit(&[30; 10]);
+        assert_eq!(
+            equal.iter().filter(|fits| **fits).count(),
+            3,
+            "of those that are equally long, some stay"
+        );
     }
 }

@@ -6,12 +6,18 @@
 
 use std::time::Duration;
 
-use lastcall_endpoints::{REJECT_PENDING_TIMEOUT, StopTimeouts};
+use lastcall_endpoints::StopTimeouts;
 
-/// How long requests have to be finished before their connections, or what they ask for, can move. Every WebSocket
-/// is served meanwhile.
-pub(super) const STOP_TIMEOUTS: StopTimeouts =
-    StopTimeouts { closing: Duration::from_secs(1), in_flight: Duration::from_secs(2) };
+/// How long requests that are in flight when an upgrade begins have to be finished, while everything is served.
+pub(super) const SETTLE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How long the HTTP server has to stop after that. New clients wait meanwhile, and whoever sends or reads slowly must not
+/// keep them waiting.
+pub(super) const STOP_TIMEOUTS: StopTimeouts = StopTimeouts {
+    closing: Duration::from_millis(20),
+    in_flight: Duration::from_millis(50),
+    rejected: Duration::from_millis(30),
+};
 
 /// The time that the event loops have to close the clients that have too much unread.
 pub(super) const FIT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -65,16 +71,12 @@ pub(super) const NEXT_PROCESS_TIMEOUT: Duration = Duration::from_secs(15);
 /// `upgrade_timeout`.
 pub(crate) const AFTER_READY_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The most that the HTTP server takes on top of [`STOP_TIMEOUTS`], to write its last responses.
-const LAST_RESPONSES_TIMEOUT: Duration = Duration::from_secs(1);
-
-const _: () = assert!(is_less(REJECT_PENDING_TIMEOUT, LAST_RESPONSES_TIMEOUT));
-
 /// What comes after the new process is ready, and before the transfer.
 const STOP_ALL_TIMEOUT: Duration = sum(&[
+    SETTLE_TIMEOUT,
     STOP_TIMEOUTS.closing,
     STOP_TIMEOUTS.in_flight,
-    LAST_RESPONSES_TIMEOUT,
+    STOP_TIMEOUTS.rejected,
     FIT_TIMEOUT,
     FREEZE_TIMEOUT,
 ]);

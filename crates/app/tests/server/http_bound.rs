@@ -72,6 +72,34 @@ async fn the_connection_that_is_idle_longest_makes_room_and_one_with_a_request_n
     assert_eq!(server.metric("lastcall_refused_requests_total{code=\"full\"}").await, 0.0);
 }
 
+/// Sends a request as soon as the last one is answered, and connects again whenever the connection is closed.
+async fn keep_busy(address: std::net::SocketAddr) {
+    loop {
+        let Ok(mut stream) = TcpStream::connect(address).await else { continue };
+        let request = format!("GET /health/live HTTP/1.1\r\nHost: {address}\r\n\r\n");
+        let mut answer = [0; 1024];
+        while stream.write_all(request.as_bytes()).await.is_ok()
+            && matches!(stream.read(&mut answer).await, Ok(1..))
+        {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_always_have_the_next_request_soon_do_not_keep_others_out() {
+    const MAX: usize = 16;
+    let server = Start::default().env("MAX_HTTP_CONNECTIONS", MAX).serve().await;
+    let mut busy = JoinSet::new();
+    (0..MAX).for_each(|_| drop(busy.spawn(keep_busy(server.address))));
+    until("all connections to be taken", async || http_connections(&server).await >= MAX as f64).await;
+    for _ in 0..10 {
+        let mut newcomer = Http::connect(&server).await;
+        let request = newcomer.head("GET", "/health/live", &[]);
+        assert!([200, 503].contains(&newcomer.call(request).await.status));
+    }
+}
+
 #[tokio::test]
 async fn where_each_has_a_request_new_connections_get_503_until_there_is_room() {
     let server = Start::default().env("MAX_HTTP_CONNECTIONS", 3).serve().await;

@@ -1,6 +1,6 @@
 //! HTTP connections across upgrades: a client that keeps its connection notices nothing.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lastcall_handover::failpoint::{self, Step};
 use tokio::{io::AsyncWriteExt, sync::watch, task::JoinSet, time::sleep};
@@ -204,4 +204,51 @@ async fn a_request_that_is_not_whole_in_time_is_answered_and_does_not_stop_an_up
     assert_eq!(answer.error(), (503, "overloaded".into()), "{answer:?}");
     assert!(answer.head.to_lowercase().contains("connection: close"), "{answer:?}");
     assert_eq!(half_closed.answer().await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_never_ends_does_not_keep_others_waiting_during_an_upgrade() {
+    let mut server = Server::start().await;
+    let mut half = Http::connect(&server).await;
+    let request = half.publication(r#"{"data":1}"#);
+    half.send(&request[..request.len() - 1]).await;
+    let (address, (stop, stopped)) = (server.address.to_string(), watch::channel(false));
+    let others = tokio::spawn(async move {
+        let mut longest = Duration::ZERO;
+        while !*stopped.borrow() {
+            let started = Instant::now();
+            is_answered(&mut Http::to(&address).await).await;
+            longest = longest.max(started.elapsed());
+        }
+        longest
+    });
+    let started = Instant::now();
+    server.upgrade().await;
+    let upgrade = started.elapsed();
+    stop.send_replace(true);
+    let longest = others.await.unwrap();
+    // It is waited for for three seconds, and others for a tenth of a second at most.
+    assert!(upgrade > Duration::from_secs(3), "{upgrade:?}");
+    assert!(longest < upgrade / 2, "{longest:?} of {upgrade:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_requests_that_have_arrived_in_part_no_more_move_than_there_is_room_for() {
+    const CONNECTIONS: usize = 450;
+    const PART: usize = 23 << 10;
+    let _budget = ConnectionBudget::with(CONNECTIONS, CONNECTIONS).await;
+    let mut server = Start::default().env("MAX_HTTP_CONNECTIONS", 2 * CONNECTIONS).serve().await;
+    let mut halves = Vec::new();
+    for _ in 0..CONNECTIONS {
+        let mut half = Http::connect(&server).await;
+        let head = half.head("GET", &format!("/?{}", "x".repeat(PART)), &[]);
+        half.send(&head[..PART]).await;
+        halves.push(half);
+    }
+    // One more, which comes after them: all of them are read when it is answered.
+    is_answered(&mut Http::connect(&server).await).await;
+    server.upgrade().await;
+    let left = server.metric("lastcall_http_connections").await - 1.0;
+    let most = (8 << 20) as f64 / PART as f64;
+    assert!(left > 1.0 && left <= most + 1.0, "{left} of {CONNECTIONS}");
 }

@@ -39,6 +39,7 @@ use super::{
     exchange::{Exchange, ResponseBody},
     http_connections::{HttpConnections, HttpPermit},
     http_stream::{HttpStream, IdleConnection},
+    in_flight::RequestsInFlight,
     lingering_close::close_in_stages,
     listener::canonical,
     request_body::RequestBody,
@@ -68,6 +69,7 @@ pub(super) struct Shared {
     /// How long a connection may be idle.
     pub(super) keep_alive_timeout: Duration,
     pub(super) refusals: Refusals,
+    pub(super) in_flight: RequestsInFlight,
     pub(super) stop: Stop,
 }
 
@@ -89,8 +91,9 @@ pub(super) async fn serve_connection(
     let peer = canonical(peer);
     let local = connection.stream.local_addr().ok().map(|address| address.ip());
     let caller = Caller { peer, from_this_machine: FromThisMachine::of(peer.ip(), local) };
+    let mut had_request = false;
     loop {
-        let idle = http_permit.idle();
+        let idle = http_permit.idle(had_request);
         let order = idle.number();
         if shared.stop.has_reached(StopLevel::ReturnIdle) {
             return Some(Returned { connection, order });
@@ -122,6 +125,7 @@ pub(super) async fn serve_connection(
             }
         }
         drop(idle);
+        had_request = true;
         connection = Box::pin(serve_http(connection, caller, &shared, &http_permit)).await?;
     }
 }
@@ -158,7 +162,7 @@ async fn serve_http(
     let peer = caller.peer;
     let (exchange, slot) = (Exchange::default(), HandoffSlot::default());
     let service = service_fn(|request: hyper::Request<Incoming>| {
-        exchange.on_request();
+        exchange.on_request(shared.in_flight.add());
         // hyper only gives the socket back where this may be moved.
         Box::pin(respond(request, caller, shared, exchange.clone(), slot.clone()))
     });
@@ -212,7 +216,7 @@ async fn serve_http(
     }
     let Some(AcceptedConnection { permit, form, channels }) = slot.take() else {
         // Nothing is left to be answered.
-        let idle = http_permit.idle();
+        let idle = http_permit.idle(true);
         close_in_stages(socket.into_stream(), stop, idle.must_leave()).await;
         return None;
     };

@@ -10,6 +10,8 @@ use axum::body::Body;
 use bytes::Bytes;
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 
+use super::in_flight::InFlight;
+
 /// Follows the requests of one connection, one after the other: hyper reads the next one only after it has
 /// written the response to the last.
 ///
@@ -23,6 +25,7 @@ struct State {
     request: RequestState,
     /// Requests that were answered.
     responses: u64,
+    in_flight: Option<InFlight>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -40,8 +43,10 @@ enum RequestState {
 
 impl Exchange {
     /// Notes that a request's head was read.
-    pub(super) fn on_request(&self) {
-        self.lock().request = RequestState::Handling;
+    pub(super) fn on_request(&self, in_flight: InFlight) {
+        let mut state = self.lock();
+        state.request = RequestState::Handling;
+        state.in_flight = Some(in_flight);
     }
 
     /// Notes that this connection must end with the response to this request.
@@ -63,6 +68,7 @@ impl Exchange {
         if state.request == RequestState::Writing {
             state.request = RequestState::Waiting;
             state.responses += 1;
+            state.in_flight = None;
         }
     }
 

@@ -19,8 +19,13 @@ use crate::line_rate::LineRate;
 const ROOM_TIMEOUT: Duration = Duration::from_millis(50);
 
 /// The time that a connection may be idle before it must make room. Others wait for that in the queue of the listening socket:
-/// when many clients come at once, the first must have the time to send their requests.
+/// when many clients come at once, the first must have the time to send their requests. Once there has been no room for that
+/// long, a connection that has had a request may be idle for less: else those whose next request always comes soon would keep
+/// all others out.
 const LEAST_IDLE_TIME: Duration = Duration::from_millis(100);
+
+/// The longest time that a new connection waits for room.
+const MOST_WAIT: Duration = Duration::from_millis(250);
 
 /// All HTTP connections of this process: each counts from accept(2) until it ends, or becomes one of the connection
 /// manager's, which has a bound of its own. Clones are handles to the same ones.
@@ -38,8 +43,10 @@ struct Inner {
 #[derive(Debug)]
 struct State {
     count: usize,
-    /// Idle connections by the order in which they became idle: since when, and how to tell each that it must make room.
-    idle: BTreeMap<u64, (Instant, Arc<Notify>)>,
+    /// Idle connections that have had no request, and those that have, by the order in which they became idle.
+    idle: [BTreeMap<u64, IdleSince>; 2],
+    /// Since when each new connection has found no room.
+    full_since: Option<Instant>,
     /// The next number in that order.
     next: u64,
     /// Idle connections that were told to make room, and have not ended yet.
@@ -48,6 +55,13 @@ struct State {
     last_change: Instant,
     /// Clients can bring connections to the bound as often as they like.
     lines: LineRate,
+}
+
+/// Since when a connection is idle, and how to tell it that it must make room.
+#[derive(Debug)]
+struct IdleSince {
+    time: Instant,
+    told: Arc<Notify>,
 }
 
 /// The permit of one connection. Dropping it gives it back.
@@ -63,6 +77,7 @@ pub(super) struct NoRoom;
 #[derive(Debug)]
 pub(super) struct Idle<'a> {
     connections: &'a Arc<Inner>,
+    had_request: bool,
     number: u64,
     told: Arc<Notify>,
 }
@@ -72,7 +87,8 @@ impl HttpConnections {
     pub fn new(max: usize) -> Self {
         let state = State {
             count: 0,
-            idle: BTreeMap::new(),
+            idle: <[BTreeMap<_, _>; 2]>::default(),
+            full_since: None,
             next: 0,
             leaving: 0,
             last_change: Instant::now(),
@@ -103,11 +119,13 @@ impl HttpConnections {
     /// # Errors
     /// When there is no room: all are taken, and none has become free for a moment.
     pub(super) async fn admit(&self) -> Result<HttpPermit, NoRoom> {
+        let (started, mut has_waited) = (Instant::now(), false);
         loop {
             let mut changed = std::pin::pin!(self.0.changed.notified());
             // Before the state is read: no change is missed.
             changed.as_mut().enable();
-            let next = self.0.lock().next_step(self.0.max);
+            let next = self.0.lock().next_step(self.0.max, started, has_waited);
+            has_waited = true;
             match next {
                 Step::Enter => return Ok(HttpPermit(Arc::clone(&self.0))),
                 Step::WaitForIdle(until) => {
@@ -120,6 +138,10 @@ impl HttpConnections {
     }
 }
 
+/// Where in [`State::idle`] a connection is.
+const HAD_NONE: usize = 0;
+const HAD_REQUEST: usize = 1;
+
 /// The next step for a new connection.
 enum Step {
     /// There is room.
@@ -131,22 +153,40 @@ enum Step {
 }
 
 impl State {
-    fn next_step(&mut self, max: usize) -> Step {
+    /// Returns the next step for a connection that came when it `started`.
+    fn next_step(&mut self, max: usize, started: Instant, has_waited: bool) -> Step {
         let now = Instant::now();
         if self.count < max {
             self.count += 1;
             self.last_change = now;
+            if !has_waited {
+                self.full_since = None;
+            }
             return Step::Enter;
         }
-        if self.count.saturating_sub(self.leaving) >= max
-            && let Some(longest) = self.idle.first_entry()
-        {
-            let may_leave_at = longest.get().0 + LEAST_IDLE_TIME;
-            if now < may_leave_at {
-                return Step::WaitForIdle(may_leave_at);
+        let full_since = *self.full_since.get_or_insert(now);
+        let give_up_at = started + MOST_WAIT;
+        if self.count.saturating_sub(self.leaving) >= max {
+            let may_leave_at = |map: usize, one: &IdleSince| {
+                let regular = one.time + LEAST_IDLE_TIME;
+                if map == HAD_REQUEST { regular.min(full_since + LEAST_IDLE_TIME) } else { regular }
+            };
+            let first = |map: usize| {
+                let (number, one) = self.idle[map].first_key_value()?;
+                Some((may_leave_at(map, one), one.time, map, *number))
+            };
+            // The one that may leave first; of those that may now, the one that is idle longest.
+            let first = [first(HAD_NONE), first(HAD_REQUEST)].into_iter().flatten();
+            let Some((at, _, map, number)) = first.min_by_key(|(at, time, ..)| ((*at).max(now), *time))
+            else {
+                return Step::Wait((self.last_change + ROOM_TIMEOUT).min(give_up_at));
+            };
+            if now < at {
+                return if at < give_up_at { Step::WaitForIdle(at) } else { Step::Wait(give_up_at) };
             }
-            let (_, told) = longest.remove();
-            told.notify_one();
+            if let Some(IdleSince { told, .. }) = self.idle[map].remove(&number) {
+                told.notify_one();
+            }
             self.leaving += 1;
             self.last_change = now;
             if self.lines.try_acquire(now).is_ok() {
@@ -157,7 +197,7 @@ impl State {
                 );
             }
         }
-        Step::Wait(self.last_change + ROOM_TIMEOUT)
+        Step::Wait((self.last_change + ROOM_TIMEOUT).min(give_up_at))
     }
 }
 
@@ -176,17 +216,18 @@ impl Inner {
 }
 
 impl HttpPermit {
-    /// Notes that this connection is idle from now on.
-    pub(super) fn idle(&self) -> Idle<'_> {
+    /// Notes that this connection is idle from now on, and whether it has had a request.
+    pub(super) fn idle(&self, had_request: bool) -> Idle<'_> {
         let told = Arc::new(Notify::new());
         let number = self.0.change(|state| {
             let number = state.next;
             state.next += 1;
             state.last_change = Instant::now();
-            state.idle.insert(number, (state.last_change, Arc::clone(&told)));
+            let since = IdleSince { time: state.last_change, told: Arc::clone(&told) };
+            state.idle[usize::from(had_request)].insert(number, since);
             number
         });
-        Idle { connections: &self.0, number, told }
+        Idle { connections: &self.0, had_request, number, told }
     }
 }
 
@@ -214,7 +255,7 @@ impl Idle<'_> {
 impl Drop for Idle<'_> {
     fn drop(&mut self) {
         self.connections.change(|state| {
-            if state.idle.remove(&self.number).is_none() {
+            if state.idle[usize::from(self.had_request)].remove(&self.number).is_none() {
                 state.leaving = state.leaving.saturating_sub(1);
             }
         });
@@ -243,8 +284,8 @@ mod tests {
         let connections = HttpConnections::new(3);
         let permits = [(); 3].map(|()| connections.restore());
         let [first, second, third] = &permits;
-        let idle_since_long = second.idle();
-        let (idle, busy) = (third.idle(), first);
+        let idle_since_long = second.idle(true);
+        let (idle, busy) = (third.idle(true), first);
         tokio::time::sleep(LEAST_IDLE_TIME).await;
         let mut room = std::pin::pin!(connections.admit());
         assert!(timeout(Duration::ZERO, room.as_mut()).await.is_err(), "it has not left yet");
@@ -255,12 +296,58 @@ mod tests {
         assert!(timeout(Duration::ZERO, room.as_mut()).await.is_err());
         idle.must_leave().await;
         drop(idle);
-        drop(busy.idle());
+        drop(busy.idle(true));
         drop(permits);
         let _permit = room.await.unwrap();
         assert_eq!(connections.count(), 1);
         let state = connections.0.lock();
-        assert!(state.idle.is_empty() && state.leaving == 0);
+        assert!(state.idle.iter().all(BTreeMap::is_empty) && state.leaving == 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn connections_that_are_never_idle_for_long_make_room_too() {
+        let connections = HttpConnections::new(4);
+        for _ in 0..4 {
+            let permit = connections.restore();
+            tokio::spawn(async move {
+                loop {
+                    let idle = permit.idle(true);
+                    if timeout(LEAST_IDLE_TIME / 5, idle.must_leave()).await.is_ok() {
+                        return;
+                    }
+                }
+            });
+        }
+        for number in 0..4 {
+            let started = Instant::now();
+            let permit = connections.admit().await.expect("there is room soon");
+            let most = if number == 0 { LEAST_IDLE_TIME * 2 } else { LEAST_IDLE_TIME / 2 };
+            assert!(started.elapsed() < most, "{:?}", started.elapsed());
+            // It has had no request yet, and the time to send one.
+            tokio::spawn(async move {
+                let idle = permit.idle(false);
+                tokio::select! {
+                    () = idle.must_leave() => panic!("it came last"),
+                    () = tokio::time::sleep(LEAST_IDLE_TIME * 3 / 4) => {}
+                }
+            });
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_new_connection_does_not_wait_for_ever_for_others_that_keep_coming_and_going() {
+        let connections = HttpConnections::new(1);
+        let permit = connections.restore();
+        tokio::spawn(async move {
+            loop {
+                // It has a request whenever it is told.
+                drop(permit.idle(false));
+                tokio::time::sleep(ROOM_TIMEOUT / 2).await;
+            }
+        });
+        let started = Instant::now();
+        assert!(connections.admit().await.is_err());
+        assert!(started.elapsed() <= MOST_WAIT, "{:?}", started.elapsed());
     }
 
     #[tokio::test(start_paused = true)]
@@ -270,7 +357,7 @@ mod tests {
             .map(|_| {
                 let permit = connections.restore();
                 tokio::spawn(async move {
-                    let idle = permit.idle();
+                    let idle = permit.idle(true);
                     idle.must_leave().await;
                 })
             })
@@ -294,7 +381,7 @@ mod tests {
                 loop {
                     // A request that takes a while.
                     tokio::time::sleep(ROOM_TIMEOUT * 3 / 4).await;
-                    let idle = permit.idle();
+                    let idle = permit.idle(true);
                     if timeout(2 * LEAST_IDLE_TIME, idle.must_leave()).await.is_ok() {
                         return;
                     }
