@@ -1,7 +1,9 @@
 //! The test page: built into the binary, or from a folder of the operator's.
 
 use std::{
-    io::ErrorKind,
+    fs::File,
+    io::{self, ErrorKind, Read},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
 
@@ -10,6 +12,7 @@ use axum::response::IntoResponse;
 use bytes::Bytes;
 use data_encoding::BASE64;
 use minijinja::{Environment, context};
+use rustix::fs::OFlags;
 use sha2::{Digest, Sha256};
 
 /// The page, and the parts that it includes.
@@ -20,6 +23,9 @@ const BUILT_IN: [(&str, &str); 3] = [
     ("page.js", include_str!("../../../templates/page.js")),
 ];
 
+/// The largest template, in bytes.
+const MAX_TEMPLATE: u64 = 16 << 20;
+
 /// The page could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum PageError {
@@ -29,7 +35,7 @@ pub enum PageError {
         /// The file.
         path: PathBuf,
         /// Why not.
-        source: std::io::Error,
+        source: io::Error,
     },
     /// It is not a valid template.
     #[error("the template {path} is wrong")]
@@ -60,7 +66,7 @@ impl Page {
         let mut page = PathBuf::from("(built-in)");
         for (name, built_in) in BUILT_IN {
             let path = templates_dir.map_or_else(|| page.clone(), |dir| dir.join(name));
-            let template = match templates_dir.map(|_| std::fs::read_to_string(&path)) {
+            let template = match templates_dir.map(|_| read(&path)) {
                 None => built_in.to_owned(),
                 Some(Ok(template)) => template,
                 Some(Err(error)) if error.kind() == ErrorKind::NotFound && name != NAME => {
@@ -100,6 +106,25 @@ impl Page {
         ];
         (headers, [(CONTENT_SECURITY_POLICY, self.policy.clone())], self.html.clone())
     }
+}
+
+/// Reads a file, and waits for nobody: a FIFO may never have a writer (fifo(7)), and a device may have no end.
+///
+/// # Errors
+/// When it cannot be read, is no regular file, is larger than [`MAX_TEMPLATE`], or is not UTF-8.
+fn read(path: &Path) -> io::Result<String> {
+    // Without O_NONBLOCK, opening a FIFO waits for its writer. A regular file is read as usual all the same.
+    let flags = OFlags::NONBLOCK | OFlags::NOCTTY;
+    let file = File::options().read(true).custom_flags(flags.bits().cast_signed()).open(path)?;
+    if !file.metadata()?.is_file() {
+        let what = "it is a folder, a FIFO or a device, where a regular file is needed";
+        return Err(io::Error::new(ErrorKind::InvalidInput, what));
+    }
+    let mut template = String::new();
+    if file.take(MAX_TEMPLATE + 1).read_to_string(&mut template)? as u64 > MAX_TEMPLATE {
+        return Err(io::Error::new(ErrorKind::FileTooLarge, "it is larger than 16 MiB"));
+    }
+    Ok(template)
 }
 
 /// Returns what the built-in page needs: its own script and style, its icon, and connections. No page may have it in a frame,

@@ -1,6 +1,6 @@
 //! Starting, not starting, and the log.
 
-use crate::support::{Ended, Server, Signal, Start, message};
+use crate::support::{Ended, Server, Signal, Start, folder, message};
 
 /// Returns what went wrong, as one sentence on stderr; nothing else is said.
 fn complaint(ended: &Ended) -> &str {
@@ -76,6 +76,31 @@ async fn a_bad_template_is_reported_with_its_place() {
     assert!(text.contains("pages/index.html") && text.contains(":2"), "{text}");
     let ended = Start::default().env("TEMPLATES_DIR", "none").end().await;
     assert!(unusable(&ended).contains("none/index.html"), "{}", ended.stderr);
+}
+
+#[tokio::test]
+async fn a_template_that_is_no_regular_file_is_refused_and_not_waited_for() {
+    for (name, other) in [("index.html", None), ("page.css", Some("<p></p>"))] {
+        let pages = folder();
+        if let Some(page) = other {
+            std::fs::write(pages.path().join("index.html"), page).unwrap();
+        }
+        // Nothing ever writes to it.
+        let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+        let fifo = pages.path().join(name);
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        let ended = Start::default().env("TEMPLATES_DIR", pages.path().display()).end().await;
+        let text = unusable(&ended);
+        assert!(text.contains(name) && text.contains("a regular file is needed"), "{text}");
+        std::fs::remove_file(&fifo).unwrap();
+        std::fs::create_dir(&fifo).unwrap();
+        let ended = Start::default().env("TEMPLATES_DIR", pages.path().display()).end().await;
+        assert!(unusable(&ended).contains("a regular file is needed"), "{}", ended.stderr);
+        std::fs::remove_dir(&fifo).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", &fifo).unwrap();
+        let ended = Start::default().env("TEMPLATES_DIR", pages.path().display()).end().await;
+        assert!(unusable(&ended).contains("a regular file is needed"), "{}", ended.stderr);
+    }
 }
 
 #[tokio::test]
