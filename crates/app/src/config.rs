@@ -24,6 +24,7 @@ pub(crate) fn manager(settings: &Settings) -> anyhow::Result<ManagerConfig> {
         heartbeat: settings
             .ping_interval
             .map(|interval| HeartbeatConfig { interval, timeout: settings.pong_timeout }),
+        replay_timeout: settings.pong_timeout,
         client_messages: settings.client_messages,
         max_message_size: settings.max_message_size,
         max_queue: settings.max_queue,

@@ -81,6 +81,8 @@ pub(crate) struct LoopConfig {
     pub(crate) close_timeout: Duration,
     /// `None`: no pings.
     pub(crate) heartbeat: Option<HeartbeatConfig>,
+    /// The time in which a client must take a part of its replay.
+    pub(crate) replay_timeout: Duration,
     /// For its failpoint.
     pub(crate) vital_tasks: VitalTasks,
 }

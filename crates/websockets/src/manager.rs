@@ -51,6 +51,8 @@ pub struct ManagerConfig {
     pub close_timeout: Duration,
     /// `None`: no pings.
     pub heartbeat: Option<HeartbeatConfig>,
+    /// Time in which a client must take at least 16 KiB while it is sent what it has missed.
+    pub replay_timeout: Duration,
     /// What the server does with the texts of clients.
     pub client_messages: ClientMessages,
     /// Most bytes of a client's message.
@@ -72,6 +74,7 @@ impl Default for ManagerConfig {
             max_connections: 10_000,
             close_timeout: Duration::from_secs(5),
             heartbeat: None,
+            replay_timeout: Duration::from_secs(10),
             client_messages: ClientMessages::Broadcast,
             max_message_size: 64 << 10,
             max_queue: 1 << 20,
@@ -192,6 +195,7 @@ impl ConnectionManager {
                 budget: Arc::clone(&budget),
                 close_timeout: config.close_timeout,
                 heartbeat: config.heartbeat,
+                replay_timeout: config.replay_timeout,
                 vital_tasks: vital_tasks.clone(),
             };
             let mailbox = OwnMailbox::new(Arc::clone(&mailboxes), index);

@@ -132,7 +132,8 @@ async fn what_replays_keep_that_the_history_has_dropped_is_bounded_and_shown() {
     for generation in 0..6 {
         publish_history(&server).await;
         for wire in [Wire::WebSocket, Wire::EventStream] {
-            clients.push(connect(&server, wire, 4096, &format!("channel=c&since={since}")).await);
+            let client = connect(&server, wire, 4096, &format!("channel=c&since={since}")).await;
+            clients.push((since.clone(), wire, client));
         }
         let subscribed = 2 * (generation + 1);
         let recoveries = r#"lastcall_recoveries_total{result="recovered"}"#;
@@ -150,23 +151,96 @@ async fn what_replays_keep_that_the_history_has_dropped_is_bounded_and_shown() {
     // They are counted when they have ended.
     until("a closed client to end", async || server.metric("lastcall_slow_consumers_total").await > 0.0)
         .await;
-    drop(clients);
+    let kept = server.get("/api/channels/c/history?limit=1").await.json();
+    let first = offset(kept["publications"][0]["id"].as_str().unwrap());
+    // Each comes back with what it has got. Much of the rest is gone for those that were closed, and they are told.
+    let mut recovered = Vec::new();
+    for (since, wire, client) in clients {
+        let mut client = Input::request(client, wire, "").await.unwrap();
+        let since = read_some(&mut client, &since, 60_000).await;
+        drop(client);
+        let mut client = come_back(&server, wire, &since).await;
+        let subscribed = subscribed(&mut client).await;
+        assert_eq!(subscribed, offset(&since) + 1 >= first, "{since}, and {first} is the first that is kept");
+        recovered.push(subscribed);
+        if subscribed {
+            let next = soon("the rest", client.next()).await.expect("not the end").json();
+            assert_eq!(offset(next["id"].as_str().unwrap()), offset(&since) + 1);
+        }
+    }
+    assert!(!recovered[0], "{recovered:?}");
     until("nothing to be pinned", async || server.metric("lastcall_pinned_history_bytes").await == 0.0).await;
 }
 
+/// Returns the offset of an id.
+fn offset(id: &str) -> u64 {
+    id.rsplit_once('-').expect("an id").1.parse().unwrap()
+}
+
+/// Connects a client of `c` that has got the publication `since`.
+async fn come_back(server: &Server, wire: Wire, since: &str) -> Input {
+    let stream = connect(server, wire, 65_536, &format!("channel=c&since={since}")).await;
+    Input::request(stream, wire, "").await.unwrap()
+}
+
+/// Reads the head and the beginning of a subscription. Returns true if it was recovered.
+async fn subscribed(client: &mut Input) -> bool {
+    assert!([101, 200].contains(&soon("a head", client.status()).await.unwrap()));
+    assert_eq!(soon("a welcome", client.next()).await.unwrap().json()["type"], "welcome");
+    let subscribed = soon("a subscription", client.next()).await.unwrap().json();
+    assert_eq!(subscribed["type"], "subscribed");
+    let recovered = subscribed["recovered"].as_bool().unwrap();
+    if !recovered && client.wire() == Wire::EventStream {
+        assert_eq!(soon("a reset", client.next()).await.unwrap().json()["type"], "reset");
+    }
+    recovered
+}
+
+/// Reads up to the end of the connection, or about this many bytes of publications, which begin after `since`. Returns the id of
+/// the last one.
+async fn read_some(client: &mut Input, since: &str, bytes: usize) -> String {
+    assert!(subscribed(client).await);
+    let (mut last, mut got) = (since.to_owned(), 0);
+    while got < bytes
+        && let Some(message) = soon("a message, or the end", client.next()).await
+    {
+        let id = message.json()["id"].as_str().unwrap().to_owned();
+        assert_eq!(offset(&id), offset(&last) + 1);
+        (last, got) = (id, got + message.text.len());
+    }
+    last
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_takes_nothing_of_its_replay_is_closed_although_it_sends_pongs() {
-    let server = server_with_history("1", "1").await;
-    let since = publish(&server, "c", [json!(0)]).await;
-    publish_history(&server).await;
-    let mut client = connect(&server, Wire::WebSocket, 4096, &format!("channel=c&since={since}")).await;
-    let closed = async || {
-        // Fails once the server has given up.
-        let _ = client.write_all(&masked_frame(0x8A, b"")).await;
-        sleep(Duration::from_millis(100)).await;
-        server.metric("lastcall_slow_consumers_total").await == 1.0
-    };
-    until("the client to be closed", closed).await;
+async fn a_client_that_takes_nothing_of_its_replay_is_closed_whatever_it_sends_and_gets_the_rest_later() {
+    // With pings and without.
+    for interval in ["3", "0"] {
+        let server = server_with_history(interval, "3").await;
+        let since = publish(&server, "c", [json!(0)]).await;
+        publish_history(&server).await;
+        let mut clients = Vec::new();
+        for wire in [Wire::WebSocket, Wire::EventStream] {
+            clients.push((wire, connect(&server, wire, 4096, &format!("channel=c&since={since}")).await));
+        }
+        let closed = async || {
+            // Fails once the server has given up.
+            let _ = clients[0].1.write_all(&masked_frame(0x8A, b"")).await;
+            sleep(Duration::from_millis(100)).await;
+            server.metric("lastcall_slow_consumers_total").await == 2.0
+        };
+        until("the clients to be closed", closed).await;
+        for (wire, client) in clients {
+            let mut client = Input::request(client, wire, "").await.unwrap();
+            let last = read_some(&mut client, &since, usize::MAX).await;
+            assert!(offset(&last) < 81, "it was closed");
+            let mut client = come_back(&server, wire, &last).await;
+            assert!(subscribed(&mut client).await);
+            for expected in offset(&last) + 1..=81 {
+                let message = soon("the rest", client.next()).await.expect("not the end").json();
+                assert_eq!(offset(message["id"].as_str().unwrap()), expected);
+            }
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::EventLoop;
 use crate::{codec::CloseReason, connection_key::ConnectionKey};
 
-/// Bytes that a client must take within `pong_timeout` while a replay is under way.
+/// Bytes that a client must take within `pong_timeout` while a replay is under way, whether it is sent pings or not.
 const LEAST_TAKEN: u32 = 16 << 10;
 
 /// Time between two looks at the replays.
@@ -46,7 +46,7 @@ impl EventLoop {
     /// Closes the clients that take too little of their replays, and forgets the replays that have come to their end.
     pub(super) fn check_replays(&mut self) {
         let now = self.timers.clock().now();
-        let timeout = self.config.heartbeat.map(|heartbeat| heartbeat.timeout);
+        let timeout = self.config.replay_timeout;
         let mut watched = std::mem::take(&mut self.replays.0);
         watched.retain_mut(|replay| {
             let Some(slot) = self.connections.slot(replay.key) else { return false };
@@ -55,7 +55,7 @@ impl EventLoop {
                 entry.replay_watched = false;
                 return false;
             }
-            if timeout.is_none_or(|timeout| now < replay.since + timeout) {
+            if now < replay.since + timeout {
                 return true;
             }
             // A socket that has failed is reported by the poll.

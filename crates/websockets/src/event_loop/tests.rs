@@ -76,6 +76,7 @@ impl Harness {
             budget: Arc::new(Budget::new(options.rates, Instant::now())),
             close_timeout: options.close_timeout,
             heartbeat: options.heartbeat,
+            replay_timeout: TIMEOUT,
         };
         let delivery = Box::new(MailboxDelivery(Arc::clone(&mailboxes)));
         let broker = Arc::new(MemoryBroker::new(lastcall_broker::Config::default(), delivery));

@@ -72,6 +72,11 @@ impl Input {
         Ok(Self { stream, wire, bytes: Vec::new(), taken: 0, chunks: None })
     }
 
+    /// Returns its kind.
+    pub(crate) fn wire(&self) -> Wire {
+        self.wire
+    }
+
     /// Reads the head of the response, and returns its status; `None`: the connection has ended.
     pub(crate) async fn status(&mut self) -> Option<u16> {
         loop {
@@ -134,6 +139,8 @@ impl Input {
         let Some(frame) = bytes.get(..length) else { return ControlFlow::Continue(()) };
         self.taken += length;
         match frame[0] {
+            // A ping.
+            0x89 => self.next_frame(),
             0x81 => {
                 let text = String::from_utf8(frame[head..].to_vec()).unwrap();
                 ControlFlow::Break(Some(Received { text, event_id: None }))
