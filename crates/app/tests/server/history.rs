@@ -227,11 +227,13 @@ async fn names_that_clients_invent_displace_no_history() {
         real.push(server.publish(&publication).await.json()["id"].as_str().unwrap().to_owned());
         assert_eq!(server.publish(&publication).await.status, 200);
     }
-    // They take four times the room that there is.
+    // They take four times the room that there is. Each client also sends a text, which makes a publication of one name.
     for connection in 0..100 {
         let names: Vec<_> = (0..128).map(|name| format!("invented-{connection}-{name}-{:050}", 0)).collect();
         let query = names.iter().map(|name| format!("channel={name}")).collect::<Vec<_>>().join("&");
-        let (client, _) = dial(&format!("{}?{query}", server.ws_url()), &[]).await.expect("to be let in");
+        let (mut client, _) = dial(&format!("{}?{query}", server.ws_url()), &[]).await.expect("to be let in");
+        client.say("invented").await;
+        client.next_of("message").await;
         client.leave().await;
     }
     until("the names to be left", async || {
