@@ -11,12 +11,12 @@ use anyhow::{Context, anyhow};
 use lastcall_handover::{HandoverSender, OutgoingClient, OutgoingServer, SendError, StreamError};
 use lastcall_websockets::Frozen;
 use tokio::{process::Child, task::spawn_blocking, time::timeout};
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::{
     parts::OutgoingParts,
     state::{ServerDescriptors, ServerState},
-    timeouts::EXIT_TIMEOUT,
+    timeouts::{EXIT_TIMEOUT, KILL_TIMEOUT},
 };
 use crate::{
     WRONG_SETTINGS,
@@ -165,8 +165,14 @@ async fn kill(child: &mut Child, error: anyhow::Error) -> anyhow::Error {
         return if gone { anyhow!(ended) } else { error.context(ended) };
     }
     // Killed, and waited for: whatever it has of this process's is closed then.
-    match child.kill().await {
-        Ok(()) => error,
-        Err(failed) => error.context(format!("and it could not be ended: {failed}")),
+    match timeout(KILL_TIMEOUT, child.kill()).await {
+        Ok(Ok(())) => error,
+        Ok(Err(failed)) => error.context(format!("and it could not be ended: {failed}")),
+        Err(_) => {
+            // None of its code runs any more, so the connections can continue here all the same.
+            let pid = child.id().unwrap_or_default();
+            warn!(pid, "the new process was killed and has not ended: a debugger or a system call holds it");
+            error.context(format!("and the system has not ended it yet (pid {pid})"))
+        }
     }
 }

@@ -35,6 +35,10 @@ pub(super) const SERVING_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the exit code of a new process is waited for that has closed its side of the handover.
 pub(super) const EXIT_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// How long the end of a new process that was killed is waited for: one in a system call that cannot be interrupted ends
+/// after that.
+pub(super) const KILL_TIMEOUT: Duration = Duration::from_secs(3);
+
 /// How long the new process waits for the answer to its hello.
 pub(super) const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -86,7 +90,14 @@ const _: () = assert!(is_less(TRANSFER_TIMEOUT, COMMIT_TIMEOUT));
 const _: () = assert!(is_less(SERVING_REPORT_TIMEOUT, SERVING_TIMEOUT));
 const _: () = assert!(is_less(SERVING_TIMEOUT, NEXT_PROCESS_TIMEOUT));
 const _: () = assert!(is_less(
-    sum(&[STOP_ALL_TIMEOUT, TRANSFER_TIMEOUT, SERVING_TIMEOUT, EXIT_TIMEOUT, LATE_COMMAND_TIMEOUT]),
+    sum(&[
+        STOP_ALL_TIMEOUT,
+        TRANSFER_TIMEOUT,
+        SERVING_TIMEOUT,
+        EXIT_TIMEOUT,
+        KILL_TIMEOUT,
+        LATE_COMMAND_TIMEOUT
+    ]),
     AFTER_READY_TIMEOUT
 ));
 

@@ -1,6 +1,11 @@
 //! Upgrades that fail: the old process continues serving all clients.
 
-use std::fs;
+use std::{
+    fs,
+    sync::mpsc::{self, RecvTimeoutError},
+    thread,
+    time::Duration,
+};
 
 use lastcall_handover::failpoint::{self, Step};
 use tokio::net::TcpStream;
@@ -94,6 +99,51 @@ async fn a_new_process_that_hangs_before_the_commit_leaves_the_old_one_serving()
         assert!(told.contains("the server continues as before"), "{action}: {told}");
     }
     failing.server.open_files_at_most(files).await;
+}
+
+/// Keeps the end of a process from its parent, as a debugger does (ptrace(2)). False if that is not allowed here.
+fn trace(pid: i32) -> bool {
+    #[expect(unsafe_code, reason = "the system call has no safe form")]
+    // SAFETY: it takes no memory of this process.
+    let traced = unsafe { libc::ptrace(libc::PTRACE_SEIZE, pid, 0, 0) };
+    traced == 0
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_process_that_cannot_be_ended_is_not_waited_for() {
+    let mut failing = Failing::start(Start::default().env("UPGRADE_TIMEOUT", "3")).await;
+    let server = failing.server.pid().as_raw_nonzero();
+    // Each thread has children of its own.
+    let children = move || -> Vec<i32> {
+        let tasks = fs::read_dir(format!("/proc/{server}/task")).unwrap();
+        let files = tasks.map(|task| task.unwrap().path().join("children"));
+        let lists: String = files.filter_map(|file| fs::read_to_string(file).ok()).collect();
+        lists.split_whitespace().map(|pid| pid.parse().unwrap()).collect()
+    };
+    let before = children();
+    let (done, is_done) = mpsc::channel::<()>();
+    // The tracer is the thread, and lets go when it ends.
+    let tracer = thread::spawn(move || {
+        while is_done.recv_timeout(Duration::from_millis(5)) == Err(RecvTimeoutError::Timeout) {
+            if let Some(new) = children().into_iter().find(|pid| !before.contains(pid)) {
+                let traced = trace(new);
+                let _ = is_done.recv();
+                return traced;
+            }
+        }
+        false
+    });
+    let told = failing.fail(&format!("{:?}:hang", Step::SentHello)).await;
+    drop(done);
+    if !tracer.join().unwrap() {
+        return eprintln!("not tested: no process may be traced here");
+    }
+    assert!(told.contains("the system has not ended it yet"), "{told}");
+    // And then one that works.
+    failing.set("");
+    failing.server.upgrade().await;
+    failing.clients[0].say("done").await;
+    assert_eq!(failing.clients[19].next_of("message").await["data"], "done");
 }
 
 #[tokio::test(flavor = "multi_thread")]
