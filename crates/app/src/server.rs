@@ -4,7 +4,6 @@ use std::{
     env,
     net::{Ipv6Addr, SocketAddr},
     os::fd::OwnedFd,
-    path::PathBuf,
     process::ExitCode,
     sync::Arc,
     time::Duration,
@@ -14,7 +13,7 @@ use anyhow::Context as _;
 use lastcall_core::{
     logging::FLUSH_TIMEOUT,
     process,
-    settings::{Loaded, RuntimeDir, SettingError, Settings, SettingsErrors},
+    settings::{Loaded, RuntimeDir, SettingError, SettingsErrors},
 };
 use lastcall_endpoints::{AppState, HttpConnections, Page, Process, Refusals, StopTimeouts, router};
 use lastcall_handover::{
@@ -228,10 +227,12 @@ pub(crate) async fn run(
     }
     if let Some((frozen, old_process)) = served_before {
         let pause = frozen.elapsed();
-        // The old process ends when it receives this.
-        if let Err(error) = old_process.report_serving(SERVING_REPORT_TIMEOUT) {
-            warn!("the old process could not be told that this one serves: {error:#}");
-        }
+        // The old process ends when it receives this. If it is stopped, it may not take it: signals do not wait for that.
+        spawn_blocking(move || {
+            if let Err(error) = old_process.report_serving(SERVING_REPORT_TIMEOUT) {
+                warn!("the old process could not be told that this one serves: {error:#}");
+            }
+        });
         upgrade_stats.set_last_pause(pause);
         if !activated {
             tokio::spawn(listener::warn_if_moved(address, settings.host.to_string(), settings.port));
@@ -244,17 +245,14 @@ pub(crate) async fn run(
     if settings.api_keys.is_empty() {
         exposure::log_api_is_local(address, takes_over);
     }
+    let served_at = ServerAddress { address, activated };
+    let control =
+        ControlServer::start(&settings.runtime_dir, served_at, inherited_control, &vital_tasks).await;
     let mut upgrader = Upgrader {
         requests: UpgradeRequests {
             signals: signals.all(),
             listening: signals.clone(),
-            control: Some(ControlServer::start(
-                control_path(settings, address),
-                ServerAddress { address, activated },
-                matches!(settings.runtime_dir, RuntimeDir::Default(_)),
-                inherited_control,
-                &vital_tasks,
-            )),
+            control: Some(control),
         },
         handover: OutgoingHandover {
             program,
@@ -422,13 +420,4 @@ fn check_files(loaded: &Loaded) -> (Option<Page>, Vec<SettingError>) {
         })
         .ok();
     (page, unusable)
-}
-
-/// Returns the path of the control socket.
-fn control_path(settings: &Settings, address: SocketAddr) -> PathBuf {
-    let name = match &settings.runtime_dir {
-        RuntimeDir::Service(_) => SocketName::OwnFolder,
-        _ => SocketName::Address(address),
-    };
-    name.path(settings.runtime_dir.path())
 }

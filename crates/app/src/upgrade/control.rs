@@ -7,9 +7,8 @@ mod shared_socket;
 mod spare;
 mod watch;
 
-use std::path::PathBuf;
-
-use lastcall_handover::{ControlSocket, ServerAddress};
+use lastcall_core::settings::RuntimeDir;
+use lastcall_handover::{ControlSocket, ServerAddress, SocketName};
 use lastcall_websockets::VitalTasks;
 use tokio::{sync::mpsc, task::JoinHandle, time::timeout};
 use tracing::warn;
@@ -30,22 +29,27 @@ pub(crate) struct ControlServer {
 }
 
 impl ControlServer {
-    /// Accepts connections at `path`: at the socket of the old process if there is one, or at a new one, which is made
-    /// now or when that becomes possible, and again when it is removed. `is_default`: its folder was not set. `address` is
+    /// Accepts connections in `runtime_dir`: at the socket of the old process if there is one, or at a new one, which is made
+    /// now or when that becomes possible, and again when it is removed. `address` is
     /// what it tells of the server. What accepts is among the `vital_tasks`.
-    pub(crate) fn start(
-        path: PathBuf,
+    pub(crate) async fn start(
+        runtime_dir: &RuntimeDir,
         address: ServerAddress,
-        is_default: bool,
         inherited: Option<ControlSocket>,
         vital_tasks: &VitalTasks,
     ) -> Self {
+        let is_default = matches!(runtime_dir, RuntimeDir::Default(_));
+        let name = match runtime_dir {
+            RuntimeDir::Service(_) => SocketName::OwnFolder,
+            _ => SocketName::Address(address.address),
+        };
+        let path = name.path(runtime_dir.path());
         // Another one is for another address, or in another folder: it is removed.
         let inherited = inherited.filter(|socket| socket.path() == path);
         let socket = SharedSocket::new(inherited);
         let (sender, requests) = mpsc::channel(MAX_WAITING);
         let acceptor = Acceptor { path, address, is_default, socket: socket.clone(), requests: sender };
-        let waiting = acceptor.prepare();
+        let waiting = acceptor.prepare().await;
         let accepting = vital_tasks.spawn("the control socket", acceptor.run(waiting));
         Self { socket, requests, accepting }
     }

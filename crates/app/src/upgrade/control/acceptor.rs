@@ -5,14 +5,14 @@ use std::{collections::VecDeque, io, path::PathBuf, time::Duration};
 use anyhow::{Context, bail};
 use lastcall_core::process::Shortage;
 use lastcall_handover::{
-    ControlCommand, ControlSocket, FirstMessage, HEADER_LEN, PROTOCOL, ServerAddress, body_len, decode,
-    encode, refusal,
+    ControlCommand, ControlSocket, FirstMessage, HEADER_LEN, PROTOCOL, ServerAddress, SocketError, body_len,
+    decode, encode, refusal,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::UnixStream,
     sync::{mpsc, oneshot},
-    task::yield_now,
+    task::{JoinError, JoinHandle, spawn_blocking, yield_now},
     time::{MissedTickBehavior, interval, sleep, timeout},
 };
 use tracing::{debug, info, warn};
@@ -40,6 +40,9 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 /// could not be made is tried again.
 const CHECK_INTERVAL: Duration = Duration::from_secs(30);
 
+/// How long a start waits for the first look at the folder. The socket is made all the same if it takes longer.
+const FIRST_LOOK_TIMEOUT: Duration = Duration::from_secs(1);
+
 pub(super) struct Acceptor {
     pub(super) path: PathBuf,
     /// Where the server listens.
@@ -64,11 +67,21 @@ pub(super) struct Waiting {
     /// Connections whose command is waited for, the longest first: how to tell each that it must make room. Closed once its
     /// command is there.
     connections: VecDeque<oneshot::Sender<()>>,
+    /// The look at the folder that is under way.
+    looking: Option<JoinHandle<Found>>,
+}
+
+/// The result of a look at the folder.
+struct Found {
+    /// `None`: the file was there.
+    made: Option<Result<ControlSocket, SocketError>>,
+    /// `None`: the folder is watched already, or there is no socket.
+    watch: Option<FolderWatch>,
 }
 
 impl Acceptor {
     /// Makes the socket, if it can be made now.
-    pub(super) fn prepare(&self) -> Waiting {
+    pub(super) async fn prepare(&self) -> Waiting {
         let mut waiting = Waiting {
             listener: None,
             watch: FolderWatch::none(),
@@ -76,8 +89,14 @@ impl Acceptor {
             spare: Spare::reserve(),
             failing: false,
             connections: VecDeque::new(),
+            looking: None,
         };
         self.check(&mut waiting);
+        match timeout(FIRST_LOOK_TIMEOUT, found(&mut waiting.looking)).await {
+            Ok(Ok(found)) => self.use_socket(&mut waiting, found),
+            Ok(Err(error)) => warn!(%error, "the control socket could not be made"),
+            Err(_) => warn!(path = %self.path.display(), "the folder of the control socket does not answer"),
+        }
         waiting
     }
 
@@ -86,11 +105,19 @@ impl Acceptor {
         checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let accepted = tokio::select! {
-                _ = checks.tick() => {
+                found = found(&mut waiting.looking) => {
+                    match found {
+                        Ok(found) => self.use_socket(&mut waiting, found),
+                        Err(error) => warn!(%error, "the control socket could not be looked for"),
+                    }
+                    continue;
+                }
+                // What is removed during a look is reported after it.
+                _ = checks.tick(), if waiting.looking.is_none() => {
                     self.check(&mut waiting);
                     continue;
                 }
-                () = waiting.watch.removed() => {
+                () = waiting.watch.removed(), if waiting.looking.is_none() => {
                     self.check(&mut waiting);
                     continue;
                 }
@@ -155,48 +182,85 @@ impl Acceptor {
         });
     }
 
-    /// Makes the socket if it is not there, or accepts nothing any more, and has it waited for.
+    /// Begins to look for the file of the socket, and to make the socket if it is not there or accepts nothing any more,
+    /// unless that is under way. A file system that does not answer holds one of the threads for such work, not this one.
     fn check(&self, waiting: &mut Waiting) {
+        if waiting.looking.is_some() {
+            return;
+        }
         let mut socket = self.socket.lock();
-        if socket.as_ref().is_some_and(|socket| !can_accept(socket.listener())) {
+        let broken = socket.take_if(|socket| !can_accept(socket.listener()));
+        if broken.is_some() {
             warn!(
                 "the control socket accepts nothing any more, as something else has shut it down: it is made again"
             );
             waiting.listener = None;
+        }
+        let file = socket.as_ref().map(|socket| socket.identity().clone());
+        let (path, is_watched) = (self.path.clone(), waiting.listener.is_some());
+        waiting.looking = Some(spawn_blocking(move || {
             // Its file is removed with it.
-            *socket = None;
-        }
-        let is_there = socket.as_ref().is_some_and(|socket| socket.identity().exists());
-        if is_there && waiting.listener.is_some() {
-            return;
-        }
-        if !is_there {
-            match ControlSocket::bind(&self.path) {
-                Ok(made) => *socket = Some(made),
-                Err(error) => {
-                    if !std::mem::replace(&mut waiting.reported, true) {
-                        let error = anyhow::Error::from(error);
-                        let why = format!("so `lastcall upgrade` cannot reach this server: {error:#}");
-                        match self.is_default {
-                            true => info!("there is no control socket, {why}"),
-                            false => warn!("there is no control socket, {why}"),
-                        }
-                    }
-                    return;
-                }
+            drop(broken);
+            let made = match file {
+                Some(file) if file.exists() => None,
+                _ => Some(ControlSocket::bind(&path)),
+            };
+            let watch = match made {
+                Some(Err(_)) => None,
+                None if is_watched => None,
+                _ => Some(FolderWatch::new(&path)),
+            };
+            Found { made, watch }
+        }));
+    }
+
+    /// Has the socket waited for, as it was found or made.
+    fn use_socket(&self, waiting: &mut Waiting, found: Found) {
+        let mut socket = self.socket.lock();
+        match found.made {
+            None => {}
+            Some(Ok(made)) => {
+                waiting.listener = None;
+                let old = socket.replace(made);
+                // It looks for its file, to remove it.
+                spawn_blocking(move || drop(old));
             }
+            Some(Err(error)) => {
+                if !std::mem::replace(&mut waiting.reported, true) {
+                    let error = anyhow::Error::from(error);
+                    let why = format!("so `lastcall upgrade` cannot reach this server: {error:#}");
+                    match self.is_default {
+                        true => info!("there is no control socket, {why}"),
+                        false => warn!("there is no control socket, {why}"),
+                    }
+                }
+                return;
+            }
+        }
+        if waiting.listener.is_some() {
+            return;
         }
         let Some(socket) = socket.as_ref() else { return };
         match ControlListener::new(socket.listener()) {
             Ok(listener) => {
                 info!(path = %self.path.display(), "control socket");
                 waiting.listener = Some(listener);
-                waiting.watch = FolderWatch::new(&self.path);
+                waiting.watch = found.watch.unwrap_or(FolderWatch::none());
                 waiting.reported = false;
             }
             Err(error) => debug!(%error, "the control socket cannot be waited at"),
         }
     }
+}
+
+/// Waits for the end of a look at the folder, if there is one. May be dropped at any time.
+async fn found(looking: &mut Option<JoinHandle<Found>>) -> Result<Found, JoinError> {
+    let found = match looking {
+        Some(looking) => looking.await,
+        None => std::future::pending().await,
+    };
+    *looking = None;
+    found
 }
 
 impl Waiting {
