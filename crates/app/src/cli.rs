@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use clap::{Arg, ArgMatches, Command, builder::UnknownArgumentValueParser, value_parser};
-use lastcall_core::settings::{EffectiveSetting, Loaded, RENAMED, SPECS, Sources, Spec};
+use clap::{Arg, ArgMatches, Command, value_parser};
+use lastcall_core::settings::{EffectiveSetting, Loaded, SPECS, Sources, Spec};
 
 use crate::{upgrade, variables, version};
 
@@ -91,7 +91,6 @@ fn command() -> Command {
         .disable_help_subcommand(true)
         .arg(config)
         .args(SPECS.iter().map(arg))
-        .args(renamed())
         .subcommand(
             subcommand("config", &[])
                 .about("Show the settings in force and where each comes from")
@@ -114,16 +113,7 @@ fn command() -> Command {
 /// A command that reads all settings, as the server does. The help shows the ones that it `uses`; all if there are none.
 fn subcommand(name: &'static str, uses: &[&str]) -> Command {
     let shown = |spec: &Spec| uses.is_empty() || uses.contains(&spec.key);
-    Command::new(name).args(SPECS.iter().map(|spec| arg(spec).hide(!shown(spec)))).args(renamed())
-}
-
-/// Flags of settings that were renamed: unknown, with a hint at the new ones.
-fn renamed() -> impl Iterator<Item = Arg> {
-    let flag = |key: &str| key.replace('_', "-");
-    RENAMED.into_iter().map(move |(old, new)| {
-        let unknown = UnknownArgumentValueParser::suggest_arg(format!("--{}", flag(new)));
-        Arg::new(old).long(flag(old)).hide(true).allow_hyphen_values(true).value_parser(unknown)
-    })
+    Command::new(name).args(SPECS.iter().map(|spec| arg(spec).hide(!shown(spec))))
 }
 
 fn arg(spec: &Spec) -> Arg {
@@ -175,16 +165,6 @@ mod tests {
             assert_eq!(flags(&["lastcall", "config", &flag, "-5"]), expected);
             assert_eq!(flags(&["lastcall", &flag, "-5", "config"]), expected);
             assert_eq!(flags(&["lastcall", &flag, "-4", "status", &flag, "-5"]), expected);
-        }
-    }
-
-    #[test]
-    fn a_renamed_flag_is_refused_with_the_new_one() {
-        for line in [["lastcall", "--shutdown-pace=5", "config"], ["lastcall", "config", "--shutdown-pace=5"]]
-        {
-            let error = command().try_get_matches_from(line).unwrap_err().to_string();
-            assert!(error.contains("unexpected argument '--shutdown-pace"), "{error}");
-            assert!(error.contains("'--shutdown-spread'"), "{error}");
         }
     }
 

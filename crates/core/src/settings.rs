@@ -36,7 +36,6 @@ pub use runtime_dir::RuntimeDir;
 pub use source::Source;
 pub use sources::Sources;
 pub use spec::{Group, SPECS, Spec};
-pub use variable::RENAMED;
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

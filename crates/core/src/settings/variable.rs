@@ -5,17 +5,11 @@ use super::SPECS;
 /// What a variable may start with; it then wins over the one without.
 pub(super) const PREFIX: &str = "LASTCALL_";
 
-/// Names that settings had once, and what they are called now. They are refused with the new name.
-pub const RENAMED: [(&str, &str); 1] = [("shutdown_pace", "shutdown_spread")];
-
 /// Returns the setting that a variable is about, known or not; `None`: it is not about this program.
 pub(super) fn key_of(variable: &str) -> Option<String> {
     match variable.strip_prefix(PREFIX) {
         Some(rest) => Some(rest.to_ascii_lowercase()),
-        None => {
-            let keys = SPECS.iter().map(|spec| spec.key).chain(RENAMED.map(|(old, _)| old));
-            keys.map(str::to_owned).find(|key| key.to_ascii_uppercase() == variable)
-        }
+        None => SPECS.iter().find(|spec| spec.variable() == variable).map(|spec| spec.key.to_owned()),
     }
 }
 
@@ -43,11 +37,8 @@ pub(super) fn in_capitals(variable: &str) -> Option<String> {
 
 /// Returns the setting that a misspelt key was meant to be. `None`: it is another program's, or of another version.
 /// Misspelt is a key with one wrong, missing, additional or transposed letter (optimal string alignment),
-/// and longer ones with one in every four letters. So is one that was renamed.
+/// and longer ones with one in every four letters.
 pub(super) fn misspelt(key: &str) -> Option<&'static str> {
-    if let Some((_, new)) = RENAMED.iter().find(|(old, _)| *old == key) {
-        return Some(new);
-    }
     let distance = |spec: &super::Spec| (strsim::osa_distance(spec.key, key), spec.key);
     let (distance, nearest) = SPECS.iter().map(distance).min()?;
     (distance <= (nearest.len() / 4).max(1)).then_some(nearest)
@@ -72,7 +63,6 @@ mod tests {
             ("allow_origins", "allowed_origins"),
             ("allowed_origin", "allowed_origins"),
             ("max_connection", "max_connections"),
-            ("shutdown_pace", "shutdown_spread"),
         ] {
             assert_eq!(misspelt(key), Some(meant), "{key}");
         }

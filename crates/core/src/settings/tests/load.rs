@@ -131,19 +131,6 @@ fn all_errors_are_reported_at_once() {
 }
 
 #[test]
-fn a_renamed_setting_is_refused_with_its_new_name() {
-    let complaint = "unknown setting; did you mean shutdown_spread?";
-    for (operator, origin) in [
-        (Operator::new().toml("shutdown_pace = 5\n"), "config/lastcall.toml:1"),
-        (Operator::new().write(".env", "SHUTDOWN_PACE=5\n"), "SHUTDOWN_PACE in .env"),
-        (Operator::new().env("SHUTDOWN_PACE", "5"), "environment variable SHUTDOWN_PACE"),
-        (Operator::new().env("LASTCALL_SHUTDOWN_PACE", "5"), "environment variable LASTCALL_SHUTDOWN_PACE"),
-    ] {
-        assert_eq!(operator.complaints(), [format!("shutdown_pace ({origin}): {complaint}")]);
-    }
-}
-
-#[test]
 fn conflicting_settings_are_rejected() {
     let queue = Operator::new().flag("max_queue", "1KiB").complaints();
     assert!(
