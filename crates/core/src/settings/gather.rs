@@ -21,7 +21,7 @@ use super::{
     spec, text,
     text_file::{self, Content},
     value,
-    variable::{PREFIX, in_capitals, is_service_link, is_setting, key_of, misspelt},
+    variable::{Meaning, PREFIX, is_service_link},
 };
 
 /// The file that is read when no other is named, if it is there.
@@ -113,7 +113,7 @@ impl Loader {
         for line in dot_env::lines(text.strip_prefix('\u{feff}').unwrap_or(&text)) {
             let (number, name, value) = match line {
                 Line::Variable { number, name, value } => (number, name, value),
-                Line::Other { number, word } if key_of(&word).is_none() => {
+                Line::Other { number, word } if Meaning::of(&word) == Meaning::Foreign => {
                     others.push(number);
                     continue;
                 }
@@ -121,14 +121,16 @@ impl Loader {
             };
             match value {
                 Ok(value) => variables.push((name, value)),
-                Err(why) if is_setting(&name) => {
+                Err(why) if matches!(Meaning::of(&name), Meaning::Setting(_)) => {
                     self.reject_source(at(Some(number)), format!("{name} is not understood: {why}"));
                 }
                 // The value does not matter.
                 Err(_) => variables.push((name, "?".into())),
             }
         }
-        let has_settings = variables.iter().any(|(name, value)| is_setting(name) && !value.is_empty());
+        let has_settings = variables
+            .iter()
+            .any(|(name, value)| matches!(Meaning::of(name), Meaning::Setting(_)) && !value.is_empty());
         self.add_file(SettingsFile { path, has_settings, stays }, &at(None));
         self.variables(&variables, Kind::DotEnv, Source::DotEnv);
         if let [first, more @ ..] = others.as_slice() {
@@ -163,7 +165,7 @@ impl Loader {
             let Some(name) = name.to_str() else { continue };
             match text.to_str() {
                 Some(text) => variables.push((name.to_owned(), text.to_owned())),
-                None if is_setting(name) => {
+                None if matches!(Meaning::of(name), Meaning::Setting(_)) => {
                     self.reject_source(Source::Variable(name.to_owned()), "is not UTF-8".into());
                 }
                 None => {}
@@ -177,23 +179,24 @@ impl Loader {
         for prefixed in [false, true] {
             let mut layer = Layer::new(kind);
             for (name, text) in variables {
-                if name.starts_with(PREFIX) != prefixed
-                    || is_service_link(name, text)
-                    || text.is_empty() && !is_refused_when_empty(name)
-                {
+                let meaning = Meaning::of(name);
+                // To leave a variable empty is the usual way to unset it.
+                let is_unset = text.is_empty() && !meaning.key().is_some_and(spec::needs_content);
+                if name.starts_with(PREFIX) != prefixed || is_service_link(name, text) || is_unset {
                     continue;
                 }
-                match key_of(name) {
-                    Some(key) if is_setting(name) || misspelt(&key).is_some() => {
-                        layer.insert(&key, name, Value::from(text.as_str()));
+                let value = Value::from(text.as_str());
+                match meaning {
+                    Meaning::Setting(key) => layer.insert(key, name, value),
+                    // Rejected when the layer is merged.
+                    Meaning::Misspelt { key, .. } => layer.insert(&key, name, value),
+                    Meaning::NotInCapitals(_) => {
+                        let meant = name.to_ascii_uppercase();
+                        let what = format!("did you mean {meant}? Only capitals count");
+                        self.reject_source(source(name.clone()), what);
                     }
-                    Some(_) => self.no_setting(&source(name.clone())),
-                    None => {
-                        if let Some(meant) = in_capitals(name) {
-                            let what = format!("did you mean {meant}? Only capitals count");
-                            self.reject_source(source(name.clone()), what);
-                        }
-                    }
+                    Meaning::NoSetting => self.no_setting(&source(name.clone())),
+                    Meaning::Foreign => {}
                 }
             }
             self.merge(layer);
@@ -241,12 +244,6 @@ impl Loader {
             }
         }
     }
-}
-
-/// Returns true if a variable must not be empty. For others, that is the usual way to unset one.
-fn is_refused_when_empty(variable: &str) -> bool {
-    let key = key_of(&in_capitals(variable).unwrap_or_else(|| variable.to_owned()));
-    key.is_some_and(|key| spec::needs_content(misspelt(&key).unwrap_or(&key)))
 }
 
 /// Returns the value of an environment variable.

@@ -7,7 +7,7 @@ use super::{
     layer::{self, Layer},
     namespace::NAMESPACE,
     text::{self, Expected, display},
-    variable::misspelt,
+    variable::similar,
 };
 
 /// Merges values, and collects errors.
@@ -36,7 +36,7 @@ impl Loader {
         for (key, source) in layer.take_unknown() {
             let in_file = layer.is_file().then_some(NAMESPACE);
             let keys = SPECS.iter().map(|spec| spec.key).chain(in_file);
-            let advice = match misspelt(&key).or_else(|| similar(&key, keys)) {
+            let advice = match similar(&key, keys) {
                 Some(nearest) => format!("did you mean {nearest}?"),
                 None => "`lastcall --help` lists all".to_owned(),
             };
@@ -102,11 +102,4 @@ impl Loader {
             problem: Problem::Invalid { value, expected },
         });
     }
-}
-
-/// Returns the one of these keys that an unknown key is most similar to.
-pub(super) fn similar(key: &str, keys: impl Iterator<Item = &'static str>) -> Option<&'static str> {
-    let similarity = |known| (strsim::jaro_winkler(known, &key.to_ascii_lowercase()), known);
-    let (similarity, nearest) = keys.map(similarity).max_by(|a, b| a.0.total_cmp(&b.0))?;
-    (similarity > 0.8).then_some(nearest)
 }

@@ -9,10 +9,11 @@ use figment::value::{Dict, Value};
 
 use super::{
     EffectiveSetting, Problem, SPECS, SettingError, Source,
-    loader::{Loader, similar},
+    loader::Loader,
     spec,
     text::{self, Expected},
     value,
+    variable::similar,
 };
 use crate::{NAMESPACE_NAME_RULE, Namespace, Retention};
 

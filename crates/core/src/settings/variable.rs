@@ -5,17 +5,54 @@ use super::SPECS;
 /// What a variable may start with; it then wins over the one without.
 pub(super) const PREFIX: &str = "LASTCALL_";
 
-/// Returns the setting that a variable is about, known or not; `None`: it is not about this program.
-pub(super) fn key_of(variable: &str) -> Option<String> {
-    match variable.strip_prefix(PREFIX) {
-        Some(rest) => Some(rest.to_ascii_lowercase()),
-        None => SPECS.iter().find(|spec| spec.variable() == variable).map(|spec| spec.key.to_owned()),
-    }
+/// The meaning of the name of a variable.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Meaning {
+    /// It is a setting: its key.
+    Setting(&'static str),
+    /// It is none, and the nearest setting was meant.
+    Misspelt {
+        /// The key as it was written.
+        key: String,
+        /// That of the setting that was meant.
+        meant: &'static str,
+    },
+    /// It would be a setting in capitals.
+    NotInCapitals(&'static str),
+    /// It has our prefix, and may be of another version, or of a program that packages or deploys this one.
+    NoSetting,
+    /// It is another program's.
+    Foreign,
 }
 
-/// Returns true if a variable is a setting.
-pub(super) fn is_setting(variable: &str) -> bool {
-    key_of(variable).is_some_and(|key| SPECS.iter().any(|spec| spec.key == key))
+impl Meaning {
+    /// Returns the meaning of a variable of this name.
+    pub(super) fn of(variable: &str) -> Self {
+        if let Some(spec) = SPECS.iter().find(|spec| spec.variable() == variable) {
+            return Self::Setting(spec.key);
+        }
+        let capitals = variable.to_ascii_uppercase();
+        let Some(key) = capitals.strip_prefix(PREFIX).map(str::to_ascii_lowercase) else {
+            return Self::Foreign;
+        };
+        match (SPECS.iter().find(|spec| spec.key == key), capitals == variable) {
+            (Some(spec), true) => Self::Setting(spec.key),
+            (Some(spec), false) => Self::NotInCapitals(spec.key),
+            (None, true) => match similar(&key, SPECS.iter().map(|spec| spec.key)) {
+                Some(meant) => Self::Misspelt { key, meant },
+                None => Self::NoSetting,
+            },
+            (None, false) => Self::Foreign,
+        }
+    }
+
+    /// Returns the key of the setting that it is, or was meant to be. `None`: there is no such setting.
+    pub(super) fn key(&self) -> Option<&'static str> {
+        match self {
+            Self::Setting(key) | Self::Misspelt { meant: key, .. } | Self::NotInCapitals(key) => Some(key),
+            Self::NoSetting | Self::Foreign => None,
+        }
+    }
 }
 
 /// Returns true if Kubernetes has set this variable for a Service named `lastcall` or `lastcall-…`, as it does in every
@@ -28,19 +65,12 @@ pub(super) fn is_service_link(variable: &str, text: &str) -> bool {
             || variable.ends_with("_PORT") && text.contains("://"))
 }
 
-/// Returns the variable that was meant when only the case of the letters is wrong: `lastcall_port`.
-pub(super) fn in_capitals(variable: &str) -> Option<String> {
-    let capitals = variable.to_ascii_uppercase();
-    let key = capitals.strip_prefix(PREFIX)?.to_ascii_lowercase();
-    (capitals != variable && SPECS.iter().any(|spec| spec.key == key)).then_some(capitals)
-}
-
-/// Returns the setting that a misspelt key was meant to be. `None`: it is another program's, or of another version.
-/// Misspelt is a key with one wrong, missing, additional or transposed letter (optimal string alignment),
+/// Returns the one of these keys that a misspelt key was meant to be. `None`: it is another program's, or of another
+/// version. Misspelt is a key with one wrong, missing, additional or transposed letter (optimal string alignment),
 /// and longer ones with one in every four letters.
-pub(super) fn misspelt(key: &str) -> Option<&'static str> {
-    let distance = |spec: &super::Spec| (strsim::osa_distance(spec.key, key), spec.key);
-    let (distance, nearest) = SPECS.iter().map(distance).min()?;
+pub(super) fn similar(key: &str, keys: impl Iterator<Item = &'static str>) -> Option<&'static str> {
+    let key = key.to_ascii_lowercase();
+    let (distance, nearest) = keys.map(|known| (strsim::osa_distance(known, &key), known)).min()?;
     (distance <= (nearest.len() / 4).max(1)).then_some(nearest)
 }
 
@@ -50,6 +80,7 @@ mod tests {
 
     #[test]
     fn a_misspelt_key_is_distinguished_from_a_foreign_one() {
+        let keys = || SPECS.iter().map(|spec| spec.key);
         for (key, meant) in [
             ("prot", "port"),
             ("hostt", "host"),
@@ -64,7 +95,7 @@ mod tests {
             ("allowed_origin", "allowed_origins"),
             ("max_connection", "max_connections"),
         ] {
-            assert_eq!(misspelt(key), Some(meant), "{key}");
+            assert_eq!(similar(key, keys()), Some(meant), "{key}");
         }
         for key in [
             "version",
@@ -87,16 +118,21 @@ mod tests {
             "database_url",
             "",
         ] {
-            assert_eq!(misspelt(key), None, "{key}");
+            assert_eq!(similar(key, keys()), None, "{key}");
         }
     }
 
     #[test]
     fn a_variable_in_small_letters_is_distinguished_from_a_foreign_one() {
-        assert_eq!(in_capitals("lastcall_port"), Some("LASTCALL_PORT".into()));
-        assert_eq!(in_capitals("Lastcall_Log_Dir"), Some("LASTCALL_LOG_DIR".into()));
-        for foreign in ["LASTCALL_PORT", "port", "lastcall_version", "äöü"] {
-            assert_eq!(in_capitals(foreign), None, "{foreign}");
+        assert_eq!(Meaning::of("lastcall_port"), Meaning::NotInCapitals("port"));
+        assert_eq!(Meaning::of("Lastcall_Log_Dir"), Meaning::NotInCapitals("log_dir"));
+        for foreign in ["port", "lastcall_version", "äöü", "LASTCALL", "VERSION"] {
+            assert_eq!(Meaning::of(foreign), Meaning::Foreign, "{foreign}");
         }
+        assert_eq!(Meaning::of("PORT"), Meaning::Setting("port"));
+        assert_eq!(Meaning::of("LASTCALL_PORT"), Meaning::Setting("port"));
+        assert_eq!(Meaning::of("LASTCALL_VERSION"), Meaning::NoSetting);
+        let misspelt = Meaning::Misspelt { key: "prot".into(), meant: "port" };
+        assert_eq!(Meaning::of("LASTCALL_PROT"), misspelt);
     }
 }
