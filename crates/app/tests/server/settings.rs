@@ -58,7 +58,7 @@ async fn a_value_that_may_mean_something_else_is_refused_with_the_reason() {
         ("HOST", "0", "host name"),
         ("ALLOWED_ORIGINS", "https://[1:2:3:4:5:6:7:8:9]", "is not a scheme, a host"),
         ("ALLOWED_ORIGINS", "https://127.1", "no page comes from"),
-        ("HOST", "127.0.0.1\u{200b}", "U+200B"),
+        ("HOST", "127.0.0.1\u{200b}", "host name"),
     ] {
         let ended = Start::default().env(variable, value).end().await;
         let refusal = refusal(&ended);

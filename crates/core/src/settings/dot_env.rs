@@ -66,6 +66,9 @@ fn open_quote(value: &str) -> Option<char> {
 }
 
 fn read(text: &str) -> Result<String, String> {
+    if text.contains(char::REPLACEMENT_CHARACTER) {
+        return Err("it is not UTF-8".into());
+    }
     const QUOTE: &str = "put the whole value in single quotes: NAME='value'";
     let special = |text: &str, marks: &[char]| text.chars().find(|c| marks.contains(c));
     match text.chars().next() {
@@ -151,6 +154,7 @@ mod tests {
             ("A=[\"b\"]", "\" has"),
             ("A=b c", "has a space and no quotes"),
             ("A=\"b", "does not end with it on that line"),
+            ("A=b\u{fffd}", "it is not UTF-8"),
             ("A='b' 'c'", "more follows after the closing '"),
             ("A='b'c", "more follows"),
             ("A=\"\"b\"\"", "more follows"),

@@ -106,7 +106,7 @@ impl Loader {
         if bytes.contains(&0) {
             return self.warnings.push(format!("{}: not read, as it is not UTF-8 text", at(None)));
         }
-        // A line that is not UTF-8 may be another program's. In a value, the character that stands for it is refused.
+        // A line that is not UTF-8 may be another program's.
         let text = String::from_utf8_lossy(&bytes);
         let mut others = Vec::new();
         let mut variables = Vec::new();

@@ -31,8 +31,7 @@ pub(super) fn plain(value: &Value) -> String {
     }
 }
 
-/// Refuses a text that is hardly meant as it is written: with quotes around it, which some programs remove
-/// from a variable's value and others do not, or with characters that cannot be seen.
+/// Refuses a text with quotes around it, which some programs remove from a variable's value and others do not.
 pub(super) fn check(value: &Value) -> Result<(), Expected> {
     match value {
         Value::String(_, text) => check_text(text),
@@ -42,9 +41,6 @@ pub(super) fn check(value: &Value) -> Result<(), Expected> {
 }
 
 fn check_text(text: &str) -> Result<(), Expected> {
-    if let Some(c) = text.trim_ascii().chars().find(|c| is_invisible(*c)) {
-        return Err(format!("characters that can be seen; U+{:04X} is among them", u32::from(c)));
-    }
     if text.trim_ascii().starts_with(is_quote) || text.trim_ascii().ends_with(is_quote) {
         return Err("the value without quotes around it: they are part of it as it stands".into());
     }
@@ -53,18 +49,6 @@ fn check_text(text: &str) -> Result<(), Expected> {
 
 fn is_quote(c: char) -> bool {
     matches!(c, '"' | '\'' | '`' | '“' | '”' | '‘' | '’' | '„' | '«' | '»')
-}
-
-/// Controls, spaces other than U+0020, characters of format such as U+200B (zero width space) and U+FEFF, and
-/// what stands for bytes that are no text.
-fn is_invisible(c: char) -> bool {
-    c.is_control()
-        || (c.is_whitespace() && c != ' ')
-        || matches!(
-            c,
-            '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}'
-                | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffd}'
-        )
 }
 
 /// Returns true if there is nothing in a value: no text, or a list without any.
