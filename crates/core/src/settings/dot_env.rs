@@ -27,42 +27,24 @@ pub(super) enum Line {
 
 /// Returns all lines of a file.
 pub(super) fn lines(text: &str) -> Vec<Line> {
-    let text: Vec<_> = text.lines().map(str::trim).collect();
-    let mut lines = Vec::new();
-    // Line and end of the quotes that are open.
-    let mut quotes: Option<(usize, usize)> = None;
-    for (index, line) in text.iter().enumerate() {
-        let number = index + 1;
-        let (word, rest) = split_name(line.strip_prefix("export ").map_or(*line, str::trim_start));
-        let value = rest.trim_start().strip_prefix('=').map(str::trim_start).filter(|_| !word.is_empty());
-        if let Some((opened, end)) = quotes {
-            if value.is_some() {
-                let value = Err(format!("it is inside of quotes that line {opened} opens"));
-                lines.push(Line::Variable { number, name: word.to_owned(), value });
+    let lines = (1..).zip(text.lines().map(str::trim));
+    let lines = lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#'));
+    let read = |(number, line): (usize, &str)| {
+        let (word, rest) = split_name(line.strip_prefix("export ").map_or(line, str::trim_start));
+        match rest.trim_start().strip_prefix('=') {
+            Some(value) if !word.is_empty() => {
+                Line::Variable { number, name: word.to_owned(), value: read(value.trim_start()) }
             }
-            quotes = quotes.filter(|_| index < end);
-        } else if let Some(value) = value {
-            quotes = open_quote(value)
-                .and_then(|quote| text[number..].iter().position(|line| line.contains(quote)))
-                .map(|more| (number, number + more));
-            lines.push(Line::Variable { number, name: word.to_owned(), value: read(value) });
-        } else if !line.is_empty() && !line.starts_with('#') {
-            lines.push(Line::Other { number, word: word.to_owned() });
+            _ => Line::Other { number, word: word.to_owned() },
         }
-    }
-    lines
+    };
+    lines.map(read).collect()
 }
 
 /// Returns the name that a line begins with, as in a shell, and what follows it.
 fn split_name(line: &str) -> (&str, &str) {
     let end = line.find(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == '.'));
     line.split_at(end.unwrap_or(line.len()))
-}
-
-/// Returns the quote that a value opens and does not close.
-fn open_quote(value: &str) -> Option<char> {
-    let quote = value.chars().next().filter(|c| matches!(c, '"' | '\''))?;
-    (!value[1..].contains(quote)).then_some(quote)
 }
 
 fn read(text: &str) -> Result<String, String> {
@@ -165,20 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn quotes_over_several_lines_end_where_they_are_closed() {
-        let found = lines("A=\"one\nB=two\nthree\"\nC=4\n");
-        assert_eq!(found.len(), 3, "{found:?}");
-        assert!(matches!(&found[0], Line::Variable { number: 1, name, value: Err(_) } if name == "A"));
-        assert!(matches!(
-            &found[1],
-            Line::Variable { number: 2, name, value: Err(why) } if name == "B" && why.contains("line 1 opens")
-        ));
-        let last = Line::Variable { number: 4, name: "C".into(), value: Ok("4".into()) };
-        assert_eq!(found[2], last);
-    }
-
-    #[test]
-    fn a_quote_that_is_never_closed_hides_nothing() {
+    fn a_line_is_read_by_itself() {
         let found = lines("A='one\nB=2\n# comment\n\nC=it's\nD: 4\n= 5\n");
         let names: Vec<_> = found
             .iter()
@@ -187,9 +156,7 @@ mod tests {
                 Line::Other { word, .. } => word.as_str(),
             })
             .collect();
-        // The quote of `it's` closes that of line 1.
         assert_eq!(names, ["A", "B", "C", "D", ""]);
-        let found = lines("A='one\nB=2\n");
         assert_eq!(found[1], Line::Variable { number: 2, name: "B".into(), value: Ok("2".into()) });
         assert_eq!(lines("D: 4"), [Line::Other { number: 1, word: "D".into() }]);
     }

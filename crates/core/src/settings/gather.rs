@@ -134,8 +134,11 @@ impl Loader {
         self.add_file(SettingsFile { path, has_settings, stays }, &at(None));
         self.variables(&variables, Kind::DotEnv, Source::DotEnv);
         if let [first, more @ ..] = others.as_slice() {
-            let more =
-                if more.is_empty() { String::new() } else { format!(", nor are {} more lines", more.len()) };
+            let more = match more.len() {
+                0 => String::new(),
+                1 => ", nor is one more line".to_owned(),
+                count => format!(", nor are {count} more lines"),
+            };
             self.warnings.push(format!("{}: not read, as it is not NAME=value{more}", at(Some(*first))));
         }
     }
