@@ -158,15 +158,31 @@ async fn a_variable_that_is_close_to_a_setting_stops_the_start() {
 }
 
 #[tokio::test]
-async fn a_fifo_called_dot_env_does_not_hold_the_start() {
-    let start = Start::default();
-    make_fifo(&start.path(".env"));
-    let server = start.serve().await;
-    let warnings = warnings(&server);
-    assert!(
-        warnings.len() == 1 && warnings[0].starts_with(".env: not read, as it is a FIFO"),
-        "{warnings:?}"
-    );
+async fn a_fifo_where_a_file_is_looked_for_does_not_hold_the_start() {
+    for path in [".env", "config/lastcall.toml"] {
+        let start = Start::default().file("config/other", "");
+        make_fifo(&start.path(path));
+        let mut server = start.serve().await;
+        let expected = format!("{path}: not read, as it is a FIFO");
+        let warnings = warnings(&server);
+        assert!(warnings.len() == 1 && warnings[0].starts_with(&expected), "{warnings:?}");
+        server.upgrade().await;
+    }
+}
+
+#[tokio::test]
+async fn a_settings_file_that_became_a_fifo_stops_the_upgrade() {
+    for (path, text) in
+        [(".env", "API_KEYS=0123456789abcdef"), ("config/lastcall.toml", "api_keys = ['0123456789abcdef']")]
+    {
+        let server = Start::default().file(path, text).serve().await;
+        let full = server.dir.path().join(path);
+        std::fs::remove_file(&full).unwrap();
+        make_fifo(&full);
+        let told = server.failed_upgrade().await;
+        assert!(told.contains(&format!("could not read the settings file {}", full.display())), "{told}");
+        assert_eq!(server.publish(r#"{"data":1}"#).await.status, 401, "{path}");
+    }
 }
 
 #[tokio::test]

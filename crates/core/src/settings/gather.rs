@@ -4,7 +4,6 @@ use std::{
     ffi::{OsStr, OsString},
     io::ErrorKind,
     path::Path,
-    time::Duration,
 };
 
 use figment::{
@@ -36,13 +35,6 @@ const RUST_LOG: &str = "RUST_LOG";
 /// Where systemd says which folder it made (systemd.exec(5), `RuntimeDirectory=`).
 pub(super) const RUNTIME_DIRECTORY: &str = "RUNTIME_DIRECTORY";
 
-/// How long a FIFO or a device that was named as the settings file may take to give them all: a program may
-/// be decrypting them.
-const NAMED_FILE_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// The same for a file that was not asked for: something else may have its name.
-const FOUND_FILE_TIMEOUT: Duration = Duration::from_secs(1);
-
 impl Loader {
     /// Reads the settings file.
     pub(super) fn file(&mut self, sources: &Sources) {
@@ -52,14 +44,19 @@ impl Loader {
         };
         let whole = Source::File(shown.clone());
         let is_named = sources.config_file.is_some();
-        let wait = if is_named { NAMED_FILE_TIMEOUT } else { FOUND_FILE_TIMEOUT };
-        let Content { bytes, stays } = match text_file::read(&path, wait) {
+        let content = if is_named { text_file::read_named(&path) } else { text_file::read_found(&path) };
+        let Content { bytes, stays } = match content {
             Ok(content) => content,
             // NotADirectory: a file is called `config`.
             Err(error)
                 if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) && !is_named =>
             {
                 return self.warn_if_dangling(&path, &whole);
+            }
+            Err(error)
+                if matches!(error.kind(), ErrorKind::Unsupported | ErrorKind::IsADirectory) && !is_named =>
+            {
+                return self.warnings.push(format!("{whole}: not read, as {error}"));
             }
             Err(error) => return self.reject_source(whole, format!("cannot be read: {error}")),
         };
@@ -95,7 +92,7 @@ impl Loader {
     pub(super) fn dot_env(&mut self, working_dir: &Path) {
         let at = |line| Source::File(place(DOT_ENV, line));
         let path = working_dir.join(DOT_ENV);
-        let Content { bytes, stays } = match text_file::read(&path, FOUND_FILE_TIMEOUT) {
+        let Content { bytes, stays } = match text_file::read_found(&path) {
             Ok(content) => content,
             // A folder of that name is usually a virtual environment of Python.
             Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::IsADirectory) => {

@@ -1,69 +1,59 @@
 //! Reading a text file, whatever kind of file has its name.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io::{self, ErrorKind, Read},
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::Path,
-    time::{Duration, Instant},
-};
-
-use rustix::{
-    event::{PollFd, PollFlags, poll},
-    io::Errno,
 };
 
 /// The largest file that is read, in bytes: no settings are larger, but other files, and devices without an end, are.
-const MAX_SIZE: usize = 1 << 20;
+const MAX_SIZE: u64 = 1 << 20;
 
 /// The content of a file.
 pub(super) struct Content {
     pub(super) bytes: Vec<u8>,
-    /// True if the same can be read again: what came through a FIFO or a device is gone.
+    /// True if the same can be read again: what came through a pipe is gone.
     pub(super) stays: bool,
 }
 
-/// Reads a whole file. If it is a FIFO or a device, what comes from it within `wait` must be complete: a FIFO
-/// that no process writes to (fifo(7)) would otherwise be waited for without end.
+/// Reads a file that was asked for. A pipe, such as the `<(…)` of a shell, is read to its end and waited for: a program
+/// may be decrypting the settings.
 ///
 /// # Errors
-/// When it cannot be read, is larger than 1 MiB, or does not come to its end in time.
-pub(super) fn read(path: &Path, wait: Duration) -> io::Result<Content> {
-    let deadline = Instant::now() + wait;
+/// When it cannot be read, or is larger than 1 MiB.
+pub(super) fn read_named(path: &Path) -> io::Result<Content> {
+    let file = File::open(path)?;
+    let stays = file.metadata()?.is_file();
+    Ok(Content { bytes: read(file)?, stays })
+}
+
+/// Reads a file that nobody asked for, so that something else may have its name. Waits for nothing.
+///
+/// # Errors
+/// As [`read_named`]; [`ErrorKind::IsADirectory`] when it is a folder, and [`ErrorKind::Unsupported`] when it is a FIFO
+/// or a device other than `/dev/null`, which is an empty file.
+pub(super) fn read_found(path: &Path) -> io::Result<Content> {
     // Without O_NONBLOCK, opening a FIFO waits for its writer. A regular file is read as usual all the same.
-    let mut file = File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
-    let is_regular = file.metadata()?.is_file();
-    let (mut bytes, mut chunk) = (Vec::new(), [0; 8192]);
-    loop {
-        if !is_regular {
-            wait_readable(&file, deadline)?;
-        }
-        match file.read(&mut chunk) {
-            Ok(0) => return Ok(Content { bytes, stays: is_regular }),
-            Ok(count) => bytes.extend_from_slice(&chunk[..count]),
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
-            Err(error) => return Err(error),
-        }
-        if bytes.len() > MAX_SIZE {
-            return Err(io::Error::new(ErrorKind::FileTooLarge, "it is larger than 1 MiB"));
-        }
+    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
+    let metadata = file.metadata()?;
+    let is_null = || fs::metadata("/dev/null").is_ok_and(|null| null.rdev() == metadata.rdev());
+    if metadata.is_dir() {
+        Err(io::Error::new(ErrorKind::IsADirectory, "it is a folder"))
+    } else if metadata.is_file() || is_null() {
+        Ok(Content { bytes: read(file)?, stays: true })
+    } else {
+        Err(io::Error::new(ErrorKind::Unsupported, "it is a FIFO or a device, and no file"))
     }
 }
 
-fn wait_readable(file: &File, deadline: Instant) -> io::Result<()> {
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let mut polled = [PollFd::new(file, PollFlags::IN)];
-        match poll(&mut polled, Some(&left.try_into().map_err(io::Error::other)?)) {
-            Ok(0) => {
-                let what = "it is a FIFO or a device, and what comes from it does not end";
-                return Err(io::Error::new(ErrorKind::TimedOut, what));
-            }
-            Ok(_) => return Ok(()),
-            Err(Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
+fn read(file: File) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let size = file.take(MAX_SIZE + 1).read_to_end(&mut bytes)?;
+    if size as u64 > MAX_SIZE {
+        return Err(io::Error::new(ErrorKind::FileTooLarge, "it is larger than 1 MiB"));
     }
+    Ok(bytes)
 }
 
 /// Returns true if there is a symbolic link on the way to a file that is not there.
@@ -92,13 +82,6 @@ mod tests {
     }
 
     #[test]
-    fn a_fifo_without_a_writer_is_given_up() {
-        let dir = tempfile::tempdir().unwrap();
-        let error = read(&fifo(&dir), Duration::from_millis(50)).map(drop).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::TimedOut);
-    }
-
-    #[test]
     fn a_fifo_with_a_writer_is_read_to_its_end() {
         let dir = tempfile::tempdir().unwrap();
         let path = fifo(&dir);
@@ -110,22 +93,33 @@ mod tests {
                 fifo.write_all(b"1\n").unwrap();
             }
         });
-        let content = read(&path, Duration::from_secs(30)).unwrap();
+        let content = read_named(&path).unwrap();
         assert_eq!((content.bytes.as_slice(), content.stays), (&b"port = 1\n"[..], false));
         writing.join().unwrap();
     }
 
     #[test]
     fn devices_folders_and_sockets_do_not_hold_the_reader() {
-        let wait = Duration::from_secs(30);
-        let error = |path: &Path| read(path, wait).map(drop).unwrap_err().kind();
-        assert_eq!(read(Path::new("/dev/null"), wait).unwrap().bytes, b"");
-        assert_eq!(error(Path::new("/dev/zero")), ErrorKind::FileTooLarge);
+        let named = |path: &Path| read_named(path).map(drop).unwrap_err().kind();
+        let found = |path: &Path| read_found(path).map(drop).unwrap_err().kind();
+        let null = Path::new("/dev/null");
+        assert_eq!((read_named(null).unwrap().bytes, read_found(null).unwrap().bytes), (vec![], vec![]));
+        let zero = Path::new("/dev/zero");
+        assert_eq!((named(zero), found(zero)), (ErrorKind::FileTooLarge, ErrorKind::Unsupported));
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(error(dir.path()), ErrorKind::IsADirectory);
+        assert_eq!(
+            (named(dir.path()), found(dir.path())),
+            (ErrorKind::IsADirectory, ErrorKind::IsADirectory)
+        );
+        assert_eq!(found(&fifo(&dir)), ErrorKind::Unsupported);
         let socket = dir.path().join("socket");
         let _listener = UnixListener::bind(&socket).unwrap();
-        error(&socket);
+        assert!(read_named(&socket).is_err() && read_found(&socket).is_err());
+        let large = dir.path().join("large");
+        fs::write(&large, vec![b'#'; 1 << 20]).unwrap();
+        assert_eq!(read_found(&large).unwrap().bytes.len(), 1 << 20);
+        fs::write(&large, vec![b'#'; (1 << 20) + 1]).unwrap();
+        assert_eq!((named(&large), found(&large)), (ErrorKind::FileTooLarge, ErrorKind::FileTooLarge));
     }
 
     #[test]
@@ -137,9 +131,9 @@ mod tests {
         for (name, dangling) in [("link", true), ("link/file", true), ("here/file", false), ("file", false)] {
             assert_eq!(is_dangling(&at(name)), dangling, "{name}");
         }
-        assert!(read(&at("here/link"), Duration::ZERO).is_err() && is_dangling(&at("here/link")));
+        assert!(read_found(&at("here/link")).is_err() && is_dangling(&at("here/link")));
         std::fs::write(at("nowhere"), "").unwrap();
-        assert!(!is_dangling(&at("link")) && read(&at("link"), Duration::ZERO).unwrap().stays);
+        assert!(!is_dangling(&at("link")) && read_found(&at("link")).unwrap().stays);
     }
 
     #[test]
