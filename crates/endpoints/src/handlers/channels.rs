@@ -1,4 +1,4 @@
-//! `GET /api/channels`: which channels there are, and what is kept of them.
+//! `GET /api/channels`: the channels, and what is kept of them.
 
 use std::sync::Arc;
 
@@ -12,21 +12,19 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use lastcall_core::{ChannelName, Position};
-use lastcall_websockets::{ChannelInfo, PageLimit, Since};
+use lastcall_websockets::{ChannelInfo, Since};
 use serde::{Deserialize, Serialize};
 
-use super::{channel_query::since, history_body::history_body, publish::channel_name};
+use super::{channel_query::since, history_body::history_body};
 use crate::{
     auth::api_caller::ApiCaller,
     error::{ApiError, ErrorCode},
+    service::{self, ChannelPage, channel_name},
     state::AppState,
 };
 
 /// Publications of a page of the history, if the caller names no number.
 const DEFAULT_LIMIT: usize = 100;
-
-/// Most bytes of a page of the history, beside its last publication.
-const MAX_PAGE: usize = 1 << 20;
 
 /// Most publications of a page of the history, and most channels of a page of the list.
 const MAX_LIMIT: usize = 1000;
@@ -35,11 +33,11 @@ const MAX_LIMIT: usize = 1000;
 #[derive(Serialize)]
 pub(crate) struct ChannelList {
     channels: Vec<ChannelState>,
-    /// Whether there are others after these.
+    /// True if there are others after these.
     more: bool,
 }
 
-/// What is known of a channel on this node.
+/// The state of a channel on this node.
 #[derive(Serialize)]
 pub(crate) struct ChannelState {
     channel: ChannelName,
@@ -83,10 +81,7 @@ pub(crate) async fn list(
     })?;
     let after = after.map(|name| channel_name(Some(&name))).transpose()?;
     let limit = limit(asked, MAX_LIMIT)?;
-    // One more shows whether there are more.
-    let mut channels = state.manager.broker().channels(after.as_ref(), limit + 1);
-    let more = channels.len() > limit;
-    channels.truncate(limit);
+    let ChannelPage { channels, more } = service::channels(&state.manager, after.as_ref(), limit);
     Ok(Json(ChannelList { channels: channels.into_iter().map(ChannelState::from).collect(), more }))
 }
 
@@ -106,11 +101,7 @@ pub(crate) async fn show(
     name: Result<Path<String>, PathRejection>,
 ) -> Result<Json<ChannelState>, ApiError> {
     let name = channel_of(name)?;
-    let info = state.manager.broker().channel(&name).ok_or_else(|| {
-        let what =
-            format!("The channel {name:?} has neither clients nor history here.", name = name.as_str());
-        ApiError::new(ErrorCode::UnknownChannel, what)
-    })?;
+    let info = service::channel(&state.manager, &name)?;
     Ok(Json(info.into()))
 }
 
@@ -129,18 +120,16 @@ pub(crate) async fn history(
     query: Result<Query<HistoryQuery>, QueryRejection>,
 ) -> Result<Response, ApiError> {
     let channel = channel_of(name)?;
-    let Query(HistoryQuery { since: id, limit }) = query.map_err(|error| {
+    let Query(HistoryQuery { since: id, limit: asked }) = query.map_err(|error| {
         ApiError::new(ErrorCode::BadRequest, format!("The query may have `since` and `limit`: {error}."))
     })?;
-    let limit = PageLimit { publications: self::limit(limit, DEFAULT_LIMIT)?, bytes: MAX_PAGE };
+    let limit = limit(asked, DEFAULT_LIMIT)?;
     let since = match since(&id) {
         Since::Now => None,
         Since::Position(position) => Some(position),
         // No position of this channel, as one of another epoch.
         Since::Invalid => Some(Position::default()),
     };
-    let page = state.manager.broker().history(&channel, since, limit).await.map_err(|error| {
-        ApiError::new(ErrorCode::Unavailable, format!("The history cannot be read: {error}."))
-    })?;
+    let page = service::history(&state.manager, &channel, since, limit).await?;
     Ok(([(CONTENT_TYPE, "application/json")], history_body(channel, page)).into_response())
 }

@@ -1,6 +1,6 @@
 //! `POST /api/publish`: a notification from outside.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use axum::{
     Json,
@@ -8,21 +8,19 @@ use axum::{
     extract::State,
     http::{HeaderMap, Uri},
 };
-use lastcall_core::{CHANNEL_NAME_RULE, ChannelName, Position, Publication, Publisher};
-use lastcall_websockets::{BrokerError, IdempotencyKey, PublishError, PublishRequest, Published};
+use lastcall_core::{Position, Publication, Publisher};
+use lastcall_websockets::{PublishRequest, Published};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::api_body::{bad_body, check_data, parse, read, refuse_outside_body, value};
 use crate::{
     auth::api_caller::ApiCaller,
-    error::{ApiError, ErrorCode},
+    error::ApiError,
     fields::IDEMPOTENCY_KEY,
+    service::{self, channel_name, idempotency_key},
     state::AppState,
 };
-
-/// How long a publication waits while the mailboxes of the event loops are full, and for the broker.
-const PUBLISH_TIMEOUT: Duration = Duration::from_secs(10);
 
 const SHAPE: &str = "{\"data\": any JSON, \"channel\": \"broadcast\"}";
 
@@ -67,62 +65,6 @@ pub(crate) async fn publish(
         publications: vec![Publication::new(Publisher::Api, data.to_owned())],
         key: key.map(idempotency_key).transpose()?,
     };
-    let mut published = publish_all(&state, vec![request]).await?;
-    // There is a result for each request.
-    let published =
-        published.pop().unwrap_or_else(|| Err(BrokerError::OutcomeUnknown("no answer".to_owned())));
-    published.map(PublishResult::from).map(Json).map_err(|error| not_published(&error))
-}
-
-/// Returns the channel that a caller names, or `broadcast`.
-pub(crate) fn channel_name(name: Option<&str>) -> Result<ChannelName, ApiError> {
-    let Some(name) = name else { return Ok(ChannelName::broadcast()) };
-    name.parse().map_err(|_| {
-        ApiError::new(
-            ErrorCode::BadChannel,
-            format!("{name:?} is not the name of a channel: {CHANNEL_NAME_RULE}."),
-        )
-    })
-}
-
-/// Reads an idempotency key.
-pub(crate) fn idempotency_key(text: &str) -> Result<IdempotencyKey, ApiError> {
-    text.parse().map_err(|error| {
-        ApiError::new(ErrorCode::BadRequest, format!("The idempotency key is not valid: {error}."))
-    })
-}
-
-/// Publishes, and returns the results in the order of the requests.
-///
-/// # Errors
-/// When nothing was published.
-pub(crate) async fn publish_all(
-    state: &AppState,
-    requests: Vec<PublishRequest>,
-) -> Result<Vec<Result<Published, BrokerError>>, ApiError> {
-    state.manager.publish_all(requests, PUBLISH_TIMEOUT).await.map_err(|error| match error {
-        PublishError::Closing => ApiError::new(
-            ErrorCode::Closing,
-            "The server is closing all connections: no client would get this.",
-        ),
-        PublishError::Overloaded => {
-            ApiError::new(ErrorCode::Overloaded, "Too much is waiting to be sent; nothing was published.")
-        }
-    })
-}
-
-/// Returns the error for a publication that was not made, or may not have been.
-pub(crate) fn not_published(error: &BrokerError) -> ApiError {
-    match error {
-        BrokerError::Unavailable(_) => {
-            ApiError::new(ErrorCode::Unavailable, format!("This was not published: {error}."))
-        }
-        BrokerError::OutcomeUnknown(_) => ApiError::new(
-            ErrorCode::OutcomeUnknown,
-            format!(
-                "It is not known whether this was published: {error}. Send it again with the idempotency key that it had, \
-                 so that it is not published twice."
-            ),
-        ),
-    }
+    let published = service::publish(&state.manager, request).await?;
+    Ok(Json(published.into()))
 }

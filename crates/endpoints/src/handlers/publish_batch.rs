@@ -16,12 +16,13 @@ use serde_json::value::RawValue;
 
 use super::{
     api_body::{bad_body, check_data, parse, read, refuse_outside_body, value},
-    publish::{PublishResult, channel_name, idempotency_key, not_published, publish_all},
+    publish::PublishResult,
 };
 use crate::{
     auth::api_caller::ApiCaller,
     error::{ApiError, ErrorCode},
     fields::IDEMPOTENCY_KEY,
+    service::{self, channel_name, idempotency_key},
     state::AppState,
 };
 
@@ -60,7 +61,7 @@ struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 /// The results, in the order of the publications.
 #[derive(Serialize)]
 pub(crate) struct BatchResult {
-    /// Of those that were not published, or may not have been, the first error.
+    /// The first error of those that were not published, or may not have been.
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<ApiError>,
     results: Vec<ItemResult>,
@@ -103,7 +104,7 @@ pub(crate) async fn publish_batch(
     let BatchBody { publications } = parse(&body, SHAPE)?;
     let requests = requests(&publications, state.limits.max_message_size)?;
     let counts: Vec<_> = requests.iter().map(|request| request.publications.len()).collect();
-    let published = publish_all(&state, requests).await?;
+    let published = service::publish_all(&state.manager, requests).await?;
     let mut batch = BatchResult { error: None, results: Vec::with_capacity(publications.len()) };
     for (result, count) in published.into_iter().zip(counts) {
         match result {
@@ -112,7 +113,6 @@ pub(crate) async fn publish_batch(
                 batch.results.extend(results);
             }
             Err(error) => {
-                let error = not_published(&error);
                 let result = || ItemResult::NotPublished { error: error.clone() };
                 batch.results.extend(repeat_with(result).take(count));
                 batch.error.get_or_insert(error);
