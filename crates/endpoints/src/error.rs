@@ -14,8 +14,8 @@ use lastcall_websockets::AdmitError;
 use serde::Serialize;
 use serde_json::json;
 
-/// Seconds after which a refused client may try again: roughly the time that a restart takes, and enough for load
-/// balancers to notice.
+/// Seconds after which a refused client may try again: roughly the time that a restart takes, and enough for
+/// load balancers to notice.
 pub(crate) const RETRY_AFTER_SECONDS: u64 = 5;
 
 /// The kind of an error, for programs. Stable: part of the public contract (`docs/protocol.md`).

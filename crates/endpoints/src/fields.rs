@@ -8,8 +8,8 @@ pub(crate) const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempote
 /// The id of the last event, from a client that comes back (HTML Standard, section 9.2.4).
 pub(crate) const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
-/// Returns the members of a field that is a list: all of its lines together, without the empty members (RFC 9110
-/// sections 5.3 and 5.6.1).
+/// Returns the members of a field that is a list: all of its lines together, without the empty members (RFC
+/// 9110 sections 5.3 and 5.6.1).
 pub(crate) fn list<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a [u8]> {
     headers
         .get_all(name)

@@ -1,4 +1,4 @@
-//! What is done with a request, a file for each path.
+//! The handlers of requests, a file for each path.
 
 pub(crate) mod api_body;
 pub(crate) mod channel_query;

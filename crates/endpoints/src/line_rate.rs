@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// A token bucket: some lines at once, as one tries a thing again after each change of a setting, and then one a
-/// minute.
+/// A token bucket: some lines at once, as one tries a thing again after each change of a setting, and then
+/// one a minute.
 #[derive(Debug)]
 pub(crate) struct LineRate {
     lines: u32,

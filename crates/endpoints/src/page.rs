@@ -34,7 +34,7 @@ pub enum PageError {
     Read {
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The reason.
         source: io::Error,
     },
     /// It is not a valid template.
@@ -42,7 +42,7 @@ pub enum PageError {
     Render {
         /// The file, or that it is the built-in one.
         path: PathBuf,
-        /// Where and why.
+        /// The place and the reason.
         source: minijinja::Error,
     },
 }
@@ -59,8 +59,8 @@ impl Page {
     /// Renders the page, once: it is the same for all clients. It says how many bytes a text may have.
     ///
     /// # Errors
-    /// When `templates_dir` has no readable `index.html`, or a template is wrong. A part that the folder does not have
-    /// is the built-in one.
+    /// When `templates_dir` has no readable `index.html`, or a template is wrong. A part that the folder does
+    /// not have is the built-in one.
     pub fn load(templates_dir: Option<&Path>, max_message_size: usize) -> Result<Self, PageError> {
         let mut environment = Environment::new();
         let mut page = PathBuf::from("(built-in)");
@@ -108,7 +108,8 @@ impl Page {
     }
 }
 
-/// Reads a file, and waits for nobody: a FIFO may never have a writer (fifo(7)), and a device may have no end.
+/// Reads a file, and waits for nobody: a FIFO may never have a writer (fifo(7)), and a device may have no
+/// end.
 ///
 /// # Errors
 /// When it cannot be read, is no regular file, is larger than [`MAX_TEMPLATE`], or is not UTF-8.
@@ -127,8 +128,8 @@ fn read(path: &Path) -> io::Result<String> {
     Ok(template)
 }
 
-/// Returns what the built-in page needs: its own script and style, its icon, and connections. No page may have it in a frame,
-/// where a click could be meant for something else.
+/// Returns what the built-in page needs: its own script and style, its icon, and connections. No page may
+/// have it in a frame, where a click could be meant for something else.
 fn policy_of_built_in(html: &str) -> String {
     let source = |begin: &str, end: &str| {
         let text = html.split_once(begin).and_then(|(_, rest)| rest.split_once(end)).map(|(text, _)| text);

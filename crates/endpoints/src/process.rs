@@ -16,7 +16,7 @@ pub struct Process {
     pub pid: u32,
     /// The moment of its start, in seconds since 1970.
     pub start_time: f64,
-    /// The same moment, as the time since the machine was started.
+    /// The moment of its start, as the time since the machine was started.
     pub started: Duration,
     /// Its phase, which the owner of the lifecycle changes.
     pub phase: watch::Receiver<PhaseState>,

@@ -1,4 +1,5 @@
-//! Refused requests: each is counted by its code, and logged at a bounded rate, so that no client can fill the log.
+//! Refused requests: each is counted by its code, and logged at a bounded rate, so that no client can fill
+//! the log.
 
 mod request_summary;
 
@@ -39,8 +40,8 @@ struct State {
     lines: BTreeMap<Kind, Line>,
 }
 
-/// Refusals of one kind have their lines in common. A code has two kinds, as requests that are logged for debugging
-/// only must not use up the lines of the others.
+/// Refusals of one kind have their lines in common. A code has two kinds, as requests that are logged for
+/// debugging only must not use up the lines of the others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Kind {
     reason: &'static str,
@@ -122,8 +123,8 @@ impl Refusals {
         counts
     }
 
-    /// Counts a refusal, and logs it if its kind may have a line now. The next line of that kind has the number of those
-    /// without one.
+    /// Counts a refusal, and logs it if its kind may have a line now. The next line of that kind has the
+    /// number of those without one.
     pub(crate) fn note(&self, refusal: Refusal) {
         let kind = refusal.kind();
         let mut state = self.lock();
@@ -140,8 +141,8 @@ impl Refusals {
         log(kind.level, &refusal, suppressed);
     }
 
-    /// Logs the latest refusal of each kind that has had no line yet, with the number of the others: for a process that
-    /// ends, or stops accepting.
+    /// Logs the latest refusal of each kind that has had no line yet, with the number of the others: for a
+    /// process that ends, or stops accepting.
     pub(crate) fn flush(&self) {
         let mut left = Vec::new();
         for (kind, line) in &mut self.lock().lines {

@@ -21,12 +21,13 @@ use crate::{
     fields::{IDEMPOTENCY_KEY, list},
 };
 
-/// Most bytes of a query that has a position for each of its channels. A client that may subscribe must be able to
-/// come back with what it knows then: the largest head of a request leaves room for that, and for what else is in it.
+/// Most bytes of a query that has a position for each of its channels. A client that may subscribe must be
+/// able to come back with what it knows then: the largest head of a request leaves room for that, and for
+/// what else is in it.
 pub(crate) const MAX_QUERY: usize = 16 << 10;
 
-/// The fields that are read here and that a request must not have twice (RFC 9110 section 5.3): programs on the
-/// way may have taken another one of them for the right one. `Content-Length` is up to hyper (RFC 9112
+/// The fields that are read here and that a request must not have twice (RFC 9110 section 5.3): programs on
+/// the way may have taken another one of them for the right one. `Content-Length` is up to hyper (RFC 9112
 /// section 6.3).
 const SINGLE: [HeaderName; 8] = [
     HOST,
@@ -59,13 +60,15 @@ impl RequestHost {
     }
 }
 
-/// True for a request whose connection comes from this machine: both of its ends have a loopback address. It may
-/// still have been forwarded; what forwards bytes and adds no header field cannot be told from a program here.
+/// True for a request whose connection comes from this machine: both of its ends have a loopback address. It
+/// may still have been forwarded; what forwards bytes and adds no header field cannot be told from a program
+/// here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct FromThisMachine(pub(crate) bool);
 
 impl FromThisMachine {
-    /// Returns the fact for a connection from `peer`. `local` is the server's end, if the system says which it is.
+    /// Returns the fact for a connection from `peer`. `local` is the server's end, if the system says which
+    /// it is.
     pub(crate) fn of(peer: IpAddr, local: Option<IpAddr>) -> Self {
         Self([Some(peer), local].iter().all(|end| end.is_some_and(|ip| ip.to_canonical().is_loopback())))
     }
@@ -81,7 +84,8 @@ impl FromThisMachine {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ListensOnLoopback(pub(crate) bool);
 
-/// Refuses a request whose fields contradict each other or the protocol, and tells the routes its [`RequestHost`].
+/// Refuses a request whose fields contradict each other or the protocol, and tells the routes its
+/// [`RequestHost`].
 pub(crate) async fn check(mut request: Request) -> Result<Request, Response> {
     match host(&request) {
         Ok(host) => {

@@ -20,7 +20,7 @@ use crate::{
     state::AppState,
 };
 
-/// What the methods of a route are called in `Allow`.
+/// The methods of a route, as `Allow` has them.
 const READ: &str = "GET,HEAD,OPTIONS";
 const PUBLISH: &str = "POST,OPTIONS";
 const ALL: &str = "GET,HEAD,POST,OPTIONS";
@@ -57,7 +57,8 @@ async fn index(State(state): State<Arc<AppState>>) -> impl IntoResponse {
     state.page.response()
 }
 
-/// Returns the response to `OPTIONS` (RFC 9110 section 9.3.7), which some load balancers check the health with.
+/// Returns the response to `OPTIONS` (RFC 9110 section 9.3.7), which some load balancers check the health
+/// with.
 fn allow(methods: &'static str) -> Response {
     (StatusCode::NO_CONTENT, [(header::ALLOW, methods)]).into_response()
 }

@@ -39,14 +39,14 @@ use self::{
 };
 use crate::{refusals::Refusals, request::ListensOnLoopback};
 
-/// How long a server that stops waits for connections that are not idle.
+/// The time for which a server that stops waits for connections that are not idle.
 #[derive(Debug, Clone, Copy)]
 pub struct StopTimeouts {
-    /// For clients that have been told that their connection is closed, and have not closed it yet.
+    /// The time for clients that have been told that their connection is closed, and have not closed it yet.
     pub closing: Duration,
-    /// For requests that are not answered yet, after that; then they get 503.
+    /// The time after that for requests that are not answered yet; then they get 503.
     pub in_flight: Duration,
-    /// For clients to take that 503, after that; then they are cut off.
+    /// The time after that for clients to take that 503; then they are cut off.
     pub rejected: Duration,
 }
 
@@ -68,9 +68,9 @@ pub enum HttpServerError {
 }
 
 impl HttpServer {
-    /// Starts to answer requests. Connections that become WebSockets go to `manager`; until then, they count among
-    /// `connections`. Those that wait for a request for longer than `keep_alive_timeout` are closed. What is refused is
-    /// noted in `refusals`.
+    /// Starts to answer requests. Connections that become WebSockets go to `manager`; until then, they count
+    /// among `connections`. Those that wait for a request for longer than `keep_alive_timeout` are closed.
+    /// What is refused is noted in `refusals`.
     pub fn start(
         state: ListenerState,
         router: Router,
@@ -92,8 +92,8 @@ impl HttpServer {
             in_flight: RequestsInFlight::default(),
             stop: Stop::default(),
         });
-        // Unconstrained: it takes all connections that wait before other tasks run. A handshake takes longer than
-        // to connect does, and the backlog would overflow meanwhile.
+        // Unconstrained: it takes all connections that wait before other tasks run. A handshake takes longer
+        // than to connect does, and the backlog would overflow meanwhile.
         let vital_tasks = shared.manager.vital_tasks().clone();
         let accepting = accept::accept(state, Arc::clone(&shared));
         let accepting = vital_tasks.spawn("the accept loop", unconstrained(accepting));
@@ -105,8 +105,8 @@ impl HttpServer {
         self.shared.in_flight.clone()
     }
 
-    /// Accepts nothing any more and waits for the requests in flight. Returns the listening socket, which still
-    /// queues new connections, and all idle connections, including those whose requests were in flight.
+    /// Accepts nothing any more and waits for the requests in flight. Returns the listening socket, which
+    /// still queues new connections, and all idle connections, including those whose requests were in flight.
     ///
     /// # Errors
     /// When the server had failed.

@@ -14,8 +14,8 @@ use crate::{
 /// The configuration of the routes.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// The name or the address that the server was asked to listen on. A name is one of the server's own, by which
-    /// this machine may call without a key.
+    /// The name or the address that the server was asked to listen on. A name is one of the server's own, by
+    /// which this machine may call without a key.
     pub host: Host,
     /// Web pages that may connect and publish.
     pub allowed_origins: AllowedOrigins,
@@ -26,7 +26,7 @@ pub struct Config {
 }
 
 impl Default for Config {
-    /// For tests: pages of the same host, no keys.
+    /// Returns a configuration for tests: pages of the same host, no keys.
     fn default() -> Self {
         Self {
             host: Host::Address(Ipv4Addr::LOCALHOST.into()),
@@ -53,7 +53,7 @@ pub struct Limits {
 }
 
 impl Default for Limits {
-    /// Limits for tests.
+    /// Returns limits for tests.
     fn default() -> Self {
         Self {
             max_connections: 1000,
@@ -77,8 +77,8 @@ pub struct AppState {
 }
 
 impl AppState {
-    /// Puts the state together. `manager` has the connections, `process` is the one that serves, and `refusals` and
-    /// `http_connections` are those of the HTTP server that has the routes.
+    /// Puts the state together. `manager` has the connections, `process` is the one that serves, and
+    /// `refusals` and `http_connections` are those of the HTTP server that has the routes.
     pub fn new(
         config: Config,
         manager: ConnectionManager,

@@ -69,9 +69,9 @@ impl AccessRules {
         self.check_host_of_page(listens_on_loopback, headers, host)
     }
 
-    /// Checks the host of a handshake. One without an `Origin` is no page's: browsers have it in every handshake, and no
-    /// page can remove or change it (it is a forbidden request-header of the Fetch Standard, section 2.2.2, as `Host`
-    /// is).
+    /// Checks the host of a handshake. One without an `Origin` is no page's: browsers have it in every
+    /// handshake, and no page can remove or change it (it is a forbidden request-header of the Fetch
+    /// Standard, section 2.2.2, as `Host` is).
     fn check_host_of_handshake(
         &self,
         listens_on_loopback: ListensOnLoopback,
@@ -84,9 +84,9 @@ impl AccessRules {
         Ok(())
     }
 
-    /// Checks the host of a request that may come from a page of that host without saying so, as browsers have no
-    /// `Origin` in a `GET` of the page's own host. That host is no proof if only this machine can connect, whatever
-    /// other fields say.
+    /// Checks the host of a request that may come from a page of that host without saying so, as browsers
+    /// have no `Origin` in a `GET` of the page's own host. That host is no proof if only this machine can
+    /// connect, whatever other fields say.
     fn check_host_of_page(
         &self,
         listens_on_loopback: ListensOnLoopback,

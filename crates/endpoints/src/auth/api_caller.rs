@@ -16,8 +16,8 @@ use crate::{
     request::{FromThisMachine, RequestHost},
 };
 
-/// Fields by which proxies and content delivery networks say that they have forwarded a request, besides `Forwarded`,
-/// `Via` and those that begin with `X-Forwarded`.
+/// Fields by which proxies and content delivery networks say that they have forwarded a request, besides
+/// `Forwarded`, `Via` and those that begin with `X-Forwarded`.
 const OTHERS: [&str; 8] = [
     "x-real-ip",
     "x-client-ip",
@@ -47,8 +47,8 @@ where
     }
 }
 
-/// Lets a caller through that has one of the keys; without keys, one that calls from this machine by one of the server's
-/// own names.
+/// Lets a caller through that has one of the keys; without keys, one that calls from this machine by one of
+/// the server's own names.
 fn check(
     rules: &AccessRules,
     from_this_machine: FromThisMachine,
@@ -92,11 +92,11 @@ fn check_loopback(from_this_machine: FromThisMachine, headers: &HeaderMap) -> Re
     ))
 }
 
-/// Returns true if the header fields say that a proxy has forwarded the request. A proxy on this machine calls from
-/// loopback, wherever the request came from.
+/// Returns true if the header fields say that a proxy has forwarded the request. A proxy on this machine
+/// calls from loopback, wherever the request came from.
 ///
-/// That may only ever refuse a request: a page can set all of these fields but `Via` by itself, as they are not among the
-/// forbidden request-headers of the Fetch Standard (section 2.2.2).
+/// That may only ever refuse a request: a page can set all of these fields but `Via` by itself, as they are
+/// not among the forbidden request-headers of the Fetch Standard (section 2.2.2).
 fn is_forwarded(headers: &HeaderMap) -> bool {
     headers.contains_key(FORWARDED)
         || headers.contains_key(VIA)

@@ -1,5 +1,6 @@
-//! Lets pages of other origins publish and read events where `allowed_origins` names them: browsers ask beforehand what
-//! such a page may send, and keep the response from it unless the server agrees (CORS: Fetch Standard, section 3.2).
+//! Lets pages of other origins publish and read events where `allowed_origins` names them: browsers ask
+//! beforehand what such a page may send, and keep the response from it unless the server agrees (CORS: Fetch
+//! Standard, section 3.2).
 
 use std::time::Duration;
 
@@ -16,18 +17,19 @@ use crate::{
     fields::{IDEMPOTENCY_KEY, LAST_EVENT_ID},
 };
 
-/// How long a browser need not ask again. Chromium keeps it for two hours at most.
+/// The time for which a browser need not ask again. Chromium keeps it for two hours at most.
 const MAX_AGE: Duration = Duration::from_secs(3600);
 
-/// Returns the layer for what may be published; `None` if pages of no other origin may. The API knows keys, and no
-/// credentials that a browser adds by itself.
+/// Returns the layer for what may be published; `None` if pages of no other origin may. The API knows keys,
+/// and no credentials that a browser adds by itself.
 pub(crate) fn publish(allowed: &AllowedOrigins) -> Option<CorsLayer> {
     let layer = layer(allowed)?;
     Some(layer.allow_methods([Method::POST]).allow_headers([AUTHORIZATION, CONTENT_TYPE, IDEMPOTENCY_KEY]))
 }
 
-/// Returns the layer for server-sent events; `None` if pages of no other origin may have them. Credentials, such as a
-/// cookie, are for a proxy that authenticates clients; origins that are listed by name may send them.
+/// Returns the layer for server-sent events; `None` if pages of no other origin may have them. Credentials,
+/// such as a cookie, are for a proxy that authenticates clients; origins that are listed by name may send
+/// them.
 pub(crate) fn events(allowed: &AllowedOrigins) -> Option<CorsLayer> {
     let credentials = match allowed {
         AllowedOrigins::SameHost | AllowedOrigins::Any => AllowCredentials::from(false),

@@ -8,7 +8,8 @@ use crate::{
     request::RequestHost,
 };
 
-/// Refuses a request whose `Origin` is not allowed. A request without one does not come from a browser's page.
+/// Refuses a request whose `Origin` is not allowed. A request without one does not come from a browser's
+/// page.
 pub(crate) fn check(
     allowed: &AllowedOrigins,
     headers: &HeaderMap,

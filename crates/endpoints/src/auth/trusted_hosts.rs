@@ -8,8 +8,8 @@ use crate::{
     request::RequestHost,
 };
 
-/// The names that are the server's own, besides `localhost`. An address is always right: to say it, a page must
-/// have come from it.
+/// The names that are the server's own, besides `localhost`. An address is always right: to say it, a page
+/// must have come from it.
 #[derive(Debug)]
 pub(crate) struct TrustedHosts {
     any: bool,

@@ -21,10 +21,11 @@ use crate::{
     fields::{self, IDEMPOTENCY_KEY},
 };
 
-/// How long the body of a request may take to arrive.
+/// The time that the body of a request may take to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Reads a body that says that it is JSON, and has at most `limit` bytes. `limit_name` is what an error calls the limit.
+/// Reads a body that says that it is JSON, and has at most `limit` bytes. `limit_name` is what an error calls
+/// the limit.
 ///
 /// # Errors
 /// When it is something else, too large, or does not arrive in time.
@@ -93,8 +94,8 @@ pub(crate) fn parse<'a, T: Deserialize<'a>>(body: &'a [u8], shape: &str) -> Resu
     serde_json::from_slice(body).map_err(|error| wrong(&error))
 }
 
-/// Reads a member that may be left out, and is a value where it is there: `null` comes from a variable that was never
-/// set, and what is left out may mean everybody.
+/// Reads a member that may be left out, and is a value where it is there: `null` comes from a variable that
+/// was never set, and what is left out may mean everybody.
 ///
 /// # Errors
 /// When it is no such value.
@@ -105,8 +106,8 @@ pub(crate) fn value<'a, D: Deserializer<'a>, T: Deserialize<'a>>(member: D) -> R
 /// The members of the bodies of the API.
 const MEMBERS: [&str; 4] = ["channel", "data", "publications", "idempotency_key"];
 
-/// Refuses a call that has a member of its body in the query or in a header field: it would be ignored, and what is left
-/// out of the body may mean everybody. `key_place` is where an idempotency key belongs.
+/// Refuses a call that has a member of its body in the query or in a header field: it would be ignored, and
+/// what is left out of the body may mean everybody. `key_place` is where an idempotency key belongs.
 ///
 /// # Errors
 /// When there is one.
@@ -130,8 +131,8 @@ pub(crate) fn refuse_outside_body(uri: &Uri, headers: &HeaderMap, key_place: &st
     Ok(())
 }
 
-/// Returns the member that a parameter or a header field means, in any case, with dashes for its underscores, and perhaps an
-/// `X-` before it.
+/// Returns the member that a parameter or a header field means, in any case, with dashes for its underscores,
+/// and perhaps an `X-` before it.
 fn member(written: &str) -> Option<&'static str> {
     let name = match written.split_at_checked(2) {
         Some((before, name)) if before.eq_ignore_ascii_case("x-") => name,
@@ -147,11 +148,11 @@ fn member(written: &str) -> Option<&'static str> {
         .or_else(|| other_spelling(name).filter(|right| *right == "channel"))
 }
 
-/// Checks that clients can read this JSON. It was not looked into when the body was read, and may have half a surrogate
-/// pair, or a thousand arrays in each other.
+/// Checks that clients can read this JSON. It was not looked into when the body was read, and may have half a
+/// surrogate pair, or a thousand arrays in each other.
 ///
 /// # Errors
-/// What is wrong with it.
+/// When they cannot: then with a sentence that says what is wrong.
 pub(crate) fn check_data(data: &RawValue) -> Result<(), String> {
     let Err(error) = serde_json::from_str::<serde_json::Value>(data.get()) else { return Ok(()) };
     let error = error.to_string();

@@ -1,4 +1,4 @@
-//! Which channels a client names in the query of its URL, and from where on it wants them.
+//! The channels that a client names in the query of its URL, and the positions from which on it wants them.
 
 #[cfg(any(test, fuzzing))]
 pub(crate) mod contract;
@@ -15,8 +15,8 @@ use crate::{
 /// The length of the longest position: an epoch of 16 digits, `-`, and an offset of 20 digits.
 const LONGEST_POSITION: usize = 16 + 1 + 20;
 
-/// Returns the channels of a query such as `channel=a&channel=b&since=ID&since=`, each once, in their order. Without
-/// `channel`, `since` is for `broadcast`; without both, there are none.
+/// Returns the channels of a query such as `channel=a&channel=b&since=ID&since=`, each once, in their order.
+/// Without `channel`, `since` is for `broadcast`; without both, there are none.
 ///
 /// # Errors
 /// When a name is not valid, there are too many, or `since` is not there once for each `channel`.
@@ -26,7 +26,7 @@ pub(crate) fn parse(query: &str) -> Result<Vec<ChannelRequest>, ApiError> {
         match &*key {
             "channel" => names.push(value.parse().map_err(|_| bad_channel(format!("{CHANNEL_NAME_RULE}.")))?),
             "since" => sinces.push(since(&value)),
-            // Of others: proxies and clients add parameters of their own.
+            // Unknown parameters are ignored: proxies and clients add their own.
             key => {
                 if let Some(right) = other_spelling(key) {
                     return Err(bad_channel(format!(
@@ -68,8 +68,8 @@ pub(crate) fn parse(query: &str) -> Result<Vec<ChannelRequest>, ApiError> {
     Ok(channels)
 }
 
-/// Returns the most bytes that a query with this number of channels may have once the client knows the position of each.
-/// The positions that it has now do not count.
+/// Returns the most bytes that a query with this number of channels may have once the client knows the
+/// position of each. The positions that it has now do not count.
 fn size_with_positions(query: &str, channels: usize) -> usize {
     let others = query.split('&').filter(|pair| {
         let key = form_urlencoded::parse(pair.as_bytes()).next().map(|(key, _)| key);
@@ -79,8 +79,8 @@ fn size_with_positions(query: &str, channels: usize) -> usize {
     others + channels * ("since=&".len() + LONGEST_POSITION)
 }
 
-/// Returns the parameter that a client hardly means to have ignored, as it would get too little, or other channels: its
-/// name where another program has lists, a plural or a misspelling, in any case.
+/// Returns the parameter that a client hardly means to have ignored, as it would get too little, or other
+/// channels: its name where another program has lists, a plural or a misspelling, in any case.
 pub(crate) fn other_spelling(key: &str) -> Option<&'static str> {
     const OF_CHANNEL: [&str; 6] = ["channel", "channels", "chanel", "chanels", "topic", "topics"];
     let name = key.split_once('[').map_or(key, |(name, _)| name);
@@ -93,15 +93,15 @@ pub(crate) fn other_spelling(key: &str) -> Option<&'static str> {
     }
 }
 
-/// Returns true if a parameter is the id of the last event, whatever its case and its dashes: `lastEventId` is what
-/// clients in JavaScript send that cannot set the header field.
+/// Returns true if a parameter is the id of the last event, whatever its case and its dashes: `lastEventId`
+/// is what clients in JavaScript send that cannot set the header field.
 fn is_last_event_id(key: &str) -> bool {
     let letters = key.bytes().filter(|byte| !b"-_".contains(byte));
     letters.map(|byte| byte.to_ascii_lowercase()).eq(*b"lasteventid")
 }
 
-/// Returns the channels of a client of `/events`: without any, `broadcast`. The id of the last event, from `field` (the
-/// header field `Last-Event-ID`) or the query, wins over `since`.
+/// Returns the channels of a client of `/events`: without any, `broadcast`. The id of the last event, from
+/// `field` (the header field `Last-Event-ID`) or the query, wins over `since`.
 ///
 /// # Errors
 /// Those of [`parse`].
@@ -111,7 +111,8 @@ pub(crate) fn parse_for_events(query: &str, field: Option<&[u8]>) -> Result<Vec<
         channels.push(ChannelRequest { name: ChannelName::broadcast(), since: Since::Now });
     }
     if let Some(id) = last_event_id(query, field) {
-        // A browser does not try again after an error: an id that fits nothing is one that cannot be recovered.
+        // A browser does not try again after an error: an id that fits nothing is one that cannot be
+        // recovered.
         let ids: Vec<_> = id.split(',').collect();
         let fits = ids.len() == channels.len();
         for (index, channel) in channels.iter_mut().enumerate() {
@@ -121,8 +122,8 @@ pub(crate) fn parse_for_events(query: &str, field: Option<&[u8]>) -> Result<Vec<
     Ok(channels)
 }
 
-/// Returns the id of the last event that a client has. The field wins: an `EventSource` that comes back has the URL with
-/// which it began.
+/// Returns the id of the last event that a client has. The field wins: an `EventSource` that comes back has
+/// the URL with which it began.
 fn last_event_id(query: &str, field: Option<&[u8]>) -> Option<String> {
     let field = field.map(|id| String::from_utf8_lossy(id).into_owned());
     let parameter = || {

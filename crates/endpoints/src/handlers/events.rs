@@ -1,4 +1,5 @@
-//! `GET /events`: server-sent events (HTML Standard, section 9.2), after which the socket belongs to the connection manager.
+//! `GET /events`: server-sent events (HTML Standard, section 9.2), after which the socket belongs to the
+//! connection manager.
 
 use std::sync::Arc;
 
@@ -85,12 +86,13 @@ fn stream_head(status: StatusCode, body: Body) -> Response {
 
 /// Returns the response to `HEAD`.
 fn head_of_stream() -> Response {
-    // An empty body has a length, 0, which that of `GET` has not; one whose frames are mapped has none beforehand.
+    // An empty body has a length, 0, which that of `GET` has not; one whose frames are mapped has none
+    // beforehand.
     stream_head(StatusCode::OK, Body::new(Body::empty().map_frame(|frame| frame)))
 }
 
-/// Returns the response to a client that is not admitted now. After any status but 200, an `EventSource` would never come
-/// back, so it is told when to.
+/// Returns the response to a client that is not admitted now. After any status but 200, an `EventSource`
+/// would never come back, so it is told when to.
 fn come_back_later(error: ApiError) -> Response {
     let json = error.json_message();
     let retry = RETRY_AFTER_SECONDS * 1000;

@@ -36,7 +36,7 @@ use crate::{
     state::Limits,
 };
 
-/// How long the event loops have to report their stats. Each does in its next iteration.
+/// The time that the event loops have to report their stats. Each does in its next iteration.
 const STATS_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Everything that is reported, as it was at one moment.
@@ -271,8 +271,8 @@ fn counter(
     count(counters(to, format, name, help)?, format, value)
 }
 
-/// Begins a counter, whose samples are called `name`, with its `_total`. Prometheus' format gives the help and the
-/// type to that name, OpenMetrics to the name without it.
+/// Begins a counter, whose samples are called `name`, with its `_total`. Prometheus' format gives the help
+/// and the type to that name, OpenMetrics to the name without it.
 fn counters<'a>(
     to: &'a mut DescriptorEncoder<'_>,
     format: Format,

@@ -13,7 +13,7 @@ use crate::fields;
 /// Longest value of a field in the log, in bytes.
 const MAX_VALUE: usize = 200;
 
-/// What was asked for, and by what. Cheap to make: most requests are not refused.
+/// A request in short. Cheap to make: most requests are not refused.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct RequestSummary {
     /// The other end of the connection; a proxy, if there is one.
@@ -26,6 +26,7 @@ pub(crate) struct RequestSummary {
 }
 
 impl RequestSummary {
+    /// Returns the summary of a request with this head.
     pub(crate) fn new(peer: SocketAddr, head: &Parts) -> Self {
         Self {
             peer: Some(peer),
@@ -37,7 +38,7 @@ impl RequestSummary {
         }
     }
 
-    /// For a connection on which there was no request.
+    /// Returns the summary for a connection on which there was no request.
     pub(crate) fn of_peer(peer: SocketAddr) -> Self {
         Self { peer: Some(peer), ..Self::default() }
     }
@@ -54,12 +55,14 @@ impl RequestSummary {
         self.path() == Some("/events")
     }
 
-    /// Returns true if an operator should see that it was refused: unlike a page's icon, which no server needs to have.
+    /// Returns true if an operator should see that it was refused: unlike a page's icon, which no server
+    /// needs to have.
     pub(super) fn is_for_clients(&self) -> bool {
         self.is_handshake || self.is_api_call() || self.is_for_events() || self.line.is_none()
     }
 
-    /// Returns true if a browser asks if a page may call the API, or have events (Fetch Standard, section 3.2.2).
+    /// Returns true if a browser asks if a page may call the API, or have events (Fetch Standard, section
+    /// 3.2.2).
     pub(super) fn is_preflight(&self) -> bool {
         let is_options = self.line.as_ref().is_some_and(|(method, _)| method == Method::OPTIONS);
         is_options && self.origin.is_some() && (self.is_api_call() || self.is_for_events())
@@ -93,8 +96,8 @@ impl RequestSummary {
     }
 }
 
-/// Returns the beginning of a text: about `most` bytes of it, on one line, without characters that act on a terminal or
-/// cannot be seen.
+/// Returns the beginning of a text: about `most` bytes of it, on one line, without characters that act on a
+/// terminal or cannot be seen.
 pub(super) fn printable(bytes: &[u8], most: usize) -> String {
     // Whatever is cut off is not looked at: a head may have thousands of bytes.
     let start = &bytes[..bytes.len().min(most)];

@@ -32,7 +32,7 @@ use crate::{
     state::Limits,
 };
 
-/// How long a test waits for what must happen.
+/// The time for which a test waits for what must happen.
 const TEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The routes, and what is behind them.

@@ -27,7 +27,7 @@ const MAX_ACCEPTS_PER_YIELD: usize = 4096;
 /// Bursts of at least this many connections leave so much of the heap free that trimming it pays off.
 const TRIM_THRESHOLD: usize = 500;
 
-/// How long the event loops have to register the connections of a burst before the heap is trimmed.
+/// The time that the event loops have to register the connections of a burst before the heap is trimmed.
 const TRIM_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The listening socket accepts nothing, and never will.
@@ -35,11 +35,11 @@ const TRIM_TIMEOUT: Duration = Duration::from_secs(10);
 #[error("the listening socket does not listen any more: something else has shut it down")]
 pub struct ListenerClosed(#[source] io::Error);
 
-/// The state of a stopped HTTP server. Another [`HttpServer`](crate::HttpServer), possibly in another process, can
-/// resume from it. Dropping it closes the port and the connections.
+/// The state of a stopped HTTP server. Another [`HttpServer`](crate::HttpServer), possibly in another
+/// process, can resume from it. Dropping it closes the port and the connections.
 #[derive(Debug)]
 pub struct ListenerState {
-    /// Where clients connect. The kernel continues to queue new connections.
+    /// The socket to which clients connect. The kernel continues to queue new connections.
     pub listener: Listener,
     /// Connections that wait for a request.
     pub idle: Vec<IdleConnection>,

@@ -1,4 +1,4 @@
-//! Errors of accept(2): which of them pass, how long to pause, and which have a log line.
+//! Errors of accept(2): the pause after one, and its log line.
 
 use std::{io, mem, time::Duration};
 
@@ -9,15 +9,16 @@ use tracing::{debug, info, warn};
 
 use crate::line_rate::LineRate;
 
-/// The time between two attempts: there is no event for an error that ends, and other tasks must run, such as the one
-/// that waits for signals.
+/// The time between two attempts: there is no event for an error that ends, and other tasks must run, such as
+/// the one that waits for signals.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Errors of single connections that may follow each other without a pause.
 const MAX_WITHOUT_PAUSE: u32 = 64;
 
-/// After this many connections in a row, the errors have ended. One is not enough: at the limit of descriptors, each
-/// client that leaves makes room for one more, and the shortage would begin, and be logged, each time.
+/// After this many connections in a row, the errors have ended. One is not enough: at the limit of
+/// descriptors, each client that leaves makes room for one more, and the shortage would begin, and be logged,
+/// each time.
 const SUCCESSES_TO_END: u32 = 16;
 
 /// Errors that are of the connection, and not of the listening socket (accept(2)).
@@ -36,7 +37,7 @@ const OF_A_CONNECTION: [Errno; 9] = [
 /// The errors of one listening socket, which may begin and end again and again.
 #[derive(Debug, Default)]
 pub(super) struct AcceptErrors {
-    /// When the next attempt may be made.
+    /// The moment of the next attempt; `None`: at once.
     resume_at: Option<Instant>,
     /// Errors of single connections in a row.
     of_connections: u32,

@@ -51,12 +51,13 @@ use crate::{
     request::{FromThisMachine, MAX_QUERY},
 };
 
-/// How long the head of a request may take to arrive, from its first byte. A slow client can hold one file
-/// descriptor for at most this long.
+/// The time that the head of a request may take to arrive, from its first byte. A slow client can hold one
+/// file descriptor for at most this long.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Most bytes of a request's head. A larger one is answered 431. It has room for the largest query, and for the positions of
-/// all channels once more in `Last-Event-ID`, which an `EventSource` adds to the URL with which it began.
+/// Most bytes of a request's head. A larger one is answered 431. It has room for the largest query, and for
+/// the positions of all channels once more in `Last-Event-ID`, which an `EventSource` adds to the URL with
+/// which it began.
 const MAX_HEAD: usize = 24 << 10;
 const _: () = assert!(MAX_HEAD >= MAX_QUERY + MAX_CHANNELS * 38 + 2048);
 
@@ -66,7 +67,7 @@ pub(super) struct Shared {
     /// Gets the connections that become WebSockets.
     pub(super) manager: ConnectionManager,
     pub(super) connections: HttpConnections,
-    /// How long a connection may be idle.
+    /// The time for which a connection may be idle.
     pub(super) keep_alive_timeout: Duration,
     pub(super) refusals: Refusals,
     pub(super) in_flight: RequestsInFlight,
@@ -76,7 +77,7 @@ pub(super) struct Shared {
 /// A connection that was idle when the server was to stop.
 pub(super) struct Returned {
     pub(super) connection: IdleConnection,
-    /// Where it was in the order in which connections became idle.
+    /// Its place in the order in which connections became idle.
     pub(super) order: u64,
 }
 
@@ -136,7 +137,7 @@ fn has_input(stream: &TcpStream) -> bool {
     SockRef::from(stream).peek(&mut byte).is_ok_and(|read| read > 0)
 }
 
-/// Where the requests of a connection come from.
+/// The origin of the requests of a connection.
 #[derive(Debug, Clone, Copy)]
 struct Caller {
     peer: SocketAddr,
@@ -151,8 +152,8 @@ enum Ended {
     Closed(Result<(), hyper::Error>),
 }
 
-/// Answers requests until there is none, then returns the connection. Returns `None` if it has ended, or has become
-/// a WebSocket.
+/// Answers requests until there is none, then returns the connection. Returns `None` if it has ended, or has
+/// become a WebSocket.
 async fn serve_http(
     connection: IdleConnection,
     caller: Caller,
@@ -242,7 +243,8 @@ fn refused_without_body(error: &hyper::Error, peer: SocketAddr) -> Option<Refusa
     Some(Refusal { code, message: message.into(), request: RequestSummary::of_peer(peer) })
 }
 
-/// Returns the response to a request that is not answered in time when the server stops. The request had no effect.
+/// Returns the response to a request that is not answered in time when the server stops. The request had no
+/// effect.
 fn took_too_long() -> Response {
     let why = "The server is being replaced or ends, and this request took too long; try again.";
     ApiError::new(ErrorCode::Overloaded, why).into_response()

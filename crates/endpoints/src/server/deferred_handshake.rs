@@ -1,9 +1,9 @@
 //! Withholding the response that makes a connection one of the connection manager's.
 //!
-//! The event loop that gets the connection writes the response together with the first message, in one system call.
-//! That is worth a file: a write costs as much as all the rest of a handshake, and with one write instead of two, a
-//! handshake takes 28 instead of 42 microseconds of CPU when 10,000 clients connect at once. hyper has no way to hand
-//! a response back, so this is done where it writes.
+//! The event loop that gets the connection writes the response together with the first message, in one system
+//! call. That is worth a file: a write costs as much as all the rest of a handshake, and with one write
+//! instead of two, a handshake takes 28 instead of 42 microseconds of CPU when 10,000 clients connect at
+//! once. hyper has no way to hand a response back, so this is done where it writes.
 
 use std::{
     io,
@@ -17,25 +17,27 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::http_stream::HttpStream;
 
-/// How the response to a handshake begins (RFC 6455 section 4.2.2).
+/// The beginning of the response to a handshake (RFC 6455 section 4.2.2).
 const SWITCHING_PROTOCOLS: &[u8] = b"HTTP/1.1 101 ";
 
-/// The same where the client asked for server-sent events. hyper gives a socket back only after a 101, so the handler
-/// answers with that, and it is replaced before it is sent. A 101 has no body, which here comes in chunks.
+/// The beginning of the response to a client that asked for server-sent events. hyper gives a socket back
+/// only after a 101, so the handler answers with that, and it is replaced before it is sent. A 101 has no
+/// body, which here comes in chunks.
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n";
 
-/// A client that its handler has let in: the connection manager gets the connection once the response is written.
+/// A client that its handler has let in: the connection manager gets the connection once the response is
+/// written.
 #[derive(Debug)]
 pub(crate) struct AcceptedConnection {
     pub(crate) permit: Permit,
-    /// How the client gets its messages.
+    /// The form of its messages.
     pub(crate) form: Form,
     /// The channels that the client named.
     pub(crate) channels: Vec<ChannelRequest>,
 }
 
-/// The place where a handler leaves the client that it lets in. When the response is written, the socket goes to the
-/// connection manager with the permit; if that never happens, the permit is released.
+/// The place where a handler leaves the client that it lets in. When the response is written, the socket goes
+/// to the connection manager with the permit; if that never happens, the permit is released.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct HandoffSlot(Arc<Mutex<Option<AcceptedConnection>>>);
 

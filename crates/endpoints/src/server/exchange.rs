@@ -15,8 +15,8 @@ use super::in_flight::InFlight;
 /// Follows the requests of one connection, one after the other: hyper reads the next one only after it has
 /// written the response to the last.
 ///
-/// While hyper waits for a request and has nothing to write, the socket can be taken from it, together with what
-/// it has read of that request.
+/// While hyper waits for a request and has nothing to write, the socket can be taken from it, together with
+/// what it has read of that request.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Exchange(Arc<Mutex<State>>);
 

@@ -14,21 +14,21 @@ use tracing::warn;
 
 use crate::line_rate::LineRate;
 
-/// The time that a new connection waits for room while none is idle and nothing changes. Requests that are answered in that
-/// time, such as the handshakes of many clients at once, make room.
+/// The time that a new connection waits for room while none is idle and nothing changes. Requests that are
+/// answered in that time, such as the handshakes of many clients at once, make room.
 const ROOM_TIMEOUT: Duration = Duration::from_millis(50);
 
-/// The time that a connection may be idle before it must make room. Others wait for that in the queue of the listening socket:
-/// when many clients come at once, the first must have the time to send their requests. Once there has been no room for that
-/// long, a connection that has had a request may be idle for less: else those whose next request always comes soon would keep
-/// all others out.
+/// The time that a connection may be idle before it must make room. Others wait for that in the queue of the
+/// listening socket: when many clients come at once, the first must have the time to send their requests.
+/// Once there has been no room for that long, a connection that has had a request may be idle for less: else
+/// those whose next request always comes soon would keep all others out.
 const LEAST_IDLE_TIME: Duration = Duration::from_millis(100);
 
 /// The longest time that a new connection waits for room.
 const MOST_WAIT: Duration = Duration::from_millis(250);
 
-/// All HTTP connections of this process: each counts from accept(2) until it ends, or becomes one of the connection
-/// manager's, which has a bound of its own. Clones are handles to the same ones.
+/// All HTTP connections of this process: each counts from accept(2) until it ends, or becomes one of the
+/// connection manager's, which has a bound of its own. Clones are handles to the same ones.
 #[derive(Debug, Clone)]
 pub struct HttpConnections(Arc<Inner>);
 
@@ -43,7 +43,8 @@ struct Inner {
 #[derive(Debug)]
 struct State {
     count: usize,
-    /// Idle connections that have had no request, and those that have, by the order in which they became idle.
+    /// Idle connections that have had no request, and those that have, by the order in which they became
+    /// idle.
     idle: [BTreeMap<u64, IdleSince>; 2],
     /// Since when each new connection has found no room.
     full_since: Option<Instant>,
@@ -51,7 +52,7 @@ struct State {
     next: u64,
     /// Idle connections that were told to make room, and have not ended yet.
     leaving: usize,
-    /// When a connection last came, ended, became idle, or was told to make room.
+    /// The moment at which a connection last came, ended, became idle, or was told to make room.
     last_change: Instant,
     /// Clients can bring connections to the bound as often as they like.
     lines: LineRate,
@@ -107,14 +108,15 @@ impl HttpConnections {
         self.0.lock().count
     }
 
-    /// Returns a permit for a connection that another process had: such ones may be more than the bound. The next ones to
-    /// come make the rest leave.
+    /// Returns a permit for a connection that another process had: such ones may be more than the bound. The
+    /// next ones to come make the rest leave.
     pub(super) fn restore(&self) -> HttpPermit {
         self.0.lock().count += 1;
         HttpPermit(Arc::clone(&self.0))
     }
 
-    /// Returns a permit for a new connection. At the bound, the connection that has been idle longest is told to end.
+    /// Returns a permit for a new connection. At the bound, the connection that has been idle longest is told
+    /// to end.
     ///
     /// # Errors
     /// When there is no room: all are taken, and none has become free for a moment.
@@ -138,7 +140,7 @@ impl HttpConnections {
     }
 }
 
-/// Where in [`State::idle`] a connection is.
+/// The place of a connection in [`State::idle`].
 const HAD_NONE: usize = 0;
 const HAD_REQUEST: usize = 1;
 

@@ -18,7 +18,7 @@ use tracing::debug;
 
 use super::exchange::Exchange;
 
-/// How long a client may take nothing of a response.
+/// The time for which a client may take nothing of a response.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// About how many bytes the kernel takes for a client before they can be sent (TCP_NOTSENT_LOWAT, tcp(7)). A
@@ -86,7 +86,8 @@ impl HttpStream {
         self.stream
     }
 
-    /// Returns true if the client did not take its response. If so, closing the socket discards the rest of it.
+    /// Returns true if the client did not take its response. If so, closing the socket discards the rest of
+    /// it.
     pub(super) fn has_stalled(&self) -> bool {
         self.stalled
     }

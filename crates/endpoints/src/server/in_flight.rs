@@ -14,8 +14,8 @@ use tokio::{
 /// Requests that are in flight for less than this when others have ended are taken for short ones.
 const SHORT: Duration = Duration::from_millis(50);
 
-/// The requests in flight of one server, so that those of a moment can be waited for while others come. Clones are handles to
-/// the same ones.
+/// The requests in flight of one server, so that those of a moment can be waited for while others come.
+/// Clones are handles to the same ones.
 #[derive(Debug, Clone)]
 pub struct RequestsInFlight(Arc<Mutex<Batch>>);
 
@@ -49,8 +49,9 @@ impl RequestsInFlight {
         InFlight(self.lock().token.clone())
     }
 
-    /// Waits until there are only short requests: all that are long have been answered, and their responses taken. Others are
-    /// served meanwhile. Waits at most so long: whoever sends or reads slowly must not keep others waiting. Cancel safe.
+    /// Waits until there are only short requests: all that are long have been answered, and their responses
+    /// taken. Others are served meanwhile. Waits at most so long: whoever sends or reads slowly must not keep
+    /// others waiting. Cancel safe.
     pub async fn settle(&self, longest: Duration) {
         let deadline = Instant::now() + longest;
         loop {

@@ -15,18 +15,18 @@ use tokio::{
 
 use super::stop::{Stop, StopLevel};
 
-/// How long input is read and discarded at most.
+/// The time for which input is read and discarded at most.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long the client may send nothing meanwhile, without closing its side.
+/// The time for which the client may send nothing meanwhile, without closing its side.
 const LINGER_IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long that continues once the server does not wait for connections that are being closed.
+/// The time for which that continues once the server does not wait for connections that are being closed.
 const LINGER_STOP_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// Closes in stages (RFC 9112 section 9.6): this side first, then all of it once the client has closed its side,
-/// has had its time, or `must_leave` is ready. If the client still sends when a socket is closed, the kernel answers with a reset, and
-/// that makes the client's kernel discard a response that was not read yet.
+/// Closes in stages (RFC 9112 section 9.6): this side first, then all of it once the client has closed its
+/// side, has had its time, or `must_leave` is ready. If the client still sends when a socket is closed, the
+/// kernel answers with a reset, and that makes the client's kernel discard a response that was not read yet.
 pub(super) async fn close_in_stages(stream: TcpStream, stop: &Stop, must_leave: impl Future<Output = ()>) {
     if SockRef::from(&stream).shutdown(Shutdown::Write).is_err() {
         // The client is gone.

@@ -27,7 +27,7 @@ pub enum BindError {
     Host {
         /// As configured.
         host: String,
-        /// Why not.
+        /// The reason.
         source: io::Error,
     },
     /// Another program has the port.
@@ -47,14 +47,14 @@ pub enum BindError {
     /// Something else.
     #[error("cannot listen on {address}")]
     Other {
-        /// Where.
+        /// The address that was tried.
         address: SocketAddr,
-        /// Why not.
+        /// The reason.
         source: io::Error,
     },
 }
 
-/// What systemd passed cannot be listened on.
+/// The socket that systemd passed cannot be listened on.
 #[derive(Debug, thiserror::Error)]
 pub enum SystemdSocketError {
     /// There is one listening socket.
@@ -79,8 +79,9 @@ pub enum SystemdSocketError {
 pub struct Listener(TcpListener);
 
 impl Listener {
-    /// Binds and listens; port 0 picks a free one. Of a host name with several addresses, the first one that this
-    /// machine has is taken, and the log says which ones are not: an upgrade hands over one listening socket.
+    /// Binds and listens; port 0 picks a free one. Of a host name with several addresses, the first one that
+    /// this machine has is taken, and the log says which ones are not: an upgrade hands over one listening
+    /// socket.
     ///
     /// # Errors
     /// When the address cannot be had; see [`BindError`].
@@ -107,8 +108,8 @@ impl Listener {
         Ok(Self(listener))
     }
 
-    /// Takes the socket that systemd passed (sd_listen_fds(3), systemd.socket(5)). Returns `None` if there is none.
-    /// The variables that describe it are removed from the environment.
+    /// Takes the socket that systemd passed (sd_listen_fds(3), systemd.socket(5)). Returns `None` if there is
+    /// none. The variables that describe it are removed from the environment.
     ///
     /// # Errors
     /// When there are several, or it cannot be listened on.
@@ -148,8 +149,8 @@ impl Listener {
         self.0.local_addr().map(canonical)
     }
 
-    /// Returns false if it can never accept a connection: it does not listen (SO_ACCEPTCONN, socket(7)), as after
-    /// shutdown(2) in another process that has it, too.
+    /// Returns false if it can never accept a connection: it does not listen (SO_ACCEPTCONN, socket(7)), as
+    /// after shutdown(2) in another process that has it, too.
     pub(super) fn can_accept(&self) -> bool {
         socket_acceptconn(&self.0).unwrap_or(false)
     }
@@ -159,8 +160,8 @@ impl Listener {
     }
 }
 
-/// Returns the IPv4 address of an IPv6 one that stands for it (RFC 4291 section 2.5.5.2), as a socket of IPv6 has for its
-/// clients of IPv4; any other as it is.
+/// Returns the IPv4 address of an IPv6 one that stands for it (RFC 4291 section 2.5.5.2), as a socket of IPv6
+/// has for its clients of IPv4; any other as it is.
 pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
     match address.ip().to_canonical() {
         ip @ IpAddr::V4(_) => SocketAddr::new(ip, address.port()),
@@ -181,8 +182,8 @@ fn listen_on_first(addresses: &[SocketAddr]) -> Result<Option<(SocketAddr, TcpLi
     for address in addresses {
         match listen(*address).map_err(|source| explain(*address, source)) {
             Ok(listener) => return Ok(Some((*address, listener))),
-            // `localhost` has an IPv6 address also where there is no IPv6. Any other error is one: to continue
-            // without the address would leave it to the program that has it.
+            // `localhost` has an IPv6 address also where there is no IPv6. Any other error is one: to
+            // continue without the address would leave it to the program that has it.
             Err(error @ (BindError::NotLocal(_) | BindError::NoIpv6(_))) => {
                 first_error.get_or_insert(error);
             }

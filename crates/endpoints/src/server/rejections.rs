@@ -44,8 +44,9 @@ impl Default for Rejections {
 }
 
 impl Rejections {
-    /// Counts a connection as refused. Returns what answers it; if many are being answered already, `None`, and the
-    /// connection has its answer now, without the time to read its request first: the answer may be lost with it.
+    /// Counts a connection as refused. Returns what answers it; if many are being answered already, `None`,
+    /// and the connection has its answer now, without the time to read its request first: the answer may be
+    /// lost with it.
     pub(super) fn reject(
         &self,
         mut stream: TcpStream,
@@ -62,7 +63,8 @@ impl Rejections {
             let _permit = permit;
             // Too slow a client is cut off.
             let _ = timeout(TIMEOUT, async {
-                // The request is read first, or the kernel answers the close with a reset that takes the response with it.
+                // The request is read first, or the kernel answers the close with a reset that takes the
+                // response with it.
                 let mut request = Vec::with_capacity(MAX_REQUEST);
                 stream.read_buf(&mut request).await?;
                 stream.write_all(response(&request).as_bytes()).await?;

@@ -12,10 +12,11 @@ use http_body_util::BodyExt;
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 use tokio::time::timeout;
 
-/// Most bytes of a body that are read and discarded so that the connection can continue after an early response.
+/// Most bytes of a body that are read and discarded so that the connection can continue after an early
+/// response.
 const MAX_DISCARDED: u64 = 64 << 10;
 
-/// How long an early response waits until they have arrived.
+/// The time that an early response waits until they have arrived.
 const DISCARD_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// The body of a request, for its handler. What the handler does not read stays in the [`UnreadBody`].
@@ -26,7 +27,8 @@ pub(super) struct UnreadBody(Arc<Mutex<PartialBody>>);
 
 struct PartialBody {
     body: Incoming,
-    /// True once any of it was asked for: if the client waits for that (`Expect`), it has been told to continue.
+    /// True once any of it was asked for: if the client waits for that (`Expect`), it has been told to
+    /// continue.
     asked_for: bool,
     ended: bool,
 }
@@ -68,11 +70,11 @@ impl HttpBody for RequestBody {
 }
 
 impl UnreadBody {
-    /// Reads on to the end of the body, if that is near. Returns true if it was reached: if not, the connection
-    /// cannot be used for another request.
+    /// Reads on to the end of the body, if that is near. Returns true if it was reached: if not, the
+    /// connection cannot be used for another request.
     ///
-    /// Most bodies that are refused are small and only come a moment after their head. `expects_continue`: the
-    /// client may wait for the response before it sends the body (RFC 9110 section 10.1.1).
+    /// Most bodies that are refused are small and only come a moment after their head. `expects_continue`:
+    /// the client may wait for the response before it sends the body (RFC 9110 section 10.1.1).
     pub(super) async fn drain(self, expects_continue: bool) -> bool {
         {
             let received = lock(&self.0);

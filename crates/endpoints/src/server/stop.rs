@@ -1,8 +1,8 @@
-//! How far the stop of an HTTP server has got.
+//! The stop of an HTTP server, level by level.
 
 use tokio::sync::watch;
 
-/// What the server does not do any more. Each level includes those before it, and the level only rises.
+/// The extent to which a server has stopped. Each level includes those before it, and the level only rises.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum StopLevel {
     /// The server accepts connections and answers requests.

@@ -1,5 +1,5 @@
-//! The contract of queries in `docs/protocol.md`, in other words than the parser: for generated queries, and for the
-//! fuzzer. Both decode with the same library, which has tests of its own.
+//! The contract of queries in `docs/protocol.md`, in other words than the parser: for generated queries, and
+//! for the fuzzer. Both decode with the same library, which has tests of its own.
 
 use lastcall_websockets::{ChannelRequest, Since};
 use url::form_urlencoded;
@@ -12,8 +12,8 @@ const MOST: usize = 128;
 /// Most bytes of a query with a position for each channel.
 const MOST_BYTES: usize = 16 * 1024;
 
-/// Parses a query as `/ws` and `/events` do, the latter with this header field `Last-Event-ID`. Panics if that is not what
-/// the contract says.
+/// Parses a query as `/ws` and `/events` do, the latter with this header field `Last-Event-ID`. Panics if
+/// that is not what the contract says.
 pub(crate) fn check(query: &str, field: Option<&[u8]>) {
     let pairs = pairs(query);
     let values = |wanted: &str| -> Vec<&str> {

@@ -1,4 +1,4 @@
-//! Which text format a scraper asks for (RFC 9110 section 12.5.1).
+//! The text format that a scraper asks for (RFC 9110 section 12.5.1).
 
 use axum::http::{HeaderMap, header::ACCEPT};
 
@@ -21,8 +21,8 @@ impl Format {
         }
     }
 
-    /// OpenMetrics for a scraper that names it and does not prefer plain text; else Prometheus' own, also for one
-    /// that wants neither: it may understand the response all the same.
+    /// OpenMetrics for a scraper that names it and does not prefer plain text; else Prometheus' own, also for
+    /// one that wants neither: it may understand the response all the same.
     pub(crate) fn negotiate(headers: &HeaderMap) -> Self {
         let ranges: Vec<_> = fields::list(headers, &ACCEPT).filter_map(Range::read).collect();
         let weight = |media_type: &str| {
