@@ -158,10 +158,11 @@ impl<S: Stream> Connection<S> {
 
     /// Continues a connection of another process.
     pub(crate) fn restore(stream: S, snapshot: ConnectionSnapshot, permit: Permit) -> Self {
+        let is_read = snapshot.form.is_event_stream() || !snapshot.outbox.is_empty();
         let mut connection = Self {
             state: snapshot.state,
             ping: match snapshot.form.ping() {
-                Some(_) => Ping::restore(snapshot.active_since_ping, !snapshot.outbox.is_empty()),
+                Some(_) => Ping::restore(snapshot.active_since_ping, is_read),
                 None => Ping::default(),
             },
             close_reason: snapshot.close_reason,

@@ -129,6 +129,6 @@ async fn a_ping_that_was_sent_before_an_upgrade_can_be_answered_after_it() {
         ping(&mut answers).await;
         answers.write_all(PONG).await.unwrap();
     }
-    // It was pinged before and after.
+    // It was pinged before.
     assert!(read_to_close(&mut dead, IDLE).await.starts_with(PING));
 }

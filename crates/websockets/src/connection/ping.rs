@@ -19,17 +19,18 @@ pub(crate) enum Ping {
         /// True if the client took nothing between the last two checks.
         stalled: bool,
     },
-    /// The ping has left the outbox some time after the other clients of its bucket were pinged. It is checked one
-    /// round later, so that the client has the full time to answer.
+    /// The ping has left the outbox, or another process, at another time than the pings to the other clients of its bucket. It
+    /// is checked one round later, so that the client has the full time to answer.
     SentLate,
 }
 
 impl Ping {
-    /// Continues with the last ping of another process.
-    pub(crate) fn restore(answered: bool, has_output: bool) -> Self {
-        match (answered, has_output) {
+    /// Continues with the last ping of another process. It may have been sent just before, so a check that is due soon does not
+    /// count. `is_read`: the ping is in the outbox, or one that a client answers by reading it.
+    pub(crate) fn restore(answered: bool, is_read: bool) -> Self {
+        match (answered, is_read) {
             (true, _) => Self::Answered,
-            (false, false) => Self::Sent,
+            (false, false) => Self::SentLate,
             (false, true) => Self::Unread { acknowledged: 0, heard: true, stalled: false },
         }
     }
@@ -176,8 +177,9 @@ mod tests {
     fn a_ping_of_another_process_can_still_be_answered() {
         assert!(!Ping::restore(true, true).is_unread());
         let mut ping = Ping::restore(false, false);
-        assert!(ping.is_needed());
-        ping.sent();
+        assert!(!ping.is_overdue(), "it may have been sent just before");
+        assert!(!ping.is_needed());
+        assert!(ping.is_overdue(), "it has had its time");
         ping.answered(false);
         assert!(!ping.is_overdue());
         assert!(!Ping::restore(false, true).is_needed(), "it is in the outbox");

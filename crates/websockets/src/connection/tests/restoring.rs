@@ -1,7 +1,7 @@
 //! Connections that another process continues.
 
 use super::*;
-use crate::connection::snapshot::ConnectionSnapshot;
+use crate::{connection::snapshot::ConnectionSnapshot, protocol::event_stream};
 
 #[test]
 fn a_restored_connection_continues_to_the_byte() {
@@ -50,4 +50,54 @@ fn a_restored_connection_is_in_the_same_state() {
         assert_eq!(new.snapshot(None), old.snapshot(None));
         assert_eq!(new.disconnected(), old.disconnected());
     }
+}
+
+#[test]
+fn a_client_whose_ping_another_process_has_sent_has_its_whole_time() {
+    for form in [Form::WebSocket, Form::EventStream] {
+        let stream = MemoryStream { capacity: usize::MAX, ..MemoryStream::default() };
+        let mut old = Connection::new(stream, ClientId::generate(), form, permit());
+        assert_eq!(old.send_ping(), Outcome::Unchanged);
+        let stream = MemoryStream { written: old.stream.written.clone(), ..MemoryStream::default() };
+        let mut new = Connection::restore(stream, old.snapshot(None), permit());
+        assert!(!new.is_overdue(), "{form:?}: a check that was due soon");
+        let is_overdue_later = form == Form::WebSocket;
+        assert_eq!(
+            new.ping.is_needed(),
+            !is_overdue_later,
+            "{form:?}: an event stream was acknowledged by then"
+        );
+        assert_eq!(new.is_overdue(), is_overdue_later, "{form:?}");
+    }
+}
+
+/// Reads what a build that knew no chunks has written for a client of server-sent events. Its snapshots have no field that says so.
+fn snapshot_without_chunks() -> ConnectionSnapshot {
+    #[derive(serde::Serialize)]
+    struct Recorded {
+        id: ClientId,
+        form: &'static str,
+    }
+    let recorded = Recorded { id: ClientId::generate(), form: "event_stream" };
+    rmp_serde::from_slice(&rmp_serde::to_vec_named(&recorded).unwrap()).unwrap()
+}
+
+#[test]
+fn a_response_that_began_without_chunks_goes_on_and_ends_without() {
+    let mut snapshot = snapshot_without_chunks();
+    // However many builds that know chunks have continued it.
+    for _ in 0..3 {
+        let stream = MemoryStream { capacity: usize::MAX, ..MemoryStream::default() };
+        let mut connection = Connection::restore(stream, snapshot, permit());
+        assert_eq!(connection.send_ping(), Outcome::Unchanged);
+        assert_eq!(connection.stream.written, b":\n");
+        let written = rmp_serde::to_vec_named(&connection.snapshot(None)).unwrap();
+        snapshot = rmp_serde::from_slice(&written).unwrap();
+    }
+    let stream = MemoryStream { capacity: usize::MAX, ..MemoryStream::default() };
+    let mut connection = Connection::restore(stream, snapshot, permit());
+    let notice = connection.form.of_chunk(event_stream::COMMENT);
+    assert_eq!(connection.close(CloseReason::ServiceRestart, Some(notice)), Outcome::CloseStarted);
+    assert_eq!(connection.stream.written, b":\n", "no chunk, and no last one");
+    assert!(connection.stream.is_shut_down.get(), "the end of the connection is the end of the response");
 }
