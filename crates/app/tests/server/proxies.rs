@@ -1,15 +1,20 @@
 //! The examples for reverse proxies, in `deploy/proxies`: what they let through, and what they do not.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::SocketAddr,
+    process::Stdio,
+    time::{Duration, Instant},
+};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
+    process::Command,
 };
 
 use crate::support::{
-    Answer, Api, EventStream, HANDSHAKE, Proxy, Server, Signal, Software, Start, dial, exchange, refusal_of,
-    soon,
+    Answer, Api, EventStream, HANDSHAKE, Proxy, Server, Signal, Software, Start, dial, exchange, installed,
+    refusal_of, soon,
 };
 
 const KEY: &str = "0123456789abcdef";
@@ -107,6 +112,68 @@ async fn events_through_a_proxy_arrive_at_once_and_stay_over_an_upgrade() {
         assert!(stream.next_of("shutdown").await.retry.is_some(), "{software:?}");
         assert_eq!(stream.next().await, None, "{software:?}");
         assert_eq!(server.exit_code().await, 0);
+    }
+}
+
+/// Caddy keeps to `no-transform`; nginx compresses the events all the same, if it is told to compress everything.
+#[tokio::test(flavor = "multi_thread")]
+async fn events_through_a_proxy_that_compresses_arrive_at_once() {
+    let Some(curl) = installed("curl") else { return };
+    for software in Software::ALL {
+        let server = Start::default().env("NOTIFICATION_INTERVAL", "0").serve().await;
+        let Some(proxy) = Proxy::start_compressing(software, server.address).await else { continue };
+        let page = Command::new(&curl)
+            .args(["--silent", "--head", "--request", "GET", "--compressed"])
+            .arg(proxy.origin())
+            .output()
+            .await
+            .unwrap();
+        let head = String::from_utf8_lossy(&page.stdout).to_ascii_lowercase();
+        assert!(head.contains("content-encoding: gzip"), "{software:?}: it compresses the page: {head}");
+
+        let mut child = Command::new(&curl)
+            .args(["--silent", "--no-buffer", "--compressed"])
+            .arg(format!("{}/events?channel=a", proxy.origin()))
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let mut output = child.stdout.take().unwrap();
+        let mut printed = Vec::new();
+        for number in 0..=3 {
+            let expected = match number {
+                0 => "event: subscribed\n".to_owned(),
+                _ => format!("\"data\":{number}"),
+            };
+            if number > 0 {
+                server.publish(&format!(r#"{{"channel":"a","data":{number}}}"#)).await;
+            }
+            soon("each event", async {
+                while !String::from_utf8_lossy(&printed).contains(&expected) {
+                    assert!(output.read_buf(&mut printed).await.unwrap() > 0, "{software:?}: the end");
+                }
+            })
+            .await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_proxy_waits_before_it_passes_an_event_on() {
+    for software in Software::ALL {
+        let server = Start::default().env("NOTIFICATION_INTERVAL", "0").serve().await;
+        let Some(proxy) = Proxy::start(software, server.address, Api::AsItStands).await else { continue };
+        let mut stream = EventStream::open(&proxy.address.to_string(), "/events?channel=a", &[]).await;
+        stream.next_of("subscribed").await;
+        let mut shortest = Duration::MAX;
+        for number in 0..20 {
+            let start = Instant::now();
+            server.publish(&format!(r#"{{"channel":"a","data":{number}}}"#)).await;
+            stream.next_of("notification").await;
+            shortest = shortest.min(start.elapsed());
+        }
+        // A kernel that is told of more to come waits for 200 ms each time.
+        assert!(shortest < Duration::from_millis(150), "{software:?}: {shortest:?}");
     }
 }
 

@@ -119,11 +119,33 @@ fn replace(config: &str, from: &str, to: &str) -> String {
 impl Proxy {
     /// Starts a proxy in front of `server`; `None` if the program is not installed.
     pub(crate) async fn start(software: Software, server: SocketAddr, api: Api) -> Option<Self> {
+        let own = own_address();
+        Self::start_with(software, own, &software.config(own, server, api)).await
+    }
+
+    /// The same for one that compresses whatever it may; `None` for software that does not.
+    pub(crate) async fn start_compressing(software: Software, server: SocketAddr) -> Option<Self> {
+        let own = own_address();
+        let config = software.config(own, server, Api::AsItStands);
+        let config = match software {
+            Software::Nginx => {
+                let gzip = "gzip on; gzip_types *; gzip_proxied any; gzip_min_length 1;";
+                replace(&config, "access_log off;", &format!("access_log off; {gzip}"))
+            }
+            Software::Caddy => {
+                let bind = format!("\tbind {own}\n");
+                replace(&config, &bind, &format!("{bind}\tencode gzip\n"))
+            }
+            Software::Haproxy => return None,
+        };
+        Self::start_with(software, own, &config).await
+    }
+
+    async fn start_with(software: Software, own: Ipv4Addr, text: &str) -> Option<Self> {
         let program = software.program()?;
         let folder = folder();
-        let own = own_address();
         let config = folder.path().join("config");
-        std::fs::write(&config, software.config(own, server, api)).unwrap();
+        std::fs::write(&config, text).unwrap();
         let mut command = software.command(&program, &config);
         let log = folder.path().join("log");
         let output = std::fs::File::create(&log).unwrap();
