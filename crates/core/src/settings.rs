@@ -31,7 +31,6 @@ use crate::{AllowedOrigins, ApiKey, ClientMessages, ListenHost, Namespace, Reten
 
 pub use error::{Problem, SettingError, SettingsErrors};
 pub use loaded::{EffectiveSetting, Loaded, SettingsFile};
-pub use namespace::{NAMESPACE_SPECS, NamespaceSpec};
 pub use runtime_dir::RuntimeDir;
 pub use source::Source;
 pub use sources::Sources;

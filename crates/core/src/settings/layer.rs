@@ -9,7 +9,11 @@ use figment::{
     value::{Dict, Map, Value},
 };
 
-use super::{SPECS, Source, namespace::NAMESPACE, spec, text};
+use super::{
+    SPECS, Source,
+    spec::{self, NAMESPACE},
+    text,
+};
 
 /// What kind of source a layer is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,7 +100,7 @@ impl Layer {
     /// Removes the values whose keys are no settings, and returns their keys and sources.
     pub(super) fn take_unknown(&mut self) -> Vec<(String, Source)> {
         let in_file = self.is_file();
-        let is_known = |key: &String| SPECS.iter().any(|spec| spec.key == key) || in_file && key == NAMESPACE;
+        let is_known = |key: &String| spec::find(key).is_some() || in_file && key == NAMESPACE;
         self.take(|key, _| !is_known(key))
     }
 

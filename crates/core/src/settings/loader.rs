@@ -3,9 +3,9 @@
 use figment::{Figment, value::Value};
 
 use super::{
-    Problem, SPECS, SettingError, SettingsFile, Source,
+    Problem, SettingError, SettingsFile, Source,
     layer::{self, Layer},
-    namespace::NAMESPACE,
+    spec::{self, NAMESPACE},
     text::{self, Expected, display},
     variable::similar,
 };
@@ -35,12 +35,12 @@ impl Loader {
     pub(super) fn merge(&mut self, mut layer: Layer) {
         for (key, source) in layer.take_unknown() {
             let in_file = layer.is_file().then_some(NAMESPACE);
-            let keys = SPECS.iter().map(|spec| spec.key).chain(in_file);
+            let keys = spec::keys().chain(in_file);
             let advice = match similar(&key, keys) {
                 Some(nearest) => format!("did you mean {nearest}?"),
                 None => "`lastcall --help` lists all".to_owned(),
             };
-            self.errors.push(SettingError { key, source, problem: Problem::Unknown { advice } });
+            self.reject_unknown(key, source, advice);
         }
         for (key, source) in layer.take_empty() {
             self.errors.push(SettingError { key, source, problem: Problem::Empty });
@@ -73,15 +73,29 @@ impl Loader {
         fallback: T,
         read: impl FnOnce(&Value) -> Result<T, Expected>,
     ) -> T {
-        let Some((value, source)) = self.resolve(key) else { return fallback };
-        text::check(&value).and_then(|()| read(&value)).unwrap_or_else(|expected| {
-            self.reject(key, Some(&value), source, expected);
+        match self.resolve(key) {
+            Some((value, source)) => self.parse(key, &value, source, fallback, read),
+            None => fallback,
+        }
+    }
+
+    /// Parses a value. Returns `fallback` if it is wrong, and rejects it as that of `key`.
+    pub(super) fn parse<T>(
+        &mut self,
+        key: &str,
+        value: &Value,
+        source: Source,
+        fallback: T,
+        parse: impl FnOnce(&Value) -> Result<T, Expected>,
+    ) -> T {
+        text::check(value).and_then(|()| parse(value)).unwrap_or_else(|expected| {
+            self.reject(key, Some(value), source, expected);
             fallback
         })
     }
 
     /// Rejects the value of a setting that does not fit to another setting.
-    pub(super) fn conflict(&mut self, key: &'static str, expected: Expected) {
+    pub(super) fn conflict(&mut self, key: &str, expected: Expected) {
         match self.resolve(key) {
             Some((value, source)) => self.reject(key, Some(&value), source, expected),
             None => self.reject(key, None, Source::Default, expected),
@@ -93,9 +107,15 @@ impl Loader {
         self.errors.push(SettingError { key: String::new(), source, problem: Problem::File(what) });
     }
 
-    fn reject(&mut self, key: &'static str, value: Option<&Value>, source: Source, expected: Expected) {
-        let secret = SPECS.iter().any(|spec| spec.key == key && spec.secret);
-        let value = value.filter(|_| !secret).map(display);
+    /// Rejects a key that there is not.
+    pub(super) fn reject_unknown(&mut self, key: String, source: Source, advice: String) {
+        self.errors.push(SettingError { key, source, problem: Problem::Unknown { advice } });
+    }
+
+    /// Rejects a value, or that there is none.
+    pub(super) fn reject(&mut self, key: &str, value: Option<&Value>, source: Source, expected: Expected) {
+        let is_secret = spec::find(key).is_some_and(|spec| spec.secret);
+        let value = value.filter(|_| !is_secret).map(display);
         self.errors.push(SettingError {
             key: key.into(),
             source,

@@ -1,6 +1,6 @@
 //! Which variables are settings, in the environment and in `.env`.
 
-use super::SPECS;
+use super::{SPECS, spec};
 
 /// What a variable may start with; it then wins over the one without.
 pub(super) const PREFIX: &str = "LASTCALL_";
@@ -35,10 +35,10 @@ impl Meaning {
         let Some(key) = capitals.strip_prefix(PREFIX).map(str::to_ascii_lowercase) else {
             return Self::Foreign;
         };
-        match (SPECS.iter().find(|spec| spec.key == key), capitals == variable) {
+        match (spec::find(&key), capitals == variable) {
             (Some(spec), true) => Self::Setting(spec.key),
             (Some(spec), false) => Self::NotInCapitals(spec.key),
-            (None, true) => match similar(&key, SPECS.iter().map(|spec| spec.key)) {
+            (None, true) => match similar(&key, spec::keys()) {
                 Some(meant) => Self::Misspelt { key, meant },
                 None => Self::NoSetting,
             },
@@ -80,7 +80,6 @@ mod tests {
 
     #[test]
     fn a_misspelt_key_is_distinguished_from_a_foreign_one() {
-        let keys = || SPECS.iter().map(|spec| spec.key);
         for (key, meant) in [
             ("prot", "port"),
             ("hostt", "host"),
@@ -95,7 +94,7 @@ mod tests {
             ("allowed_origin", "allowed_origins"),
             ("max_connection", "max_connections"),
         ] {
-            assert_eq!(similar(key, keys()), Some(meant), "{key}");
+            assert_eq!(similar(key, spec::keys()), Some(meant), "{key}");
         }
         for key in [
             "version",
@@ -118,7 +117,7 @@ mod tests {
             "database_url",
             "",
         ] {
-            assert_eq!(similar(key, keys()), None, "{key}");
+            assert_eq!(similar(key, spec::keys()), None, "{key}");
         }
     }
 
