@@ -37,7 +37,7 @@ pub(crate) async fn open(
     };
     // The other program may end: the settings need not be wrong.
     let may_pass = matches!(error, BindError::InUse(_));
-    let error = loaded.unusable(key, &format_args!("{:#}", anyhow::Error::from(error)));
+    let error = loaded.unusable_error(key, &format_args!("{:#}", anyhow::Error::from(error)));
     if may_pass && unusable.is_empty() {
         bail!("{error}");
     }

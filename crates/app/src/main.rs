@@ -94,7 +94,7 @@ fn serve(loaded: &Loaded) -> anyhow::Result<ExitCode> {
         Ok(log) => (Some(log), Vec::new()),
         Err(LoggingError::Dir { source, .. }) => {
             let reason = format_args!("cannot write log files there: {source}");
-            (None, vec![loaded.unusable("log_dir", &reason)])
+            (None, vec![loaded.unusable_error("log_dir", &reason)])
         }
         Err(error) => return Err(error.into()),
     };

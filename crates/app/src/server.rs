@@ -406,17 +406,17 @@ fn check_files(loaded: &Loaded) -> (Option<Page>, Vec<SettingError>) {
             ControlSocket::check_folder(settings.runtime_dir.path(), SocketName::Address(LONGEST_ADDRESS))
     {
         let reason = format_args!("there can be no control socket: {:#}", anyhow::Error::from(error));
-        unusable.push(loaded.unusable("runtime_dir", &reason));
+        unusable.push(loaded.unusable_error("runtime_dir", &reason));
     }
     if let Some(path) = &settings.history_file
         && let Err(error) = history::check(path)
     {
-        unusable.push(loaded.unusable("history_file", &error));
+        unusable.push(loaded.unusable_error("history_file", &error));
     }
     let page = Page::load(settings.templates_dir.as_deref(), settings.max_message_size)
         .map_err(|error| {
             let reason = format_args!("{:#}", anyhow::Error::from(error));
-            unusable.push(loaded.unusable("templates_dir", &reason));
+            unusable.push(loaded.unusable_error("templates_dir", &reason));
         })
         .ok();
     (page, unusable)

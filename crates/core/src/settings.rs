@@ -10,30 +10,24 @@ mod gather;
 mod key_lines;
 mod layer;
 mod load;
-mod loaded;
 mod loader;
 mod namespace;
-mod runtime_dir;
-mod source;
+mod parse;
 mod sources;
 mod spec;
-mod text;
 mod text_file;
-mod value;
 mod variable;
 
 #[cfg(test)]
 mod tests;
 
-use std::{path::PathBuf, time::Duration};
+use std::{env, ffi::OsStr, path::PathBuf, time::Duration};
 
 use crate::{AllowedOrigins, ApiKey, ClientMessages, ListenHost, Namespace, Retention};
 
 pub use error::{Problem, SettingError, SettingsErrors};
-pub use loaded::{EffectiveSetting, Loaded, SettingsFile};
-pub use runtime_dir::RuntimeDir;
-pub use source::Source;
-pub use sources::Sources;
+pub use load::{EffectiveSetting, Loaded, SettingsFile};
+pub use sources::{Source, Sources};
 pub use spec::{Group, SPECS, Spec};
 
 /// How log lines look.
@@ -109,4 +103,34 @@ pub struct Settings {
     pub log_dir: Option<PathBuf>,
     /// Folder of templates that replace the built-in ones.
     pub templates_dir: Option<PathBuf>,
+}
+
+/// The folder of the control socket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RuntimeDir {
+    /// A service manager made it for this service alone (systemd.exec(5), `RuntimeDirectory=`). That it cannot be
+    /// used is an error.
+    Service(PathBuf),
+    /// It was set. That it cannot be used is an error.
+    Chosen(PathBuf),
+    /// It was not set. Without it, there is no control socket.
+    Default(PathBuf),
+}
+
+impl RuntimeDir {
+    /// Returns the folder.
+    pub fn path(&self) -> &PathBuf {
+        match self {
+            Self::Service(path) | Self::Chosen(path) | Self::Default(path) => path,
+        }
+    }
+
+    /// XDG_RUNTIME_DIR (XDG Base Directory Specification) is the user's own and goes with the session; where
+    /// there is none, as for most services, a folder that carries the user's number stands in.
+    fn default(xdg_runtime_dir: Option<&OsStr>) -> Self {
+        Self::Default(match xdg_runtime_dir.map(PathBuf::from).filter(|path| path.is_absolute()) {
+            Some(path) => path.join("lastcall"),
+            None => env::temp_dir().join(format!("lastcall-{}", rustix::process::geteuid().as_raw())),
+        })
+    }
 }

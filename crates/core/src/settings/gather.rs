@@ -17,9 +17,8 @@ use super::{
     key_lines::{key_lines, line_at},
     layer::{Kind, Layer},
     loader::Loader,
-    spec, text,
+    parse, spec,
     text_file::{self, Content},
-    value,
     variable::{Meaning, PREFIX, is_service_link},
 };
 
@@ -65,7 +64,7 @@ impl Loader {
         };
         match <Toml as Format>::from_str::<Dict>(&text) {
             Ok(dict) => {
-                let has_settings = dict.values().any(|value| !text::is_blank(value));
+                let has_settings = dict.values().any(|value| !parse::is_blank(value));
                 if !has_settings && is_named {
                     self.warnings.push(format!("{whole}: there is no setting in it"));
                 }
@@ -236,7 +235,7 @@ impl Loader {
     pub(super) fn rust_log(&mut self, environment: &[(OsString, OsString)]) {
         let Some(text) = variable(environment, RUST_LOG).filter(|text| !text.is_empty()) else { return };
         let value = Value::from(&*text.to_string_lossy());
-        match text::check(&value).and_then(|()| value::log_level(&value)) {
+        match parse::check(&value).and_then(|()| parse::parse_log_level(&value)) {
             Ok(_) => self.merge(Layer::of(Kind::Environment, "log_level", RUST_LOG, value)),
             Err(expected) => {
                 let source = Source::Variable(RUST_LOG.into());

@@ -10,9 +10,8 @@ use figment::{
 };
 
 use super::{
-    SPECS, Source,
+    SPECS, Source, parse,
     spec::{self, NAMESPACE},
-    text,
 };
 
 /// What kind of source a layer is.
@@ -106,7 +105,7 @@ impl Layer {
 
     /// Removes the values that have nothing in them and must have, and returns their keys and sources.
     pub(super) fn take_empty(&mut self) -> Vec<(String, Source)> {
-        self.take(|key, value| spec::needs_content(key) && text::is_blank(value))
+        self.take(|key, value| spec::needs_content(key) && parse::is_blank(value))
     }
 
     fn take(&mut self, is_wanted: impl Fn(&String, &Value) -> bool) -> Vec<(String, Source)> {

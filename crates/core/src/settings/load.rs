@@ -1,14 +1,76 @@
-//! From all sources to the settings in force.
+//! From all sources to the settings in force, with the source of each.
 
-use std::{ffi::OsStr, net::IpAddr, path::Path, time::Duration};
+use std::{
+    ffi::OsStr,
+    fmt::Display,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use super::{
-    EffectiveSetting, Loaded, RuntimeDir, SPECS, Settings, SettingsErrors, Source, Sources, Spec,
+    Problem, RuntimeDir, SPECS, SettingError, Settings, SettingsErrors, Source, Sources, Spec,
     gather::{RUNTIME_DIRECTORY, variable},
     loader::Loader,
-    text, value,
+    parse,
 };
 use crate::{AllowedOrigins, ApiKey, ClientMessages, Retention, process::OpenFileLimit};
+
+/// The settings in force, and where each came from.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    /// The settings.
+    pub settings: Settings,
+    /// One entry for each of [`SPECS`](super::SPECS), in that order; then one for each setting of each namespace.
+    pub effective: Vec<EffectiveSetting>,
+    /// What an operator should know although it does not stop the start, a sentence each. They are found
+    /// before there is a log: the caller logs them once there is one.
+    pub warnings: Vec<String>,
+    /// The files that were read.
+    pub files: Vec<SettingsFile>,
+}
+
+/// A file that was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SettingsFile {
+    /// Its path: absolute if the working directory is known.
+    pub path: PathBuf,
+    /// True if there is a setting in it.
+    pub has_settings: bool,
+    /// True if it can be read again: not so for a FIFO or a device, such as the `<(…)` of a shell.
+    pub stays: bool,
+}
+
+impl Loaded {
+    /// Returns the source of the setting with this key; `None` if there is no such setting.
+    pub fn source(&self, key: &str) -> Option<&Source> {
+        self.effective.iter().find(|one| one.key == key).map(|one| &one.source)
+    }
+
+    /// Returns the error that the value of this setting cannot be used on this machine.
+    pub fn unusable_error(&self, key: &str, reason: &dyn Display) -> SettingError {
+        let setting = self.effective.iter().find(|one| one.key == key);
+        SettingError {
+            key: key.to_owned(),
+            source: setting.map_or(Source::Default, |one| one.source.clone()),
+            problem: Problem::Unusable {
+                value: setting.map(|one| one.value.clone()),
+                reason: reason.to_string(),
+            },
+        }
+    }
+}
+
+/// One setting in force, to be shown.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EffectiveSetting {
+    /// Its key; `namespace.NAME.KEY` for a setting of a namespace.
+    pub key: String,
+    /// Its value as it was written; hidden if secret.
+    pub value: String,
+    /// Where it came from.
+    pub source: Source,
+}
 
 /// The least `history_bytes` while there is history: with less, busy channels would have next to none.
 const MIN_HISTORY_BYTES: usize = 1 << 20;
@@ -41,42 +103,43 @@ impl Loader {
         working_dir: &Path,
         xdg_runtime_dir: Option<&OsStr>,
     ) -> Result<Loaded, SettingsErrors> {
-        use value::{
-            client_messages, connections, duration, duration_or_auto, file, folder, history_bytes,
-            history_size, host, http_connections, interval, keys, log_format, log_level, nonzero_duration,
-            origins, port, rate, size,
+        use parse::{
+            parse_api_keys, parse_client_messages, parse_duration, parse_duration_or_auto, parse_file,
+            parse_folder, parse_history_bytes, parse_history_size, parse_host, parse_interval,
+            parse_log_format, parse_log_level, parse_max_connections, parse_max_http_connections,
+            parse_nonzero_duration, parse_origins, parse_port, parse_rate, parse_size,
         };
         let open_files = OpenFileLimit::current();
-        let shutdown_timeout = self.read("shutdown_timeout", Duration::ZERO, duration);
+        let shutdown_timeout = self.read("shutdown_timeout", Duration::ZERO, parse_duration);
         let max_http_connections =
             self.read("max_http_connections", open_files.max_http_connections(), |value| {
-                http_connections(value, open_files)
+                parse_max_http_connections(value, open_files)
             });
         // The values after the keys only matter while errors are gathered, or where there is no default.
         let retention = Retention {
-            size: self.read("history_size", 1, history_size),
-            ttl: self.read("history_ttl", Duration::ZERO, nonzero_duration),
+            size: self.read("history_size", 1, parse_history_size),
+            ttl: self.read("history_ttl", Duration::ZERO, parse_nonzero_duration),
         };
         let settings = Settings {
-            host: self.read("host", IpAddr::from([127, 0, 0, 1]).into(), host),
-            port: self.read("port", 0, port),
-            templates_dir: self.read("templates_dir", None, folder),
-            keep_alive_timeout: self.read("keep_alive_timeout", Duration::ZERO, nonzero_duration),
-            notification_interval: self.read("notification_interval", None, interval),
-            client_messages: self.read("client_messages", ClientMessages::Broadcast, client_messages),
+            host: self.read("host", IpAddr::from([127, 0, 0, 1]).into(), parse_host),
+            port: self.read("port", 0, parse_port),
+            templates_dir: self.read("templates_dir", None, parse_folder),
+            keep_alive_timeout: self.read("keep_alive_timeout", Duration::ZERO, parse_nonzero_duration),
+            notification_interval: self.read("notification_interval", None, parse_interval),
+            client_messages: self.read("client_messages", ClientMessages::Broadcast, parse_client_messages),
             retention,
-            history_bytes: self.read("history_bytes", usize::MAX, history_bytes),
+            history_bytes: self.read("history_bytes", usize::MAX, parse_history_bytes),
             // Absolute, as the folder of the control socket.
-            history_file: self.read("history_file", None, file).map(|path| working_dir.join(path)),
+            history_file: self.read("history_file", None, parse_file).map(|path| working_dir.join(path)),
             namespaces: self.namespaces(retention),
             shutdown_timeout,
-            shutdown_delay: self.read("shutdown_delay", Duration::ZERO, duration),
+            shutdown_delay: self.read("shutdown_delay", Duration::ZERO, parse_duration),
             shutdown_spread: self
-                .read("shutdown_spread", None, duration_or_auto)
+                .read("shutdown_spread", None, parse_duration_or_auto)
                 .unwrap_or_else(|| (shutdown_timeout / 3).min(MAX_AUTO_SPREAD)),
-            close_timeout: self.read("close_timeout", Duration::ZERO, nonzero_duration),
-            upgrade_timeout: self.read("upgrade_timeout", Duration::ZERO, nonzero_duration),
-            runtime_dir: match self.read("runtime_dir", None, folder) {
+            close_timeout: self.read("close_timeout", Duration::ZERO, parse_nonzero_duration),
+            upgrade_timeout: self.read("upgrade_timeout", Duration::ZERO, parse_nonzero_duration),
+            runtime_dir: match self.read("runtime_dir", None, parse_folder) {
                 Some(path) if self.source("runtime_dir") == Source::Variable(RUNTIME_DIRECTORY.into()) => {
                     RuntimeDir::Service(path)
                 }
@@ -87,20 +150,20 @@ impl Loader {
             max_connections: self.read(
                 "max_connections",
                 open_files.max_connections(max_http_connections),
-                |value| connections(value, open_files, max_http_connections),
+                |value| parse_max_connections(value, open_files, max_http_connections),
             ),
             max_http_connections,
-            max_message_size: self.read("max_message_size", 1, size),
-            max_queue: self.read("max_queue", usize::MAX, size),
-            max_client_rate: self.read("max_client_rate", None, rate),
-            max_total_rate: self.read("max_total_rate", None, rate),
-            ping_interval: self.read("ping_interval", None, interval),
-            pong_timeout: self.read("pong_timeout", Duration::ZERO, nonzero_duration),
-            allowed_origins: self.read("allowed_origins", AllowedOrigins::SameHost, origins),
-            api_keys: self.read("api_keys", Vec::<ApiKey>::new(), keys),
-            log_level: self.read("log_level", String::new(), log_level),
-            log_format: self.read("log_format", super::LogFormat::Auto, log_format),
-            log_dir: self.read("log_dir", None, folder),
+            max_message_size: self.read("max_message_size", 1, parse_size),
+            max_queue: self.read("max_queue", usize::MAX, parse_size),
+            max_client_rate: self.read("max_client_rate", None, parse_rate),
+            max_total_rate: self.read("max_total_rate", None, parse_rate),
+            ping_interval: self.read("ping_interval", None, parse_interval),
+            pong_timeout: self.read("pong_timeout", Duration::ZERO, parse_nonzero_duration),
+            allowed_origins: self.read("allowed_origins", AllowedOrigins::SameHost, parse_origins),
+            api_keys: self.read("api_keys", Vec::<ApiKey>::new(), parse_api_keys),
+            log_level: self.read("log_level", String::new(), parse_log_level),
+            log_format: self.read("log_format", super::LogFormat::Auto, parse_log_format),
+            log_dir: self.read("log_dir", None, parse_folder),
         };
         self.check_conflicts(&settings);
         if settings.max_connections == open_files.max_connections(max_http_connections) {
@@ -163,7 +226,7 @@ impl Loader {
     fn effective(&self, spec: &Spec, settings: &Settings) -> EffectiveSetting {
         let (value, source) = match self.resolve(spec.key) {
             Some((_, source)) if spec.secret => (format!("({} hidden)", settings.api_keys.len()), source),
-            Some((value, source)) => (text::plain(&value), source),
+            Some((value, source)) => (parse::plain(&value), source),
             None => match spec.key {
                 "max_connections" => {
                     let limit = OpenFileLimit::current().get();

@@ -5,8 +5,8 @@ use figment::{Figment, value::Value};
 use super::{
     Problem, SettingError, SettingsFile, Source,
     layer::{self, Layer},
+    parse::{self, Expected, display},
     spec::{self, NAMESPACE},
-    text::{self, Expected, display},
     variable::similar,
 };
 
@@ -88,7 +88,7 @@ impl Loader {
         fallback: T,
         parse: impl FnOnce(&Value) -> Result<T, Expected>,
     ) -> T {
-        text::check(value).and_then(|()| parse(value)).unwrap_or_else(|expected| {
+        parse::check(value).and_then(|()| parse(value)).unwrap_or_else(|expected| {
             self.reject(key, Some(value), source, expected);
             fallback
         })

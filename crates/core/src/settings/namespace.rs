@@ -13,9 +13,8 @@ use figment::value::{Dict, Value};
 use super::{
     EffectiveSetting, Source,
     loader::Loader,
+    parse::{self, Expected, parse_history_size, parse_nonzero_duration},
     spec::{self, NAMESPACE, NAMESPACE_NAME},
-    text::{self, Expected},
-    value,
     variable::similar,
 };
 use crate::{NAMESPACE_NAME_RULE, Namespace, Retention};
@@ -61,13 +60,13 @@ impl Loader {
                 name: table.name().unwrap_or_default().to_owned(),
                 // As elsewhere, the value after the general one only matters while errors are gathered.
                 retention: Retention {
-                    size: self.read_in(table, "history_size", general.size, 1, value::history_size),
+                    size: self.read_in(table, "history_size", general.size, 1, parse_history_size),
                     ttl: self.read_in(
                         table,
                         "history_ttl",
                         general.ttl,
                         Duration::ZERO,
-                        value::nonzero_duration,
+                        parse_nonzero_duration,
                     ),
                 },
             }
@@ -82,7 +81,7 @@ impl Loader {
             match table.values.get(key) {
                 Some(value) => {
                     let source = self.source_in(table, key);
-                    Some(EffectiveSetting { key: full_key, value: text::plain(value), source })
+                    Some(EffectiveSetting { key: full_key, value: parse::plain(value), source })
                 }
                 None => {
                     let inherited = global.iter().find(|one| one.key == key)?;

@@ -1,8 +1,10 @@
-//! Where settings are looked for.
+//! Where settings are looked for, and where a value came from.
 
 use std::{ffi::OsString, fmt, path::PathBuf};
 
-/// Where settings are looked for. Plain data: a test needs no environment of its own.
+use super::variable::PREFIX;
+
+/// The places where settings are looked for. Plain data: a test needs no environment of its own.
 #[derive(Clone, Default)]
 pub struct Sources {
     /// Where `config/lastcall.toml` and `.env` are looked for.
@@ -26,5 +28,47 @@ impl fmt::Debug for Sources {
             .field("environment", &variables)
             .field("command_line", &flags)
             .finish()
+    }
+}
+
+/// The place that a value came from. Displayed in words for the operator.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// It was not set.
+    Default,
+    /// It was not set, and follows from this limit of open files.
+    OpenFiles(usize),
+    /// A settings file as it was named, with the line if it was found: `config/lastcall.toml:4`.
+    File(String),
+    /// A variable in the `.env` file.
+    DotEnv(String),
+    /// An environment variable.
+    Variable(String),
+    /// The command line; the flag without its dashes.
+    Flag(String),
+}
+
+impl Source {
+    /// Returns the variable that set the value, if other programs may use its name, too: `HOST`, but not
+    /// `LASTCALL_HOST`.
+    pub fn shared_variable(&self) -> Option<&str> {
+        match self {
+            Self::Variable(name) | Self::DotEnv(name) => Some(name).filter(|name| !name.starts_with(PREFIX)),
+            _ => None,
+        }
+        .map(String::as_str)
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Default => f.write_str("default"),
+            Self::OpenFiles(limit) => write!(f, "default, from the limit of {limit} open files"),
+            Self::File(place) => f.write_str(place),
+            Self::DotEnv(variable) => write!(f, "{variable} in .env"),
+            Self::Variable(variable) => write!(f, "environment variable {variable}"),
+            Self::Flag(flag) => write!(f, "command line --{flag}"),
+        }
     }
 }

@@ -1,12 +1,15 @@
 //! Which source wins, and what is said of values that are wrong.
 
-use std::{ffi::OsString, time::Duration};
+use std::{
+    ffi::{OsStr, OsString},
+    time::Duration,
+};
 
 use super::operator::Operator;
 use crate::{
     AllowedOrigins, ClientMessages, Retention,
     process::OpenFileLimit,
-    settings::{LogFormat, Settings, gather::CONFIG_FILE},
+    settings::{LogFormat, RuntimeDir, Settings, gather::CONFIG_FILE},
 };
 
 #[test]
@@ -183,4 +186,14 @@ fn a_file_that_cannot_be_understood_does_not_give_its_keys_away() {
         assert!(complaints[0].starts_with(path), "{complaints:?}");
         assert!(!complaints[0].contains("0123456789abcdef"), "{complaints:?}");
     }
+}
+
+#[test]
+fn without_a_choice_it_is_a_folder_of_the_users_own() {
+    let of_session = RuntimeDir::default(Some(OsStr::new("/run/user/7")));
+    assert_eq!(of_session, RuntimeDir::Default("/run/user/7/lastcall".into()));
+    let stand_in = RuntimeDir::default(Some(OsStr::new("not/absolute")));
+    assert_eq!(stand_in, RuntimeDir::default(None));
+    let name = stand_in.path().file_name().unwrap().to_str().unwrap().to_owned();
+    assert_eq!(name, format!("lastcall-{}", rustix::process::geteuid().as_raw()));
 }
