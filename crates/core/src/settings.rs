@@ -1,22 +1,22 @@
 //! What the operator decides: every setting, its default, its value and the source of the value.
 //!
-//! A value goes through these files: `gather` reads each source into a `layer`, `loader` merges the layers with
-//! figment, `value` reads one kind of value each, `load` makes [`Settings`] of them. `namespace` does the same for the
-//! tables of the settings file.
+//! A value goes through these files: `settings_file`, `dot_env` and `environment` read a source each into a `layer`,
+//! `loader` merges the layers with figment and collects the errors, `parse` makes a value of what was written, and
+//! `load` makes [`Settings`] of them all. `namespace` does the same for the tables of the settings file. `spec` is the
+//! list of all settings, which the others go by.
 
 mod dot_env;
+mod environment;
 mod error;
-mod gather;
-mod key_lines;
 mod layer;
 mod load;
 mod loader;
 mod namespace;
 mod parse;
+mod settings_file;
 mod sources;
 mod spec;
 mod text_file;
-mod variable;
 
 #[cfg(test)]
 mod tests;
@@ -26,8 +26,8 @@ use std::{env, ffi::OsStr, path::PathBuf, time::Duration};
 use crate::{AllowedOrigins, ApiKey, ClientMessages, ListenHost, Namespace, Retention};
 
 pub use error::{Problem, SettingError, SettingsErrors};
-pub use load::{EffectiveSetting, Loaded, SettingsFile};
-pub use sources::{Source, Sources};
+pub use load::{EffectiveSetting, Loaded};
+pub use sources::{SettingsFile, Source, Sources};
 pub use spec::{Group, SPECS, Spec};
 
 /// How log lines look.

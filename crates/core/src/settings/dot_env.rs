@@ -1,13 +1,81 @@
-//! The lines of a `.env` file.
+//! The `.env` file.
 //!
 //! There is no standard for `.env`: shells, Docker, systemd and the libraries of each language differ in what
 //! `$`, `\` and quotes inside of a value mean. Only what all of them read alike is understood here: a bare
 //! word, or a value in quotes on one line. Whether it matters that another line is not understood is for the
 //! caller to decide, as the file may be shared with other programs.
 
+use std::{io::ErrorKind, path::Path};
+
+use super::{
+    SettingsFile, Source,
+    environment::Meaning,
+    layer::Kind,
+    loader::Loader,
+    settings_file::place,
+    text_file::{self, Content},
+};
+
+/// Variables that are read from a file.
+const DOT_ENV: &str = ".env";
+
+impl Loader {
+    /// `.env` may be another program's, or shared with one: only a line about a setting can be wrong.
+    pub(super) fn dot_env(&mut self, working_dir: &Path) {
+        let at = |line| Source::File(place(DOT_ENV, line));
+        let path = working_dir.join(DOT_ENV);
+        let Content { bytes, stays } = match text_file::read_found(&path) {
+            Ok(content) => content,
+            // A folder of that name is usually a virtual environment of Python.
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::IsADirectory) => {
+                return self.warn_if_dangling(&path, &at(None));
+            }
+            Err(error) => return self.warnings.push(format!("{}: not read, as {error}", at(None))),
+        };
+        if bytes.contains(&0) {
+            return self.warnings.push(format!("{}: not read, as it is not UTF-8 text", at(None)));
+        }
+        // A line that is not UTF-8 may be another program's.
+        let text = String::from_utf8_lossy(&bytes);
+        let mut others = Vec::new();
+        let mut variables = Vec::new();
+        for line in lines(text.strip_prefix('\u{feff}').unwrap_or(&text)) {
+            let (number, name, value) = match line {
+                Line::Variable { number, name, value } => (number, name, value),
+                Line::Other { number, word } if Meaning::of(&word) == Meaning::Foreign => {
+                    others.push(number);
+                    continue;
+                }
+                Line::Other { number, word } => (number, word, Err("expected NAME=value".into())),
+            };
+            match value {
+                Ok(value) => variables.push((name, value)),
+                Err(why) if matches!(Meaning::of(&name), Meaning::Setting(_)) => {
+                    self.reject_source(at(Some(number)), format!("{name} is not understood: {why}"));
+                }
+                // The value does not matter.
+                Err(_) => variables.push((name, "?".into())),
+            }
+        }
+        let has_settings = variables
+            .iter()
+            .any(|(name, value)| matches!(Meaning::of(name), Meaning::Setting(_)) && !value.is_empty());
+        self.add_file(SettingsFile { path, has_settings, stays }, &at(None));
+        self.variables(&variables, Kind::DotEnv, Source::DotEnv);
+        if let [first, more @ ..] = others.as_slice() {
+            let more = match more.len() {
+                0 => String::new(),
+                1 => ", nor is one more line".to_owned(),
+                count => format!(", nor are {count} more lines"),
+            };
+            self.warnings.push(format!("{}: not read, as it is not NAME=value{more}", at(Some(*first))));
+        }
+    }
+}
+
 /// A line that is neither empty nor a comment.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Line {
+enum Line {
     /// `NAME=value`, perhaps with `export` before it.
     Variable {
         /// Counted from 1.
@@ -26,7 +94,7 @@ pub(super) enum Line {
 }
 
 /// Returns all lines of a file.
-pub(super) fn lines(text: &str) -> Vec<Line> {
+fn lines(text: &str) -> Vec<Line> {
     let lines = (1..).zip(text.lines().map(str::trim));
     let lines = lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#'));
     let read = |(number, line): (usize, &str)| {

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{Source, variable::PREFIX};
+use super::{Source, spec::PREFIX};
 
 /// One thing that is wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]

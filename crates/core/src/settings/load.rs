@@ -1,16 +1,10 @@
 //! From all sources to the settings in force, with the source of each.
 
-use std::{
-    ffi::OsStr,
-    fmt::Display,
-    net::IpAddr,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{ffi::OsStr, fmt::Display, net::IpAddr, path::Path, time::Duration};
 
 use super::{
-    Problem, RuntimeDir, SPECS, SettingError, Settings, SettingsErrors, Source, Sources, Spec,
-    gather::{RUNTIME_DIRECTORY, variable},
+    Problem, RuntimeDir, SPECS, SettingError, Settings, SettingsErrors, SettingsFile, Source, Sources, Spec,
+    environment::{RUNTIME_DIRECTORY, variable},
     loader::Loader,
     parse,
 };
@@ -28,17 +22,6 @@ pub struct Loaded {
     pub warnings: Vec<String>,
     /// The files that were read.
     pub files: Vec<SettingsFile>,
-}
-
-/// A file that was read.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SettingsFile {
-    /// Its path: absolute if the working directory is known.
-    pub path: PathBuf,
-    /// True if there is a setting in it.
-    pub has_settings: bool,
-    /// True if it can be read again: not so for a FIFO or a device, such as the `<(…)` of a shell.
-    pub stays: bool,
 }
 
 impl Loaded {

@@ -4,10 +4,9 @@ use figment::{Figment, value::Value};
 
 use super::{
     Problem, SettingError, SettingsFile, Source,
-    layer::{self, Layer},
+    layer::{self, Kind, Layer},
     parse::{self, Expected, display},
-    spec::{self, NAMESPACE},
-    variable::similar,
+    spec::{self, NAMESPACE, similar},
 };
 
 /// Merges values, and collects errors.
@@ -47,6 +46,15 @@ impl Loader {
         }
         let figment = std::mem::take(&mut self.figment);
         self.figment = figment.merge(layer);
+    }
+
+    /// Merges the values of the command line.
+    pub(super) fn command_line(&mut self, command_line: &[(&'static str, String)]) {
+        let mut layer = Layer::new(Kind::CommandLine);
+        for (key, text) in command_line {
+            layer.insert(key, key.replace('_', "-"), Value::from(text.as_str()));
+        }
+        self.merge(layer);
     }
 
     /// Returns the value that wins, and its source; `None` if there is no value and no default.

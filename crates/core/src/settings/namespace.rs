@@ -14,8 +14,7 @@ use super::{
     EffectiveSetting, Source,
     loader::Loader,
     parse::{self, Expected, parse_history_size, parse_nonzero_duration},
-    spec::{self, NAMESPACE, NAMESPACE_NAME},
-    variable::similar,
+    spec::{self, NAMESPACE, NAMESPACE_NAME, similar},
 };
 use crate::{NAMESPACE_NAME_RULE, Namespace, Retention};
 

@@ -2,7 +2,7 @@
 
 use std::{ffi::OsString, fmt, path::PathBuf};
 
-use super::variable::PREFIX;
+use super::spec::PREFIX;
 
 /// The places where settings are looked for. Plain data: a test needs no environment of its own.
 #[derive(Clone, Default)]
@@ -29,6 +29,17 @@ impl fmt::Debug for Sources {
             .field("command_line", &flags)
             .finish()
     }
+}
+
+/// A file that was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SettingsFile {
+    /// Its path: absolute if the working directory is known.
+    pub path: PathBuf,
+    /// True if there is a setting in it.
+    pub has_settings: bool,
+    /// True if it can be read again: not so for a pipe, such as the `<(…)` of a shell.
+    pub stays: bool,
 }
 
 /// The place that a value came from. Displayed in words for the operator.

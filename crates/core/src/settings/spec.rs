@@ -1,6 +1,9 @@
 //! The list of all settings: what the command line, `lastcall config`, the checks for unknown keys and
 //! the shipped `config/lastcall.toml` are made from.
 
+/// What a variable may start with; it then wins over the one without.
+pub(super) const PREFIX: &str = "LASTCALL_";
+
 /// What a setting is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Group(pub &'static str);
@@ -85,6 +88,15 @@ pub(super) fn namespace_keys() -> impl Iterator<Item = &'static str> {
 /// Returns true if a value of this setting must have something in it.
 pub(super) fn needs_content(key: &str) -> bool {
     find(key).is_some_and(Spec::needs_content)
+}
+
+/// Returns the one of these keys that a misspelt key was meant to be. `None`: it is another program's, or of another
+/// version. Misspelt is a key with one wrong, missing, additional or transposed letter (optimal string alignment),
+/// and longer ones with one in every four letters.
+pub(super) fn similar(key: &str, keys: impl Iterator<Item = &'static str>) -> Option<&'static str> {
+    let key = key.to_ascii_lowercase();
+    let (distance, nearest) = keys.map(|known| (strsim::osa_distance(known, &key), known)).min()?;
+    (distance <= (nearest.len() / 4).max(1)).then_some(nearest)
 }
 
 /// Every setting.
@@ -326,6 +338,49 @@ mod tests {
                 None => format!("\n| `{}` | ", spec.key),
             };
             assert!(readme.contains(&row), "no row {row:?}");
+        }
+    }
+
+    #[test]
+    fn a_misspelt_key_is_distinguished_from_a_foreign_one() {
+        for (key, meant) in [
+            ("prot", "port"),
+            ("hostt", "host"),
+            ("api_key", "api_keys"),
+            ("apikeys", "api_keys"),
+            ("loglevel", "log_level"),
+            ("logdir", "log_dir"),
+            ("shutdown_timout", "shutdown_timeout"),
+            ("shutdowntimeout", "shutdown_timeout"),
+            ("ping_timeout", "pong_timeout"),
+            ("allow_origins", "allowed_origins"),
+            ("allowed_origin", "allowed_origins"),
+            ("max_connection", "max_connections"),
+        ] {
+            assert_eq!(similar(key, keys()), Some(meant), "{key}");
+        }
+        for key in [
+            "version",
+            "image",
+            "home",
+            "root",
+            "user",
+            "env",
+            "debug",
+            "url",
+            "path",
+            "pid",
+            "config",
+            "tag",
+            "tls_cert",
+            "replicas",
+            "release",
+            "commit",
+            "canary_port",
+            "database_url",
+            "",
+        ] {
+            assert_eq!(similar(key, keys()), None, "{key}");
         }
     }
 }

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 
 use super::operator::Operator;
-use crate::settings::gather::CONFIG_FILE;
+use crate::settings::settings_file::CONFIG_FILE;
 
 #[test]
 fn what_kubernetes_sets_for_a_service_of_our_name_is_not_meant_for_us() {

@@ -9,7 +9,7 @@ use super::operator::Operator;
 use crate::{
     AllowedOrigins, ClientMessages, Retention,
     process::OpenFileLimit,
-    settings::{LogFormat, RuntimeDir, Settings, gather::CONFIG_FILE},
+    settings::{LogFormat, RuntimeDir, Settings, settings_file::CONFIG_FILE},
 };
 
 #[test]

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use tempfile::TempDir;
 
-use crate::settings::{Loaded, Settings, Sources, gather::CONFIG_FILE};
+use crate::settings::{Loaded, Settings, Sources, settings_file::CONFIG_FILE};
 
 /// A folder with what the operator wrote, and what surrounds it.
 pub(super) struct Operator {
