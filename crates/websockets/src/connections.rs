@@ -76,6 +76,16 @@ impl Slot {
         self.throttled || self.texts != Texts::Published
     }
 
+    /// Returns true if no read will show that the client is gone: reads are paused, or have come to their end.
+    pub(crate) fn is_not_read(&self) -> bool {
+        self.is_paused() || self.connection.input_ended()
+    }
+
+    /// Returns the key of the connection, which is in this slot.
+    pub(crate) fn key(&self, slot: usize) -> ConnectionKey {
+        ConnectionKey { slot, id: self.connection.id }
+    }
+
     /// Returns how long ago the connection began, in seconds.
     pub(crate) fn age_s(&self) -> u32 {
         seconds(clock::since_boot()).saturating_sub(self.began_s)
@@ -138,9 +148,9 @@ impl Connections {
         self.0.get_mut(slot)
     }
 
-    /// Returns the key of the connection in this slot.
-    pub(crate) fn key(&self, slot: usize) -> Option<ConnectionKey> {
-        self.0.get(slot).map(|entry| ConnectionKey { slot, id: entry.connection.id })
+    /// Returns a connection, or `None` if it has ended since.
+    pub(crate) fn get_by_key(&mut self, key: ConnectionKey) -> Option<&mut Slot> {
+        self.0.get_mut(key.slot).filter(|entry| entry.connection.id == key.id)
     }
 
     /// Returns the slot of a connection, or `None` if the connection has ended since.
@@ -151,6 +161,11 @@ impl Connections {
     /// Returns all connections with their slots.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (usize, &Slot)> {
         self.0.iter()
+    }
+
+    /// Returns how many clients are not read from because they sent too much.
+    pub(crate) fn count_throttled(&self) -> usize {
+        self.iter().filter(|(_, entry)| entry.throttled).count()
     }
 
     /// Removes all connections.

@@ -1,4 +1,4 @@
-//! A publication on its way to clients.
+//! Publications on their way to clients.
 
 use std::sync::{Arc, OnceLock};
 
@@ -74,6 +74,46 @@ impl EncodedPublication {
     /// Returns about how many bytes an encoding has.
     pub(crate) fn size(&self, channel: &ChannelName) -> usize {
         estimated_size(channel, &self.publication)
+    }
+}
+
+/// Publications of one channel that a loop writes together, in their order.
+#[derive(Debug)]
+pub(crate) struct PublicationRun {
+    pub(crate) channel: ChannelName,
+    pub(crate) publications: Vec<Arc<EncodedPublication>>,
+}
+
+impl PublicationRun {
+    /// Returns the frames, without a copy if there is only one.
+    pub(crate) fn frames(&self) -> Bytes {
+        if let [publication] = &self.publications[..] {
+            return publication.frame(&self.channel).bytes().clone();
+        }
+        let frames = self.publications.iter().map(|publication| publication.frame(&self.channel).bytes());
+        let mut joined = Vec::with_capacity(frames.clone().map(Bytes::len).sum());
+        frames.for_each(|frame| joined.extend_from_slice(frame));
+        joined.into()
+    }
+
+    /// Returns the events in one chunk, without a copy if there is only one.
+    pub(crate) fn chunk(&self) -> Bytes {
+        match &self.publications[..] {
+            [publication] => publication.event(&self.channel).chunk.clone(),
+            _ => self.chunk_among(["", ""]),
+        }
+    }
+
+    /// Returns the events in one chunk. The id of each has these positions before and after its own.
+    pub(crate) fn chunk_among(&self, [before, after]: [&str; 2]) -> Bytes {
+        let events = self.publications.iter().map(|publication| publication.event(&self.channel));
+        let size = |event: &Event| event.chunk.len() + before.len() + after.len();
+        let mut chunk = ChunkWriter::with_capacity(events.clone().map(size).sum());
+        for event in events {
+            event_stream::write_id(chunk.content(), [before.as_bytes(), &event.position, after.as_bytes()]);
+            chunk.content().extend_from_slice(&event.body);
+        }
+        chunk.finish()
     }
 }
 

@@ -29,13 +29,13 @@
 //!
 //! # In the event loops
 //!
-//! - `event_loop` is a thread that owns its sockets. An iteration polls the kernel, reads, runs the jobs from the
-//!   mailbox, and then the timers; each part stops after a slice of time, so none delays the others for long. Its files:
-//!   `jobs` (one queue: fan-outs, commands, the next look at the mailbox), `fanout` (one write for each connection),
-//!   `commands`, `reading`, `registration`, `channels` (subscriptions begin and end; which
-//!   connections have which channel), `run_fanout` (publications of a channel joined for one write), `timers` (all of them,
-//!   with one `next` and one `due`), and `heartbeat` and `clock` (when clients are pinged, by a clock that stands still while
-//!   the process does).
+//! - `event_loop` is a thread that owns its sockets. An iteration polls the kernel, writes, reads, runs the jobs from the
+//!   mailbox, and then the timers; each part stops after a slice of time, so none delays the others for long. It has `jobs`
+//!   (one queue: deliveries, commands, the next look at the mailbox) and `clients`, where all is that acts on connections and
+//!   what follows from it. Those are made of: `sockets` (the poll), `channels` (subscriptions begin and end; which connections
+//!   have which channel), `reader` (and what becomes of texts), `writer`, `replays`, `drain` (what clients are told of one),
+//!   `timers` (all of them, with one `next` and one `due`), and `heartbeat` and `clock` (when clients are pinged, by a clock
+//!   that stands still while the process does). A `delivery` is what many connections get, in one write for each.
 //! - `connections` are the connections of one loop in their slots, with the subscriptions of each (`subscription_list`) and,
 //!   for server-sent events, its positions (`stream_positions`). A `connection_key` survives the reuse of a slot.
 //! - `connection` is the state machine of one connection, over any stream that can be read and written: what to do with

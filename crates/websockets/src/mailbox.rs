@@ -14,7 +14,7 @@ use crate::{
     client_id::ClientId,
     connection::{outbox::Round, snapshot::ConnectionSnapshot},
     connection_key::ConnectionKey,
-    encoded::EncodedPublication,
+    encoded::{EncodedPublication, PublicationRun},
     excess_capacity::release_excess_capacity,
     handshake::Handshake,
 };
@@ -203,8 +203,9 @@ impl Mailbox {
     /// Takes what is next: at most [`MAX_NEW_CONNECTIONS`]; then publications, at most [`MAX_WRITE_BATCH`] bytes, with the
     /// subscriptions between them; then the next command, unless a connection assigned before it still waits. All of it is of
     /// one round.
-    pub(crate) fn take(&mut self) -> Batch {
-        let mut batch = Batch { new_connections: self.take_new_connections(), ..Batch::default() };
+    pub(crate) fn take(&mut self) -> MailboxBatch {
+        let mut batch =
+            MailboxBatch { new_connections: self.take_new_connections(), ..MailboxBatch::default() };
         self.begin_round();
         let (mut bytes, mut started, mut runs_from) = (0, 0, 0);
         while !self.is_round_over()
@@ -225,7 +226,7 @@ impl Mailbox {
                     batch.push(channel, publication, runs_from);
                 }
                 Entry::SubscriptionStart(start) => {
-                    batch.items.push(BatchItem::SubscriptionStart(start));
+                    batch.items.push(MailboxItem::SubscriptionStart(start));
                     // A run is not continued across it: what comes later is for one more connection.
                     runs_from = batch.items.len();
                     started += 1;
@@ -234,7 +235,7 @@ impl Mailbox {
                     }
                 }
                 Entry::Reset(reset) => {
-                    batch.items.push(BatchItem::Reset(reset));
+                    batch.items.push(MailboxItem::Reset(reset));
                     // Nor across it: what comes later is of another epoch.
                     runs_from = batch.items.len();
                 }
@@ -244,7 +245,7 @@ impl Mailbox {
                     break;
                 }
                 Entry::Command(command, _) => {
-                    batch.items.push(BatchItem::Command(command));
+                    batch.items.push(MailboxItem::Command(command));
                     break;
                 }
             }
@@ -276,46 +277,41 @@ impl Mailbox {
     }
 }
 
-/// Publications of one channel that a loop writes together, in their order.
-#[derive(Debug)]
-pub(crate) struct Run {
-    pub(crate) channel: ChannelName,
-    pub(crate) publications: Vec<Arc<EncodedPublication>>,
-}
-
 /// What a loop takes from its mailbox at once.
 #[derive(Debug, Default)]
-pub(crate) struct Batch {
+pub(crate) struct MailboxBatch {
     /// To be registered first.
     pub(crate) new_connections: Vec<NewConnection>,
     /// The round that the items belong to.
     pub(crate) round: Round,
     /// To be done in this order.
-    pub(crate) items: Vec<BatchItem>,
+    pub(crate) items: Vec<MailboxItem>,
     /// Whether the mailbox holds more.
     pub(crate) more: bool,
 }
 
 #[derive(Debug)]
-pub(crate) enum BatchItem {
-    Run(Run),
+pub(crate) enum MailboxItem {
+    Run(PublicationRun),
     SubscriptionStart(Box<SubscriptionStart>),
     Reset(Box<ChannelReset>),
     /// Always the last item.
     Command(LoopCommand),
 }
 
-impl Batch {
+impl MailboxBatch {
     /// Adds a publication to the run of its channel. `runs_from`: the first item that it may go to.
     fn push(&mut self, channel: ChannelName, publication: Arc<EncodedPublication>, runs_from: usize) {
         let open = self.items[runs_from..].iter_mut().rev().take(MAX_OPEN_RUNS);
         let mut runs = open.filter_map(|item| match item {
-            BatchItem::Run(run) => Some(run),
+            MailboxItem::Run(run) => Some(run),
             _ => None,
         });
         match runs.find(|run| run.channel == channel) {
             Some(run) => run.publications.push(publication),
-            None => self.items.push(BatchItem::Run(Run { channel, publications: vec![publication] })),
+            None => {
+                self.items.push(MailboxItem::Run(PublicationRun { channel, publications: vec![publication] }))
+            }
         }
     }
 }

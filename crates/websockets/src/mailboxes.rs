@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 
 use crate::{
     encoded::EncodedPublication,
-    mailbox::{Batch, ChannelReset, LoopCommand, Mailbox, NewConnection, SubscriptionStart},
+    mailbox::{ChannelReset, LoopCommand, Mailbox, MailboxBatch, NewConnection, SubscriptionStart},
     placement::Placement,
 };
 
@@ -204,7 +204,7 @@ impl Mailboxes {
     }
 
     /// Takes what is next for loop `index`: see [`Mailbox::take`].
-    pub(crate) fn take(&self, index: usize) -> Batch {
+    pub(crate) fn take(&self, index: usize) -> MailboxBatch {
         let mut state = self.lock();
         let mailboxes = &mut state.mailboxes;
         let batch = mailboxes[index].take();
@@ -288,7 +288,7 @@ impl OwnMailbox {
     }
 
     /// Takes what is next: see [`Mailboxes::take`].
-    pub(crate) fn take(&self) -> Batch {
+    pub(crate) fn take(&self) -> MailboxBatch {
         self.mailboxes.take(self.index)
     }
 

@@ -24,7 +24,7 @@ use crate::{
     client_id::ClientId,
     codec::CloseReason,
     connection::ConnectionConfig,
-    event_loop::{EventLoop, HeartbeatConfig, LoopConfig, VITAL_NAME},
+    event_loop::{EventLoop, HeartbeatConfig, LoopConfig, Sockets, VITAL_NAME},
     handshake::Handshake,
     mailbox::{ConnectionSource, LoopCommand, NewConnection},
     mailboxes::{DeferredWake, MailboxDelivery, Mailboxes, OwnMailbox},
@@ -166,11 +166,11 @@ impl ConnectionManager {
         vital_tasks: VitalTasks,
         broker: impl FnOnce(Box<dyn Delivery>) -> B,
     ) -> io::Result<(Self, B)> {
-        let mut polls = Vec::new();
+        let mut sockets = Vec::new();
         let mut wakers = Vec::new();
         for _ in 0..config.event_loops.clamp(1, MAX_RECEIVERS) {
-            let (poll, waker) = EventLoop::poll()?;
-            polls.push(poll);
+            let (socket, waker) = Sockets::new()?;
+            sockets.push(socket);
             wakers.push(waker);
         }
         let mailboxes = Arc::new(Mailboxes::new(wakers, config.connections_per_loop));
@@ -188,9 +188,8 @@ impl ConnectionManager {
                 vital_tasks: vital_tasks.clone(),
             }),
         };
-        for (index, poll) in polls.into_iter().enumerate() {
+        for (index, sockets) in sockets.into_iter().enumerate() {
             let setup = LoopConfig {
-                poll,
                 connection: config.connection(),
                 budget: Arc::clone(&budget),
                 close_timeout: config.close_timeout,
@@ -199,7 +198,7 @@ impl ConnectionManager {
                 vital_tasks: vital_tasks.clone(),
             };
             let mailbox = OwnMailbox::new(Arc::clone(&mailboxes), index);
-            let event_loop = EventLoop::new(setup, mailbox, Arc::clone(&broker));
+            let event_loop = EventLoop::new(setup, sockets, mailbox, Arc::clone(&broker));
             let (vital_tasks, mailboxes) = (vital_tasks.clone(), Arc::clone(&mailboxes));
             let run = move || {
                 // A panic drops the loop's connections: their state cannot be trusted any more.

@@ -2,18 +2,16 @@
 
 use std::collections::VecDeque;
 
-use super::run_fanout::RunFanout;
+use super::delivery::Delivery;
 use crate::{
-    codec::CloseReason,
     excess_capacity::release_excess_capacity,
-    mailbox::{ChannelReset, LoopCommand, SubscriptionStart},
-    notice::ShutdownNotice,
+    mailbox::{LoopCommand, SubscriptionStart},
 };
 
 #[derive(Debug)]
 pub(super) enum Job {
     /// Write to many connections.
-    Deliver(Fanout),
+    Deliver(Delivery),
     /// Begin a subscription, or close a connection that has got none.
     StartSubscription(Box<SubscriptionStart>),
     Command(LoopCommand),
@@ -36,10 +34,10 @@ impl Jobs {
         next
     }
 
-    /// Returns the fan-out that runs next, if the next job is one.
-    pub(super) fn next_fanout(&self) -> Option<&Fanout> {
+    /// Returns the delivery that runs next, if the next job is one.
+    pub(super) fn next_delivery(&self) -> Option<&Delivery> {
         match self.0.front() {
-            Some(Job::Deliver(fanout)) => Some(fanout),
+            Some(Job::Deliver(delivery)) => Some(delivery),
             _ => None,
         }
     }
@@ -50,9 +48,9 @@ impl Jobs {
         self.0.push_back(job);
     }
 
-    /// Adds a fan-out before all other jobs.
-    pub(super) fn push_next(&mut self, fanout: Fanout) {
-        self.0.push_front(Job::Deliver(fanout));
+    /// Adds a delivery before all other jobs.
+    pub(super) fn push_next(&mut self, delivery: Delivery) {
+        self.0.push_front(Job::Deliver(delivery));
     }
 
     /// Has the mailbox looked at after all other jobs.
@@ -64,37 +62,5 @@ impl Jobs {
 
     pub(super) fn has_mailbox_job(&self) -> bool {
         matches!(self.0.back(), Some(Job::TakeFromMailbox))
-    }
-}
-
-/// Something that many connections get, and how many have got it.
-#[derive(Debug)]
-pub(super) struct Fanout {
-    pub(super) content: FanoutContent,
-    /// The next slot or, for publications, the next member of their channel.
-    pub(super) next: usize,
-}
-
-#[derive(Debug)]
-pub(super) enum FanoutContent {
-    /// Publications, for the members of their channel.
-    Publications(RunFanout),
-    /// A loss, for the members of its channel.
-    Reset(Box<ChannelReset>),
-    /// The first shutdown notice, which all clients get.
-    Notice(ShutdownNotice),
-    /// A later shutdown notice, for clients that have no output queued.
-    Reminder(ShutdownNotice),
-    /// The start of the closing handshake.
-    Close(CloseReason),
-}
-
-impl Fanout {
-    pub(super) fn new(content: FanoutContent) -> Self {
-        Self { content, next: 0 }
-    }
-
-    pub(super) fn is_notice(&self) -> bool {
-        matches!(self.content, FanoutContent::Notice(_) | FanoutContent::Reminder(_))
     }
 }

@@ -2,8 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use super::EventLoop;
-use crate::{codec::CloseReason, connection_key::ConnectionKey};
+use super::timers::Timers;
+use crate::{
+    connection_key::ConnectionKey,
+    connections::{Connections, Slot},
+};
 
 /// Bytes that a client must take within `pong_timeout` while a replay is under way, whether it is sent pings or not.
 const LEAST_TAKEN: u32 = 16 << 10;
@@ -26,31 +29,39 @@ struct Watched {
 
 /// The connections of a loop that have a replay under way, each once.
 #[derive(Debug, Default)]
-pub(super) struct Replays(Vec<Watched>);
+pub(super) struct Replays {
+    watched: Vec<Watched>,
+}
 
-impl EventLoop {
+impl Replays {
+    pub(super) fn is_empty(&self) -> bool {
+        self.watched.is_empty()
+    }
+
     /// Has a connection watched while a replay of it is under way.
-    pub(super) fn watch_replay(&mut self, slot: usize) {
-        let Some(key) = self.connections.key(slot) else { return };
-        let Some(entry) = self.connections.get_mut(slot) else { return };
+    pub(super) fn watch(&mut self, key: ConnectionKey, entry: &mut Slot, timers: &mut Timers) {
         if entry.replay_watched || !entry.connection.has_replay() {
             return;
         }
         let Some(acknowledged) = entry.connection.acknowledged() else { return };
         entry.replay_watched = true;
-        let now = self.timers.clock().now();
-        self.replays.0.push(Watched { key, since: now, acknowledged });
-        self.timers.check_replays_at(now + CHECK_INTERVAL);
+        let now = timers.clock().now();
+        self.watched.push(Watched { key, since: now, acknowledged });
+        timers.check_replays_at(now + CHECK_INTERVAL);
     }
 
-    /// Closes the clients that take too little of their replays, and forgets the replays that have come to their end.
-    pub(super) fn check_replays(&mut self) {
-        let now = self.timers.clock().now();
-        let timeout = self.config.replay_timeout;
-        let mut watched = std::mem::take(&mut self.replays.0);
-        watched.retain_mut(|replay| {
-            let Some(slot) = self.connections.slot(replay.key) else { return false };
-            let Some(entry) = self.connections.get_mut(slot) else { return false };
+    /// Forgets the replays that have come to their end. Returns the connections that have taken too little of theirs within
+    /// `timeout`: they are to be closed.
+    pub(super) fn check(
+        &mut self,
+        timeout: Duration,
+        connections: &mut Connections,
+        timers: &mut Timers,
+    ) -> Vec<ConnectionKey> {
+        let now = timers.clock().now();
+        let mut too_slow = Vec::new();
+        self.watched.retain_mut(|replay| {
+            let Some(entry) = connections.get_by_key(replay.key) else { return false };
             if !entry.connection.is_open() || !entry.connection.has_replay() {
                 entry.replay_watched = false;
                 return false;
@@ -61,47 +72,36 @@ impl EventLoop {
             // A socket that has failed is reported by the poll.
             let acknowledged = entry.connection.acknowledged().unwrap_or(replay.acknowledged);
             if acknowledged.wrapping_sub(replay.acknowledged) < LEAST_TAKEN {
-                self.close(slot, CloseReason::SlowConsumer);
+                too_slow.push(replay.key);
                 return false;
             }
             (replay.since, replay.acknowledged) = (now, acknowledged);
             true
         });
-        watched.shrink_to(2 * watched.len());
-        if !watched.is_empty() {
-            self.timers.check_replays_at(now + CHECK_INTERVAL);
+        self.watched.shrink_to(2 * self.watched.len());
+        if !self.watched.is_empty() {
+            timers.check_replays_at(now + CHECK_INTERVAL);
         }
-        self.replays.0 = watched;
+        too_slow
     }
 
-    /// Closes the clients with the slowest replays, until what replays keep that the history has dropped is within its bound.
-    pub(super) fn bound_pinned_history(&mut self) {
-        if self.replays.0.is_empty() || !self.channels.broker.pins_too_much() {
-            return;
-        }
-        let now = self.timers.clock().now();
+    /// Returns the connections whose replays keep what the history has dropped, the slowest first.
+    pub(super) fn pinning(&self, connections: &Connections, now: Instant) -> Vec<ConnectionKey> {
         let mut by_speed: Vec<_> = self
-            .replays
-            .0
+            .watched
             .iter()
             .filter_map(|Watched { key, since, acknowledged }| {
-                let slot = self.connections.slot(*key)?;
-                let connection = &self.connections.get(slot)?.connection;
+                let connection = &connections.get(connections.slot(*key)?)?.connection;
                 if !connection.is_open() || !connection.pins_history() {
                     return None;
                 }
                 let taken = connection.acknowledged()?.wrapping_sub(*acknowledged);
                 let time = now.saturating_duration_since(*since);
                 let speed = if time < GRACE { f64::INFINITY } else { f64::from(taken) / time.as_secs_f64() };
-                Some((speed, slot))
+                Some((speed, *key))
             })
             .collect();
         by_speed.sort_by(|(one, _), (other, _)| one.total_cmp(other));
-        for (_, slot) in by_speed {
-            if !self.channels.broker.pins_too_much() {
-                break;
-            }
-            self.close(slot, CloseReason::SlowConsumer);
-        }
+        by_speed.into_iter().map(|(_, key)| key).collect()
     }
 }

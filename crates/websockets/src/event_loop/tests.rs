@@ -16,9 +16,9 @@ use std::{
 
 use lastcall_broker::{MemoryBroker, ReceiverSet};
 use lastcall_core::ChannelName;
-use mio::{Events, Poll, Waker};
+use mio::Events;
 
-use super::{EventLoop, HeartbeatConfig, LoopConfig};
+use super::{Clients, EventLoop, HeartbeatConfig, LoopConfig, Sockets};
 use crate::{
     admission::{Admission, Permit},
     budget::{Budget, Rates},
@@ -61,11 +61,10 @@ struct Harness {
 
 impl Harness {
     fn new(options: Options) -> Self {
-        let (poll, waker): (Poll, Waker) = EventLoop::poll().unwrap();
+        let (sockets, waker) = Sockets::new().unwrap();
         let mailboxes = Arc::new(Mailboxes::new(vec![waker], 1));
         let config = LoopConfig {
             vital_tasks: crate::vital_tasks::VitalTasks::default(),
-            poll,
             connection: ConnectionConfig {
                 websockets: options.websockets,
                 publishes_texts: true,
@@ -80,14 +79,14 @@ impl Harness {
         };
         let delivery = Box::new(MailboxDelivery(Arc::clone(&mailboxes)));
         let broker = Arc::new(MemoryBroker::new(lastcall_broker::Config::default(), delivery));
-        let event_loop = EventLoop::new(config, OwnMailbox::new(Arc::clone(&mailboxes), 0), broker);
+        let event_loop = EventLoop::new(config, sockets, OwnMailbox::new(Arc::clone(&mailboxes), 0), broker);
         Self { event_loop, mailboxes, events: Events::with_capacity(64) }
     }
 
     /// Registers a new client.
     fn connect(&mut self) -> Client {
         let (client, new) = Client::new();
-        self.event_loop.register(new);
+        self.event_loop.clients.register(new);
         client
     }
 
@@ -123,7 +122,7 @@ impl Harness {
     }
 
     fn key(&self, client: &Client) -> ConnectionKey {
-        let mut all = self.event_loop.connections.iter();
+        let mut all = self.event_loop.clients.connections.iter();
         let (slot, _) = all.find(|(_, entry)| entry.connection.id == client.id).unwrap();
         ConnectionKey { slot, id: client.id }
     }

@@ -12,8 +12,8 @@ use crate::{
     connection_key::ConnectionKey,
     handshake::Handshake,
     mailbox::{
-        BatchItem, ConnectionSource, MAX_NEW_CONNECTIONS, MAX_OPEN_RUNS, MAX_SUBSCRIPTION_STARTS,
-        MAX_WRITE_BATCH,
+        ConnectionSource, MAX_NEW_CONNECTIONS, MAX_OPEN_RUNS, MAX_SUBSCRIPTION_STARTS, MAX_WRITE_BATCH,
+        MailboxItem,
     },
     phases::Phases,
 };
@@ -59,24 +59,24 @@ fn publish(mailboxes: &Mailboxes, publication: &Arc<EncodedPublication>) {
 }
 
 /// Returns what a batch is: for each run, its channel and the texts; a letter for anything else.
-fn items(batch: &Batch) -> Vec<String> {
-    let item = |item: &BatchItem| match item {
-        BatchItem::Run(run) => {
+fn items(batch: &MailboxBatch) -> Vec<String> {
+    let item = |item: &MailboxItem| match item {
+        MailboxItem::Run(run) => {
             let frames = run.publications.iter().map(|one| one.frame(&run.channel).bytes()[2..].to_vec());
             let texts: Vec<_> = frames.map(|text| String::from_utf8(text).unwrap()).collect();
             format!("{}:{}", run.channel, texts.join(","))
         }
-        BatchItem::SubscriptionStart(_) => "A".to_owned(),
-        BatchItem::Reset(_) => "R".to_owned(),
-        BatchItem::Command(_) => "C".to_owned(),
+        MailboxItem::SubscriptionStart(_) => "A".to_owned(),
+        MailboxItem::Reset(_) => "R".to_owned(),
+        MailboxItem::Command(_) => "C".to_owned(),
     };
     batch.items.iter().map(item).collect()
 }
 
 /// Returns how many publications a batch has.
-fn publications(batch: &Batch) -> usize {
+fn publications(batch: &MailboxBatch) -> usize {
     let runs = batch.items.iter().map(|item| match item {
-        BatchItem::Run(run) => run.publications.len(),
+        MailboxItem::Run(run) => run.publications.len(),
         _ => 0,
     });
     runs.sum()
@@ -199,7 +199,7 @@ fn publications_are_taken_together_in_order_up_to_a_batch() {
     assert_eq!((publications(&batch), batch.items.len(), batch.more), (2, 1, true));
     let batch = mailboxes.take(0);
     assert_eq!((publications(&batch), batch.items.len(), batch.more), (1, 2, false));
-    assert!(matches!(batch.items[1], BatchItem::Command(LoopCommand::Stop)));
+    assert!(matches!(batch.items[1], MailboxItem::Command(LoopCommand::Stop)));
 }
 
 #[test]
@@ -300,7 +300,7 @@ fn all_mailboxes_have_what_four_threads_publish_in_the_same_order() {
             let batch = mailboxes.take(index);
             taken += publications(&batch);
             for item in batch.items {
-                let BatchItem::Run(run) = item else { panic!("nothing else was sent") };
+                let MailboxItem::Run(run) = item else { panic!("nothing else was sent") };
                 for publication in &run.publications {
                     bytes.extend_from_slice(publication.frame(&run.channel).bytes());
                 }

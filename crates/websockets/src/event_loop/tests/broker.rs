@@ -121,7 +121,7 @@ impl Harness {
         let mut harness = Self::new(Options::default());
         let delivery = Box::new(MailboxDelivery(Arc::clone(&harness.mailboxes)));
         let broker = Arc::new(LateBroker::new(delivery));
-        harness.event_loop.channels.broker = Arc::clone(&broker) as Arc<dyn Broker>;
+        harness.event_loop.clients.channels.broker = Arc::clone(&broker) as Arc<dyn Broker>;
         (harness, broker)
     }
 }
@@ -149,13 +149,13 @@ fn a_subscription_begins_when_the_broker_answers_and_a_client_that_gets_none_com
     harness.settle();
     refused.expect_welcome();
     refused.expect_close(CloseReason::Unavailable);
-    assert!(harness.event_loop.channels.subscriptions.find(&name("b")).is_none());
+    assert!(harness.event_loop.clients.channels.subscriptions.find(&name("b")).is_none());
     harness.publish_numbers("a", [1]);
     broker.answer(None);
-    harness.iterate_until(|event_loop| event_loop.stats.messages_sent == 1);
+    harness.iterate_until(|event_loop| event_loop.clients.stats.messages_sent == 1);
     late.expect_numbers("a", [1]);
     drop((late, refused));
-    harness.iterate_until(|event_loop| event_loop.connections.is_empty());
+    harness.iterate_until(|event_loop| event_loop.clients.connections.is_empty());
     assert_eq!(broker.channel(&name("a")).map(|info| info.subscribers), Some(0), "each has ended");
 }
 
@@ -169,7 +169,7 @@ fn a_client_is_told_what_has_become_of_its_text_before_more_is_read_from_it() {
     client.read_subscribed("a");
     for (error, code) in [(Some(unavailable()), "unavailable"), (Some(unknown()), "outcome_unknown")] {
         client.send(client_text("one"));
-        harness.iterate_until(|event_loop| event_loop.unanswered_texts.len() == 1);
+        harness.iterate_until(|event_loop| event_loop.clients.reader.unanswered.len() == 1);
         client.send(client_text("two"));
         (0..10).for_each(|_| harness.iterate());
         assert_eq!(broker.waiting.lock().unwrap().len(), 1, "the second one is not read");
@@ -178,9 +178,9 @@ fn a_client_is_told_what_has_become_of_its_text_before_more_is_read_from_it() {
         harness.iterate_until(|_| !broker.waiting.lock().unwrap().is_empty());
         let message = client.read_json();
         assert_eq!((&message["type"], &message["code"]), (&"error".into(), &code.into()), "{message}");
-        let sent = harness.event_loop.stats.messages_sent;
+        let sent = harness.event_loop.clients.stats.messages_sent;
         broker.answer(None);
-        harness.iterate_until(|event_loop| event_loop.stats.messages_sent > sent);
+        harness.iterate_until(|event_loop| event_loop.clients.stats.messages_sent > sent);
         assert_eq!(client.read_json()["data"], "two");
     }
 }
@@ -192,20 +192,20 @@ fn a_handover_does_not_wait_for_the_broker() {
     broker.answer(None);
     old.settle();
     sender.send(client_text("hello"));
-    old.iterate_until(|event_loop| event_loop.unanswered_texts.len() == 1);
+    old.iterate_until(|event_loop| event_loop.clients.reader.unanswered.len() == 1);
     // One that has asked for two channels, and has one of them.
     let mut client = old.connect_to(&[("b", Since::Now)]);
     broker.waiting.lock().unwrap().remove(0).0(Some(unknown()));
     let (mut early, mut refused) = (old.connect(), old.connect_to(&[("c", Since::Invalid)]));
     let slot = old.key(&refused).slot;
-    old.event_loop.close(slot, CloseReason::ServiceRestart);
+    old.event_loop.clients.close(slot, CloseReason::ServiceRestart);
 
     let mut new = freeze::hand_over(old);
-    assert_eq!(new.event_loop.connections.len(), 4);
+    assert_eq!(new.event_loop.clients.connections.len(), 4);
     new.settle();
     new.publish_numbers("b", [1]);
     new.publish_numbers("broadcast", [2]);
-    new.iterate_until(|event_loop| event_loop.stats.messages_sent == 2);
+    new.iterate_until(|event_loop| event_loop.clients.stats.messages_sent == 2);
     sender.expect_welcome();
     sender.read_subscribed("a");
     assert_eq!(sender.read_json()["code"], "outcome_unknown");
@@ -231,7 +231,7 @@ fn the_members_of_a_channel_are_told_that_they_may_have_missed_something() {
     receivers.insert(0);
     harness.mailboxes.reset(&ChannelReset { channel: name("a"), top }, receivers);
     harness.publish_numbers("a", [2]);
-    harness.iterate_until(|event_loop| event_loop.stats.messages_sent == 4);
+    harness.iterate_until(|event_loop| event_loop.clients.stats.messages_sent == 4);
     client.expect_welcome();
     client.read_subscribed("a");
     client.read_subscribed("b");

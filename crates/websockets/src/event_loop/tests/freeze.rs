@@ -41,7 +41,7 @@ impl Running {
 
 /// Registers the connections of a frozen loop with another one, as a new process does.
 fn restore(frozen: &mut FrozenLoop, harness: &mut Harness) {
-    let broker = Arc::clone(&harness.event_loop.channels.broker);
+    let broker = Arc::clone(&harness.event_loop.clients.channels.broker);
     let mut buffers = UnreadBuffers::new(UNREAD_BUDGET);
     for (_, slot) in frozen.unread().collect::<Vec<_>>() {
         frozen.add_unread(slot, &mut buffers, &*broker);
@@ -50,7 +50,7 @@ fn restore(frozen: &mut FrozenLoop, harness: &mut Harness) {
     let mut unread = ReceivedUnread::default();
     unread.buffers = buffers;
     unread.add_publications(publications);
-    harness.event_loop.channels.add_ahead(&frozen.channels);
+    harness.event_loop.clients.channels.add_ahead(&frozen.channels);
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     for (socket, snapshot) in frozen.snapshots() {
         let stream = TcpStream::from(socket.try_clone_to_owned().unwrap());
@@ -63,9 +63,9 @@ fn restore(frozen: &mut FrozenLoop, harness: &mut Harness) {
         (snapshot.outbox, snapshot.is_incomplete) = runtime.block_on(unread.restore(queue, &mut histories));
         snapshot.is_incomplete = !snapshot.is_incomplete;
         let source = ConnectionSource::Handover(Box::new(snapshot));
-        harness.event_loop.register(NewConnection { stream, permit: permit(), source });
+        harness.event_loop.clients.register(NewConnection { stream, permit: permit(), source });
     }
-    harness.event_loop.channels.end_restoring();
+    harness.event_loop.clients.channels.end_restoring();
 }
 
 /// Moves the connections of a loop to another one. The first one ends.
@@ -119,22 +119,24 @@ fn a_loop_whose_connections_are_released_ends_and_another_one_continues_them() {
     let (mut client, mut closing) = (old.connect(), old.connect());
     let text = client_text("hello");
     client.send(&text[..7]);
-    old.iterate_until(|event_loop| event_loop.stats.bytes_received == 7);
+    old.iterate_until(|event_loop| event_loop.clients.stats.bytes_received == 7);
     let slot = old.key(&closing).slot;
-    old.event_loop.close(slot, CloseReason::ServiceRestart);
+    old.event_loop.clients.close(slot, CloseReason::ServiceRestart);
 
     let mut new = hand_over(old);
 
     client.send(&text[7..]);
     closing.send(client_close(1012));
-    new.iterate_until(|event_loop| event_loop.stats.messages_sent == 1 && event_loop.connections.len() == 1);
+    new.iterate_until(|event_loop| {
+        event_loop.clients.stats.messages_sent == 1 && event_loop.clients.connections.len() == 1
+    });
     client.expect_welcome();
     assert!(client.read_text().contains(r#""data":"hello""#));
     closing.expect_welcome();
     closing.expect_close(CloseReason::ServiceRestart);
     closing.expect_end();
-    assert_eq!(new.event_loop.stats.disconnects.get("service_restart"), Some(&1));
-    assert_eq!(new.event_loop.stats.opened, 0, "the old process has counted them");
+    assert_eq!(new.event_loop.clients.stats.disconnects.get("service_restart"), Some(&1));
+    assert_eq!(new.event_loop.clients.stats.opened, 0, "the old process has counted them");
 }
 
 #[test]
@@ -142,7 +144,7 @@ fn a_closing_connection_keeps_the_rest_of_its_close_timeout_or_gets_that_of_the_
     let mut old = Harness::new(Options { close_timeout: Duration::from_secs(20), ..Options::default() });
     let client = old.connect();
     let slot = old.key(&client).slot;
-    old.event_loop.close(slot, CloseReason::ServiceRestart);
+    old.event_loop.clients.close(slot, CloseReason::ServiceRestart);
     let running = Running::start(old);
     let mut frozen = running.freeze();
     for (new_timeout, most) in [(60, 20), (10, 10)] {
@@ -150,7 +152,7 @@ fn a_closing_connection_keeps_the_rest_of_its_close_timeout_or_gets_that_of_the_
         let mut new = Harness::new(Options { close_timeout, ..Options::default() });
         restore(&mut frozen, &mut new);
         let left: Vec<_> =
-            new.event_loop.timers.close_timeouts(Instant::now()).map(|(_, left)| left).collect();
+            new.event_loop.clients.timers.close_timeouts(Instant::now()).map(|(_, left)| left).collect();
         assert!(left.len() == 1 && left[0] <= Duration::from_secs(most), "{left:?}");
         assert!(left[0] > Duration::from_secs(most / 2), "the machine is not that slow: {left:?}");
     }
@@ -164,7 +166,7 @@ fn output_that_is_queued_is_written_by_the_new_loop() {
     let mut client = old.connect();
     let text = "x".repeat(100_000);
     let mut count = 0;
-    while old.event_loop.connections.iter().all(|(_, entry)| !entry.connection.has_output()) {
+    while old.event_loop.clients.connections.iter().all(|(_, entry)| !entry.connection.has_output()) {
         old.publish(&text);
         old.iterate();
         count += 1;
@@ -175,7 +177,7 @@ fn output_that_is_queued_is_written_by_the_new_loop() {
         (0..count).for_each(|_| client.expect_text(&"x".repeat(100_000)));
     });
     new.iterate_until(|event_loop| {
-        event_loop.connections.iter().all(|(_, entry)| !entry.connection.has_output())
+        event_loop.clients.connections.iter().all(|(_, entry)| !entry.connection.has_output())
     });
     reader.join().unwrap();
 }
@@ -197,8 +199,8 @@ fn a_freeze_whose_caller_is_gone_is_undone_at_once() {
 #[test]
 fn clients_that_are_disconnected_during_a_freeze_are_counted_and_no_longer_throttled() {
     let (harness, _client) = reading::throttled();
-    let budget = Arc::clone(&harness.event_loop.config.budget);
-    let broker = Arc::clone(&harness.event_loop.channels.broker);
+    let budget = Arc::clone(&harness.event_loop.clients.reader.budget);
+    let broker = Arc::clone(&harness.event_loop.clients.channels.broker);
     assert_eq!(budget.throttled(), 1);
     let running = Running::start(harness);
     let frozen = Frozen {

@@ -18,7 +18,7 @@ impl Harness {
     pub(super) fn publish_numbers(&self, channel: &str, numbers: impl IntoIterator<Item = u64>) {
         for number in numbers {
             let data = to_raw_value(&number).unwrap();
-            drop(self.event_loop.channels.broker.publish(
+            drop(self.event_loop.clients.channels.broker.publish(
                 &name(channel),
                 vec![Publication::new(Publisher::Api, data)],
                 None,
@@ -27,7 +27,7 @@ impl Harness {
     }
 
     fn info(&self, channel: &str) -> Option<ChannelInfo> {
-        self.event_loop.channels.broker.channel(&name(channel))
+        self.event_loop.clients.channels.broker.channel(&name(channel))
     }
 
     fn position(&self, channel: &str, offset: u64) -> Since {
@@ -41,7 +41,7 @@ impl Harness {
             |(channel, since): &(&str, Since)| ChannelRequest { name: name(channel), since: *since };
         let channels = channels.iter().map(request).collect();
         new.source = ConnectionSource::Handshake(client.id, Handshake { channels, ..Handshake::default() });
-        self.event_loop.register(new);
+        self.event_loop.clients.register(new);
         client
     }
 
@@ -53,12 +53,12 @@ impl Harness {
         let handshake =
             Handshake { form: Form::EventStream, channels: channels.collect(), ..Handshake::default() };
         new.source = ConnectionSource::Handshake(client.id, handshake);
-        self.event_loop.register(new);
+        self.event_loop.clients.register(new);
         client
     }
 
     pub(super) fn settle(&mut self) {
-        self.iterate_until(|event_loop| event_loop.channels.subscriptions.pending().next().is_none());
+        self.iterate_until(|event_loop| event_loop.clients.channels.subscriptions.pending().next().is_none());
         self.iterate();
     }
 }
@@ -111,7 +111,7 @@ fn a_client_that_comes_back_gets_what_it_missed_and_then_the_rest_whenever_it_is
         publish(&harness, 1);
         harness.settle();
         publish(&harness, 2);
-        harness.iterate_until(|event_loop| event_loop.stats.messages_sent == 2 + last);
+        harness.iterate_until(|event_loop| event_loop.clients.stats.messages_sent == 2 + last);
         client.expect_welcome();
         assert_eq!(client.read_subscribed("a"), (1, true));
         client.expect_numbers("a", [102, 103]);
@@ -149,7 +149,7 @@ fn clients_get_the_publications_of_their_channels_alone() {
     harness.publish_numbers("b", [3]);
     harness.publish_numbers("broadcast", [4]);
     harness.publish_numbers("c", [5]);
-    harness.iterate_until(|event_loop| event_loop.stats.messages_sent == 5);
+    harness.iterate_until(|event_loop| event_loop.clients.stats.messages_sent == 5);
     for client in [&mut both, &mut one, &mut unnamed] {
         client.expect_welcome();
     }
@@ -172,7 +172,7 @@ fn a_text_goes_to_the_first_channel_of_its_sender() {
     let mut other = harness.connect_to(&[("b", Since::Now)]);
     harness.settle();
     sender.send(client_text("hello"));
-    harness.iterate_until(|event_loop| event_loop.stats.messages_sent == 1);
+    harness.iterate_until(|event_loop| event_loop.clients.stats.messages_sent == 1);
     sender.expect_welcome();
     sender.read_subscribed("a");
     sender.read_subscribed("b");
@@ -192,19 +192,19 @@ fn the_broker_counts_the_connections_that_are_there() {
     assert_eq!(count(&harness), 3, "from the registration on");
     harness.settle();
     clients[0].send(client_close(1000));
-    harness.iterate_until(|event_loop| event_loop.connections.len() == 2);
+    harness.iterate_until(|event_loop| event_loop.clients.connections.len() == 2);
     assert_eq!(count(&harness), 2);
     // One that ends before its subscription has begun.
     let early = harness.connect_to(&[("a", Since::Now)]);
     let key = harness.key(&early);
-    harness.event_loop.remove(key.slot, crate::admission::Disconnect::Forced);
+    harness.event_loop.clients.remove(key.slot, crate::admission::Disconnect::Forced);
     assert_eq!(count(&harness), 3, "its subscription ends when it begins");
     harness.settle();
     assert_eq!(count(&harness), 2);
     drop(clients);
-    harness.iterate_until(|event_loop| event_loop.connections.is_empty());
+    harness.iterate_until(|event_loop| event_loop.clients.connections.is_empty());
     assert_eq!(count(&harness), 0);
-    assert_eq!(harness.event_loop.channels.subscriptions.iter().count(), 0);
+    assert_eq!(harness.event_loop.clients.channels.subscriptions.iter().count(), 0);
     harness.publish_numbers("a", [1]);
     assert!(harness.mailboxes.take(0).items.is_empty(), "the loop does not receive the channel any more");
 }
@@ -213,7 +213,7 @@ fn the_broker_counts_the_connections_that_are_there() {
 fn publish_large(harness: &Harness, count: usize) {
     for number in 0..count {
         let data = to_raw_value(&format!("{number}:{}", "x".repeat(50_000))).unwrap();
-        drop(harness.event_loop.channels.broker.publish(
+        drop(harness.event_loop.clients.channels.broker.publish(
             &name("a"),
             vec![Publication::new(Publisher::Api, data)],
             None,
@@ -234,11 +234,11 @@ fn a_replay_larger_than_the_queue_reaches_a_client_that_reads_and_what_is_publis
 {
     let mut harness = Harness::new(Options::default());
     publish_large(&harness, 90);
-    assert!(90 * 50_000 > 4 * harness.event_loop.config.connection.max_queue);
+    assert!(90 * 50_000 > 4 * harness.event_loop.clients.config.max_queue);
     let mut client = harness.connect_to(&[("a", harness.position("a", 0))]);
     harness.settle();
     let queued = |event_loop: &EventLoop| {
-        event_loop.connections.iter().map(|(_, entry)| entry.connection.queued()).sum::<usize>()
+        event_loop.clients.connections.iter().map(|(_, entry)| entry.connection.queued()).sum::<usize>()
     };
     assert!(queued(&harness.event_loop) < 200_000, "a page at a time");
     harness.publish_numbers("a", [1, 2]);
@@ -251,11 +251,11 @@ fn a_replay_larger_than_the_queue_reaches_a_client_that_reads_and_what_is_publis
         client
     });
     harness.iterate_until(|event_loop| {
-        event_loop.connections.iter().all(|(_, entry)| !entry.connection.has_output())
+        event_loop.clients.connections.iter().all(|(_, entry)| !entry.connection.has_output())
     });
     let mut client = reader.join().unwrap();
     harness.publish_numbers("a", [3]);
-    harness.iterate_until(|event_loop| event_loop.stats.messages_sent == 93);
+    harness.iterate_until(|event_loop| event_loop.clients.stats.messages_sent == 93);
     client.expect_numbers("a", [3]);
 }
 
@@ -265,17 +265,23 @@ fn a_client_that_does_not_read_its_replay_is_closed_once_too_much_waits_behind_i
     publish_large(&harness, 90);
     let _client = harness.connect_to(&[("a", harness.position("a", 0))]);
     harness.settle();
-    let closed =
-        |event_loop: &EventLoop| event_loop.connections.iter().any(|(_, entry)| !entry.connection.is_open());
+    let closed = |event_loop: &EventLoop| {
+        event_loop.clients.connections.iter().any(|(_, entry)| !entry.connection.is_open())
+    };
     assert!(!closed(&harness.event_loop));
     // More than the queue may have. What is published together is not held against the client, what comes then is.
     publish_large(&harness, 25);
     harness.settle();
     assert!(!closed(&harness.event_loop));
     harness.publish_numbers("a", [1]);
-    harness.iterate_until(|event_loop| event_loop.connections.is_empty() || closed(event_loop));
-    let reasons: Vec<_> =
-        harness.event_loop.connections.iter().map(|(_, entry)| entry.connection.close_reason()).collect();
+    harness.iterate_until(|event_loop| event_loop.clients.connections.is_empty() || closed(event_loop));
+    let reasons: Vec<_> = harness
+        .event_loop
+        .clients
+        .connections
+        .iter()
+        .map(|(_, entry)| entry.connection.close_reason())
+        .collect();
     assert_eq!(reasons, [Some(CloseReason::SlowConsumer)]);
 }
 
@@ -287,8 +293,8 @@ fn a_replay_that_moves_to_another_process_does_not_make_its_client_look_slow() {
     old.settle();
     let mut new = freeze::hand_over(old);
     new.settle();
-    let max_queue = new.event_loop.config.connection.max_queue;
-    let (_, entry) = new.event_loop.connections.iter().next().unwrap();
+    let max_queue = new.event_loop.clients.config.max_queue;
+    let (_, entry) = new.event_loop.clients.connections.iter().next().unwrap();
     assert!(entry.connection.has_output() && entry.connection.queued() < max_queue, "it is still a replay");
     new.publish_numbers("a", [1]);
     let reader = std::thread::spawn(move || {
@@ -298,11 +304,11 @@ fn a_replay_that_moves_to_another_process_does_not_make_its_client_look_slow() {
         client.expect_numbers("a", [1]);
     });
     new.iterate_until(|event_loop| {
-        event_loop.stats.messages_sent >= 1
-            && event_loop.connections.iter().all(|(_, entry)| !entry.connection.has_output())
+        event_loop.clients.stats.messages_sent >= 1
+            && event_loop.clients.connections.iter().all(|(_, entry)| !entry.connection.has_output())
     });
     reader.join().unwrap();
-    assert!(new.event_loop.connections.iter().all(|(_, entry)| entry.connection.is_open()));
+    assert!(new.event_loop.clients.connections.iter().all(|(_, entry)| entry.connection.is_open()));
 }
 
 #[test]
@@ -316,7 +322,7 @@ fn clients_with_long_replays_take_turns() {
     let text = "x".repeat(20_000);
     let publication =
         |_| Publication::new(Publisher::Api, to_raw_value(&text).expect("a text is valid JSON"));
-    drop(harness.event_loop.channels.broker.publish(
+    drop(harness.event_loop.clients.channels.broker.publish(
         &name("a"),
         (0..MISSED).map(publication).collect(),
         None,
@@ -338,7 +344,7 @@ fn clients_with_long_replays_take_turns() {
         .collect();
     harness.iterate_until(|_| readers.iter().all(std::thread::JoinHandle::is_finished));
     readers.into_iter().for_each(|reader| reader.join().unwrap());
-    assert!(harness.event_loop.write_queue.is_empty());
+    assert!(harness.event_loop.clients.writer.is_empty());
 }
 
 #[test]
@@ -347,7 +353,7 @@ fn an_echo_server_sends_events_to_clients_who_can_send_nothing() {
     let (mut client, mut new) = Client::new();
     let handshake = Handshake { form: Form::EventStream, ..Handshake::default() };
     new.source = ConnectionSource::Handshake(client.id, handshake);
-    harness.event_loop.register(new);
+    harness.event_loop.clients.register(new);
     client.expect(&Form::EventStream.encode(&Outgoing::Welcome { client: client.id }));
     harness.settle();
     harness.publish_numbers("broadcast", [7]);

@@ -108,13 +108,13 @@ fn a_client_that_does_not_answer_a_close_is_ended_at_the_close_timeout() {
     let mut harness = Harness::new(Options { close_timeout: Duration::ZERO, ..Options::default() });
     let mut client = harness.connect();
     let slot = harness.key(&client).slot;
-    harness.event_loop.close(slot, CloseReason::ServiceRestart);
-    harness.iterate_until(|event_loop| event_loop.connections.is_empty());
+    harness.event_loop.clients.close(slot, CloseReason::ServiceRestart);
+    harness.iterate_until(|event_loop| event_loop.clients.connections.is_empty());
     client.expect_welcome();
     client.expect_close(CloseReason::ServiceRestart);
     client.expect_end();
-    assert_eq!(harness.event_loop.stats.forced_disconnects, 1);
-    assert_eq!(harness.event_loop.stats.disconnects.get("service_restart"), Some(&1));
+    assert_eq!(harness.event_loop.clients.stats.forced_disconnects, 1);
+    assert_eq!(harness.event_loop.clients.stats.disconnects.get("service_restart"), Some(&1));
 }
 
 #[test]
@@ -123,19 +123,19 @@ fn a_timer_of_a_connection_that_has_ended_does_not_concern_the_next_one_in_its_s
     let old = harness.connect();
     let key = harness.key(&old);
     let now = Instant::now();
-    harness.event_loop.timers.start_close_timeout(key, Duration::ZERO, now);
-    harness.event_loop.timers.end_throttling_at(key, now);
+    harness.event_loop.clients.timers.start_close_timeout(key, Duration::ZERO, now);
+    harness.event_loop.clients.timers.end_throttling_at(key, now);
     let schedule = CloseSchedule::new(std::iter::once(key), now, now);
-    harness.event_loop.timers.schedule_closes(schedule, CloseReason::Idle);
-    harness.event_loop.read_queue.push_back(key);
-    harness.event_loop.remove(key.slot, crate::admission::Disconnect::ByClient);
+    harness.event_loop.clients.timers.schedule_closes(schedule, CloseReason::Idle);
+    harness.event_loop.clients.reader.queue.push_back(key);
+    harness.event_loop.clients.remove(key.slot, crate::admission::Disconnect::ByClient);
 
     let mut new = harness.connect();
     assert_eq!(harness.key(&new).slot, key.slot);
-    harness.iterate_until(|event_loop| event_loop.timers.next().is_none());
+    harness.iterate_until(|event_loop| event_loop.clients.timers.next().is_none());
     new.expect_welcome();
     new.expect_nothing();
-    assert_eq!(harness.event_loop.connections.len(), 1);
+    assert_eq!(harness.event_loop.clients.connections.len(), 1);
 }
 
 #[test]
@@ -147,7 +147,7 @@ fn scheduled_closes_tell_each_client_when_to_reconnect() {
     harness.send(LoopCommand::BeginDrain(notice));
     harness.send(LoopCommand::CloseGradually(CloseReason::ServiceRestart, now));
     harness.iterate_until(|event_loop| {
-        event_loop.connections.iter().all(|(_, entry)| !entry.connection.is_open())
+        event_loop.clients.connections.iter().all(|(_, entry)| !entry.connection.is_open())
     });
     for client in &mut clients {
         client.expect_welcome();
@@ -163,14 +163,14 @@ fn a_client_that_does_not_answer_a_ping_is_closed_as_idle() {
     let (mut dead, mut alive) = (harness.connect(), harness.connect());
     let buckets = [harness.key(&dead).slot, harness.key(&alive).slot];
     for bucket in buckets {
-        harness.event_loop.ping(bucket);
+        harness.event_loop.clients.ping(bucket);
     }
     alive.expect_welcome();
     alive.expect(b"\x89\0");
     alive.send(client_frame(0x8A, [1; 4], b""));
-    harness.iterate_until(|event_loop| event_loop.stats.bytes_received > 0);
+    harness.iterate_until(|event_loop| event_loop.clients.stats.bytes_received > 0);
     for bucket in buckets {
-        harness.event_loop.check_pings(bucket);
+        harness.event_loop.clients.check_pings(bucket);
     }
     alive.expect_nothing();
     dead.expect_welcome();
@@ -183,15 +183,15 @@ fn an_answer_that_has_arrived_and_is_not_read_yet_counts() {
     let mut harness = Harness::new(Options::default());
     let mut client = harness.connect();
     let slot = harness.key(&client).slot;
-    harness.event_loop.ping(slot);
+    harness.event_loop.clients.ping(slot);
     client.send(client_frame(0x8A, [1; 4], b""));
     // Loopback may take a moment.
     let started = Instant::now();
-    while !harness.event_loop.connections.get(slot).unwrap().connection.has_input() {
+    while !harness.event_loop.clients.connections.get(slot).unwrap().connection.has_input() {
         assert!(started.elapsed() < TIMEOUT);
         std::thread::yield_now();
     }
-    harness.event_loop.check_pings(slot);
-    assert!(harness.event_loop.connections.get(slot).unwrap().connection.is_open());
-    assert_eq!(harness.event_loop.read_queue, [harness.key(&client)]);
+    harness.event_loop.clients.check_pings(slot);
+    assert!(harness.event_loop.clients.connections.get(slot).unwrap().connection.is_open());
+    assert_eq!(harness.event_loop.clients.reader.queue, [harness.key(&client)]);
 }
