@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::Context as _;
+use lastcall_core::AllowedOrigins;
 use lastcall_endpoints::{
     HttpConnections, HttpServer, ListenerState, Refusals, RequestsInFlight, Router, StopTimeouts,
 };
@@ -20,6 +21,7 @@ pub(crate) struct Ingress {
     http_connections: HttpConnections,
     keep_alive_timeout: Duration,
     pub(crate) refusals: Refusals,
+    allowed_origins: AllowedOrigins,
     running: Mutex<Option<Running>>,
 }
 
@@ -43,6 +45,7 @@ impl Ingress {
         http_connections: HttpConnections,
         keep_alive_timeout: Duration,
         refusals: Refusals,
+        allowed_origins: AllowedOrigins,
     ) -> Self {
         let running = Mutex::default();
         Self {
@@ -52,6 +55,7 @@ impl Ingress {
             http_connections,
             keep_alive_timeout,
             refusals,
+            allowed_origins,
             running,
         }
     }
@@ -101,6 +105,7 @@ impl Ingress {
             self.http_connections.clone(),
             self.keep_alive_timeout,
             refusals,
+            self.allowed_origins.clone(),
         )
     }
 

@@ -157,6 +157,7 @@ pub(crate) async fn run(
         http_connections,
         settings.keep_alive_timeout,
         refusals.clone(),
+        settings.allowed_origins.clone(),
     ));
 
     let activated;

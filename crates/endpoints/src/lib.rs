@@ -92,6 +92,7 @@
 //! ```
 
 mod auth;
+mod body_budget;
 mod error;
 mod fields;
 mod handlers;

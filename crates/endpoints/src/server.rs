@@ -18,6 +18,7 @@ mod stop;
 use std::{sync::Arc, time::Duration};
 
 use axum::{Extension, Router};
+use lastcall_core::AllowedOrigins;
 use lastcall_websockets::ConnectionManager;
 use tokio::{
     task::{JoinError, JoinHandle, unconstrained},
@@ -71,6 +72,7 @@ impl HttpServer {
     /// Starts to answer requests. Connections that become WebSockets go to `manager`; until then, they count
     /// among `connections`. Those that wait for a request for longer than `keep_alive_timeout` are closed.
     /// What is refused is noted in `refusals`.
+    /// Pages of `allowed_origins` may read why they have no events.
     pub fn start(
         state: ListenerState,
         router: Router,
@@ -78,6 +80,7 @@ impl HttpServer {
         connections: HttpConnections,
         keep_alive_timeout: Duration,
         refusals: Refusals,
+        allowed_origins: AllowedOrigins,
     ) -> Self {
         // If the system does not say, the stricter of the two.
         let on_loopback =
@@ -89,6 +92,7 @@ impl HttpServer {
             connections,
             keep_alive_timeout,
             refusals,
+            allowed_origins,
             in_flight: RequestsInFlight::default(),
             stop: Stop::default(),
         });

@@ -7,8 +7,8 @@ use lastcall_core::{AllowedOrigins, ApiKey, Host};
 use lastcall_websockets::ConnectionManager;
 
 use crate::{
-    auth::access_rules::AccessRules, page::Page, process::Process, refusals::Refusals,
-    server::HttpConnections,
+    auth::access_rules::AccessRules, body_budget::BodyBudget, page::Page, process::Process,
+    refusals::Refusals, server::HttpConnections,
 };
 
 /// The configuration of the routes.
@@ -65,6 +65,13 @@ impl Default for Limits {
     }
 }
 
+impl Limits {
+    /// Returns the most bytes that the body of a batch may have: 1 MiB, if one publication may not have more.
+    pub(crate) fn max_batch_body(&self) -> usize {
+        self.max_message_size.max(1 << 20)
+    }
+}
+
 /// The state that the handlers share.
 pub struct AppState {
     pub(crate) manager: ConnectionManager,
@@ -74,6 +81,7 @@ pub struct AppState {
     pub(crate) limits: Limits,
     pub(crate) refusals: Refusals,
     pub(crate) http_connections: HttpConnections,
+    pub(crate) body_budget: BodyBudget,
 }
 
 impl AppState {
@@ -89,7 +97,8 @@ impl AppState {
     ) -> Self {
         let Config { host, allowed_origins, api_keys, limits } = config;
         let access_rules = AccessRules::new(&host, allowed_origins, api_keys);
-        Self { manager, process, page, access_rules, limits, refusals, http_connections }
+        let body_budget = BodyBudget::new(limits.max_batch_body());
+        Self { manager, process, page, access_rules, limits, refusals, http_connections, body_budget }
     }
 }
 

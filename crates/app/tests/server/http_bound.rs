@@ -215,3 +215,39 @@ async fn a_bound_that_is_reached_all_the_time_has_few_lines() {
     assert_eq!(lines[0]["level"], "WARN");
     assert_eq!(lines[0]["fields"]["max_http_connections"], 4);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bodies_that_do_not_come_to_their_end_have_a_bound_together() {
+    const BODIES: usize = 80;
+    const BYTES: usize = 1_000_000;
+    let _budget = ConnectionBudget::with(BODIES, BODIES).await;
+    let server = Start::default().env("MAX_HTTP_CONNECTIONS", 2 * BODIES).serve().await;
+    let mut publishing = JoinSet::new();
+    for _ in 0..BODIES {
+        let mut http = Http::connect(&server).await;
+        publishing.spawn(async move {
+            let lines = ["Content-Type: application/json", &format!("Content-Length: {BYTES}")];
+            let head = http.head("POST", "/api/publish/batch", &lines);
+            http.send(head).await;
+            // All but the last byte. Where there is no room, the answer comes earlier, and the rest may not be taken.
+            drop(http.stream.write_all(&vec![b' '; BYTES - 1]).await);
+            http.answer().await
+        });
+    }
+    let mut refused = 0;
+    while let Some(answer) = soon("the answers", publishing.join_next()).await {
+        let answer = answer.unwrap();
+        match answer.status {
+            503 => {
+                assert_eq!(answer.error(), (503, "overloaded".into()), "{answer:?}");
+                refused += 1;
+            }
+            // It has not come to its end.
+            status => assert_eq!(status, 408, "{answer:?}"),
+        }
+    }
+    let room = (64 << 20) / BYTES;
+    assert!((BODIES - room..BODIES).contains(&refused), "{refused} of {BODIES}");
+    // They give it back.
+    assert_eq!(server.publish(r#"{"data":1}"#).await.status, 200);
+}

@@ -1,6 +1,6 @@
 //! Which web pages may connect and publish, and by which names of the server.
 
-use crate::support::{Answer, EventStream, Server, Start, handshake_with};
+use crate::support::{Answer, EventStream, Http, Server, Start, handshake_with};
 
 const JSON: &str = "Content-Type: application/json";
 const TEXT: &str = r#"{"data":1}"#;
@@ -267,6 +267,26 @@ async fn a_full_server_tells_pages_of_other_origins_so() {
         EventStream::open(&server.address.to_string(), path, &["Origin: https://app.example"]).await;
     assert!(stream.head.contains("access-control-allow-origin: https://app.example\n"), "{}", stream.head);
     assert_eq!(stream.next().await.unwrap().data["code"], "full");
+}
+
+#[tokio::test]
+async fn a_server_without_room_for_another_request_tells_pages_of_other_origins_so() {
+    for (allowed, header) in [("https://app.example", "https://app.example"), ("*", "*")] {
+        let server = Start::default().env("ALLOWED_ORIGINS", allowed).env("MAX_HTTP_CONNECTIONS", 64);
+        let server = server.serve().await;
+        let mut halves = Vec::new();
+        for _ in 0..64 {
+            let mut half = Http::connect(&server).await;
+            let request = half.publication(r#"{"data":1}"#);
+            half.send(&request[..request.len() - 1]).await;
+            halves.push(half);
+        }
+        let headers = ["Origin: https://app.example", "Accept: text/event-stream"];
+        let mut stream = EventStream::open(&server.address.to_string(), "/events?channel=a", &headers).await;
+        let expected = format!("access-control-allow-origin: {header}\n");
+        assert!(stream.head.contains(&expected), "{}", stream.head);
+        assert_eq!(stream.next().await.unwrap().data["code"], "full");
+    }
 }
 
 #[tokio::test]

@@ -39,6 +39,19 @@ pub(crate) fn events(allowed: &AllowedOrigins) -> Option<CorsLayer> {
     Some(layer.allow_methods([Method::GET]).allow_headers([AUTHORIZATION, CACHE_CONTROL, LAST_EVENT_ID]))
 }
 
+/// Returns the lines with which a page of this origin may read a response for server-sent events that no route has made; none
+/// if it may not.
+pub(crate) fn lines_for_events(allowed: &AllowedOrigins, origin: &str) -> String {
+    match allowed {
+        AllowedOrigins::SameHost => String::new(),
+        AllowedOrigins::Any => "access-control-allow-origin: *\r\n".to_owned(),
+        AllowedOrigins::List(_) if allowed.include(origin, None) => format!(
+            "access-control-allow-origin: {origin}\r\naccess-control-allow-credentials: true\r\nvary: origin\r\n"
+        ),
+        AllowedOrigins::List(_) => "vary: origin\r\n".to_owned(),
+    }
+}
+
 fn layer(allowed: &AllowedOrigins) -> Option<CorsLayer> {
     let origin = match allowed {
         AllowedOrigins::SameHost => return None,

@@ -3,13 +3,13 @@
 use std::{borrow::Cow, fmt::Display, time::Duration};
 
 use axum::{
-    body::{Body, to_bytes},
+    body::Body,
     http::{
         HeaderMap, Uri,
         header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE},
     },
 };
-use bytes::Bytes;
+use http_body_util::BodyExt;
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 use tokio::time::timeout;
@@ -17,6 +17,7 @@ use url::form_urlencoded;
 
 use super::channel_query::other_spelling;
 use crate::{
+    body_budget::{BodyBudget, BudgetExhausted, ReceivedBody},
     error::{ApiError, ErrorCode},
     fields::{self, IDEMPOTENCY_KEY},
 };
@@ -28,13 +29,14 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// the limit.
 ///
 /// # Errors
-/// When it is something else, too large, or does not arrive in time.
+/// When it is something else, too large, does not arrive in time, or does not fit into the budget.
 pub(crate) async fn read(
     body: Body,
     headers: &HeaderMap,
+    budget: &BodyBudget,
     limit: usize,
     limit_name: &str,
-) -> Result<Bytes, ApiError> {
+) -> Result<ReceivedBody, ApiError> {
     if fields::list(headers, &CONTENT_ENCODING).any(|coding| !coding.eq_ignore_ascii_case(b"identity")) {
         return Err(ApiError::new(
             ErrorCode::UnsupportedContentEncoding,
@@ -55,12 +57,26 @@ pub(crate) async fn read(
     if declared.is_some_and(|declared| declared > limit as u64) {
         return Err(too_large());
     }
-    match timeout(BODY_TIMEOUT, to_bytes(body, limit)).await {
-        Ok(Ok(body)) => Ok(body),
-        Ok(Err(error)) if is_length_limit(&error) => Err(too_large()),
-        Ok(Err(error)) => {
-            Err(ApiError::new(ErrorCode::BadRequest, format!("The body could not be read: {error}.")))
+    let receiving = async {
+        let (mut received, mut body) = (budget.begin(), body);
+        while let Some(frame) = body.frame().await {
+            let unreadable =
+                |error| ApiError::new(ErrorCode::BadRequest, format!("The body could not be read: {error}."));
+            // What is no data is a trailer.
+            let Ok(data) = frame.map_err(unreadable)?.into_data() else { continue };
+            if received.len() + data.len() > limit {
+                return Err(too_large());
+            }
+            received.add(&data).map_err(|BudgetExhausted| {
+                let why =
+                    "The bodies of other calls take all the memory that there is for them; try again later.";
+                ApiError::new(ErrorCode::Overloaded, why)
+            })?;
         }
+        Ok(received)
+    };
+    match timeout(BODY_TIMEOUT, receiving).await {
+        Ok(received) => received,
         Err(_) => Err(ApiError::new(
             ErrorCode::RequestTimeout,
             format!("The body did not arrive within {} seconds.", BODY_TIMEOUT.as_secs()),
@@ -186,8 +202,4 @@ fn is_json(headers: &HeaderMap) -> bool {
         let essence = essence.to_ascii_lowercase();
         essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"))
     })
-}
-
-fn is_length_limit(error: &axum::Error) -> bool {
-    std::error::Error::source(error).is_some_and(|source| source.is::<http_body_util::LengthLimitError>())
 }

@@ -56,7 +56,14 @@ pub(crate) async fn publish(
     body: Body,
 ) -> Result<Json<PublishResult>, ApiError> {
     refuse_outside_body(&uri, &headers, "the header field `Idempotency-Key`")?;
-    let body = read(body, &headers, state.limits.max_message_size, "the server's `max_message_size`").await?;
+    let body = read(
+        body,
+        &headers,
+        &state.body_budget,
+        state.limits.max_message_size,
+        "the server's `max_message_size`",
+    )
+    .await?;
     let PublishBody { data, channel } = parse(&body, SHAPE)?;
     check_data(data).map_err(|error| bad_body(SHAPE, &error))?;
     let key = headers.get(IDEMPOTENCY_KEY).map(|key| key.to_str().unwrap_or_default());

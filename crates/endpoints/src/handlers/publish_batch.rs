@@ -29,9 +29,6 @@ use crate::{
 /// Most publications in one request.
 const MAX_BATCH: usize = 1000;
 
-/// Most bytes of a request, if `max_message_size` is not larger.
-const MAX_BODY: usize = 1 << 20;
-
 const SHAPE: &str =
     "{\"publications\": [{\"data\": any JSON, \"channel\": \"broadcast\", \"idempotency_key\": a text}, …]}";
 
@@ -99,8 +96,8 @@ pub(crate) async fn publish_batch(
         ));
     }
     refuse_outside_body(&uri, &headers, "the `idempotency_key` of a publication")?;
-    let most = MAX_BODY.max(state.limits.max_message_size);
-    let body = read(body, &headers, most, "the limit of a batch").await?;
+    let most = state.limits.max_batch_body();
+    let body = read(body, &headers, &state.body_budget, most, "the limit of a batch").await?;
     let BatchBody { publications } = parse(&body, SHAPE)?;
     let requests = requests(&publications, state.limits.max_message_size)?;
     let counts: Vec<_> = requests.iter().map(|request| request.publications.len()).collect();

@@ -27,6 +27,7 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
+use lastcall_core::AllowedOrigins;
 use lastcall_websockets::{ConnectionManager, Form, Handshake, MAX_CHANNELS};
 use socket2::SockRef;
 use tokio::{net::TcpStream, time::timeout};
@@ -70,6 +71,8 @@ pub(super) struct Shared {
     /// The time for which a connection may be idle.
     pub(super) keep_alive_timeout: Duration,
     pub(super) refusals: Refusals,
+    /// For responses that no route makes.
+    pub(super) allowed_origins: AllowedOrigins,
     pub(super) in_flight: RequestsInFlight,
     pub(super) stop: Stop,
 }

@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use lastcall_core::AllowedOrigins;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -17,6 +18,7 @@ use tokio::{
 
 use super::{connection::Shared, lingering_close::close_in_stages};
 use crate::{
+    auth::cors::lines_for_events,
     error::{ApiError, ErrorCode, RETRY_AFTER_SECONDS},
     refusals::{Refusal, RequestSummary},
 };
@@ -56,7 +58,7 @@ impl Rejections {
         let request = RequestSummary::of_peer(peer);
         shared.refusals.note(Refusal { code: ErrorCode::Full.name(), message: MESSAGE.into(), request });
         let Ok(permit) = Arc::clone(&self.0).try_acquire_owned() else {
-            let _ = stream.try_write(response(&[]).as_bytes());
+            let _ = stream.try_write(response(&[], &shared.allowed_origins).as_bytes());
             return None;
         };
         Some(async move {
@@ -67,7 +69,7 @@ impl Rejections {
                 // response with it.
                 let mut request = Vec::with_capacity(MAX_REQUEST);
                 stream.read_buf(&mut request).await?;
-                stream.write_all(response(&request).as_bytes()).await?;
+                stream.write_all(response(&request, &shared.allowed_origins).as_bytes()).await?;
                 close_in_stages(stream, &shared.stop, pending()).await;
                 io::Result::Ok(())
             })
@@ -77,9 +79,15 @@ impl Rejections {
 }
 
 /// Returns the response to a request, of which this is the beginning.
-fn response(request: &[u8]) -> String {
-    let wants_events =
-        String::from_utf8_lossy(request).to_ascii_lowercase().contains("\naccept: text/event-stream");
+fn response(request: &[u8], allowed_origins: &AllowedOrigins) -> String {
+    let request = String::from_utf8_lossy(request);
+    let fields = request.lines().skip(1).filter_map(|line| line.split_once(':'));
+    let field = |name: &str| {
+        let mut values = fields.clone().filter(|(other, _)| other.eq_ignore_ascii_case(name));
+        values.next().map(|(_, value)| value.trim()).unwrap_or_default()
+    };
+    let wants_events = field("accept").to_ascii_lowercase().starts_with("text/event-stream");
+    let cors = if wants_events { lines_for_events(allowed_origins, field("origin")) } else { String::new() };
     let (status, kind, body) = if wants_events {
         // After any status but 200, an `EventSource` would never come back.
         let json = ApiError::new(ErrorCode::Full, MESSAGE).json_message();
@@ -91,7 +99,7 @@ fn response(request: &[u8]) -> String {
     };
     format!(
         "HTTP/1.1 {status}\r\nretry-after: {RETRY_AFTER_SECONDS}\r\ncontent-type: {kind}\r\ncontent-length: {}\r\n\
-         connection: close\r\n\r\n{body}",
+         {cors}connection: close\r\n\r\n{body}",
         body.len(),
     )
 }
