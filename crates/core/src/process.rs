@@ -79,13 +79,18 @@ impl OpenFileLimit {
         let (limit, max) = (self.0, self.max_connections(max_http_connections));
         (max < FEW_CLIENTS).then(|| {
             format!(
-                "the limit of {limit} open files leaves room for {max} client{}, as {max_http_connections} are for \
+                "the limit of {limit} open files leaves room for {}, as {max_http_connections} are for \
                  HTTP connections and {} for the server itself; raise it (ulimit -n, or LimitNOFILE= of systemd)",
-                if max == 1 { "" } else { "s" },
+                count_clients(max as u64),
                 reserved_descriptors(),
             )
         })
     }
+}
+
+/// Returns a number of clients in words.
+pub fn count_clients(clients: u64) -> String {
+    format!("{clients} client{}", if clients == 1 { "" } else { "s" })
 }
 
 /// Returns how many file descriptors are for no connection of a client.

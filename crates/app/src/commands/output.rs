@@ -11,8 +11,3 @@ use anyhow::Context;
 pub(super) fn print_line(line: &str) -> anyhow::Result<()> {
     writeln!(io::stdout(), "{line}").context("cannot write to stdout")
 }
-
-/// Returns a number of clients in words.
-pub(super) fn count_clients(clients: u64) -> String {
-    format!("{clients} client{}", if clients == 1 { "" } else { "s" })
-}

@@ -13,7 +13,9 @@ use humantime::format_duration;
 use hyper::{Request, body::Bytes, client::conn::http1, header::HOST};
 use hyper_util::rt::TokioIo;
 use indicatif::{ProgressBar, ProgressStyle};
-use lastcall_core::{logging::stdout_takes_escapes, phase::Phase, settings::Settings};
+use lastcall_core::{
+    logging::stdout_takes_escapes, phase::Phase, process::count_clients, settings::Settings,
+};
 use serde::Deserialize;
 use tokio::{
     net::{TcpStream, lookup_host},
@@ -21,10 +23,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{
-    output::{count_clients, print_line},
-    server_address,
-};
+use super::{output::print_line, server_address};
 
 /// How long a running server has to answer.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);

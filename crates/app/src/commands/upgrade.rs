@@ -8,13 +8,13 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use lastcall_core::settings::{RuntimeDir, Settings};
+use lastcall_core::{
+    process::count_clients,
+    settings::{RuntimeDir, Settings},
+};
 use lastcall_handover::{ControlCommand, ControlSocket, FirstMessage, UpgradeProgress, find_socket};
 
-use super::{
-    output::{count_clients, print_line},
-    server_address::servers_here,
-};
+use super::{output::print_line, server_address::servers_here};
 use crate::upgrade::{AFTER_READY_TIMEOUT, COMMAND_REPLY_TIMEOUT};
 
 /// Has the server that runs replace itself, and waits until it has. The exit code says how the upgrade went,
