@@ -86,15 +86,14 @@ impl Listener {
     /// # Errors
     /// When the address cannot be had; see [`BindError`].
     pub async fn bind(host: &str, port: u16) -> Result<Self, BindError> {
-        let no_host = |source| BindError::Host { host: host.to_owned(), source };
         let mut addresses: Vec<SocketAddr> = Vec::new();
-        for address in lookup_host((host, port)).await.map_err(no_host)?.map(canonical) {
+        for address in lookup_host((host, port)).await.map_err(|source| no_host(host, source))?.map(canonical)
+        {
             if !addresses.contains(&address) {
                 addresses.push(address);
             }
         }
-        let (address, listener) =
-            listen_on_first(&addresses)?.ok_or_else(|| no_host(io::Error::from(ErrorKind::NotFound)))?;
+        let (address, listener) = listen_on_first(host, &addresses)?;
         let others: Vec<_> =
             addresses.iter().filter(|other| **other != address).map(|other| other.ip().to_string()).collect();
         if !others.is_empty() {
@@ -177,11 +176,14 @@ impl AsFd for Listener {
 }
 
 /// Listens on the first of these addresses that this machine has.
-fn listen_on_first(addresses: &[SocketAddr]) -> Result<Option<(SocketAddr, TcpListener)>, BindError> {
+///
+/// # Errors
+/// When it has none of them, or one cannot be listened on.
+fn listen_on_first(host: &str, addresses: &[SocketAddr]) -> Result<(SocketAddr, TcpListener), BindError> {
     let mut first_error = None;
     for address in addresses {
         match listen(*address).map_err(|source| explain(*address, source)) {
-            Ok(listener) => return Ok(Some((*address, listener))),
+            Ok(listener) => return Ok((*address, listener)),
             // `localhost` has an IPv6 address also where there is no IPv6. Any other error is one: to
             // continue without the address would leave it to the program that has it.
             Err(error @ (BindError::NotLocal(_) | BindError::NoIpv6(_))) => {
@@ -190,7 +192,11 @@ fn listen_on_first(addresses: &[SocketAddr]) -> Result<Option<(SocketAddr, TcpLi
             Err(error) => return Err(error),
         }
     }
-    first_error.map_or(Ok(None), Err)
+    Err(first_error.unwrap_or_else(|| no_host(host, ErrorKind::NotFound.into())))
+}
+
+fn no_host(host: &str, source: io::Error) -> BindError {
+    BindError::Host { host: host.to_owned(), source }
 }
 
 fn explain(address: SocketAddr, source: io::Error) -> BindError {
@@ -251,15 +257,18 @@ mod tests {
         let addresses = |list: &[&str]| list.iter().map(|one| one.parse().unwrap()).collect::<Vec<_>>();
         let absent = "203.0.113.1:0";
         let (address, _listener) =
-            listen_on_first(&addresses(&[absent, "127.0.0.1:0", "127.0.0.2:0"])).unwrap().unwrap();
+            listen_on_first("a.example", &addresses(&[absent, "127.0.0.1:0", "127.0.0.2:0"])).unwrap();
         assert_eq!(address.to_string(), "127.0.0.1:0");
-        let error = listen_on_first(&addresses(&[absent, "203.0.113.2:0"])).unwrap_err();
+        let error = listen_on_first("a.example", &addresses(&[absent, "203.0.113.2:0"])).unwrap_err();
         assert!(matches!(error, BindError::NotLocal(address) if address.to_string() == absent));
         let held = Listener::bind("127.0.0.1", 0).await.unwrap();
         let port = held.local_addr().unwrap().port();
         let both = [held.local_addr().unwrap(), SocketAddr::from(([127, 0, 0, 2], port))];
-        assert!(matches!(listen_on_first(&both), Err(BindError::InUse(_))), "the other is no way out");
-        assert!(listen_on_first(&[]).unwrap().is_none());
+        assert!(
+            matches!(listen_on_first("a.example", &both), Err(BindError::InUse(_))),
+            "the other is no way out"
+        );
+        assert!(matches!(listen_on_first("a.example", &[]), Err(BindError::Host { .. })));
     }
 
     #[test]
