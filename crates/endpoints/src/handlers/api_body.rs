@@ -164,25 +164,44 @@ fn member(written: &str) -> Option<&'static str> {
         .or_else(|| other_spelling(name).filter(|right| *right == "channel"))
 }
 
+/// Data that is JSON, and that clients could not read.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum UnreadableData {
+    /// An escape that is no character.
+    #[error(
+        "the data is wrong: half a surrogate pair is no character: write both halves, as in \"\\ud83d\\ude00\", or the \
+         character itself ({0} of the data)"
+    )]
+    Surrogate(serde_json::Error),
+    /// Arrays and objects in each other.
+    #[error("the data is wrong: arrays and objects may be at most 127 deep in each other ({0} of the data)")]
+    TooDeep(serde_json::Error),
+    /// A number without a value.
+    #[error("the data is wrong: no double can hold the number: send it as a string ({0} of the data)")]
+    TooLarge(serde_json::Error),
+    /// Something else.
+    #[error("the data is wrong: {0}")]
+    Other(serde_json::Error),
+}
+
 /// Checks that clients can read this JSON. It was not looked into when the body was read, and may have half a
 /// surrogate pair, or a thousand arrays in each other.
 ///
 /// # Errors
-/// When they cannot: then with a sentence that says what is wrong.
-pub(crate) fn check_data(data: &RawValue) -> Result<(), String> {
-    let Err(error) = serde_json::from_str::<serde_json::Value>(data.get()) else { return Ok(()) };
-    let error = error.to_string();
-    // Most parsers of clients refuse these, too, or make something else of them.
-    let why = if error.contains("hex escape") {
-        "half a surrogate pair is no character: write both halves, as in \"\\ud83d\\ude00\", or the character itself"
-    } else if error.starts_with("recursion limit") {
-        "arrays and objects may be at most 127 deep in each other"
-    } else if error.starts_with("number out of range") {
-        "no double can hold the number: send it as a string"
-    } else {
-        return Err(format!("the data is wrong: {error}"));
-    };
-    Err(format!("the data is wrong: {why} ({error} of the data)"))
+/// When most parsers of clients would refuse it, or make something else of it.
+pub(crate) fn check_data(data: &RawValue) -> Result<(), UnreadableData> {
+    serde_json::from_str::<serde_json::Value>(data.get()).map(drop).map_err(|error| {
+        let text = error.to_string();
+        if text.contains("hex escape") {
+            UnreadableData::Surrogate(error)
+        } else if text.starts_with("recursion limit") {
+            UnreadableData::TooDeep(error)
+        } else if text.starts_with("number out of range") {
+            UnreadableData::TooLarge(error)
+        } else {
+            UnreadableData::Other(error)
+        }
+    })
 }
 
 /// Returns the error for a body that is not what it must be.
