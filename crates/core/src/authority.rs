@@ -1,4 +1,5 @@
-//! Hosts, alone and with a port, as `Host` and URLs have them (RFC 3986 section 3.2), and as a server listens on them.
+//! Hosts, alone and with a port, as `Host` and URLs have them (RFC 3986 section 3.2), and as a server listens
+//! on them.
 
 use std::{
     fmt,
@@ -6,8 +7,8 @@ use std::{
     str::FromStr,
 };
 
-/// A host, and a port if one was given. Two are equal if they mean the same: names in any case, addresses in any
-/// notation.
+/// A host, and a port if one was given. Two are equal if they mean the same: names in any case, addresses in
+/// any notation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Authority {
     /// The host.
@@ -76,9 +77,9 @@ impl FromStr for Host {
 }
 
 impl Host {
-    /// Returns true if a browser can have this host in a URL: an address, or a domain name. A name that ends in a
-    /// number is none (WHATWG URL, "ends in a number"): it is an address in a form that is long forgotten, 127.1 for
-    /// 127.0.0.1 and 010.0.0.1 for 8.0.0.1 (inet_aton(3)).
+    /// Returns true if a browser can have this host in a URL: an address, or a domain name. A name that ends
+    /// in a number is none (WHATWG URL, "ends in a number"): it is an address in a form that is long
+    /// forgotten, 127.1 for 127.0.0.1 and 010.0.0.1 for 8.0.0.1 (inet_aton(3)).
     pub fn is_address_or_domain(&self) -> bool {
         let Self::Name(name) = self else { return true };
         let name = name.strip_suffix('.').unwrap_or(name);
@@ -103,7 +104,8 @@ impl fmt::Display for Host {
     }
 }
 
-/// The host to listen on: a name, or an address, perhaps with a zone (RFC 4007 section 11), as `fe80::1%eth0`.
+/// The host to listen on: a name, or an address, perhaps with a zone (RFC 4007 section 11), as
+/// `fe80::1%eth0`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListenHost {
     text: String,

@@ -33,8 +33,9 @@ impl ChannelName {
         &self.0
     }
 
-    /// Returns the name in memory of its own, which the calling thread has allocated. What is kept for long is so kept apart
-    /// from what a request needs for a moment, and the memory of requests can be returned to the system.
+    /// Returns the name in memory of its own, which the calling thread has allocated. What is kept for long
+    /// is so kept apart from what a request needs for a moment, and the memory of requests can be returned to
+    /// the system.
     #[must_use]
     pub fn unshared(&self) -> Self {
         Self(Arc::from(&*self.0))

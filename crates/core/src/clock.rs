@@ -1,14 +1,15 @@
 //! The two clocks: one is measured with, the other is shown.
 //!
-//! The clock on the wall is set, by hand or by a time server, forwards and backwards. So no time that passes is measured
-//! with it, but for the time in which the machine may have been off.
+//! The clock on the wall is set, by hand or by a time server, forwards and backwards. So no time that passes
+//! is measured with it, but for the time in which the machine may have been off.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use jiff::Timestamp;
 use rustix::time::{ClockId, clock_gettime};
 
-/// Returns how long the machine has run, also while it slept. No one sets this clock, and it begins anew with the machine.
+/// Returns how long the machine has run, also while it slept. No one sets this clock, and it begins anew with
+/// the machine.
 pub fn since_boot() -> Duration {
     let time = clock_gettime(ClockId::Boottime);
     // Neither is ever negative.
@@ -20,8 +21,8 @@ pub fn since_boot_ms() -> i64 {
     i64::try_from(since_boot().as_millis()).unwrap_or(i64::MAX)
 }
 
-/// Returns the time of day as the time since 1970: none if it is set to a time before that, and the end of the year 9999
-/// if it is set to a later one. No date that is made of it is impossible.
+/// Returns the time of day as the time since 1970: none if it is set to a time before that, and the end of
+/// the year 9999 if it is set to a later one. No date that is made of it is impossible.
 pub fn since_1970() -> Duration {
     within_years(SystemTime::now())
 }

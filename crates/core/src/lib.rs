@@ -1,11 +1,13 @@
-//! What every other crate of the server may use. Knows no network and no async runtime.
+//! The words that all crates of the server share, and what each of them may use. Knows no network and no
+//! async runtime.
 //!
-//! * [`settings`]: the table of all settings ([`settings::SPECS`]), the sources that values are read from, the
-//!   checked result ([`settings::Settings`]), and every error in them with the place where it is.
+//! * [`settings`]: the table of all settings ([`settings::SPECS`]), the sources that values are read from,
+//!   the checked result ([`settings::Settings`]), and every error in them with the place where it is.
 //! * [`logging`]: the log, which never blocks: to stdout, and to daily files.
 //! * [`clock`]: the time that passes, and the time of day.
 //! * [`phase`]: the life of the process, as data.
-//! * [`process`]: the limit of open files and what it is divided into, the kernel's descriptor table, and trimming of the heap.
+//! * [`process`]: the limit of open files and what it is divided into, the kernel's descriptor table, and
+//!   trimming of the heap.
 //! * [`ChannelName`], [`Publication`] and [`Position`]: what is published, where, and its place there.
 //! * [`Namespace`]: the rules for the channels whose names begin alike.
 //! * [`Host`], [`Authority`] and [`WebOrigin`]: where a request goes to, and the page that it comes from.

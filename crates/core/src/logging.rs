@@ -1,7 +1,7 @@
 //! The log: to stdout, and to daily files if the operator wants them.
 //!
-//! Logging never blocks: what an output does not take waits in a bounded queue, and what does not fit is dropped,
-//! counted, and reported when the output takes lines again.
+//! Logging never blocks: what an output does not take waits in a bounded queue, and what does not fit is
+//! dropped, counted, and reported when the output takes lines again.
 
 mod daily_file;
 mod queue;
@@ -50,20 +50,21 @@ pub enum LoggingError {
     AlreadyInitialized(#[from] TryInitError),
 }
 
-/// How long the last lines may take to reach slow outputs, all together.
+/// The time that the last lines may take to reach slow outputs, all together.
 pub const FLUSH_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The same, for a process that is to end at once.
 const FAST_FLUSH_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// How long the last lines wait for the reader of stdout without any of them being taken: it may be gone for good.
+/// The time that the last lines wait for the reader of stdout without any of them being taken: it may be gone
+/// for good.
 const STDOUT_STALL_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long they wait for a disk without any of them being taken, such as one that another machine has.
+/// The time that they wait for a disk without any of them being taken, such as one that another machine has.
 const FILE_STALL_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Waits, when it is dropped, until the last lines are written, for ten seconds at most: keep it until the very
-/// end.
+/// Waits, when it is dropped, until the last lines are written, for ten seconds at most: keep it until the
+/// very end.
 #[must_use = "dropping it waits for the lines so far only"]
 #[derive(Debug)]
 pub struct LogGuard {

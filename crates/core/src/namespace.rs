@@ -13,7 +13,7 @@ pub const NAMESPACE_NAME_RULE: &str = "1 to 64 printable ASCII characters, and n
 pub struct Retention {
     /// Most publications; 0: none, so a client that has missed one cannot recover.
     pub size: usize,
-    /// How long a publication is kept, and the position of a channel without subscribers.
+    /// The time that a publication is kept, and the position of a channel without subscribers.
     pub ttl: Duration,
 }
 
@@ -33,8 +33,8 @@ pub struct Namespace {
 }
 
 impl Namespace {
-    /// Returns true if a namespace can have this name. What it must not have separates it from the rest of a channel's
-    /// name, or stands for something in a pattern or a list of channels.
+    /// Returns true if a namespace can have this name. What it must not have separates it from the rest of a
+    /// channel's name, or stands for something in a pattern or a list of channels.
     pub fn is_name(text: &str) -> bool {
         let is_allowed = |byte: u8| byte.is_ascii_graphic() && !b",*&\\:".contains(&byte);
         (1..=MAX_NAMESPACE_NAME).contains(&text.len()) && text.bytes().all(is_allowed)

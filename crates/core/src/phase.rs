@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-/// Where the process is in its life. It only goes forward; a phase may be skipped.
+/// The stage of the process's life. It only goes forward; a phase may be skipped.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
     /// Startup hooks are running.
@@ -10,8 +10,8 @@ pub enum Phase {
     Starting,
     /// All connections are admitted.
     Serving,
-    /// As `Serving`, but the process reports that it is not ready, so that load balancers send new clients to another
-    /// server.
+    /// As `Serving`, but the process reports that it is not ready, so that load balancers send new clients to
+    /// another server.
     Withdrawing,
     /// No connections are admitted. The clients have the shutdown notice and are served until they leave.
     Draining,
@@ -57,7 +57,7 @@ impl Phase {
 /// The state of the process. All of it belongs to the same moment.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct PhaseState {
-    /// Where the process is in its life.
+    /// The stage of the process's life.
     pub phase: Phase,
     /// From `Withdrawing` on: when the remaining connections are closed.
     pub deadline: Option<Instant>,

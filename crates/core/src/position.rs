@@ -4,8 +4,8 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 
-/// A period within which the offsets of a channel are unique: a random number, chosen anew whenever offsets could
-/// be given twice.
+/// A period within which the offsets of a channel are unique: a random number, chosen anew whenever offsets
+/// could be given twice.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Epoch(pub u64);

@@ -1,5 +1,5 @@
-//! What the process has from the operating system: its limit of open files, its table of file descriptors, its
-//! heap.
+//! The resources that the process has from the operating system: its limit of open files, its table of file
+//! descriptors, its heap.
 
 use std::{fs::File, io, ops::RangeInclusive, thread};
 
@@ -8,15 +8,17 @@ use rustix::{
     process::{Resource, getrlimit, setrlimit},
 };
 
-/// File descriptors that are for no connection of a client, without those of the event loops: standard streams, the
-/// runtime, sockets that listen, log files (24 in all); the connections of the control socket (32); what an upgrade
-/// opens (16); connections that are being told that there is no room (16); the history file, looking up a host (8).
+/// File descriptors that are for no connection of a client, without those of the event loops: standard
+/// streams, the runtime, sockets that listen, log files (24 in all); the connections of the control socket
+/// (32); what an upgrade opens (16); connections that are being told that there is no room (16); the history
+/// file, looking up a host (8).
 const RESERVED_WITHOUT_LOOPS: usize = 96;
 
 /// File descriptors of an event loop, of which there is one for each core.
 const DESCRIPTORS_PER_LOOP: usize = 2;
 
-/// The share of the limit that is for HTTP connections unless it is set, and the least and the most that it is.
+/// The share of the limit that is for HTTP connections unless it is set, and the least and the most that it
+/// is.
 const HTTP_SHARE: usize = 8;
 const HTTP_CONNECTIONS: RangeInclusive<usize> = 64..=4096;
 
@@ -26,7 +28,8 @@ const FEW_CLIENTS: usize = 64;
 /// With a lower limit of open files, not even the async runtime starts.
 const MIN_OPEN_FILES: usize = 16;
 
-/// The largest descriptor table that is allocated beforehand, in descriptors: half a mebibyte of kernel memory.
+/// The largest descriptor table that is allocated beforehand, in descriptors: half a mebibyte of kernel
+/// memory.
 const MAX_PREALLOCATED: usize = 1 << 16;
 
 /// The soft limit of open files (RLIMIT_NOFILE, getrlimit(2)) of this process.
@@ -60,13 +63,13 @@ impl OpenFileLimit {
     }
 
     /// Returns the default of `max_http_connections`.
-    pub(crate) fn max_http_connections(self) -> usize {
+    pub(crate) fn default_http_connections(self) -> usize {
         (self.0 / HTTP_SHARE).clamp(*HTTP_CONNECTIONS.start(), *HTTP_CONNECTIONS.end())
     }
 
     /// Returns the most HTTP connections that the limit has room for beside one client.
-    pub(crate) fn most_http_connections(self) -> usize {
-        self.0.saturating_sub(reserved_descriptors()).saturating_sub(1).max(self.max_http_connections())
+    pub(crate) fn max_http_connections(self) -> usize {
+        self.0.saturating_sub(reserved_descriptors()).saturating_sub(1).max(self.default_http_connections())
     }
 
     /// Returns how many clients the limit leaves room for beside this many HTTP connections; at least 1.
@@ -74,7 +77,8 @@ impl OpenFileLimit {
         self.0.saturating_sub(reserved_descriptors()).saturating_sub(max_http_connections).max(1)
     }
 
-    /// Returns a warning for the operator if the limit leaves room for few clients beside this many HTTP connections.
+    /// Returns a warning for the operator if the limit leaves room for few clients beside this many HTTP
+    /// connections.
     pub(crate) fn warning(self, max_http_connections: usize) -> Option<String> {
         let (limit, max) = (self.0, self.max_connections(max_http_connections));
         (max < FEW_CLIENTS).then(|| {
@@ -134,13 +138,13 @@ impl Shortage {
     }
 }
 
-/// Makes the kernel's descriptor table of this process large enough for this many connections, of clients and of HTTP
-/// together. Call it before the second thread starts.
+/// Makes the kernel's descriptor table of this process large enough for this many connections, of clients and
+/// of HTTP together. Call it before the second thread starts.
 ///
 /// Otherwise the kernel doubles the table whenever it is full, and in a process with threads, the thread that
-/// needs the descriptor waits until no processor reads the old table any more (an RCU grace period): 10 to 40 ms,
-/// measured, at each of 256, 512, 1,024 … descriptors. When many clients connect at once, the backlog of the
-/// listening socket overflows in that time.
+/// needs the descriptor waits until no processor reads the old table any more (an RCU grace period): 10 to 40
+/// ms, measured, at each of 256, 512, 1,024 … descriptors. When many clients connect at once, the backlog of
+/// the listening socket overflows in that time.
 ///
 /// # Errors
 /// When a descriptor cannot be opened. The server works without, but slower.
@@ -177,8 +181,8 @@ mod tests {
     #[test]
     fn a_limit_leaves_at_least_one_client_and_warns_while_it_is_low() {
         let reserved = reserved_descriptors();
-        let most = |files| OpenFileLimit(files).max_connections(64);
-        assert_eq!((most(16), most(reserved + 65), most(reserved + 1064)), (1, 1, 1000));
+        let max = |files| OpenFileLimit(files).max_connections(64);
+        assert_eq!((max(16), max(reserved + 65), max(reserved + 1064)), (1, 1, 1000));
         let warning = OpenFileLimit(65).warning(64).unwrap();
         assert!(warning.contains("65 open files leaves room for 1 client, as 64 are for HTTP"), "{warning}");
         assert!(OpenFileLimit(reserved + 64 + 63).warning(64).unwrap().contains("63 clients"));
@@ -187,11 +191,11 @@ mod tests {
 
     #[test]
     fn an_eighth_of_the_limit_is_for_http_connections_within_bounds() {
-        let http = |files| OpenFileLimit(files).max_http_connections();
+        let http = |files| OpenFileLimit(files).default_http_connections();
         assert_eq!((http(16), http(512), http(1024), http(20_000)), (64, 64, 128, 2500));
         assert_eq!((http(1 << 20), http(usize::MAX)), (4096, 4096));
-        let most = |files| OpenFileLimit(files).most_http_connections();
-        assert_eq!((most(16), most(reserved_descriptors() + 1000)), (64, 999));
+        let max = |files| OpenFileLimit(files).max_http_connections();
+        assert_eq!((max(16), max(reserved_descriptors() + 1000)), (64, 999));
     }
 
     #[test]

@@ -30,7 +30,7 @@ pub enum ClientMessages {
     Broadcast,
     /// Texts are read and dropped.
     Ignore,
-    /// What comes goes back unchanged, text or binary, and nothing else is sent on that socket.
+    /// Everything goes back unchanged, text or binary, and nothing else is sent on that socket.
     Echo,
 }
 
@@ -39,7 +39,8 @@ pub enum ClientMessages {
 pub struct Publication {
     /// Its offset in the channel; 0 until a broker has given it one.
     pub offset: u64,
-    /// When it was published, in milliseconds since 1970, as clients are told. How old it is, the broker knows.
+    /// The time of day at which it was published, in milliseconds since 1970, as clients are told. How old it
+    /// is, the broker knows.
     pub time_ms: i64,
     /// Its source.
     pub publisher: Publisher,
@@ -51,7 +52,8 @@ pub struct Publication {
     pub pin: Pin,
 }
 
-/// The bytes of the publications that a history has dropped and that something else still holds, each counted once.
+/// The bytes of the publications that a history has dropped and that something else still holds, each counted
+/// once.
 #[derive(Debug, Default, Clone)]
 pub struct PinnedBytes(Arc<AtomicUsize>);
 
@@ -65,7 +67,7 @@ impl PinnedBytes {
 /// Counts a publication as pinned from when the history drops it until it is freed.
 #[derive(Debug, Default)]
 pub struct Pin {
-    /// Where it counts, and how many bytes.
+    /// The counter that it is in, and its bytes.
     counted: OnceLock<(PinnedBytes, usize)>,
     is_dropped: AtomicBool,
 }
@@ -91,7 +93,8 @@ impl Publication {
         Self { offset: 0, time_ms: clock::since_1970_ms(), publisher, data, pin: Pin::default() }
     }
 
-    /// Records that a history keeps it, where it costs so many bytes, and where they count once the history has dropped it.
+    /// Records that a history keeps it, where it costs so many bytes, and where they count once the history
+    /// has dropped it.
     pub fn keep_in_history(&self, pinned: &PinnedBytes, bytes: usize) {
         self.pin.counted.get_or_init(|| (pinned.clone(), bytes));
     }

@@ -1,9 +1,9 @@
-//! What the operator decides: every setting, its default, its value and the source of the value.
+//! The operator's decisions: every setting, its default, its value and the source of the value.
 //!
-//! A value goes through these files: `settings_file`, `dot_env` and `environment` read a source each into a `layer`,
-//! `loader` merges the layers with figment and collects the errors, `parse` makes a value of what was written, and
-//! `load` makes [`Settings`] of them all. `namespace` does the same for the tables of the settings file. `spec` is the
-//! list of all settings, which the others go by.
+//! A value goes through these files: `settings_file`, `dot_env` and `environment` read a source each into a
+//! `layer`, `loader` merges the layers with figment and collects the errors, `parse` makes a value of what
+//! was written, and `load` makes [`Settings`] of them all. `namespace` does the same for the tables of the
+//! settings file. `spec` is the list of all settings, which the others go by.
 
 mod dot_env;
 mod environment;
@@ -30,7 +30,7 @@ pub use load::{EffectiveSetting, Loaded};
 pub use sources::{SettingsFile, Source, Sources};
 pub use spec::{Group, SPECS, Spec};
 
-/// How log lines look.
+/// The look of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {
     /// `pretty` on a terminal, `json` elsewhere.
@@ -48,7 +48,7 @@ pub struct Settings {
     pub host: ListenHost,
     /// Port to listen on; 0 picks a free one.
     pub port: u16,
-    /// How long an HTTP connection may wait for a request.
+    /// The time that an HTTP connection may wait for a request.
     pub keep_alive_timeout: Duration,
     /// Time between periodic notifications; `None`: off.
     pub notification_interval: Option<Duration>,
@@ -56,24 +56,24 @@ pub struct Settings {
     pub retention: Retention,
     /// Most bytes of history over all channels.
     pub history_bytes: usize,
-    /// Where a graceful shutdown writes the history, and the next start reads it; absolute if the working directory is
-    /// known. `None`: a restart starts without history.
+    /// The file to which a graceful shutdown writes the history, and the next start reads it; absolute if the
+    /// working directory is known. `None`: a restart starts without history.
     pub history_file: Option<PathBuf>,
-    /// What is different for the channels of a namespace, in the order of the settings file.
+    /// The rules for the channels of each namespace, in the order of the settings file.
     pub namespaces: Vec<Namespace>,
-    /// How long a drain waits for clients before it closes them.
+    /// The time that a drain waits for clients before it closes them.
     pub shutdown_timeout: Duration,
-    /// How long new clients are still admitted after the process was asked to end.
+    /// The time that new clients are still admitted after the process was asked to end.
     pub shutdown_delay: Duration,
     /// Time before the deadline over which the closes are spread; 0: all at the deadline.
     pub shutdown_spread: Duration,
-    /// How long a new process may take to get ready for a handover.
+    /// The time that a new process may take to get ready for a handover.
     pub upgrade_timeout: Duration,
     /// Folder of the control socket.
     pub runtime_dir: RuntimeDir,
-    /// How long a client has to answer a close frame before its TCP socket is closed.
+    /// The time that a client has to answer a close frame before its TCP socket is closed.
     pub close_timeout: Duration,
-    /// What a client's text does.
+    /// The effect of a client's text.
     pub client_messages: ClientMessages,
     /// The highest number of clients at a time.
     pub max_connections: usize,
@@ -89,15 +89,15 @@ pub struct Settings {
     pub max_total_rate: Option<u64>,
     /// Time between pings; `None`: off.
     pub ping_interval: Option<Duration>,
-    /// How long a client has to answer a ping.
+    /// The time that a client has to answer a ping.
     pub pong_timeout: Duration,
-    /// Which web pages may open a WebSocket.
+    /// The web pages that may open a WebSocket.
     pub allowed_origins: AllowedOrigins,
     /// Keys that `/api/…` accepts; empty: only loopback may call.
     pub api_keys: Vec<ApiKey>,
     /// Filter directives for the log.
     pub log_level: String,
-    /// How log lines look.
+    /// The look of log lines.
     pub log_format: LogFormat,
     /// Folder of the daily rolling log files; `None`: no files.
     pub log_dir: Option<PathBuf>,
@@ -108,8 +108,8 @@ pub struct Settings {
 /// The folder of the control socket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RuntimeDir {
-    /// A service manager made it for this service alone (systemd.exec(5), `RuntimeDirectory=`). That it cannot be
-    /// used is an error.
+    /// A service manager made it for this service alone (systemd.exec(5), `RuntimeDirectory=`). That it
+    /// cannot be used is an error.
     Service(PathBuf),
     /// It was set. That it cannot be used is an error.
     Chosen(PathBuf),

@@ -47,8 +47,8 @@ impl WebOrigin {
         &self.host
     }
 
-    /// Returns true if the page came from where a request goes to. A proxy may have ended TLS, so the scheme of the
-    /// page decides which port is meant when the target names none.
+    /// Returns true if the page came from where a request goes to. A proxy may have ended TLS, so the scheme
+    /// of the page decides which port is meant when the target names none.
     fn is_at(&self, target: &Authority) -> bool {
         matches!(self.scheme.as_str(), "http" | "https")
             && self.host == target.host
@@ -72,8 +72,8 @@ pub enum AllowedOrigins {
 }
 
 impl AllowedOrigins {
-    /// Returns true if a page with this `Origin` is allowed. `target` is where its request goes to; `None` if the
-    /// request does not say, or only a list decides.
+    /// Returns true if a page with this `Origin` is allowed. `target` is where its request goes to; `None` if
+    /// the request does not say, or only a list decides.
     pub fn include(&self, origin: &str, target: Option<&Authority>) -> bool {
         let is = |matches: &dyn Fn(&WebOrigin) -> bool| origin.parse().is_ok_and(|origin| matches(&origin));
         match self {

@@ -15,19 +15,21 @@ use crate::clock;
 
 const SECONDS_OF_A_DAY: u64 = 24 * 60 * 60;
 
-/// How long to wait before a file that could not be opened is tried again.
+/// The wait before a file that could not be opened is tried again.
 const REOPEN_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A file for each day (UTC) in a folder: `lastcall.2026-01-31.log`, for this user alone. None is ever removed.
+/// A file for each day (UTC) in a folder: `lastcall.2026-01-31.log`, for this user alone. None is ever
+/// removed.
 ///
-/// tracing-appender changes files by itself, but when it cannot, it tells stderr alone, and panics when stderr is closed, or
-/// when the clock is set to the end of the year 9999. So the next day's is opened here, and an error is returned.
+/// tracing-appender changes files by itself, but when it cannot, it tells stderr alone, and panics when
+/// stderr is closed, or when the clock is set to the end of the year 9999. So the next day's is opened here,
+/// and an error is returned.
 pub(super) struct DailyFile {
     dir: PathBuf,
     file: File,
     /// The day of `file`, in days since 1970.
     day: u64,
-    /// When the file of a new day is tried again.
+    /// The time at which the file of a new day is tried again.
     retry: Option<Instant>,
     today: fn() -> u64,
 }

@@ -15,7 +15,7 @@ use tracing_subscriber::fmt::MakeWriter;
 /// Most bytes that wait for one output. What does not fit is dropped: logging never blocks.
 const MAX_QUEUED_BYTES: usize = 4 << 20;
 
-/// How often dropped lines are reported while the output never catches up.
+/// The time between reports of dropped lines while the output never catches up.
 const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The queue of one output. Clones are handles to the same one.
@@ -24,7 +24,7 @@ pub(super) struct LineQueue(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    /// What the output is called in log lines.
+    /// The name of the output in log lines.
     output: &'static str,
     state: Mutex<State>,
     changed: Condvar,
@@ -39,7 +39,7 @@ struct State {
     dropped: u64,
     /// Lines that the writer is done with.
     done: u64,
-    /// Whether the writer has a line that it took from `lines`.
+    /// True while the writer has a line that it took from `lines`.
     writing: bool,
 }
 
@@ -60,8 +60,8 @@ impl LineQueue {
         self.0.output
     }
 
-    /// Waits until all lines are written: until `deadline` at most, and no longer than `stall` without one of them
-    /// being written. How many lines are left then.
+    /// Waits until all lines are written: until `deadline` at most, and no longer than `stall` without one of
+    /// them being written. How many lines are left then.
     pub(super) fn finish(&self, deadline: Instant, stall: Duration) -> usize {
         let mut state = self.lock();
         let mut done = state.done;
@@ -132,15 +132,15 @@ impl<'a> MakeWriter<'a> for LineQueue {
     }
 }
 
-/// What the thread of a queue has.
+/// The state of a queue's thread.
 struct Writer<W> {
     queue: LineQueue,
     writer: W,
-    /// Whether the output has the start of a line whose end it did not take.
+    /// True if the output has the start of a line whose end it did not take.
     cut_line: bool,
-    /// Whether the last line could not be written.
+    /// True if the last line could not be written.
     failing: bool,
-    /// When dropped lines were last reported.
+    /// The time at which dropped lines were last reported.
     reported: Option<Instant>,
 }
 

@@ -1,5 +1,5 @@
-//! The standard streams. Each may be a terminal or a pipe that takes nothing for as long as it likes, may be shared
-//! with other processes, and its other end may be gone.
+//! The standard streams. Each may be a terminal or a pipe that takes nothing for as long as it likes, may be
+//! shared with other processes, and its other end may be gone.
 
 use std::{
     env,
@@ -17,7 +17,7 @@ use rustix::{
 /// Most bytes that a pipe with room takes in one piece (pipe(7); 4096 on Linux).
 const PIPE_BUF: usize = 4096;
 
-/// How long stderr has to take a line.
+/// The time that stderr has to take a line.
 const STDERR_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Writes to stdout as it is: no buffer, and no lock that another thread could wait for.
@@ -49,8 +49,8 @@ pub(super) fn stdout_takes_colors() -> bool {
     stdout_takes_escapes() && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
-/// Writes a line to stderr. Waits at most a second for room there; a line that it does not take is lost, as there
-/// is nowhere else to say so.
+/// Writes a line to stderr. Waits at most a second for room there; a line that it does not take is lost, as
+/// there is nowhere else to say so.
 pub fn stderr_line(line: &str) {
     let line = format!("{line}\n");
     for piece in line.as_bytes().chunks(PIPE_BUF) {
@@ -61,9 +61,10 @@ pub fn stderr_line(line: &str) {
     }
 }
 
-/// Waits until a write does not block, or fails; whether that is so within this time.
-fn wait_for_room(stream: BorrowedFd<'_>, most: Option<Duration>) -> rustix::io::Result<bool> {
-    let timeout = most.and_then(|most| Timespec::try_from(most).ok());
+/// Waits until a write does not block, or fails, for `max_wait` at most. Returns false if it would still
+/// block then.
+fn wait_for_room(stream: BorrowedFd<'_>, max_wait: Option<Duration>) -> rustix::io::Result<bool> {
+    let timeout = max_wait.and_then(|wait| Timespec::try_from(wait).ok());
     let mut streams = [PollFd::from_borrowed_fd(stream, PollFlags::OUT)];
     loop {
         match poll(&mut streams, timeout.as_ref()) {

@@ -15,7 +15,7 @@ use super::{
 /// The usual variable for the level of a log in Rust.
 const RUST_LOG: &str = "RUST_LOG";
 
-/// Where systemd says which folder it made (systemd.exec(5), `RuntimeDirectory=`).
+/// The variable in which systemd says which folder it made (systemd.exec(5), `RuntimeDirectory=`).
 pub(super) const RUNTIME_DIRECTORY: &str = "RUNTIME_DIRECTORY";
 
 impl Loader {
@@ -70,8 +70,8 @@ impl Loader {
         }
     }
 
-    /// Warns of a variable with the prefix that is no setting. It is no error: other programs that build, package
-    /// or deploy this one may use its name as a prefix, too.
+    /// Warns of a variable with the prefix that is no setting. It is no error: other programs that build,
+    /// package or deploy this one may use its name as a prefix, too.
     fn no_setting(&mut self, source: &Source) {
         self.warnings.push(format!(
             "{source}: there is no such setting, so it does nothing; `lastcall --help` lists all"
@@ -159,8 +159,9 @@ impl Meaning {
     }
 }
 
-/// Returns true if Kubernetes has set this variable for a Service named `lastcall` or `lastcall-…`, as it does in every
-/// pod beside that Service: LASTCALL_PORT=tcp://10.0.0.1:80, LASTCALL_CANARY_SERVICE_HOST and the like.
+/// Returns true if Kubernetes has set this variable for a Service named `lastcall` or `lastcall-…`, as it
+/// does in every pod beside that Service: LASTCALL_PORT=tcp://10.0.0.1:80, LASTCALL_CANARY_SERVICE_HOST and
+/// the like.
 fn is_service_link(variable: &str, text: &str) -> bool {
     variable.starts_with(PREFIX)
         && (variable.ends_with("_SERVICE_HOST")

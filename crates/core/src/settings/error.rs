@@ -1,4 +1,4 @@
-//! What is wrong with the settings: all of it, at once.
+//! The errors in the settings: all of them, at once.
 
 use std::fmt;
 
@@ -9,27 +9,27 @@ use super::{Source, spec::PREFIX};
 pub struct SettingError {
     /// The setting; empty when it is about a whole file.
     pub key: String,
-    /// Where it was set.
+    /// The place where it was set.
     pub source: Source,
-    /// What is wrong.
+    /// The kind of error.
     pub problem: Problem,
 }
 
-/// What can be wrong.
+/// The kinds of error.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Problem {
     /// The value is not one that this setting may have.
     Invalid {
         /// As it was written; `None` for a secret.
         value: Option<String>,
-        /// What would be right.
+        /// The words for what would be right.
         expected: String,
     },
     /// The setting is there, has nothing in it, and must not be without.
     Empty,
     /// There is no such setting.
     Unknown {
-        /// What to write instead, or where the settings that exist are listed.
+        /// The key to write instead, or where the settings that exist are listed.
         advice: String,
     },
     /// The value is one that this setting may have, but this machine does not allow what it says: why.
@@ -76,7 +76,8 @@ fn write_setting(f: &mut fmt::Formatter<'_>, key: &str, value: Option<&str>, sou
     }
 }
 
-/// Says what to do if the variable is not meant for lastcall: HOST, PORT, LOG_LEVEL … are the variables of many programs.
+/// Says what to do if the variable is not meant for lastcall: HOST, PORT, LOG_LEVEL … are the variables of
+/// many programs.
 fn write_hint(f: &mut fmt::Formatter<'_>, key: &str, source: &Source) -> fmt::Result {
     let Some(name) = source.shared_variable() else { return Ok(()) };
     let example = if name == "HOST" { " (conda and csh set HOST)" } else { "" };

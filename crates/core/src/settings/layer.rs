@@ -1,5 +1,5 @@
-//! The values of one source, as a provider for figment: it merges them and knows the source of each value that
-//! wins.
+//! The values of one source, as a provider for figment: it merges them and knows the source of each value
+//! that wins.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ use super::{
     spec::{self, NAMESPACE},
 };
 
-/// What kind of source a layer is.
+/// The kind of source that a layer is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     Defaults,
@@ -55,7 +55,8 @@ impl Kind {
 pub(super) struct Layer {
     kind: Kind,
     values: Dict,
-    /// Where in the source each value is: a line, a variable, a flag. The key of a value in a table has dots.
+    /// The place of each value in the source: a line, a variable, a flag. The key of a value in a table has
+    /// dots.
     places: BTreeMap<String, String>,
 }
 

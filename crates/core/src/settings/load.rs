@@ -15,10 +15,11 @@ use crate::{AllowedOrigins, ApiKey, ClientMessages, Retention, process::OpenFile
 pub struct Loaded {
     /// The settings.
     pub settings: Settings,
-    /// One entry for each of [`SPECS`](super::SPECS), in that order; then one for each setting of each namespace.
+    /// One entry for each of [`SPECS`](super::SPECS), in that order; then one for each setting of each
+    /// namespace.
     pub effective: Vec<EffectiveSetting>,
-    /// What an operator should know although it does not stop the start, a sentence each. They are found
-    /// before there is a log: the caller logs them once there is one.
+    /// Sentences that an operator should read although they do not stop the start. They are found before
+    /// there is a log: the caller logs them once there is one.
     pub warnings: Vec<String>,
     /// The files that were read.
     pub files: Vec<SettingsFile>,
@@ -51,7 +52,7 @@ pub struct EffectiveSetting {
     pub key: String,
     /// Its value as it was written; hidden if secret.
     pub value: String,
-    /// Where it came from.
+    /// The place that it came from.
     pub source: Source,
 }
 
@@ -95,7 +96,7 @@ impl Loader {
         let open_files = OpenFileLimit::current();
         let shutdown_timeout = self.read("shutdown_timeout", Duration::ZERO, parse_duration);
         let max_http_connections =
-            self.read("max_http_connections", open_files.max_http_connections(), |value| {
+            self.read("max_http_connections", open_files.default_http_connections(), |value| {
                 parse_max_http_connections(value, open_files)
             });
         // The values after the keys only matter while errors are gathered, or where there is no default.

@@ -29,8 +29,8 @@ impl Loader {
         }
     }
 
-    /// Merges the values of a source, which win over those that were merged before. Rejects unknown settings, and
-    /// those that must not be empty, also where another source would win.
+    /// Merges the values of a source, which win over those that were merged before. Rejects unknown settings,
+    /// and those that must not be empty, also where another source would win.
     pub(super) fn merge(&mut self, mut layer: Layer) {
         for (key, source) in layer.take_unknown() {
             let in_file = layer.is_file().then_some(NAMESPACE);
@@ -74,7 +74,8 @@ impl Loader {
         self.resolve(key).map_or(Source::Default, |(_, source)| source)
     }
 
-    /// Reads one setting with `read`. Returns `fallback` if there is no value, or a wrong one, which is rejected.
+    /// Reads one setting with `read`. Returns `fallback` if there is no value, or a wrong one, which is
+    /// rejected.
     pub(super) fn read<T>(
         &mut self,
         key: &'static str,

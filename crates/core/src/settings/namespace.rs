@@ -1,7 +1,7 @@
 //! Settings for the channels whose names begin alike, from the `[[namespace]]` tables of the settings file.
 //!
-//! A variable and the command line have no tables, so these settings are in the file only, and only one file is read.
-//! If there were more, figment would take the tables of the last one that has any.
+//! A variable and the command line have no tables, so these settings are in the file only, and only one file
+//! is read. If there were more, figment would take the tables of the last one that has any.
 
 use std::{
     collections::btree_map::{BTreeMap, Entry},
@@ -23,7 +23,7 @@ struct Table {
     /// Counted from 0.
     index: usize,
     values: Dict,
-    /// Where it begins.
+    /// The place where it begins.
     source: Source,
 }
 
@@ -154,8 +154,8 @@ impl Loader {
         }
     }
 
-    /// Reads one setting of a namespace. Returns `general` if it is not set, and `fallback` if it is wrong and so
-    /// rejected.
+    /// Reads one setting of a namespace. Returns `general` if it is not set, and `fallback` if it is wrong
+    /// and so rejected.
     fn read_in<T>(
         &mut self,
         table: &Table,

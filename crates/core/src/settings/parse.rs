@@ -1,4 +1,5 @@
-//! From what was written to what is meant: parsers of each kind of value, which return it, or say what would be right.
+//! From what was written to what is meant: parsers of each kind of value, which return it, or say what would
+//! be right.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -9,7 +10,7 @@ use tracing_subscriber::EnvFilter;
 use super::LogFormat;
 use crate::{AllowedOrigins, ApiKey, ClientMessages, ListenHost, WebOrigin, process::OpenFileLimit};
 
-/// What would be right, in words that follow "expected".
+/// The words for what would be right, which follow "expected".
 pub(super) type Expected = String;
 
 /// Returns the value as it was written.
@@ -38,7 +39,8 @@ pub(super) fn plain(value: &Value) -> String {
     }
 }
 
-/// Refuses a text with quotes around it, which some programs remove from a variable's value and others do not.
+/// Refuses a text with quotes around it, which some programs remove from a variable's value and others do
+/// not.
 pub(super) fn check(value: &Value) -> Result<(), Expected> {
     match value {
         Value::String(_, text) => check_text(text),
@@ -98,7 +100,7 @@ fn is_whole(text: &str) -> bool {
         && (text == "0" || !text.starts_with('0'))
 }
 
-/// How a list is written.
+/// The form of a list.
 const LIST_FORMAT: &str = "one or more, with commas between them, and without brackets, quotes and gaps";
 
 /// Returns a TOML array of strings, or a string with commas between its members, and perhaps one at its end.
@@ -160,7 +162,7 @@ pub(super) fn parse_max_http_connections(
     open_files: OpenFileLimit,
 ) -> Result<usize, Expected> {
     let limit = open_files.get();
-    parse_up_to(value, open_files.most_http_connections()).map_err(|range| {
+    parse_up_to(value, open_files.max_http_connections()).map_err(|range| {
         format!("{range}, which the limit of {limit} open files (ulimit -n) leaves for HTTP connections")
     })
 }
@@ -231,7 +233,7 @@ pub(super) fn parse_interval(value: &Value) -> Result<Option<Duration>, Expected
 /// Units of size. `K` and the like are left out: they are 1000 to some programs and 1024 to others.
 const SIZE_UNITS: [&str; 9] = ["", "B", "kB", "KB", "MB", "GB", "KiB", "MiB", "GiB"];
 
-/// How a size is written.
+/// The form of a size.
 const SIZE_FORMAT: &str = "a number of bytes, such as 65536, or a whole number with a unit, such as 64KiB: \
                            KiB, MiB and GiB are powers of 1024, kB, MB and GB of 1000";
 
@@ -386,8 +388,8 @@ pub(super) fn parse_log_format(value: &Value) -> Result<LogFormat, Expected> {
 const LOG_TARGET: &str = "lastcall";
 
 /// Levels, directives with a level, and our own crates without one. Any other lone word would count as a
-/// target and turn everything else off, which is hardly what a misspelt level is meant to do. Nor is a filter meant for
-/// us that names only targets of others: it would turn all of our lines off.
+/// target and turn everything else off, which is hardly what a misspelt level is meant to do. Nor is a filter
+/// meant for us that names only targets of others: it would turn all of our lines off.
 pub(super) fn parse_log_level(value: &Value) -> Result<String, Expected> {
     let levels = ["off", "error", "warn", "info", "debug", "trace"];
     let is_level = |word: &str| levels.iter().any(|level| word.trim().eq_ignore_ascii_case(level));

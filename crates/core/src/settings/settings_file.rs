@@ -44,7 +44,7 @@ impl Loader {
             }
             Err(error) => return self.reject_source(whole, format!("cannot be read: {error}")),
         };
-        let Some(text) = text_file::decode(bytes) else {
+        let Ok(text) = text_file::decode(bytes) else {
             return self.reject_source(whole, "cannot be read: it is not UTF-8 text".into());
         };
         match <Toml as Format>::from_str::<Dict>(&text) {
@@ -99,8 +99,9 @@ pub(super) fn place(path: &str, line: Option<usize>) -> String {
     }
 }
 
-/// Returns the line of each key of a TOML file, counted from 1. A key in a table comes after the key of the table, with
-/// a dot between them; for a list, the number of the member, counted from 0, is a key: `namespace.0.name`.
+/// Returns the line of each key of a TOML file, counted from 1. A key in a table comes after the key of the
+/// table, with a dot between them; for a list, the number of the member, counted from 0, is a key:
+/// `namespace.0.name`.
 fn key_lines(text: &str) -> BTreeMap<String, usize> {
     let mut lines = KeyLines { text, lines: BTreeMap::new() };
     // figment's provider has no places; it has read the same text with the same parser.

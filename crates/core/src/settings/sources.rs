@@ -1,4 +1,4 @@
-//! Where settings are looked for, and where a value came from.
+//! The places where settings are looked for, and that of a value that was found.
 
 use std::{ffi::OsString, fmt, path::PathBuf};
 
@@ -7,7 +7,7 @@ use super::spec::PREFIX;
 /// The places where settings are looked for. Plain data: a test needs no environment of its own.
 #[derive(Clone, Default)]
 pub struct Sources {
-    /// Where `config/lastcall.toml` and `.env` are looked for.
+    /// The folder in which `config/lastcall.toml` and `.env` are looked for.
     pub working_dir: PathBuf,
     /// The settings file that was asked for; it must exist.
     pub config_file: Option<PathBuf>,

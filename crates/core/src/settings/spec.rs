@@ -1,10 +1,10 @@
 //! The list of all settings: what the command line, `lastcall config`, the checks for unknown keys and
 //! the shipped `config/lastcall.toml` are made from.
 
-/// What a variable may start with; it then wins over the one without.
+/// The prefix that a variable may have; it then wins over the one without.
 pub(super) const PREFIX: &str = "LASTCALL_";
 
-/// What a setting is about.
+/// The subject of a setting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Group(pub &'static str);
 
@@ -22,9 +22,9 @@ const LOGGING: Group = Group("Logging");
 pub struct Spec {
     /// Its name in `config/lastcall.toml`; in capitals, the environment variable.
     pub key: &'static str,
-    /// What it is about.
+    /// Its subject.
     pub group: Group,
-    /// What stands for its value in `--help`.
+    /// The word that stands for its value in `--help`.
     pub placeholder: &'static str,
     /// Its default, as one would write it in TOML; `None`: see `help`.
     pub default: Option<&'static str>,
@@ -42,8 +42,8 @@ impl Spec {
         self.key.to_ascii_uppercase()
     }
 
-    /// Returns true if the setting decides who may do what: of the group Access. A value that is there and has nothing in it
-    /// is refused, wherever it is: a secret that did not arrive must not open a door.
+    /// Returns true if the setting decides who may do what: of the group Access. A value that is there and
+    /// has nothing in it is refused, wherever it is: a secret that did not arrive must not open a door.
     pub(super) fn needs_content(&self) -> bool {
         self.group == ACCESS
     }
@@ -90,9 +90,9 @@ pub(super) fn needs_content(key: &str) -> bool {
     find(key).is_some_and(Spec::needs_content)
 }
 
-/// Returns the one of these keys that a misspelt key was meant to be. `None`: it is another program's, or of another
-/// version. Misspelt is a key with one wrong, missing, additional or transposed letter (optimal string alignment),
-/// and longer ones with one in every four letters.
+/// Returns the one of these keys that a misspelt key was meant to be. `None`: it is another program's, or of
+/// another version. Misspelt is a key with one wrong, missing, additional or transposed letter (optimal
+/// string alignment), and longer ones with one in every four letters.
 pub(super) fn similar(key: &str, keys: impl Iterator<Item = &'static str>) -> Option<&'static str> {
     let key = key.to_ascii_lowercase();
     let (distance, nearest) = keys.map(|known| (strsim::osa_distance(known, &key), known)).min()?;

@@ -5,9 +5,11 @@ use std::{
     io::{self, ErrorKind, Read},
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::Path,
+    string::FromUtf8Error,
 };
 
-/// The largest file that is read, in bytes: no settings are larger, but other files, and devices without an end, are.
+/// The largest file that is read, in bytes: no settings are larger, but other files, and devices without an
+/// end, are.
 const MAX_SIZE: u64 = 1 << 20;
 
 /// The content of a file.
@@ -17,8 +19,8 @@ pub(super) struct Content {
     pub(super) stays: bool,
 }
 
-/// Reads a file that was asked for. A pipe, such as the `<(…)` of a shell, is read to its end and waited for: a program
-/// may be decrypting the settings.
+/// Reads a file that was asked for. A pipe, such as the `<(…)` of a shell, is read to its end and waited for:
+/// a program may be decrypting the settings.
 ///
 /// # Errors
 /// When it cannot be read, or is larger than 1 MiB.
@@ -31,8 +33,8 @@ pub(super) fn read_named(path: &Path) -> io::Result<Content> {
 /// Reads a file that nobody asked for, so that something else may have its name. Waits for nothing.
 ///
 /// # Errors
-/// As [`read_named`]; [`ErrorKind::IsADirectory`] when it is a folder, and [`ErrorKind::Unsupported`] when it is a FIFO
-/// or a device other than `/dev/null`, which is an empty file.
+/// As [`read_named`]; [`ErrorKind::IsADirectory`] when it is a folder, and [`ErrorKind::Unsupported`] when it
+/// is a FIFO or a device other than `/dev/null`, which is an empty file.
 pub(super) fn read_found(path: &Path) -> io::Result<Content> {
     // Without O_NONBLOCK, opening a FIFO waits for its writer. A regular file is read as usual all the same.
     let file = File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
@@ -61,10 +63,13 @@ pub(super) fn is_dangling(path: &Path) -> bool {
     path.ancestors().any(|path| path.is_symlink() && !path.exists())
 }
 
-/// Returns the text, without the byte order mark (U+FEFF) that some editors put first. `None` if it is not UTF-8.
-pub(super) fn decode(bytes: Vec<u8>) -> Option<String> {
-    let text = String::from_utf8(bytes).ok()?;
-    Some(text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text))
+/// Returns the text, without the byte order mark (U+FEFF) that some editors put first.
+///
+/// # Errors
+/// When the bytes are not UTF-8.
+pub(super) fn decode(bytes: Vec<u8>) -> Result<String, FromUtf8Error> {
+    let text = String::from_utf8(bytes)?;
+    Ok(text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text))
 }
 
 #[cfg(test)]
@@ -138,8 +143,8 @@ mod tests {
 
     #[test]
     fn a_byte_order_mark_is_not_text() {
-        assert_eq!(decode("\u{feff}port = 1".into()).as_deref(), Some("port = 1"));
-        assert_eq!(decode("port = 1".into()).as_deref(), Some("port = 1"));
-        assert_eq!(decode(b"\xff\xfep\0".into()), None, "UTF-16");
+        assert_eq!(decode("\u{feff}port = 1".into()).as_deref(), Ok("port = 1"));
+        assert_eq!(decode("port = 1".into()).as_deref(), Ok("port = 1"));
+        assert!(decode(b"\xff\xfep\0".into()).is_err(), "UTF-16");
     }
 }

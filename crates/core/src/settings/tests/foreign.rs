@@ -1,4 +1,4 @@
-//! What other programs wrote must not stop the start.
+//! The files and variables of other programs, which must not stop the start.
 
 use std::ffi::OsString;
 

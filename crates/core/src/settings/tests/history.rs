@@ -1,4 +1,4 @@
-//! How much history is kept, and which of these settings contradict each other.
+//! The settings for history, and those of them that contradict each other.
 
 use std::time::Duration;
 

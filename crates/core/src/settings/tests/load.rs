@@ -1,4 +1,4 @@
-//! Which source wins, and what is said of values that are wrong.
+//! The source that wins, and the errors for values that are wrong.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -32,7 +32,7 @@ fn the_defaults_are_those_of_the_contract() {
     assert_eq!(settings.log_format, LogFormat::Auto);
     assert_eq!((settings.log_dir, settings.templates_dir), (None, None));
     let limit = OpenFileLimit::current();
-    assert_eq!(settings.max_http_connections, limit.max_http_connections());
+    assert_eq!(settings.max_http_connections, limit.default_http_connections());
     assert_eq!(settings.max_connections, limit.max_connections(settings.max_http_connections));
     for key in ["max_connections", "max_http_connections"] {
         let source = format!("default, from the limit of {} open files", limit.get());
