@@ -12,6 +12,30 @@
 //! * [`Namespace`]: the rules for the channels whose names begin alike.
 //! * [`Host`], [`Authority`] and [`WebOrigin`]: where a request goes to, and the page that it comes from.
 //!   [`AllowedOrigins`] and [`ApiKey`] are those that may.
+//!
+//! Every value of a setting has a source, and all that is wrong is found at once:
+//!
+//! ```
+//! use lastcall_core::settings::{Settings, Sources};
+//!
+//! let mut sources = Sources {
+//!     environment: vec![("PORT".into(), "9000".into())],
+//!     command_line: vec![("allowed_origins", "https://example.org".into())],
+//!     ..Sources::default()
+//! };
+//! let loaded = Settings::load(&sources)?;
+//! assert_eq!(loaded.settings.port, 9000);
+//! assert_eq!(loaded.source("port").unwrap().to_string(), "environment variable PORT");
+//! assert!(loaded.settings.allowed_origins.include("https://example.org:443", None));
+//!
+//! sources.environment.push(("LASTCALL_PROT".into(), "9001".into()));
+//! sources.command_line.push(("max_queue", "64K".into()));
+//! let errors = Settings::load(&sources).unwrap_err().to_string();
+//! assert!(errors.starts_with("2 settings are wrong"));
+//! assert!(errors.contains("prot (environment variable LASTCALL_PROT): unknown setting; did you mean port?"));
+//! assert!(errors.contains("max_queue = \"64K\" (command line --max-queue): expected "));
+//! # Ok::<(), lastcall_core::settings::SettingsErrors>(())
+//! ```
 
 mod api_key;
 mod authority;
