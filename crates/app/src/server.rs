@@ -70,7 +70,7 @@ const LONGEST_ADDRESS: SocketAddr =
 const CLOSING_TIMEOUT: Duration = Duration::from_millis(50);
 
 /// How long clients have to take the 503 that answers requests which took too long, when the server ends.
-const REJECTED_TIMEOUT: Duration = Duration::from_millis(250);
+const REFUSED_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// Descriptors that this process has from the one that started it.
 pub(crate) struct Inherited {
@@ -213,7 +213,7 @@ pub(crate) async fn run(
                         .suspend(StopTimeouts {
                             closing: CLOSING_TIMEOUT,
                             in_flight,
-                            rejected: REJECTED_TIMEOUT,
+                            refused: REFUSED_TIMEOUT,
                         })
                         .await?;
                     Ok(())

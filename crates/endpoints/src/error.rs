@@ -144,7 +144,7 @@ struct Body<'a> {
 }
 
 impl ApiError {
-    /// `message` is for people: what was wrong, and what would be right.
+    /// Returns an error. `message` is for people: what was wrong, and what would be right.
     pub(crate) fn new(code: ErrorCode, message: impl Into<Cow<'static, str>>) -> Self {
         Self { code, message: message.into() }
     }

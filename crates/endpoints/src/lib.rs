@@ -84,7 +84,7 @@
 //!
 //! // What is left could be given to another server.
 //! let second = Duration::from_secs(1);
-//! let timeouts = StopTimeouts { closing: second, in_flight: second, rejected: second };
+//! let timeouts = StopTimeouts { closing: second, in_flight: second, refused: second };
 //! let left = server.stop(timeouts).await?;
 //! assert!(left.idle.is_empty());
 //! # Ok(())

@@ -11,7 +11,7 @@ mod http_stream;
 mod in_flight;
 mod lingering_close;
 mod listener;
-mod rejections;
+mod refused_connections;
 mod request_body;
 mod stop;
 
@@ -48,7 +48,7 @@ pub struct StopTimeouts {
     /// The time after that for requests that are not answered yet; then they get 503.
     pub in_flight: Duration,
     /// The time after that for clients to take that 503; then they are cut off.
-    pub rejected: Duration,
+    pub refused: Duration,
 }
 
 /// A running HTTP server.
@@ -131,8 +131,8 @@ impl HttpServer {
             return Ok(ended??);
         }
         info!("requests that are not answered yet get 503: the server is replaced, or ends");
-        stop.raise_to(StopLevel::RejectPending);
-        if let Ok(ended) = timeout(timeouts.rejected, &mut self.accepting).await {
+        stop.raise_to(StopLevel::RefusePending);
+        if let Ok(ended) = timeout(timeouts.refused, &mut self.accepting).await {
             return Ok(ended??);
         }
         info!("HTTP clients that do not take their responses are cut off: the server is replaced, or ends");

@@ -16,7 +16,7 @@ pub(super) const SETTLE_TIMEOUT: Duration = Duration::from_secs(3);
 pub(super) const STOP_TIMEOUTS: StopTimeouts = StopTimeouts {
     closing: Duration::from_millis(20),
     in_flight: Duration::from_millis(50),
-    rejected: Duration::from_millis(30),
+    refused: Duration::from_millis(30),
 };
 
 /// The time that the event loops have to close the clients that have too much unread.
@@ -80,7 +80,7 @@ const STOP_ALL_TIMEOUT: Duration = sum(&[
     SETTLE_TIMEOUT,
     STOP_TIMEOUTS.closing,
     STOP_TIMEOUTS.in_flight,
-    STOP_TIMEOUTS.rejected,
+    STOP_TIMEOUTS.refused,
     FIT_TIMEOUT,
     FREEZE_TIMEOUT,
 ]);

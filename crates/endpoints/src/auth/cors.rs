@@ -39,8 +39,8 @@ pub(crate) fn events(allowed: &AllowedOrigins) -> Option<CorsLayer> {
     Some(layer.allow_methods([Method::GET]).allow_headers([AUTHORIZATION, CACHE_CONTROL, LAST_EVENT_ID]))
 }
 
-/// Returns the lines with which a page of this origin may read a response for server-sent events that no route has made; none
-/// if it may not.
+/// Returns the lines with which a page of this origin may read a response for server-sent events that no
+/// route has made; none if it may not.
 pub(crate) fn lines_for_events(allowed: &AllowedOrigins, origin: &str) -> String {
     match allowed {
         AllowedOrigins::SameHost => String::new(),

@@ -17,7 +17,7 @@ pub(crate) struct TrustedHosts {
 }
 
 impl TrustedHosts {
-    /// `host` is the one that the server was asked to listen on.
+    /// Returns the names for a server that was asked to listen on `host`.
     pub(crate) fn new(host: &Host, allowed: &AllowedOrigins) -> Self {
         let listed = allowed.hosts().chain([host]).cloned().collect();
         Self { any: matches!(allowed, AllowedOrigins::Any), listed }

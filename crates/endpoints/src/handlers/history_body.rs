@@ -14,8 +14,8 @@ use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use lastcall_core::{ChannelName, Epoch, Publication};
 use lastcall_websockets::{HistoryPage, message_size, write_message};
 
-/// About how many bytes are encoded at once: a caller that takes nothing costs no more, and HTTP has one
-/// thread.
+/// The number of bytes, about, that are encoded at once: a caller that takes nothing costs no more, and HTTP
+/// has one thread.
 const SLICE: usize = 64 << 10;
 
 /// The rest of a page. Its publications are shared with the history.

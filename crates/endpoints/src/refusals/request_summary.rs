@@ -18,7 +18,7 @@ const MAX_VALUE: usize = 200;
 pub(crate) struct RequestSummary {
     /// The other end of the connection; a proxy, if there is one.
     pub(super) peer: Option<SocketAddr>,
-    /// `None` if there was no request that could be read.
+    /// The method and the target; `None` if there was no request that could be read.
     line: Option<(Method, Uri)>,
     origin: Option<HeaderValue>,
     host: Option<HeaderValue>,

@@ -17,7 +17,7 @@ use super::{
     http_connections::NoRoom,
     http_stream::IdleConnection,
     listener::Listener,
-    rejections::Rejections,
+    refused_connections::RefusedConnections,
     stop::StopLevel,
 };
 
@@ -60,7 +60,8 @@ pub(super) async fn accept(
     shared: Arc<Shared>,
 ) -> Result<ListenerState, ListenerClosed> {
     let ListenerState { listener, idle } = state;
-    let mut connections = Connections { tasks: JoinSet::new(), rejections: Rejections::default(), shared };
+    let mut connections =
+        Connections { tasks: JoinSet::new(), refused: RefusedConnections::default(), shared };
     for connection in idle {
         connections.restore(connection);
     }
@@ -122,7 +123,7 @@ async fn next(listener: &Listener, errors: &AcceptErrors) -> io::Result<(TcpStre
 /// The connections of one server.
 struct Connections {
     tasks: JoinSet<Option<Returned>>,
-    rejections: Rejections,
+    refused: RefusedConnections,
     shared: Arc<Shared>,
 }
 
@@ -146,16 +147,16 @@ impl Connections {
                 self.tasks.spawn(serve_connection(IdleConnection::from(stream), peer, shared, http_permit));
             }
             Err(NoRoom) => {
-                if let Some(rejection) = self.rejections.reject(stream, peer, shared) {
-                    self.tasks.spawn(nothing_returned(rejection));
+                if let Some(refusal) = self.refused.refuse(stream, peer, shared) {
+                    self.tasks.spawn(nothing_returned(refusal));
                 }
             }
         }
     }
 }
 
-async fn nothing_returned(rejection: impl Future<Output = ()>) -> Option<Returned> {
-    rejection.await;
+async fn nothing_returned(refusal: impl Future<Output = ()>) -> Option<Returned> {
+    refusal.await;
     None
 }
 

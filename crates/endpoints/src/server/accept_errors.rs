@@ -16,7 +16,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// Errors of single connections that may follow each other without a pause.
 const MAX_WITHOUT_PAUSE: u32 = 64;
 
-/// After this many connections in a row, the errors have ended. One is not enough: at the limit of
+/// The number of connections in a row after which the errors have ended. One is not enough: at the limit of
 /// descriptors, each client that leaves makes room for one more, and the shortage would begin, and be logged,
 /// each time.
 const SUCCESSES_TO_END: u32 = 16;

@@ -71,7 +71,7 @@ pub(super) struct Shared {
     /// The time for which a connection may be idle.
     pub(super) keep_alive_timeout: Duration,
     pub(super) refusals: Refusals,
-    /// For responses that no route makes.
+    /// The origins that may read responses which no route makes.
     pub(super) allowed_origins: AllowedOrigins,
     pub(super) in_flight: RequestsInFlight,
     pub(super) stop: Stop,
@@ -273,7 +273,7 @@ async fn respond(
             let response = shared.router.clone().oneshot(request).await?;
             Ok::<_, Infallible>((response, unread.drain(expects_continue).await))
         } => response?,
-        () = shared.stop.reached(StopLevel::RejectPending) => (took_too_long(), false),
+        () = shared.stop.reached(StopLevel::RefusePending) => (took_too_long(), false),
     };
     response.headers_mut().insert(DATE, date());
     if let Some(refusal) = Refusal::of(&response, summary) {

@@ -46,7 +46,7 @@ struct State {
     /// Idle connections that have had no request, and those that have, by the order in which they became
     /// idle.
     idle: [BTreeMap<u64, IdleSince>; 2],
-    /// Since when each new connection has found no room.
+    /// The moment since which every new connection has found no room.
     full_since: Option<Instant>,
     /// The next number in that order.
     next: u64,

@@ -21,9 +21,9 @@ use super::exchange::Exchange;
 /// The time for which a client may take nothing of a response.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// About how many bytes the kernel takes for a client before they can be sent (TCP_NOTSENT_LOWAT, tcp(7)). A
-/// bound on the whole send buffer would switch off the kernel's own adjustment of it for good, and slow down
-/// the WebSocket that the connection may become.
+/// The number of bytes, about, that the kernel takes for a client before they can be sent (TCP_NOTSENT_LOWAT,
+/// tcp(7)). A bound on the whole send buffer would switch off the kernel's own adjustment of it for good, and
+/// slow down the WebSocket that the connection may become.
 const MAX_UNSENT: u32 = 32 << 10;
 
 /// The value of that option that stands for none.

@@ -25,7 +25,7 @@ pub enum BindError {
     /// The host name means nothing here.
     #[error("cannot find the host {host:?}; set `host` to a name or an address of this machine")]
     Host {
-        /// As configured.
+        /// The host, as configured.
         host: String,
         /// The reason.
         source: io::Error,

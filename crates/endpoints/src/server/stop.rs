@@ -12,7 +12,7 @@ pub(super) enum StopLevel {
     /// Connections whose last response was sent are not waited for.
     AbortClosing,
     /// Requests that are not answered yet get 503.
-    RejectPending,
+    RefusePending,
     /// Nothing is waited for.
     AbortAll,
 }
@@ -63,12 +63,12 @@ mod tests {
             tokio::spawn(async move { stop.reached(level).await })
         });
         yield_now().await;
-        stop.raise_to(StopLevel::RejectPending);
+        stop.raise_to(StopLevel::RefusePending);
         stop.raise_to(StopLevel::ReturnIdle);
         let [return_idle, abort_closing, abort_all] = waiting;
         return_idle.await.unwrap();
         abort_closing.await.unwrap();
-        assert!(stop.has_reached(StopLevel::RejectPending), "a lower level does not lower it");
+        assert!(stop.has_reached(StopLevel::RefusePending), "a lower level does not lower it");
         assert!(!stop.has_reached(StopLevel::AbortAll) && !abort_all.is_finished());
         stop.raise_to(StopLevel::AbortAll);
         abort_all.await.unwrap();

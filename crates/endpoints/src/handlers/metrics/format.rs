@@ -39,7 +39,7 @@ impl Format {
 /// One member of `Accept`, of a version that is spoken here.
 struct Range<'a> {
     media_type: &'a str,
-    /// From 0 to 1.
+    /// The weight, from 0 to 1.
     weight: f32,
 }
 

@@ -1,4 +1,4 @@
-//! Answering connections 503 for which there is no room.
+//! Connections for which there is no room, and their 503.
 
 use std::{
     future::{Future, pending},
@@ -36,20 +36,20 @@ const MAX_REQUEST: usize = 24 << 10;
 const MESSAGE: &str = "The server has all the HTTP connections that it may have (max_http_connections), and each has a \
                        request; try again later.";
 
-/// Connections that are being rejected.
-pub(super) struct Rejections(Arc<Semaphore>);
+/// Connections that are being refused.
+pub(super) struct RefusedConnections(Arc<Semaphore>);
 
-impl Default for Rejections {
+impl Default for RefusedConnections {
     fn default() -> Self {
         Self(Arc::new(Semaphore::new(MAX_AT_ONCE)))
     }
 }
 
-impl Rejections {
+impl RefusedConnections {
     /// Counts a connection as refused. Returns what answers it; if many are being answered already, `None`,
     /// and the connection has its answer now, without the time to read its request first: the answer may be
     /// lost with it.
-    pub(super) fn reject(
+    pub(super) fn refuse(
         &self,
         mut stream: TcpStream,
         peer: SocketAddr,
