@@ -57,7 +57,7 @@ struct Total {
 
 /// What one client has used of its budget: when its bucket is full again, in nanoseconds since the budget's start.
 #[derive(Debug, Default, Clone, Copy)]
-pub(crate) struct Used(u64);
+pub(crate) struct ClientBudget(u64);
 
 impl Budget {
     pub(crate) fn new(rates: Rates, start: Instant) -> Self {
@@ -70,12 +70,12 @@ impl Budget {
 
     /// Charges a client, and all clients together, for the bytes that it has sent. Returns how long not to read from it,
     /// if it has exceeded its budget.
-    pub(crate) fn charge(&self, used: &mut Used, now: Instant, bytes: usize) -> Option<Duration> {
+    pub(crate) fn charge(&self, client: &mut ClientBudget, now: Instant, bytes: usize) -> Option<Duration> {
         let now = self.since_start(now);
         let is_strained = self.total.as_ref().is_some_and(|total| total.charge(now, bytes));
-        used.0 = used.0.max(now).saturating_add(nanos(bytes, self.fair_rate()?));
+        client.0 = client.0.max(now).saturating_add(nanos(bytes, self.fair_rate()?));
         // If the total is nearly used up, only the clients that send wait; otherwise all would have to.
-        over(used.0, now, if is_strained { 0 } else { CLIENT_BURST.as_nanos() as u64 })
+        over(client.0, now, if is_strained { 0 } else { CLIENT_BURST.as_nanos() as u64 })
     }
 
     /// Returns how long not to read from any client, if all clients together have exceeded the budget.
@@ -153,7 +153,7 @@ mod tests {
     fn flood(rates: Rates, clients: usize, size: usize, time: Duration) -> Vec<u64> {
         let start = Instant::now();
         let budget = Budget::new(rates, start);
-        let mut all = vec![(Used::default(), Duration::ZERO, false, 0_u64); clients];
+        let mut all = vec![(ClientBudget::default(), Duration::ZERO, false, 0_u64); clients];
         let mut now = Duration::ZERO;
         while now < time {
             for (used, until, throttled, sent) in &mut all {
@@ -221,7 +221,7 @@ mod tests {
         for _ in 0..100 {
             budget.add_throttled();
         }
-        let mut client = Used::default();
+        let mut client = ClientBudget::default();
         for second in 0..60 {
             let now = start + Duration::from_secs(second);
             assert_eq!(budget.charge(&mut client, now, 200), None);

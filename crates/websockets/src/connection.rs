@@ -27,7 +27,7 @@ use self::{
     output::Sent,
     snapshot::ConnectionSnapshot,
     stream::Delivery,
-    unread::{QueueSnapshot, UnreadBuffers},
+    unread::{OverBudget, QueueSnapshot, UnreadBuffers},
 };
 pub(crate) use self::{ping::Ping, stream::Stream};
 use crate::{
@@ -198,12 +198,15 @@ impl<S: Stream> Connection<S> {
         unread::estimate(&self.outbox, self.pending_input())
     }
 
-    /// Adds what the client has sent in part or has not read to what goes to a new process. `None`: it does not fit.
+    /// Adds what the client has sent in part or has not read to what goes to a new process.
+    ///
+    /// # Errors
+    /// When it does not fit.
     pub(crate) fn add_unread(
         &self,
         buffers: &mut UnreadBuffers,
         broker: &dyn Broker,
-    ) -> Option<QueueSnapshot> {
+    ) -> Result<QueueSnapshot, OverBudget> {
         buffers.add(&self.outbox, self.pending_input(), broker)
     }
 

@@ -11,7 +11,8 @@ use slab::Slab;
 
 use self::subscription_list::SubscriptionList;
 use crate::{
-    budget::Used, connection::Connection, connection_key::ConnectionKey, excess_capacity::TrimThreshold,
+    budget::ClientBudget, connection::Connection, connection_key::ConnectionKey,
+    excess_capacity::TrimThreshold,
 };
 
 /// What has become of the texts of a client that were read last. Nothing more is read from it before they are published, or
@@ -34,7 +35,7 @@ pub(crate) struct Slot {
     /// The channels of the client.
     pub(crate) subscriptions: SubscriptionList,
     /// What the client has used of the budget for published texts.
-    pub(crate) used: Used,
+    pub(crate) budget: ClientBudget,
     /// Whether the connection is in the read queue, or will be when it is no longer throttled.
     pub(crate) read_queued: bool,
     /// True if the connection is in the write queue.
@@ -60,7 +61,7 @@ impl Slot {
         Self {
             connection,
             subscriptions: SubscriptionList::default(),
-            used: Used::default(),
+            budget: ClientBudget::default(),
             read_queued: false,
             write_queued: false,
             replay_watched: false,

@@ -303,7 +303,7 @@ impl EventLoop {
             let clients = &mut self.clients;
             let Some(entry) = clients.connections.get_by_key(*key) else { continue };
             let mut buffers = round.buffers.lock().unwrap_or_else(PoisonError::into_inner);
-            if entry.connection.add_unread(&mut buffers, &*clients.channels.broker).is_some() {
+            if entry.connection.add_unread(&mut buffers, &*clients.channels.broker).is_ok() {
                 continue;
             }
             drop(buffers);

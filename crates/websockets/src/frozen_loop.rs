@@ -113,7 +113,7 @@ impl FrozenLoop {
     pub(crate) fn add_unread(&mut self, slot: usize, buffers: &mut UnreadBuffers, broker: &dyn Broker) {
         let Some(entry) = self.connections.get_mut(slot) else { return };
         let connection = &mut entry.connection;
-        if let Some(queue) = connection.add_unread(buffers, broker) {
+        if let Ok(queue) = connection.add_unread(buffers, broker) {
             self.queues.insert(slot, queue);
             return;
         }
@@ -126,7 +126,7 @@ impl FrozenLoop {
                     self.returned.closed.push(key);
                 }
             }
-            if let Some(queue) = connection.add_unread(buffers, broker) {
+            if let Ok(queue) = connection.add_unread(buffers, broker) {
                 self.queues.insert(slot, queue);
                 return;
             }

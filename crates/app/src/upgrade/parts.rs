@@ -32,10 +32,10 @@ impl OutgoingParts {
     /// Sends everything that can be sent while it is used.
     ///
     /// # Errors
-    /// When the new process does not read it by `deadline`.
+    /// When the new process does not read it by `deadline`, or an event loop has ended.
     pub(super) fn send_early(&mut self, sender: &HandoverSender, deadline: Instant) -> anyhow::Result<()> {
         self.send_history(sender, deadline)?;
-        while let Some(part) = self.channels.next_part() {
+        while let Some(part) = self.channels.next_part()? {
             send(Part::Connections(part), sender, deadline)?;
         }
         Ok(())

@@ -185,8 +185,11 @@ impl<S: Stream> Connection<S> {
     }
 
     /// Returns how many bytes the client has acknowledged, wrapping around.
-    pub(crate) fn acknowledged(&self) -> Option<u32> {
-        self.stream.delivery().ok().map(|delivery| delivery.acknowledged)
+    ///
+    /// # Errors
+    /// When the socket has failed, which the poll reports, too.
+    pub(crate) fn acknowledged(&self) -> io::Result<u32> {
+        Ok(self.stream.delivery()?.acknowledged)
     }
 
     /// Writes what is queued, as far as the socket takes it and the turn lasts.

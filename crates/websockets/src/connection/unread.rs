@@ -84,6 +84,15 @@ fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Arc<Publica
     Publication::deserialize(deserializer).map(Arc::new)
 }
 
+/// What a client has not read is more than what is left of the budget.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("what a client has not read does not fit into a handover")]
+pub(crate) struct OverBudget;
+
+/// A publication that a client waits for is not kept any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct NotKept;
+
 /// A contradiction in a queue from another process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum InvalidQueue {
@@ -116,17 +125,19 @@ impl UnreadBuffers {
         Self { left: budget, numbers: HashMap::new(), buffers, next: 0, pinned: HashMap::new(), publications }
     }
 
-    /// Adds what a client has not read, with so many bytes of `input` that it has sent in part. `None`: it does not fit, and
-    /// nothing is added.
+    /// Adds what a client has not read, with so many bytes of `input` that it has sent in part.
+    ///
+    /// # Errors
+    /// When it does not fit: then nothing is added.
     pub(crate) fn add(
         &mut self,
         outbox: &Outbox,
         input: usize,
         broker: &dyn Broker,
-    ) -> Option<QueueSnapshot> {
+    ) -> Result<QueueSnapshot, OverBudget> {
         let (left, buffers, publications) = (self.left, self.buffers.len(), self.publications.len());
         let added = self.try_add(outbox, input, broker);
-        if added.is_none() {
+        if added.is_err() {
             self.left = left;
             for buffer in self.buffers.drain(buffers..) {
                 self.numbers.remove(&location(&buffer));
@@ -143,7 +154,12 @@ impl UnreadBuffers {
         (self.buffers, self.publications)
     }
 
-    fn try_add(&mut self, outbox: &Outbox, input: usize, broker: &dyn Broker) -> Option<QueueSnapshot> {
+    fn try_add(
+        &mut self,
+        outbox: &Outbox,
+        input: usize,
+        broker: &dyn Broker,
+    ) -> Result<QueueSnapshot, OverBudget> {
         self.spend(input)?;
         let (written, replayed) = outbox.progress();
         let mut queue = QueueSnapshot { written, replayed, ..QueueSnapshot::default() };
@@ -162,29 +178,29 @@ impl UnreadBuffers {
             };
             queue.chunks.extend(number.to_le_bytes());
         }
-        Some(queue)
+        Ok(queue)
     }
 
-    fn number(&mut self, bytes: &Bytes) -> Option<u32> {
+    fn number(&mut self, bytes: &Bytes) -> Result<u32, OverBudget> {
         let is_next = self.buffers.get(self.next).is_some_and(|next| location(next) == location(bytes));
         let known =
             if is_next { u32::try_from(self.next).ok() } else { self.numbers.get(&location(bytes)).copied() };
         if let Some(number) = known {
             self.next = number as usize + 1;
-            return Some(number);
+            return Ok(number);
         }
         self.spend(bytes.len() + BUFFER)?;
-        let number = u32::try_from(self.buffers.len()).ok()?;
+        let number = u32::try_from(self.buffers.len()).map_err(|_| OverBudget)?;
         self.numbers.insert(location(bytes), number);
         self.buffers.push(bytes.clone());
-        Some(number)
+        Ok(number)
     }
 
-    /// `Some(None)`: nothing is left of the replay.
-    fn replay(&mut self, replay: &Replay, broker: &dyn Broker) -> Option<Option<ReplaySnapshot>> {
+    /// Adds the publications of a replay that are in no history any more. Returns what else there is of it; `None`: nothing.
+    fn replay(&mut self, replay: &Replay, broker: &dyn Broker) -> Result<Option<ReplaySnapshot>, OverBudget> {
         let Replay { channel, epoch, form, .. } = replay;
         let missed = replay.missed();
-        let Some(first) = missed.first() else { return Some(None) };
+        let Some(first) = missed.first() else { return Ok(None) };
         let texts = match form {
             ReplayForm::WebSocket => 0,
             ReplayForm::EventStream { before, after, .. } => before.len() + after.len(),
@@ -210,12 +226,12 @@ impl UnreadBuffers {
             });
         }
         let (channel, form) = (channel.clone(), form.clone());
-        Some(Some(ReplaySnapshot { channel, epoch: *epoch, next: first.offset, count: missed.len(), form }))
+        Ok(Some(ReplaySnapshot { channel, epoch: *epoch, next: first.offset, count: missed.len(), form }))
     }
 
-    fn spend(&mut self, bytes: usize) -> Option<()> {
-        self.left = self.left.checked_sub(bytes)?;
-        Some(())
+    fn spend(&mut self, bytes: usize) -> Result<(), OverBudget> {
+        self.left = self.left.checked_sub(bytes).ok_or(OverBudget)?;
+        Ok(())
     }
 }
 
@@ -298,29 +314,29 @@ impl ReceivedUnread {
             }
             let Some(replay) = replays.next() else { break };
             match self.replay(replay, history).await {
-                Some(replay) => chunks.push(Chunk::Replay(Box::new(replay))),
-                None => return (Outbox::restore(chunks, written, replayed), false),
+                Ok(replay) => chunks.push(Chunk::Replay(Box::new(replay))),
+                Err(NotKept) => return (Outbox::restore(chunks, written, replayed), false),
             }
         }
         (Outbox::restore(chunks, written, replayed), true)
     }
 
-    async fn replay(&self, replay: ReplaySnapshot, history: &mut Histories<'_>) -> Option<Replay> {
+    async fn replay(&self, replay: ReplaySnapshot, history: &mut Histories<'_>) -> Result<Replay, NotKept> {
         let ReplaySnapshot { channel, epoch, next, count, form } = replay;
         let pinned = self.publications.get(&(channel.clone(), epoch));
         let kept = history.of(&channel, epoch).await;
-        let end = next.checked_add(u64::try_from(count).ok()?)?;
+        let end = u64::try_from(count).ok().and_then(|count| next.checked_add(count)).ok_or(NotKept)?;
         let mut missed = Vec::with_capacity(count.min(kept.len() + pinned.map_or(0, HashMap::len)));
         for offset in next..end {
             let first = kept.first().map_or(u64::MAX, |publication| publication.offset);
             let index = offset.checked_sub(first).and_then(|index| usize::try_from(index).ok());
             let publication = match index.and_then(|index| kept.get(index)) {
                 Some(publication) => publication,
-                None => pinned.and_then(|pinned| pinned.get(&offset))?,
+                None => pinned.and_then(|pinned| pinned.get(&offset)).ok_or(NotKept)?,
             };
             missed.push(Arc::clone(publication));
         }
-        Some(Replay::new(channel, epoch, missed, form))
+        Ok(Replay::new(channel, epoch, missed, form))
     }
 }
 

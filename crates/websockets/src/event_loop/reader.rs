@@ -131,7 +131,7 @@ impl Reader {
         let mut wait = None;
         if !texts.is_empty() {
             if let Some((bytes, publishing)) = channels.publish(&entry.subscriptions, texts) {
-                wait = self.budget.charge(&mut entry.used, Instant::now(), bytes);
+                wait = self.budget.charge(&mut entry.budget, Instant::now(), bytes);
                 outcome = outcome.max(self.publish(key, entry, publishing));
             }
             self.texts.clear();

@@ -43,7 +43,7 @@ impl Replays {
         if entry.replay_watched || !entry.connection.has_replay() {
             return;
         }
-        let Some(acknowledged) = entry.connection.acknowledged() else { return };
+        let Ok(acknowledged) = entry.connection.acknowledged() else { return };
         entry.replay_watched = true;
         let now = timers.clock().now();
         self.watched.push(Watched { key, since: now, acknowledged });
@@ -95,7 +95,7 @@ impl Replays {
                 if !connection.is_open() || !connection.pins_history() {
                     return None;
                 }
-                let taken = connection.acknowledged()?.wrapping_sub(*acknowledged);
+                let taken = connection.acknowledged().ok()?.wrapping_sub(*acknowledged);
                 let time = now.saturating_duration_since(*since);
                 let speed = if time < GRACE { f64::INFINITY } else { f64::from(taken) / time.as_secs_f64() };
                 Some((speed, *key))

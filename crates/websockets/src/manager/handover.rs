@@ -36,21 +36,24 @@ pub struct ChannelListing {
 }
 
 impl ChannelListing {
-    /// Returns the next part. Blocks until the event loop has made it.
-    pub fn next_part(&mut self) -> Option<ConnectionsPart> {
+    /// Returns the next part; `None`: there are no more. Blocks until the event loop has made it.
+    ///
+    /// # Errors
+    /// When the event loop has ended.
+    pub fn next_part(&mut self) -> Result<Option<ConnectionsPart>, LoopEnded> {
         let event_loops = self.mailboxes.loops();
         let event_loop = self.event_loop;
         if event_loop == event_loops {
-            return None;
+            return Ok(None);
         }
         let (reply, mut page) = mpsc::channel(1);
         self.mailboxes.send_to(event_loop, LoopCommand::ListChannels(self.from, reply));
-        let (channels, next) = page.blocking_recv()?;
+        let (channels, next) = page.blocking_recv().ok_or(LoopEnded)?;
         match next {
             Some(next) => self.from = next,
             None => (self.event_loop, self.from) = (event_loop + 1, 0),
         }
-        Some(ConnectionsPart::Channels(NumberedChannels { event_loop, event_loops, channels }))
+        Ok(Some(ConnectionsPart::Channels(NumberedChannels { event_loop, event_loops, channels })))
     }
 }
 

@@ -239,7 +239,7 @@ async fn hand_over(old: &ConnectionManager, config: ManagerConfig, lists: bool) 
     let mut restoration = new.begin_restoring();
     let mut listing = old.list_channels();
     let listed = tokio::task::spawn_blocking(move || {
-        while lists && let Some(part) = listing.next_part() {
+        while lists && let Some(part) = listing.next_part().unwrap() {
             restoration.take(part).unwrap();
         }
         (restoration, listing)
