@@ -26,7 +26,7 @@ use self::{
     outbox::{Outbox, Round},
     output::Sent,
     snapshot::ConnectionSnapshot,
-    stream::Delivery,
+    stream::TcpProgress,
     unread::{OverBudget, QueueSnapshot, UnreadBuffers},
 };
 pub(crate) use self::{ping::Ping, stream::Stream};
@@ -233,11 +233,13 @@ impl<S: Stream> Connection<S> {
         let Some(ping) = self.form.ping() else { return Outcome::Unchanged };
         let is_read = self.form.is_event_stream() || self.has_output();
         // Before it is sent: that it is acknowledged must show.
-        let before = if is_read { self.stream.delivery() } else { Ok(Delivery::default()) };
+        let before = if is_read { self.stream.tcp_progress() } else { Ok(TcpProgress::default()) };
         let outcome = self.send_unbounded(&ping);
         match before {
             Ok(before) if is_read => self.ping.sent_unread(before),
-            Ok(_) if self.has_output() => self.ping.sent_unread(self.stream.delivery().unwrap_or_default()),
+            Ok(_) if self.has_output() => {
+                self.ping.sent_unread(self.stream.tcp_progress().unwrap_or_default())
+            }
             Ok(_) => self.ping.sent(),
             Err(_) => return self.disconnected(),
         }
@@ -250,16 +252,16 @@ impl<S: Stream> Connection<S> {
             return false;
         }
         // The poll reports a socket that has failed.
-        let Ok(delivery) = self.stream.delivery() else { return false };
+        let Ok(progress) = self.stream.tcp_progress() else { return false };
         if self.ping.is_unread() {
             let is_answer = self.form.is_event_stream();
-            return self.ping.check_unread(delivery, self.has_output(), is_answer);
+            return self.ping.check_unread(progress, self.has_output(), is_answer);
         }
         // What came before the ping may not even be sent, as the client reads slowly: it cannot have answered yet.
-        if delivery.unsent {
-            self.ping.sent_unread(delivery);
+        if progress.unsent {
+            self.ping.sent_unread(progress);
         }
-        !delivery.unsent
+        !progress.unsent
     }
 
     /// Starts the closing handshake (RFC 6455 §7.1.2), unless it has started. What is queued is sent before the close

@@ -6,7 +6,7 @@ use std::{
     io::{self, ErrorKind, Read, Write},
 };
 
-use super::stream::{Delivery, Stream};
+use super::stream::{Stream, TcpProgress};
 
 /// The server's end of a stream whose client is the test.
 #[derive(Debug, Default)]
@@ -84,8 +84,8 @@ impl Stream for MemoryStream {
         }
     }
 
-    fn delivery(&self) -> io::Result<Delivery> {
-        Ok(Delivery { acknowledged: self.written.len() as u32, ..Delivery::default() })
+    fn tcp_progress(&self) -> io::Result<TcpProgress> {
+        Ok(TcpProgress { acknowledged: self.written.len() as u32, ..TcpProgress::default() })
     }
 
     fn shutdown_write(&self) -> io::Result<()> {

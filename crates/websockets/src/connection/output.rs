@@ -189,7 +189,7 @@ impl<S: Stream> Connection<S> {
     /// # Errors
     /// When the socket has failed, which the poll reports, too.
     pub(crate) fn acknowledged(&self) -> io::Result<u32> {
-        Ok(self.stream.delivery()?.acknowledged)
+        Ok(self.stream.tcp_progress()?.acknowledged)
     }
 
     /// Writes what is queued, as far as the socket takes it and the turn lasts.

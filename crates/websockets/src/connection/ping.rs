@@ -1,6 +1,6 @@
 //! The last ping to one client, and its answer.
 
-use super::stream::Delivery;
+use super::stream::TcpProgress;
 
 /// The state of a ping. Any bytes from the client count as the answer, but only bytes that arrive after the ping.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -54,8 +54,8 @@ impl Ping {
     }
 
     /// Records that a ping was queued, or sent to a client that answers by reading.
-    pub(crate) fn sent_unread(&mut self, delivery: Delivery) {
-        *self = Self::Unread { acknowledged: delivery.acknowledged, heard: false, stalled: false };
+    pub(crate) fn sent_unread(&mut self, progress: TcpProgress) {
+        *self = Self::Unread { acknowledged: progress.acknowledged, heard: false, stalled: false };
     }
 
     /// Records that bytes arrived from the client. While a ping is queued (`has_output`), no other one is needed.
@@ -80,20 +80,20 @@ impl Ping {
 
     /// Checks a ping that waits to be read, when the time for the answer is over. Returns true if the client is gone or does
     /// not read. `has_output`: something is queued; `is_answer`: reading is the answer.
-    pub(crate) fn check_unread(&mut self, delivery: Delivery, has_output: bool, is_answer: bool) -> bool {
+    pub(crate) fn check_unread(&mut self, progress: TcpProgress, has_output: bool, is_answer: bool) -> bool {
         let Self::Unread { acknowledged, heard, stalled } = self else { return false };
-        if !has_output && !delivery.in_flight && !delivery.unsent {
+        if !has_output && !progress.in_flight && !progress.unsent {
             *self = if is_answer { Self::Answered } else { Self::SentLate };
             return false;
         }
-        let has_read = std::mem::replace(acknowledged, delivery.acknowledged) != delivery.acknowledged;
+        let has_read = std::mem::replace(acknowledged, progress.acknowledged) != progress.acknowledged;
         if has_read | std::mem::take(heard) {
             *stalled = false;
             return false;
         }
         // Nothing came back for what was sent: nobody is there. A client that is there and has no room gets a second round, as it
         // makes room in large steps.
-        delivery.in_flight || std::mem::replace(stalled, true)
+        progress.in_flight || std::mem::replace(stalled, true)
     }
 
     /// Returns true if [`Ping::check_unread`] is to be called.
@@ -106,8 +106,8 @@ impl Ping {
 mod tests {
     use super::*;
 
-    fn acknowledged(acknowledged: u32) -> Delivery {
-        Delivery { acknowledged, in_flight: false, unsent: true }
+    fn acknowledged(acknowledged: u32) -> TcpProgress {
+        TcpProgress { acknowledged, in_flight: false, unsent: true }
     }
 
     #[test]
@@ -149,16 +149,16 @@ mod tests {
     fn a_client_whose_network_is_gone_is_overdue_at_the_first_check() {
         let mut ping = Ping::default();
         ping.sent_unread(acknowledged(7));
-        assert!(ping.check_unread(Delivery { in_flight: true, ..acknowledged(7) }, false, true));
+        assert!(ping.check_unread(TcpProgress { in_flight: true, ..acknowledged(7) }, false, true));
     }
 
     #[test]
     fn a_client_that_answers_by_reading_has_answered_once_all_is_acknowledged() {
         let mut ping = Ping::default();
         ping.sent_unread(acknowledged(7));
-        assert!(!ping.check_unread(Delivery { in_flight: true, ..acknowledged(8) }, false, true));
+        assert!(!ping.check_unread(TcpProgress { in_flight: true, ..acknowledged(8) }, false, true));
         assert!(ping.is_unread());
-        assert!(!ping.check_unread(Delivery { unsent: false, ..acknowledged(8) }, false, true));
+        assert!(!ping.check_unread(TcpProgress { unsent: false, ..acknowledged(8) }, false, true));
         assert_eq!(ping, Ping::Answered);
     }
 

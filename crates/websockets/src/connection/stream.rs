@@ -17,7 +17,7 @@ pub(crate) trait Stream: Read + Write {
     ///
     /// # Errors
     /// Those of the system.
-    fn delivery(&self) -> io::Result<Delivery>;
+    fn tcp_progress(&self) -> io::Result<TcpProgress>;
 
     /// Ends the direction to the client (shutdown(2), `SHUT_WR`).
     ///
@@ -31,8 +31,8 @@ impl Stream for mio::net::TcpStream {
         Self::peek(self, buffer)
     }
 
-    fn delivery(&self) -> io::Result<Delivery> {
-        Delivery::of(self)
+    fn tcp_progress(&self) -> io::Result<TcpProgress> {
+        TcpProgress::of(self)
     }
 
     fn shutdown_write(&self) -> io::Result<()> {
@@ -43,7 +43,7 @@ impl Stream for mio::net::TcpStream {
 /// The point to which the kernel has got with what was written to a socket (TCP_INFO, tcp(7)). What a client has acknowledged shows that
 /// it reads, or that its kernel does; that a socket takes more may only show that its buffer has grown.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Delivery {
+pub(crate) struct TcpProgress {
     /// Bytes that the client has acknowledged. Wraps around: only differences count.
     pub(crate) acknowledged: u32,
     /// True if something was sent that the client has not acknowledged.
@@ -52,7 +52,7 @@ pub(crate) struct Delivery {
     pub(crate) unsent: bool,
 }
 
-impl Delivery {
+impl TcpProgress {
     /// Returns that of a TCP socket.
     ///
     /// # Errors
