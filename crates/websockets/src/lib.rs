@@ -49,6 +49,45 @@
 //!   `handshake` is what the HTTP server leaves to the event loop: the response that is not sent yet, and early input.
 //! - [`Stats`] (`stats`) is what each loop counts.
 
+//! # Example
+//!
+//! The life of a server without HTTP: notifications at an interval, and then a drain. How clients connect and how something is
+//! published is in the example of [`ConnectionManager`].
+//!
+//! ```
+//! use std::{future::pending, sync::Arc, time::Duration};
+//!
+//! use lastcall_broker::{Broker, MemoryBroker};
+//! use lastcall_core::phase::Phase;
+//! use lastcall_websockets::{
+//!     ConnectionManager, GracefulShutdown, ManagerConfig, Notifier, NotifierState, Phases, ShutdownConfig,
+//!     VitalTasks,
+//! };
+//!
+//! # #[tokio::main]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let phases = Phases::default();
+//! let (manager, _broker) = ConnectionManager::start(
+//!     ManagerConfig::default(),
+//!     phases.clone(),
+//!     VitalTasks::default(),
+//!     |delivery| -> Arc<dyn Broker> {
+//!         Arc::new(MemoryBroker::new(lastcall_broker::Config::default(), delivery))
+//!     },
+//! )?;
+//! let notifier = Notifier::start(manager.clone(), Duration::from_secs(5), NotifierState::default());
+//! phases.enter(Phase::Serving);
+//!
+//! // Nobody is connected, so the drain ends at once.
+//! let shutdown = GracefulShutdown::new(manager.clone(), ShutdownConfig::default());
+//! shutdown.run("SIGTERM", pending::<()>()).await;
+//! assert_eq!(phases.now(), Phase::Draining);
+//! notifier.stop().await?;
+//! manager.stop();
+//! # Ok(())
+//! # }
+//! ```
+
 mod admission;
 mod budget;
 mod client_id;

@@ -1,5 +1,8 @@
 //! The mailboxes of all event loops: how work reaches them. All are filled under one lock, so that every loop has the commands,
 //! and the publications of a channel, in the same order.
+//!
+//! It is the last lock of all: a broker fills the mailboxes under its own, while the phase may be held. So nothing is called, or
+//! dropped, under this lock that takes another one. The whole order is in `manager`.
 
 use std::{
     sync::{

@@ -132,11 +132,76 @@ pub struct PublishRequest {
 }
 
 /// The handle to all connections. Clones are handles to the same ones.
+///
+/// # Example
+///
+/// An HTTP server has made the handshake of a WebSocket, and gives its socket to the manager:
+///
+/// ```
+/// use std::{net, sync::Arc, time::Duration};
+///
+/// use lastcall_broker::{Broker, MemoryBroker};
+/// use lastcall_core::{ChannelName, Publication, Publisher};
+/// use lastcall_websockets::{
+///     ConnectionManager, Handshake, ManagerConfig, Phases, PublishRequest, VitalTasks,
+/// };
+/// use serde_json::value::to_raw_value;
+/// use tokio::net::TcpListener;
+/// use tungstenite::{WebSocket, protocol::Role};
+///
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let (manager, _broker) = ConnectionManager::start(
+///     ManagerConfig::default(),
+///     Phases::default(),
+///     VitalTasks::default(),
+///     |delivery| -> Arc<dyn Broker> {
+///         Arc::new(MemoryBroker::new(lastcall_broker::Config::default(), delivery))
+///     },
+/// )?;
+///
+/// let listener = TcpListener::bind("127.0.0.1:0").await?;
+/// let client = net::TcpStream::connect(listener.local_addr()?)?;
+/// let (socket, _) = listener.accept().await?;
+/// // Before the handshake is answered: with no permit left, the answer is 503.
+/// let permit = manager.admit()?;
+/// let id = manager.connect(permit, socket, Handshake::default())?;
+///
+/// let mut client = WebSocket::from_raw_socket(client, Role::Client, None);
+/// assert!(client.read()?.to_text()?.contains(&id.to_string()), "the welcome names the client");
+///
+/// // A client that has named no channel has this one.
+/// let publication = Publication::new(Publisher::Api, to_raw_value("hello")?);
+/// let request = PublishRequest {
+///     channel: ChannelName::broadcast(),
+///     publications: vec![publication],
+///     key: None,
+/// };
+/// let published = manager.publish_all(vec![request], Duration::from_secs(10)).await?;
+/// assert_eq!(published[0].as_ref().unwrap().subscribers, 1);
+/// assert!(client.read()?.to_text()?.contains("\"data\":\"hello\""));
+///
+/// manager.stop();
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 pub struct ConnectionManager {
     inner: Arc<Inner>,
 }
 
+/// The order in which the locks are taken, each one while those before it may be held:
+///
+/// 1. the phase (`phases`): held for reading while something is admitted or published, so that a drain that begins meanwhile
+///    comes after it;
+/// 2. the counts of connections (`admission`), or the lock of the broker;
+/// 3. the mailboxes (`mailboxes`), which a broker fills under its lock: so all loops have a channel's publications and
+///    subscriptions in one order;
+/// 4. none: a loop is woken under the lock of the mailboxes, by a write to its eventfd, which never blocks.
+///
+/// A permit locks the counts when it is dropped, so no connection is dropped under the lock of the mailboxes. An event loop
+/// holds no lock when it calls the broker or takes from its mailbox, but one: that of the buffers that are handed over
+/// (`UnreadRound`) comes before the broker's. No lock is held across an await.
 #[derive(Debug)]
 struct Inner {
     phases: Phases,
