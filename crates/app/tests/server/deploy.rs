@@ -59,6 +59,28 @@ async fn systemd_waits_long_enough_and_ends_before_a_reboot_is_forced() {
     assert!(read("systemd/lastcall.socket").contains("\nListenStream=127.0.0.1:8000\n"));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn systemd_stops_the_server_with_a_drain_and_waits_for_its_end() {
+    let unit = read("systemd/lastcall.service");
+    let stop = unit.lines().find_map(|line| line.strip_prefix("ExecStop=/bin/sh -c '")).unwrap();
+    let stop = stop.strip_suffix('\'').unwrap();
+    let folder = folder();
+    let history = folder.path().join("history");
+    let start = Start::default().env("HISTORY_FILE", history.display()).env("SHUTDOWN_TIMEOUT", "1");
+    let mut server = start.serve().await;
+    let _client = server.client().await;
+    let mut command = tokio::process::Command::new("/bin/sh");
+    command.args(["-c", stop]).env("MAINPID", server.pid().to_string()).kill_on_drop(true);
+    let of_process = std::path::PathBuf::from(format!("/proc/{}", server.pid()));
+    let stopping = async {
+        let ended = soon("the command to end", command.status()).await.unwrap();
+        assert!(ended.success() && !of_process.exists(), "it ends after the server: {ended}");
+    };
+    let (code, ()) = tokio::join!(server.exit_code(), stopping);
+    assert_eq!(code, 0);
+    assert!(history.exists());
+}
+
 #[tokio::test]
 async fn systemd_finds_the_units_right_and_well_protected() {
     let Some(analyze) = installed("systemd-analyze") else { return };
