@@ -7,21 +7,13 @@ use std::{
 };
 
 use anyhow::Context as _;
-use lastcall_core::AllowedOrigins;
-use lastcall_endpoints::{
-    HttpConnections, HttpServer, ListenerState, Refusals, RequestsInFlight, Router, StopTimeouts,
-};
-use lastcall_websockets::{ConnectionManager, Notifier, NotifierState};
+use lastcall_endpoints::{HttpConfig, HttpServer, ListenerState, Refusals, RequestsInFlight, StopTimeouts};
+use lastcall_websockets::{Notifier, NotifierState};
 
 /// The HTTP server and the notifier. Suspended at first.
 pub(crate) struct Ingress {
-    manager: ConnectionManager,
-    router: Router,
+    http: HttpConfig,
     notification_interval: Option<Duration>,
-    http_connections: HttpConnections,
-    keep_alive_timeout: Duration,
-    pub(crate) refusals: Refusals,
-    allowed_origins: AllowedOrigins,
     running: Mutex<Option<Running>>,
 }
 
@@ -38,32 +30,19 @@ pub(crate) struct SuspendedIngress {
 }
 
 impl Ingress {
-    pub(crate) fn new(
-        manager: ConnectionManager,
-        router: Router,
-        notification_interval: Option<Duration>,
-        http_connections: HttpConnections,
-        keep_alive_timeout: Duration,
-        refusals: Refusals,
-        allowed_origins: AllowedOrigins,
-    ) -> Self {
-        let running = Mutex::default();
-        Self {
-            manager,
-            router,
-            notification_interval,
-            http_connections,
-            keep_alive_timeout,
-            refusals,
-            allowed_origins,
-            running,
-        }
+    pub(crate) fn new(http: HttpConfig, notification_interval: Option<Duration>) -> Self {
+        Self { http, notification_interval, running: Mutex::default() }
+    }
+
+    /// Returns the refusals that the HTTP server has noted.
+    pub(crate) fn refusals(&self) -> &Refusals {
+        &self.http.refusals
     }
 
     /// Starts, or resumes.
     pub(crate) fn resume(&self, suspended: SuspendedIngress) {
         let SuspendedIngress { http, notifier } = suspended;
-        let manager = || self.manager.clone();
+        let manager = || self.http.manager.clone();
         let notifier = self.notification_interval.map(|every| Notifier::start(manager(), every, notifier));
         *self.running() = Some(Running { http: self.start_http(http), notifier });
     }
@@ -97,16 +76,7 @@ impl Ingress {
     }
 
     fn start_http(&self, state: ListenerState) -> HttpServer {
-        let (router, manager, refusals) = (self.router.clone(), self.manager.clone(), self.refusals.clone());
-        HttpServer::start(
-            state,
-            router,
-            manager,
-            self.http_connections.clone(),
-            self.keep_alive_timeout,
-            refusals,
-            self.allowed_origins.clone(),
-        )
+        HttpServer::start(state, self.http.clone())
     }
 
     fn running(&self) -> MutexGuard<'_, Option<Running>> {

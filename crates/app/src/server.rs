@@ -15,7 +15,9 @@ use lastcall_core::{
     process,
     settings::{Loaded, RuntimeDir, SettingError, SettingsErrors},
 };
-use lastcall_endpoints::{AppState, HttpConnections, Page, Process, Refusals, StopTimeouts, router};
+use lastcall_endpoints::{
+    AppState, HttpConfig, HttpConnections, Page, Process, Refusals, StopTimeouts, router,
+};
 use lastcall_handover::{
     ControlSocket, ServerAddress, SocketName,
     failpoint::{self, Step},
@@ -150,15 +152,15 @@ pub(crate) async fn run(
         refusals.clone(),
         http_connections.clone(),
     ));
-    let ingress = Arc::new(Ingress::new(
-        manager.clone(),
+    let http = HttpConfig {
         router,
-        settings.notification_interval,
-        http_connections,
-        settings.keep_alive_timeout,
-        refusals.clone(),
-        settings.allowed_origins.clone(),
-    ));
+        manager: manager.clone(),
+        connections: http_connections,
+        keep_alive_timeout: settings.keep_alive_timeout,
+        refusals: refusals.clone(),
+        allowed_origins: settings.allowed_origins.clone(),
+    };
+    let ingress = Arc::new(Ingress::new(http, settings.notification_interval));
 
     let activated;
     let (suspended, inherited_control, served_before) = match listener {

@@ -26,10 +26,10 @@
 //! use std::{io::prelude::*, net::TcpStream, sync::Arc, time::Duration};
 //!
 //! use lastcall_broker::{Broker, MemoryBroker};
-//! use lastcall_core::phase::Phase;
+//! use lastcall_core::{AllowedOrigins, phase::Phase};
 //! use lastcall_endpoints::{
-//!     AppState, Config, HttpConnections, HttpServer, Listener, Page, Process, Refusals, StopTimeouts,
-//!     UpgradeStats, router,
+//!     AppState, Config, HttpConfig, HttpConnections, HttpServer, Listener, Page, Process, Refusals,
+//!     StopTimeouts, UpgradeStats, router,
 //! };
 //! use lastcall_websockets::{ConnectionManager, ManagerConfig, Phases, VitalTasks};
 //! use tokio::{sync::watch, task::spawn_blocking};
@@ -69,9 +69,15 @@
 //!
 //! let listener = Listener::bind("127.0.0.1", 0).await?;
 //! let address = listener.local_addr()?;
-//! let keep_alive_timeout = Duration::from_secs(75);
-//! let server =
-//!     HttpServer::start(listener.into(), router(state), manager, connections, keep_alive_timeout, refusals);
+//! let config = HttpConfig {
+//!     router: router(state),
+//!     manager,
+//!     connections,
+//!     keep_alive_timeout: Duration::from_secs(75),
+//!     refusals,
+//!     allowed_origins: AllowedOrigins::SameHost,
+//! };
+//! let server = HttpServer::start(listener.into(), config);
 //! phases.enter(Phase::Serving);
 //!
 //! let answer = spawn_blocking(move || {
@@ -112,8 +118,8 @@ pub use process::{Process, UpgradeStats};
 pub use refusals::{RefusalCounts, Refusals};
 pub use routes::router;
 pub use server::{
-    BindError, HttpConnections, HttpServer, HttpServerError, IdleConnection, Listener, ListenerClosed,
-    ListenerState, RequestsInFlight, StopTimeouts, SystemdSocketError,
+    BindError, HttpConfig, HttpConnections, HttpServer, HttpServerError, IdleConnection, Listener,
+    ListenerClosed, ListenerState, RequestsInFlight, StopTimeouts, SystemdSocketError,
 };
 pub use state::{AppState, Config, Limits};
 

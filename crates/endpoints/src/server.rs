@@ -51,6 +51,23 @@ pub struct StopTimeouts {
     pub refused: Duration,
 }
 
+/// The configuration of an HTTP server. Clones share what they refer to.
+#[derive(Debug, Clone)]
+pub struct HttpConfig {
+    /// The routes.
+    pub router: Router,
+    /// The manager of the connections that become WebSockets or streams of events.
+    pub manager: ConnectionManager,
+    /// The HTTP connections of the process; each counts among them until it becomes one of those.
+    pub connections: HttpConnections,
+    /// The time after which a connection is closed that waits for a request.
+    pub keep_alive_timeout: Duration,
+    /// The refusals that are noted.
+    pub refusals: Refusals,
+    /// Web pages that may read why they have no events.
+    pub allowed_origins: AllowedOrigins,
+}
+
 /// A running HTTP server.
 pub struct HttpServer {
     shared: Arc<Shared>,
@@ -69,19 +86,10 @@ pub enum HttpServerError {
 }
 
 impl HttpServer {
-    /// Starts to answer requests. Connections that become WebSockets go to `manager`; until then, they count
-    /// among `connections`. Those that wait for a request for longer than `keep_alive_timeout` are closed.
-    /// What is refused is noted in `refusals`.
-    /// Pages of `allowed_origins` may read why they have no events.
-    pub fn start(
-        state: ListenerState,
-        router: Router,
-        manager: ConnectionManager,
-        connections: HttpConnections,
-        keep_alive_timeout: Duration,
-        refusals: Refusals,
-        allowed_origins: AllowedOrigins,
-    ) -> Self {
+    /// Starts to answer requests.
+    pub fn start(state: ListenerState, config: HttpConfig) -> Self {
+        let HttpConfig { router, manager, connections, keep_alive_timeout, refusals, allowed_origins } =
+            config;
         // If the system does not say, the stricter of the two.
         let on_loopback =
             state.listener.local_addr().map_or(true, |address| address.ip().to_canonical().is_loopback());

@@ -295,7 +295,7 @@ impl OutgoingHandover {
             activated: self.activated,
             upgrades_done: stats.succeeded,
             upgrades_failed: stats.failed,
-            refused: self.ingress.refusals.counts(),
+            refused: self.ingress.refusals().counts(),
             frozen_at_boot_us: u64::try_from(clock::since_boot().as_micros()).unwrap_or(u64::MAX),
             frozen_at_us: 0,
             idle_read: suspended.http.idle.iter().map(|connection| connection.read.clone()).collect(),
