@@ -7,4 +7,4 @@ mod history;
 mod load;
 mod namespace;
 mod operator;
-mod value;
+mod parse;
