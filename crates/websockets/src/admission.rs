@@ -1,6 +1,7 @@
 //! Admission: which connections may come in, and how many there are.
 //!
-//! A connection is admitted, and counted, before its handshake is answered. It holds a [`Permit`] from then on.
+//! A connection is admitted, and counted, before its handshake is answered. It holds a [`Permit`] from then
+//! on.
 
 use std::{sync::Arc, time::Instant};
 
@@ -8,7 +9,7 @@ use tokio::sync::watch;
 
 use crate::phases::Phases;
 
-/// How many connections there are, and how many there were.
+/// Numbers of connections: those that there are, and those that there were.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ConnectionCounts {
     /// Permits in use: connections, and handshakes that are being answered.
@@ -21,7 +22,7 @@ pub struct ConnectionCounts {
     pub forced: u64,
 }
 
-/// How a connection ended.
+/// The end of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Disconnect {
     /// The client closed it, or its TCP connection ended.
@@ -32,7 +33,7 @@ pub(crate) enum Disconnect {
     Forced,
 }
 
-/// Why a connection is not admitted.
+/// The reason for which a connection is not admitted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum AdmitError {
     /// The server is shutting down.
@@ -75,8 +76,8 @@ impl Admission {
         })
     }
 
-    /// Adds the totals of another process, and returns a permit for each of its `connections`. They may be more than
-    /// `max_connections`.
+    /// Adds the totals of another process, and returns a permit for each of its `connections`. They may be
+    /// more than `max_connections`.
     pub(crate) fn restore(self: &Arc<Self>, totals: ConnectionCounts, connections: usize) -> Vec<Permit> {
         self.counts.send_modify(|counts| {
             counts.by_client = counts.by_client.saturating_add(totals.by_client);
@@ -87,8 +88,8 @@ impl Admission {
         (0..connections).map(|_| self.permit()).collect()
     }
 
-    /// Enters the phase `Draining`, which ends at `deadline`, and returns the counts at that moment: no connection is
-    /// admitted after it.
+    /// Enters the phase `Draining`, which ends at `deadline`, and returns the counts at that moment: no
+    /// connection is admitted after it.
     pub(crate) fn begin_drain(&self, deadline: Instant) -> ConnectionCounts {
         let mut counts = self.counts();
         self.phases.enter_draining(deadline, || {
@@ -111,8 +112,8 @@ impl Admission {
     }
 }
 
-/// The right to have one connection, held from before its handshake is answered. Dropping it gives it back. `None` once it
-/// has been given back.
+/// The right to have one connection, held from before its handshake is answered. Dropping it gives it back.
+/// `None` once it has been given back.
 #[derive(Debug)]
 pub struct Permit(Option<Arc<Admission>>);
 

@@ -1,9 +1,10 @@
-//! The budget for clients' texts: how fast they are published. A text goes to all clients: without a limit, one client
-//! that sends as fast as it can fills the queues of all clients that read more slowly.
+//! The budget for clients' texts: how fast they are published. A text goes to all clients: without a limit,
+//! one client that sends as fast as it can fills the queues of all clients that read more slowly.
 //!
-//! There are two token buckets, kept as the time at which they are full again (the generic cell rate algorithm, ITU-T
-//! I.371): one for each client, and one for all clients together. A client that exceeds its own is throttled: it is not
-//! read from for a while, and TCP slows it down. Nothing is dropped, and no client is closed.
+//! There are two token buckets, kept as the time at which they are full again (the generic cell rate
+//! algorithm, ITU-T I.371): one for each client, and one for all clients together. A client that exceeds its
+//! own is throttled: it is not read from for a while, and TCP slows it down. Nothing is dropped, and no
+//! client is closed.
 
 use std::{
     sync::atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -13,7 +14,8 @@ use std::{
 /// A client that has sent nothing for this long may send at once what its rate allows in this time.
 const CLIENT_BURST: Duration = Duration::from_secs(2);
 
-/// The part of the total rate that throttled clients share. The rest is for the others, so that they need not wait.
+/// The part of the total rate that throttled clients share. The rest is for the others, so that they need not
+/// wait.
 const THROTTLED_SHARE: f64 = 0.75;
 
 /// The limits, in bytes of frames as every client receives them.
@@ -51,11 +53,12 @@ struct Total {
     rate: f64,
     /// The burst, as the nanoseconds that it takes at this rate.
     burst: u64,
-    /// When the bucket is full again, in nanoseconds since the budget's start.
+    /// The moment at which the bucket is full again, in nanoseconds since the budget's start.
     full_at: AtomicU64,
 }
 
-/// What one client has used of its budget: when its bucket is full again, in nanoseconds since the budget's start.
+/// The budget of one client: the moment at which its bucket is full again, in nanoseconds since the budget's
+/// start.
 #[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct ClientBudget(u64);
 
@@ -68,8 +71,8 @@ impl Budget {
         Self { client: rates.client.map(|rate| rate as f64), total, throttled: AtomicUsize::new(0), start }
     }
 
-    /// Charges a client, and all clients together, for the bytes that it has sent. Returns how long not to read from it,
-    /// if it has exceeded its budget.
+    /// Charges a client, and all clients together, for the bytes that it has sent. Returns how long not to
+    /// read from it, if it has exceeded its budget.
     pub(crate) fn charge(&self, client: &mut ClientBudget, now: Instant, bytes: usize) -> Option<Duration> {
         let now = self.since_start(now);
         let is_strained = self.total.as_ref().is_some_and(|total| total.charge(now, bytes));
@@ -149,7 +152,8 @@ mod tests {
     const RATES: Rates =
         Rates { client: Some(64 * KIB), total: Some(512 * KIB), burst: (256 * KIB) as usize };
 
-    /// Has clients send `size` bytes at a time as fast as the budget allows. Returns how many bytes each has sent.
+    /// Has clients send `size` bytes at a time as fast as the budget allows. Returns how many bytes each has
+    /// sent.
     fn flood(rates: Rates, clients: usize, size: usize, time: Duration) -> Vec<u64> {
         let start = Instant::now();
         let budget = Budget::new(rates, start);

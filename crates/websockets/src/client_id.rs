@@ -20,8 +20,8 @@ impl ClientId {
         Self(Uuid::new_v7(Timestamp::from_unix(&CONTEXT, now.as_secs(), now.subsec_nanos())))
     }
 
-    /// Returns the time since the id was generated, by the time of day, with which a UUID v7 begins. For connections of a build
-    /// that told no age: the clock may have been set meanwhile. 0 if it was set back.
+    /// Returns the time since the id was generated, by the time of day, with which a UUID v7 begins. For
+    /// connections of a build that told no age: the clock may have been set meanwhile. 0 if it was set back.
     pub(crate) fn age_by_time_of_day(self) -> Duration {
         let made = self.0.get_timestamp().map(|timestamp| timestamp.to_unix());
         // An id from another process may be of another kind, and tell any time.

@@ -4,7 +4,7 @@ use std::{collections::VecDeque, time::Instant};
 
 use crate::connection_key::ConnectionKey;
 
-/// When each of a loop's connections is closed.
+/// The moments at which a loop's connections are closed.
 #[derive(Debug)]
 pub(crate) struct CloseSchedule {
     /// Ordered by time.

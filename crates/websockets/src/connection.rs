@@ -1,7 +1,8 @@
-//! The state machine of one connection, WebSocket or server-sent events, over any stream that can be read and written.
+//! The state machine of one connection, WebSocket or server-sent events, over any stream that can be read and
+//! written.
 //!
-//! It makes one system call where it can and never blocks. When to read, when to write and when to give up is decided
-//! by the event loop that owns it: each action returns an [`Outcome`] that says what is left to do.
+//! It makes one system call where it can and never blocks. When to read, when to write and when to give up is
+//! decided by the event loop that owns it: each action returns an [`Outcome`] that says what is left to do.
 
 mod input;
 #[cfg(test)]
@@ -42,13 +43,13 @@ use crate::{
 pub(crate) struct ConnectionConfig {
     /// The form of all WebSockets.
     pub(crate) websockets: Form,
-    /// Whether the texts of clients are published.
+    /// True if the texts of clients are published.
     pub(crate) publishes_texts: bool,
     /// Most bytes in one message from a client, its fragments together.
     pub(crate) max_message_size: usize,
     /// Most bytes that may be queued for one client before more is added.
     pub(crate) max_queue: usize,
-    /// Whether the rate of published texts is limited.
+    /// True if the rate of published texts is limited.
     pub(crate) limits_texts: bool,
 }
 
@@ -74,14 +75,16 @@ pub(crate) enum State {
     /// The client has sent a close frame; ours is queued, and the connection ends once it is written.
     #[serde(rename = "answering")]
     CloseReceived,
-    /// The server has sent a close frame after input that it cannot decode. Later input is discarded until the client
-    /// closes the TCP connection, so that the close frame is not lost to a reset (RFC 6455 §7.1.1).
+    /// The server has sent a close frame after input that it cannot decode. Later input is discarded until
+    /// the client closes the TCP connection, so that the close frame is not lost to a reset (RFC 6455
+    /// §7.1.1).
     #[serde(rename = "deaf")]
     Lingering,
 }
 
 impl State {
-    /// Returns who has ended a connection whose TCP connection fails or ends in this state, or must be treated so.
+    /// Returns who has ended a connection whose TCP connection fails or ends in this state, or must be
+    /// treated so.
     fn disconnect(self) -> Disconnect {
         match self {
             Self::Open | Self::CloseReceived => Disconnect::ByClient,
@@ -90,7 +93,8 @@ impl State {
     }
 }
 
-/// What the event loop must do after an action. The variants are ordered: of two outcomes, the greater one counts.
+/// The consequence of an action for the event loop. The variants are ordered: of two outcomes,
+/// the greater one counts.
 #[must_use]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Outcome {
@@ -98,13 +102,14 @@ pub(crate) enum Outcome {
     Unchanged,
     /// More is queued than `max_queue` allows: close the connection with [`CloseReason::SlowConsumer`].
     TooSlow,
-    /// A close frame was sent or queued: end the connection after `close_timeout`, if it has not ended by then.
+    /// A close frame was sent or queued: end the connection after `close_timeout`, if it has not ended by
+    /// then.
     CloseStarted,
     /// The connection has ended: remove it.
     Ended(Disconnect),
 }
 
-/// Whether a stream may have more to read.
+/// The state of a stream after a read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Readable {
     Maybe,
@@ -117,16 +122,17 @@ pub(crate) enum Readable {
 pub(crate) struct Connection<S> {
     pub(crate) stream: S,
     pub(crate) id: ClientId,
-    /// How the client gets its messages.
+    /// The form in which the client gets its messages.
     pub(crate) form: Form,
     /// The last ping and its answer.
     pub(crate) ping: Ping,
-    /// Whether the client has shut down its direction of the TCP connection: read on until the end of the stream.
+    /// True if the client has shut down its direction of the TCP connection: read on until the end of the
+    /// stream.
     pub(crate) peer_closed: bool,
     /// True if that end was read. A client of server-sent events may still read.
     input_ended: bool,
     state: State,
-    /// Why the server closed it, if it did.
+    /// The reason for which the server closed it, if it did.
     close_reason: Option<CloseReason>,
     /// Bytes that arrived right after the handshake's request and are not decoded yet.
     early_input: Option<Box<Bytes>>,
@@ -174,8 +180,8 @@ impl<S: Stream> Connection<S> {
         connection
     }
 
-    /// Returns what another process needs to continue this connection, but for its channels, its output and its age. `close_timeout` is the time that is left of
-    /// it, if the connection is closing.
+    /// Returns what another process needs to continue this connection, but for its channels, its output and
+    /// its age. `close_timeout` is the time that is left of it, if the connection is closing.
     pub(crate) fn snapshot(&self, close_timeout: Option<Duration>) -> ConnectionSnapshot {
         ConnectionSnapshot {
             id: self.id,
@@ -192,8 +198,8 @@ impl<S: Stream> Connection<S> {
         }
     }
 
-    /// Returns about how many bytes of what the client has sent in part or has not read go to a new process, and whether there
-    /// are replays among them.
+    /// Returns about how many bytes of what the client has sent in part or has not read go to a new process,
+    /// and whether there are replays among them.
     pub(crate) fn unread_size(&self) -> (usize, bool) {
         unread::estimate(&self.outbox, self.pending_input())
     }
@@ -246,7 +252,8 @@ impl<S: Stream> Connection<S> {
         outcome
     }
 
-    /// Returns true if the answer to the ping is missing, when the time for it is over: the client is gone, or does not read.
+    /// Returns true if the answer to the ping is missing, when the time for it is over: the client is gone,
+    /// or does not read.
     pub(crate) fn is_overdue(&mut self) -> bool {
         if !self.ping.is_unread() && !self.ping.is_overdue() {
             return false;
@@ -257,15 +264,16 @@ impl<S: Stream> Connection<S> {
             let is_answer = self.form.is_event_stream();
             return self.ping.check_unread(progress, self.has_output(), is_answer);
         }
-        // What came before the ping may not even be sent, as the client reads slowly: it cannot have answered yet.
+        // What came before the ping may not even be sent, as the client reads slowly: it cannot have answered
+        // yet.
         if progress.unsent {
             self.ping.sent_unread(progress);
         }
         !progress.unsent
     }
 
-    /// Starts the closing handshake (RFC 6455 §7.1.2), unless it has started. What is queued is sent before the close
-    /// frame, and `notice` after that; for a slow consumer, only `notice`.
+    /// Starts the closing handshake (RFC 6455 §7.1.2), unless it has started. What is queued is sent before
+    /// the close frame, and `notice` after that; for a slow consumer, only `notice`.
     pub(crate) fn close(&mut self, reason: CloseReason, notice: Option<Bytes>) -> Outcome {
         if !self.is_open() {
             return Outcome::Unchanged;

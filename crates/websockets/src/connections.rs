@@ -15,8 +15,8 @@ use crate::{
     excess_capacity::TrimThreshold,
 };
 
-/// What has become of the texts of a client that were read last. Nothing more is read from it before they are published, or
-/// it has got the error: so what it sends is bounded, whatever the broker does.
+/// The state of the texts of a client that were read last. Nothing more is read from it before they are
+/// published, or it has got the error: so what it sends is bounded, whatever the broker does.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) enum Texts {
     /// They are published, or there were none.
@@ -34,21 +34,21 @@ pub(crate) struct Slot {
     pub(crate) connection: Connection<TcpStream>,
     /// The channels of the client.
     pub(crate) subscriptions: SubscriptionList,
-    /// What the client has used of the budget for published texts.
+    /// The client's part of the budget for published texts.
     pub(crate) budget: ClientBudget,
-    /// Whether the connection is in the read queue, or will be when it is no longer throttled.
+    /// True if the connection is in the read queue, or will be when it is no longer throttled.
     pub(crate) read_queued: bool,
     /// True if the connection is in the write queue.
     pub(crate) write_queued: bool,
     /// True if the connection is among those whose replays are watched.
     pub(crate) replay_watched: bool,
-    /// Whether reads are paused because the client sent too much.
+    /// True if reads are paused because the client sent too much.
     pub(crate) throttled: bool,
-    /// What has become of the texts that were read last.
+    /// The state of the texts that were read last.
     pub(crate) texts: Texts,
-    /// Whether the poll reports when the socket can be written.
+    /// True if the poll reports when the socket can be written.
     pub(crate) write_interest: bool,
-    /// When the connection began, in seconds since the machine was started.
+    /// The moment at which the connection began, in seconds since the machine was started.
     began_s: u32,
 }
 
@@ -77,7 +77,8 @@ impl Slot {
         self.throttled || self.texts != Texts::Published
     }
 
-    /// Returns true if no read will show that the client is gone: reads are paused, or have come to their end.
+    /// Returns true if no read will show that the client is gone: reads are paused, or have come to their
+    /// end.
     pub(crate) fn is_not_read(&self) -> bool {
         self.is_paused() || self.connection.input_ended()
     }

@@ -1,11 +1,11 @@
 //! One thread that owns its share of the sockets: no task, no lock and no buffer per client.
 //!
-//! An iteration: poll the kernel, write what clients can take now, read from those that sent something, run the jobs from the
-//! mailbox, then the timers. Each part stops after [`SLICE`] and continues in the next iteration, so neither a flood from one client nor
-//! a broadcast to ten thousand delays the others for long.
+//! An iteration: poll the kernel, write what clients can take now, read from those that sent something, run
+//! the jobs from the mailbox, then the timers. Each part stops after [`SLICE`] and continues in the next
+//! iteration, so neither a flood from one client nor a broadcast to ten thousand delays the others for long.
 //!
-//! [`EventLoop`] has the jobs and the commands; what acts on connections is in [`Clients`], which is made of types that own
-//! what they need: [`channels`], [`reader`], [`writer`] and others.
+//! [`EventLoop`] has the jobs and the commands; what acts on connections is in [`Clients`], which is made of
+//! types that own what they need: [`channels`], [`reader`], [`writer`] and others.
 
 mod channels;
 mod clients;
@@ -63,7 +63,7 @@ const SLICE: Duration = Duration::from_millis(4);
 /// Most events that one poll returns.
 const EVENTS: usize = 1024;
 
-/// What a loop needs to know from the start.
+/// The settings of a loop, and what it shares with others.
 #[derive(Debug)]
 pub(crate) struct LoopConfig {
     pub(crate) connection: ConnectionConfig,
@@ -155,13 +155,14 @@ impl EventLoop {
     /// Returns how long the poll may wait; `None`: until an event.
     fn poll_timeout(&self) -> Option<Duration> {
         let Clients { connections, reader, writer, timers, .. } = &self.clients;
-        // One moment for both questions: if the budget allowed reads again between them, neither would see it.
+        // One moment for both questions: if the budget allowed reads again between them, neither would see
+        // it.
         let now = Instant::now();
         if !self.jobs.is_empty() || !writer.is_empty() || reader.has_work(now) {
             return Some(Duration::ZERO);
         }
-        // All timers concern connections. mio rounds up to milliseconds, the unit of epoll: to wake early would mean
-        // to spin.
+        // All timers concern connections. mio rounds up to milliseconds, the unit of epoll: to wake early
+        // would mean to spin.
         let timer = timers.next().filter(|_| !connections.is_empty());
         [timer, reader.pause(now)].into_iter().flatten().min()
     }
@@ -188,9 +189,9 @@ impl EventLoop {
         }
     }
 
-    /// Registers new connections between two slices of a delivery, so that they need not wait for its end. Their subscriptions
-    /// begin after it, as they are later in the mailbox. During the delivery of a shutdown notice,
-    /// new connections wait: their welcome contains it already.
+    /// Registers new connections between two slices of a delivery, so that they need not wait for its end.
+    /// Their subscriptions begin after it, as they are later in the mailbox. During the delivery of a
+    /// shutdown notice, new connections wait: their welcome contains it already.
     fn register_during_delivery(&mut self) {
         let is_under_way = self.jobs.next_delivery().is_some_and(|delivery| !delivery.is_notice());
         if is_under_way && self.jobs.has_mailbox_job() {
@@ -200,7 +201,8 @@ impl EventLoop {
         }
     }
 
-    /// Takes a batch from the mailbox: registers its connections, and turns the rest into jobs, in their order.
+    /// Takes a batch from the mailbox: registers its connections, and turns the rest into jobs, in their
+    /// order.
     fn take_batch(&mut self) {
         let batch = self.mailbox.take();
         for new in batch.new_connections {
@@ -315,8 +317,9 @@ impl EventLoop {
         }
     }
 
-    /// Gives the connections away, and waits until they come back. If they do not, another process has them, and this
-    /// loop ends. Nothing waits for the broker: a subscription that it has not answered is asked for anew by the other process.
+    /// Gives the connections away, and waits until they come back. If they do not, another process has them,
+    /// and this loop ends. Nothing waits for the broker: a subscription that it has not answered is asked for
+    /// anew by the other process.
     fn freeze(&mut self, reply: mpsc::Sender<FrozenLoop>) {
         let Clients { connections, channels, reader, timers, stats, close_timeout, .. } = &mut self.clients;
         let timeouts = timers.close_timeouts(Instant::now());

@@ -5,17 +5,17 @@ use std::collections::VecDeque;
 /// Entries that an empty queue keeps room for.
 pub(crate) const KEPT_CAPACITY: usize = 128;
 
-/// Releases the memory that a queue needed for a burst, once it is empty. After thousands of clients at once, that memory
-/// would otherwise stay allocated, and be a considerable part of what the clients cost.
+/// Releases the memory that a queue needed for a burst, once it is empty. After thousands of clients at once,
+/// that memory would otherwise stay allocated, and be a considerable part of what the clients cost.
 pub(crate) fn release_excess_capacity<T>(queue: &mut VecDeque<T>) {
     if queue.is_empty() {
         queue.shrink_to(KEPT_CAPACITY);
     }
 }
 
-/// Says when a table that has shrunk gives memory back whose entries must stay where they are: each time that three quarters of
-/// the entries have gone, or half of those that were left the last time. So it costs little for each entry that goes, also if
-/// the last entry of the table stays.
+/// Says when a table that has shrunk gives memory back whose entries must stay where they are: each time that
+/// three quarters of the entries have gone, or half of those that were left the last time. So it costs little
+/// for each entry that goes, also if the last entry of the table stays.
 #[derive(Debug, Default)]
 pub(crate) struct TrimThreshold(usize);
 

@@ -25,8 +25,8 @@ use crate::{
     stats::Stats,
 };
 
-/// A channel of an event loop: its number there, its name (`None`: the number has no channel any more), and how many
-/// subscriptions it has.
+/// A channel of an event loop: its number there, its name (`None`: the number has no channel any more), and
+/// how many subscriptions it has.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct NumberedChannel(pub(crate) u32, pub(crate) Option<ChannelName>, pub(crate) u32);
 
@@ -39,13 +39,14 @@ pub(crate) struct NumberedChannels {
     pub(crate) channels: Vec<NumberedChannel>,
 }
 
-/// The connections of an event loop that stands still. Dropping it returns them to the loop, which then continues.
+/// The connections of an event loop that stands still. Dropping it returns them to the loop, which then
+/// continues.
 #[derive(Debug)]
 pub(crate) struct FrozenLoop {
     pub(crate) index: usize,
     pub(crate) connections: Connections,
-    /// How much time of their close timeouts closing connections have left, by slot. The time of the handover does not
-    /// count.
+    /// The time that closing connections have left of their close timeouts, by slot. The time of the handover
+    /// does not count.
     close_timeouts: BTreeMap<usize, Duration>,
     /// The time that a connection has which is closed here.
     close_timeout: Duration,
@@ -73,8 +74,8 @@ pub(crate) struct Returned {
 }
 
 impl FrozenLoop {
-    /// Returns the frozen loop, and where the event loop waits for its connections. If it gets none, another process
-    /// has them.
+    /// Returns the frozen loop, and where the event loop waits for its connections. If it gets none, another
+    /// process has them.
     pub(crate) fn new(
         index: usize,
         connections: Connections,
@@ -108,8 +109,8 @@ impl FrozenLoop {
             .filter(|(size, _)| *size > 0)
     }
 
-    /// Adds what a client has not read to what goes over. If it does not fit, the client is closed as a slow consumer; if what
-    /// must be written before the close does not fit, it is cut off.
+    /// Adds what a client has not read to what goes over. If it does not fit, the client is closed as a slow
+    /// consumer; if what must be written before the close does not fit, it is cut off.
     pub(crate) fn add_unread(&mut self, slot: usize, buffers: &mut UnreadBuffers, broker: &dyn Broker) {
         let Some(entry) = self.connections.get_mut(slot) else { return };
         let connection = &mut entry.connection;

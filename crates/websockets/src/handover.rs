@@ -1,4 +1,5 @@
-//! Parts of a handover of all connections: all event loops standing still, and what is left to do before they move on in another process.
+//! Parts of a handover of all connections: all event loops standing still, and what is left to do before they
+//! move on in another process.
 
 mod frozen;
 mod restoration;

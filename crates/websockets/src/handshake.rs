@@ -1,4 +1,4 @@
-//! What the event loop must finish of a handshake that the HTTP server has accepted.
+//! The rest of a handshake that the HTTP server has accepted, which the event loop must finish.
 
 use bytes::Bytes;
 use lastcall_broker::Since;
@@ -14,12 +14,12 @@ pub const MAX_CHANNELS: usize = 128;
 pub struct Handshake {
     /// The HTTP response as bytes, if it is not sent yet: it is written together with the first message.
     pub response: Vec<u8>,
-    /// What the client sent right after its request: frames that arrived before the response.
+    /// Frames that the client sent right after its request, and that arrived before the response.
     pub early_input: Bytes,
-    /// How the client gets its messages.
+    /// The form in which the client gets its messages.
     pub form: Form,
-    /// The channels that the client named, each once, at most [`MAX_CHANNELS`]. None: `broadcast`, without a message that
-    /// says so; not for [`Form::EventStream`], whose clients come back with the id of an event.
+    /// The channels that the client named, each once, at most [`MAX_CHANNELS`]. None: `broadcast`, without a
+    /// message that says so; not for [`Form::EventStream`], whose clients come back with the id of an event.
     pub channels: Vec<ChannelRequest>,
 }
 

@@ -1,58 +1,67 @@
-//! Live connections, WebSockets and server-sent events: which are admitted, what they are sent, how they are closed, and
-//! how a new process takes them over. Knows no HTTP framework: an HTTP server answers the handshake and gives the socket to
-//! this crate.
+//! Live connections, WebSockets and server-sent events: which are admitted, what they are sent, how they are
+//! closed, and how a new process takes them over. Knows no HTTP framework: an HTTP server answers the
+//! handshake and gives the socket to this crate.
 //!
 //! # From outside
 //!
-//! - [`ConnectionManager`] (`manager`) is the handle to everything. [`ConnectionManager::admit`] returns a [`Permit`]
-//!   before the handshake is answered, [`ConnectionManager::connect`] takes the socket after it, and
-//!   [`ConnectionManager::publish_all`] publishes in channels, by a broker (`lastcall-broker`).
+//! - [`ConnectionManager`] (`manager`) is the handle to everything. [`ConnectionManager::admit`] returns a
+//!   [`Permit`] before the handshake is answered, [`ConnectionManager::connect`] takes the socket after it,
+//!   and [`ConnectionManager::publish_all`] publishes in channels, by a broker (`lastcall-broker`).
 //! - [`Notifier`] (`notifier`) sends the periodic notification.
-//! - [`GracefulShutdown`] (`shutdown`) is the whole drain: delay, notice, reminders, spread closes, deadline. It uses
-//!   `notice` (what clients are told) and `close_schedule` (in which order and when a loop closes its connections).
+//! - [`GracefulShutdown`] (`shutdown`) is the whole drain: delay, notice, reminders, spread closes, deadline.
+//!   It uses `notice` (what clients are told) and `close_schedule` (in which order and when a loop closes its
+//!   connections).
 //! - [`Phases`] (`phases`) publishes the phase of the process. The drain moves it, and admission reads it.
-//! - [`VitalTasks`] (`vital_tasks`) watches the tasks and threads that must not end by themselves, here and in the crates above.
+//! - [`VitalTasks`] (`vital_tasks`) watches the tasks and threads that must not end by themselves, here and
+//!   in the crates above.
 //!
 //! # Between the manager and the event loops
 //!
-//! - `admission` counts connections, and refuses new ones when there are too many or during a drain. A permit is the right to one
-//!   connection; dropping it gives it back.
-//! - `mailboxes` has one `mailbox` for each event loop: commands, subscriptions that begin, and publications of the channels
-//!   that the loop receives. All loops have the publications of a channel
-//!   in the same order. Publishers wait while a mailbox is too full. `excess_capacity` returns the memory of queues after a
+//! - `admission` counts connections, and refuses new ones when there are too many or during a drain. A permit
+//!   is the right to one connection; dropping it gives it back.
+//! - `mailboxes` has one `mailbox` for each event loop: commands, subscriptions that begin, and publications
+//!   of the channels that the loop receives. All loops have the publications of a channel in the same order.
+//!   Publishers wait while a mailbox is too full. `excess_capacity` returns the memory of queues after a
 //!   burst.
 //! - `encoded` is a publication on its way: encoded once in each form that a client needs.
 //! - `placement` chooses the event loop of a new connection.
-//! - `handover` is what a handover needs: the event loops stopped at once, each a `frozen_loop`, which the loops get back
-//!   when it is dropped; and what came from another process ([`Restoration`]).
-//! - `budget` limits how fast clients' texts are published, so that one client cannot fill the queues of all others.
+//! - `handover` is what a handover needs: the event loops stopped at once, each a `frozen_loop`, which the
+//!   loops get back when it is dropped; and what came from another process ([`Restoration`]).
+//! - `budget` limits how fast clients' texts are published, so that one client cannot fill the queues of all
+//!   others.
 //!
 //! # In the event loops
 //!
-//! - `event_loop` is a thread that owns its sockets. An iteration polls the kernel, writes, reads, runs the jobs from the
-//!   mailbox, and then the timers; each part stops after a slice of time, so none delays the others for long. It has `jobs`
-//!   (one queue: deliveries, commands, the next look at the mailbox) and `clients`, where all is that acts on connections and
-//!   what follows from it. Those are made of: `sockets` (the poll), `channels` (subscriptions begin and end; which connections
-//!   have which channel), `reader` (and what becomes of texts), `writer`, `replays`, `drain` (what clients are told of one),
-//!   `timers` (all of them, with one `next` and one `due`), and `heartbeat` and `clock` (when clients are pinged, by a clock
-//!   that stands still while the process does). A `delivery` is what many connections get, in one write for each.
-//! - `connections` are the connections of one loop in their slots, with the subscriptions of each (`subscription_list`) and,
-//!   for server-sent events, its positions (`stream_positions`). A `connection_key` survives the reuse of a slot.
-//! - `connection` is the state machine of one connection, over any stream that can be read and written: what to do with
-//!   input, output, a close and a lost peer. A write to its socket is prepared and completed (`output`). Its `outbox` keeps what the socket has not taken, shared with other
-//!   connections, and each `replay` of what the client has missed; its `ping` keeps what became of the last ping. An idle connection has no buffer. Its `snapshot` is plain data that other
-//!   builds can read, with what its client has not read (`unread`).
-//! - `codec` is RFC 6455: frames, a decoder that enforces every limit as soon as a header shows it, and close codes. It
-//!   knows neither sockets nor JSON.
-//! - `protocol` has the messages to clients (`Outgoing`), and how a connection gets them: its [`Form`]. `plain` has them as in
-//!   `docs/protocol.md`, `event_stream` as server-sent events, in chunks (`chunk`); and `client_id` the ids of connections in them.
-//!   `handshake` is what the HTTP server leaves to the event loop: the response that is not sent yet, and early input.
+//! - `event_loop` is a thread that owns its sockets. An iteration polls the kernel, writes, reads, runs the
+//!   jobs from the mailbox, and then the timers; each part stops after a slice of time, so none delays the
+//!   others for long. It has `jobs` (one queue: deliveries, commands, the next look at the mailbox) and
+//!   `clients`, where all is that acts on connections and what follows from it. Those are made of: `sockets`
+//!   (the poll), `channels` (subscriptions begin and end; which connections have which channel), `reader`
+//!   (and what becomes of texts), `writer`, `replays`, `drain` (what clients are told of one), `timers` (all
+//!   of them, with one `next` and one `due`), and `heartbeat` and `clock` (when clients are pinged, by a
+//!   clock that stands still while the process does). A `delivery` is what many connections get, in one write
+//!   for each.
+//! - `connections` are the connections of one loop in their slots, with the subscriptions of each
+//!   (`subscription_list`) and, for server-sent events, its positions (`stream_positions`). A
+//!   `connection_key` survives the reuse of a slot.
+//! - `connection` is the state machine of one connection, over any stream that can be read and written: what
+//!   to do with input, output, a close and a lost peer. A write to its socket is prepared and completed
+//!   (`output`). Its `outbox` keeps what the socket has not taken, shared with other connections, and each
+//!   `replay` of what the client has missed; its `ping` keeps what became of the last ping. An idle
+//!   connection has no buffer. Its `snapshot` is plain data that other builds can read, with what its client
+//!   has not read (`unread`).
+//! - `codec` is RFC 6455: frames, a decoder that enforces every limit as soon as a header shows it, and close
+//!   codes. It knows neither sockets nor JSON.
+//! - `protocol` has the messages to clients (`Outgoing`), and how a connection gets them: its [`Form`].
+//!   `plain` has them as in `docs/protocol.md`, `event_stream` as server-sent events, in chunks (`chunk`);
+//!   and `client_id` the ids of connections in them. `handshake` is what the HTTP server leaves to the event
+//!   loop: the response that is not sent yet, and early input.
 //! - [`Stats`] (`stats`) is what each loop counts.
-
+//!
 //! # Example
 //!
-//! The life of a server without HTTP: notifications at an interval, and then a drain. How clients connect and how something is
-//! published is in the example of [`ConnectionManager`].
+//! The life of a server without HTTP: notifications at an interval, and then a drain. How clients connect and
+//! how something is published is in the example of [`ConnectionManager`].
 //!
 //! ```
 //! use std::{future::pending, sync::Arc, time::Duration};

@@ -1,4 +1,5 @@
-//! The mailbox of one event loop: new connections, and a queue of publications, subscriptions and commands in order.
+//! The mailbox of one event loop: new connections, and a queue of publications, subscriptions and commands in
+//! order.
 
 mod loop_command;
 
@@ -19,16 +20,16 @@ use crate::{
     handshake::Handshake,
 };
 
-/// Most new connections that a loop takes at once; none while [`MAX_SUBSCRIPTION_STARTS`] subscriptions wait in its mailbox. So a
-/// burst needs little temporary memory, which would lie between lasting allocations and could not be returned to the system
-/// (`just bench-channels`, memory).
+/// Most new connections that a loop takes at once; none while [`MAX_SUBSCRIPTION_STARTS`] subscriptions wait
+/// in its mailbox. So a burst needs little temporary memory, which would lie between lasting allocations and
+/// could not be returned to the system (`just bench-channels`, memory).
 pub(crate) const MAX_NEW_CONNECTIONS: usize = 32;
 
 /// Most subscriptions that a loop takes at once.
 pub(crate) const MAX_SUBSCRIPTION_STARTS: usize = 128;
 
-/// Most bytes that a loop takes, and writes to each client, in one go. Far below any sensible `max_queue`, so that a
-/// backlog in the server never makes a client look slow.
+/// Most bytes that a loop takes, and writes to each client, in one go. Far below any sensible `max_queue`, so
+/// that a backlog in the server never makes a client look slow.
 pub(crate) const MAX_WRITE_BATCH: usize = 128 << 10;
 
 /// Runs of other channels among which a loop looks for one that a publication continues.
@@ -42,7 +43,7 @@ pub(crate) struct NewConnection {
     pub(crate) source: ConnectionSource,
 }
 
-/// Where a connection comes from.
+/// The origin of a connection.
 #[derive(Debug)]
 pub(crate) enum ConnectionSource {
     /// It made its handshake here.
@@ -51,8 +52,8 @@ pub(crate) enum ConnectionSource {
     Handover(Box<ConnectionSnapshot>),
 }
 
-/// The answer of the broker to a subscription. If it begins, everything of its channel that comes later in the mailbox is also
-/// for this connection.
+/// The answer of the broker to a subscription. If it begins, everything of its channel that comes later in
+/// the mailbox is also for this connection.
 #[derive(Debug)]
 pub(crate) struct SubscriptionStart {
     pub(crate) connection: ConnectionKey,
@@ -79,12 +80,12 @@ enum Entry {
     Command(LoopCommand, u64),
 }
 
-/// What waits for one event loop.
+/// Everything that waits for one event loop.
 #[derive(Debug, Default)]
 pub(crate) struct Mailbox {
     /// In no order with the publications and subscriptions in `entries`.
     new_connections: VecDeque<NewConnection>,
-    /// How many subscriptions are in `entries`.
+    /// The number of subscriptions in `entries`.
     subscription_starts: usize,
     /// Connections assigned so far.
     assigned: u64,
@@ -93,11 +94,12 @@ pub(crate) struct Mailbox {
     entries: VecDeque<Entry>,
     /// Bytes of the publications in `entries`.
     bytes: usize,
-    /// The round that the loop takes, the entries that are left of it, and the turn of the last publication of it.
+    /// The round that the loop takes, the entries that are left of it, and the turn of the last publication
+    /// of it.
     round: Round,
     round_left: usize,
     round_turn: u32,
-    /// Whether the loop has been woken and has not emptied its mailbox since: it need not be woken again.
+    /// True if the loop has been woken and has not emptied its mailbox since: it need not be woken again.
     wake_pending: bool,
     /// True if the loop has ended: nothing is taken in.
     closed: bool,
@@ -118,8 +120,8 @@ impl Mailbox {
         self.new_connections.len()
     }
 
-    /// Takes nothing in from now on, as the loop has ended. Returns what was in the mailbox, to be dropped: whoever waits for
-    /// an answer to it waits no longer.
+    /// Takes nothing in from now on, as the loop has ended. Returns what was in the mailbox, to be dropped:
+    /// whoever waits for an answer to it waits no longer.
     pub(crate) fn close(&mut self) -> Self {
         std::mem::replace(self, Self { closed: true, ..Self::default() })
     }
@@ -129,7 +131,8 @@ impl Mailbox {
         self.closed
     }
 
-    /// Adds a connection. The mailbox must not be closed: a connection that is dropped locks more than the mailboxes.
+    /// Adds a connection. The mailbox must not be closed: a connection that is dropped locks more than the
+    /// mailboxes.
     pub(crate) fn push_connection(&mut self, connection: NewConnection) {
         debug_assert!(!self.closed);
         self.new_connections.push_back(connection);
@@ -175,7 +178,8 @@ impl Mailbox {
 
     /// Takes only new connections, at most [`MAX_NEW_CONNECTIONS`].
     pub(crate) fn take_new_connections(&mut self) -> Vec<NewConnection> {
-        // A command at the front waits for these connections. The subscriptions are behind it: to wait for them would never end.
+        // A command at the front waits for these connections. The subscriptions are behind it: to wait for
+        // them would never end.
         let is_awaited =
             matches!(self.entries.front(), Some(Entry::Command(_, assigned)) if *assigned > self.taken);
         if self.subscription_starts >= MAX_SUBSCRIPTION_STARTS && !is_awaited {
@@ -200,9 +204,9 @@ impl Mailbox {
         }
     }
 
-    /// Takes what is next: at most [`MAX_NEW_CONNECTIONS`]; then publications, at most [`MAX_WRITE_BATCH`] bytes, with the
-    /// subscriptions between them; then the next command, unless a connection assigned before it still waits. All of it is of
-    /// one round.
+    /// Takes what is next: at most [`MAX_NEW_CONNECTIONS`]; then publications, at most [`MAX_WRITE_BATCH`]
+    /// bytes, with the subscriptions between them; then the next command, unless a connection assigned before
+    /// it still waits. All of it is of one round.
     pub(crate) fn take(&mut self) -> MailboxBatch {
         let mut batch =
             MailboxBatch { new_connections: self.take_new_connections(), ..MailboxBatch::default() };
@@ -277,7 +281,7 @@ impl Mailbox {
     }
 }
 
-/// What a loop takes from its mailbox at once.
+/// Everything that a loop takes from its mailbox at once.
 #[derive(Debug, Default)]
 pub(crate) struct MailboxBatch {
     /// To be registered first.
@@ -286,7 +290,7 @@ pub(crate) struct MailboxBatch {
     pub(crate) round: Round,
     /// To be done in this order.
     pub(crate) items: Vec<MailboxItem>,
-    /// Whether the mailbox holds more.
+    /// True if the mailbox holds more.
     pub(crate) more: bool,
 }
 

@@ -1,8 +1,8 @@
-//! The mailboxes of all event loops: how work reaches them. All are filled under one lock, so that every loop has the commands,
-//! and the publications of a channel, in the same order.
+//! The mailboxes of all event loops: how work reaches them. All are filled under one lock, so that every loop
+//! has the commands, and the publications of a channel, in the same order.
 //!
-//! It is the last lock of all: a broker fills the mailboxes under its own, while the phase may be held. So nothing is called, or
-//! dropped, under this lock that takes another one. The whole order is in `manager`.
+//! It is the last lock of all: a broker fills the mailboxes under its own, while the phase may be held. So
+//! nothing is called, or dropped, under this lock that takes another one. The whole order is in `manager`.
 
 use std::{
     sync::{
@@ -23,8 +23,8 @@ use crate::{
     placement::Placement,
 };
 
-/// Bytes of publications in the fullest mailbox from which on publishers wait. A few batches: a loop does not run out of work
-/// while publishers wake up, and memory is bounded.
+/// Bytes of publications in the fullest mailbox from which on publishers wait. A few batches: a loop does not
+/// run out of work while publishers wake up, and memory is bounded.
 const HIGH_WATER_MARK: usize = 1 << 20;
 
 /// Publishers continue when every mailbox has at most this many bytes of publications.
@@ -35,7 +35,8 @@ struct State {
     mailboxes: Vec<Mailbox>,
     /// The thread whose publications wake no loop until its [`DeferredWake`] is dropped.
     deferring: Option<ThreadId>,
-    /// The number of the turn: what one call publishes, and all that is published while wakes are deferred, is of one turn.
+    /// The number of the turn: what one call publishes, and all that is published while wakes are deferred,
+    /// is of one turn.
     turn: u32,
 }
 
@@ -45,7 +46,8 @@ pub(crate) struct Mailboxes {
     state: Mutex<State>,
     wakers: Vec<Waker>,
     placement: Placement,
-    /// Whether a mailbox has reached [`HIGH_WATER_MARK`], and not all have come down to [`LOW_WATER_MARK`] since.
+    /// True if a mailbox has reached [`HIGH_WATER_MARK`], and not all have come down to [`LOW_WATER_MARK`]
+    /// since.
     full: AtomicBool,
     capacity_returned: Notify,
 }
@@ -132,8 +134,9 @@ impl Mailboxes {
         }
     }
 
-    /// Gives a connection to one of the loops without waking it; drops it if all loops have ended. Returns what wakes the loop
-    /// when it is dropped; `None`: a wake is deferred already, and it is for this connection, too.
+    /// Gives a connection to one of the loops without waking it; drops it if all loops have ended. Returns
+    /// what wakes the loop when it is dropped; `None`: a wake is deferred already, and it is for this
+    /// connection, too.
     pub(crate) fn assign(self: &Arc<Self>, connection: NewConnection) -> Option<DeferredWake> {
         let mut state = self.lock();
         let mailboxes = &mut state.mailboxes;
@@ -169,8 +172,8 @@ impl Mailboxes {
         self.defer(&mut state)
     }
 
-    /// Defers the wakes for what this thread publishes until the returned value is dropped. Returns `None` if wakes are deferred
-    /// already.
+    /// Defers the wakes for what this thread publishes until the returned value is dropped. Returns `None` if
+    /// wakes are deferred already.
     pub(crate) fn defer_wake(self: &Arc<Self>) -> Option<DeferredWake> {
         self.defer(&mut self.lock())
     }
@@ -189,8 +192,8 @@ impl Mailboxes {
         self.placement.report_load(index, connections);
     }
 
-    /// Returns true if publishers may continue. They ask before they publish, so several can exceed [`HIGH_WATER_MARK`] by
-    /// what each publishes at once.
+    /// Returns true if publishers may continue. They ask before they publish, so several can exceed
+    /// [`HIGH_WATER_MARK`] by what each publishes at once.
     pub(crate) fn has_capacity(&self) -> bool {
         !self.full.load(Ordering::Relaxed)
     }
@@ -215,8 +218,8 @@ impl Mailboxes {
         batch
     }
 
-    /// Closes the mailbox of a loop that has ended: nothing is taken in for it, nobody waits for it, and what was in it is
-    /// dropped.
+    /// Closes the mailbox of a loop that has ended: nothing is taken in for it, nobody waits for it, and what
+    /// was in it is dropped.
     pub(crate) fn close(&self, index: usize) {
         let mut state = self.lock();
         let left = state.mailboxes[index].close();
@@ -238,8 +241,8 @@ impl Mailboxes {
         }
     }
 
-    /// Takes only new connections of loop `index`: see [`Mailbox::take_new_connections`]. The loop calls [`Mailboxes::take`]
-    /// later, for the rest.
+    /// Takes only new connections of loop `index`: see [`Mailbox::take_new_connections`]. The loop calls
+    /// [`Mailboxes::take`] later, for the rest.
     pub(crate) fn take_new_connections(&self, index: usize) -> Vec<NewConnection> {
         self.lock().mailboxes[index].take_new_connections()
     }
@@ -261,8 +264,9 @@ impl Mailboxes {
     }
 }
 
-/// Wakes the loops that have something to do when it is dropped. Waking a loop costs more than registering a connection or
-/// delivering to one, so the wake is deferred until everything that arrives together is in the mailboxes.
+/// Wakes the loops that have something to do when it is dropped. Waking a loop costs more than registering a
+/// connection or delivering to one, so the wake is deferred until everything that arrives together is in the
+/// mailboxes.
 #[must_use = "it wakes the loops when it is dropped"]
 #[derive(Debug)]
 pub(crate) struct DeferredWake(Arc<Mailboxes>);

@@ -53,7 +53,7 @@ pub struct ManagerConfig {
     pub heartbeat: Option<HeartbeatConfig>,
     /// Time in which a client must take at least 16 KiB while it is sent what it has missed.
     pub replay_timeout: Duration,
-    /// What the server does with the texts of clients.
+    /// The use that the server makes of the texts of clients.
     pub client_messages: ClientMessages,
     /// Most bytes of a client's message.
     pub max_message_size: usize,
@@ -89,7 +89,8 @@ impl ManagerConfig {
         Rates {
             client: self.max_client_rate,
             total: self.max_total_rate,
-            // The queue of a client that reads nothing for a moment must have room for a burst and what follows it.
+            // The queue of a client that reads nothing for a moment must have room for a burst and what
+            // follows it.
             burst: self.max_queue / 4,
         }
     }
@@ -120,7 +121,7 @@ pub enum PublishError {
     Overloaded,
 }
 
-/// What is to be published in a channel.
+/// Publications that are to be made in a channel.
 #[derive(Debug)]
 pub struct PublishRequest {
     /// The channel.
@@ -192,16 +193,16 @@ pub struct ConnectionManager {
 
 /// The order in which the locks are taken, each one while those before it may be held:
 ///
-/// 1. the phase (`phases`): held for reading while something is admitted or published, so that a drain that begins meanwhile
-///    comes after it;
+/// 1. the phase (`phases`): held for reading while something is admitted or published, so that a drain that
+///    begins meanwhile comes after it;
 /// 2. the counts of connections (`admission`), or the lock of the broker;
-/// 3. the mailboxes (`mailboxes`), which a broker fills under its lock: so all loops have a channel's publications and
-///    subscriptions in one order;
+/// 3. the mailboxes (`mailboxes`), which a broker fills under its lock: so all loops have a channel's
+///    publications and subscriptions in one order;
 /// 4. none: a loop is woken under the lock of the mailboxes, by a write to its eventfd, which never blocks.
 ///
-/// A permit locks the counts when it is dropped, so no connection is dropped under the lock of the mailboxes. An event loop
-/// holds no lock when it calls the broker or takes from its mailbox, but one: that of the buffers that are handed over
-/// (`UnreadRound`) comes before the broker's. No lock is held across an await.
+/// A permit locks the counts when it is dropped, so no connection is dropped under the lock of the mailboxes.
+/// An event loop holds no lock when it calls the broker or takes from its mailbox, but one: that of the
+/// buffers that are handed over (`UnreadRound`) comes before the broker's. No lock is held across an await.
 #[derive(Debug)]
 struct Inner {
     phases: Phases,
@@ -220,8 +221,8 @@ struct Inner {
 pub struct LoopEnded;
 
 impl ConnectionManager {
-    /// Starts the event loops, which are among the `vital_tasks`. Connections are admitted as long as the phase allows it.
-    /// `broker` makes the broker that delivers to them; a handle to it is returned, too.
+    /// Starts the event loops, which are among the `vital_tasks`. Connections are admitted as long as the
+    /// phase allows it. `broker` makes the broker that delivers to them; a handle to it is returned, too.
     ///
     /// # Errors
     /// When the system gives no epoll instance or no thread.
@@ -288,8 +289,8 @@ impl ConnectionManager {
         Ok((manager, own_broker))
     }
 
-    /// Admits one connection, before its handshake is answered: from here on it counts, and a drain waits for it. Give
-    /// the [`Permit`] to [`ConnectionManager::connect`], or drop it.
+    /// Admits one connection, before its handshake is answered: from here on it counts, and a drain waits for
+    /// it. Give the [`Permit`] to [`ConnectionManager::connect`], or drop it.
     ///
     /// # Errors
     /// When the server is draining or full.
@@ -297,10 +298,11 @@ impl ConnectionManager {
         self.inner.admission.admit()
     }
 
-    /// Gives the socket of a client that made its handshake to an event loop, and returns the connection's id.
+    /// Gives the socket of a client that made its handshake to an event loop, and returns the connection's
+    /// id.
     ///
-    /// Must be called on a tokio runtime: the event loops are woken once the tasks that are ready now have run, so
-    /// connections that come together are registered together.
+    /// Must be called on a tokio runtime: the event loops are woken once the tasks that are ready now have
+    /// run, so connections that come together are registered together.
     ///
     /// # Errors
     /// When the socket cannot be taken off the runtime.
@@ -345,12 +347,13 @@ impl ConnectionManager {
         Ok(stats)
     }
 
-    /// Publishes, and returns the results in the order of the requests. Waits at most so long, first while the mailboxes are
-    /// full, then for the broker: a publication that it has not answered then may have been made. See [`Broker::publish`].
+    /// Publishes, and returns the results in the order of the requests. Waits at most so long, first while
+    /// the mailboxes are full, then for the broker: a publication that it has not answered then may have been
+    /// made. See [`Broker::publish`].
     ///
-    /// Must be called on a tokio runtime: the event loops are woken once the tasks that are ready now have run, so that
-    /// requests that arrive together are delivered together. If the future is dropped while it waits for the mailboxes, nothing
-    /// is published.
+    /// Must be called on a tokio runtime: the event loops are woken once the tasks that are ready now have
+    /// run, so that requests that arrive together are delivered together. If the future is dropped while it
+    /// waits for the mailboxes, nothing is published.
     ///
     /// # Errors
     /// When nothing was published.
@@ -388,8 +391,9 @@ impl ConnectionManager {
         &*self.inner.broker
     }
 
-    /// Admits no more connections, enters the phase `Draining` until the notice's deadline, and sends the notice to all
-    /// clients. A connection that was admitted before gets it with its welcome. Returns the counts at that moment.
+    /// Admits no more connections, enters the phase `Draining` until the notice's deadline, and sends the
+    /// notice to all clients. A connection that was admitted before gets it with its welcome. Returns the
+    /// counts at that moment.
     pub(crate) fn begin_drain(&self, notice: ShutdownNotice) -> ConnectionCounts {
         let counts = self.inner.admission.begin_drain(notice.deadline);
         self.inner.mailboxes.send(&LoopCommand::BeginDrain(notice));
@@ -406,8 +410,8 @@ impl ConnectionManager {
         self.inner.mailboxes.send(&LoopCommand::CloseGradually(reason, until));
     }
 
-    /// Enters the phase `Closing` and starts closing all connections. What is queued for a client is sent first; the TCP
-    /// socket of a client that does not answer within `close_timeout` is closed.
+    /// Enters the phase `Closing` and starts closing all connections. What is queued for a client is sent
+    /// first; the TCP socket of a client that does not answer within `close_timeout` is closed.
     pub(crate) fn close_all(&self, reason: CloseReason) {
         // In this order: once the phase allows no publication, none comes after the command.
         self.inner.phases.enter_closing();
@@ -445,8 +449,8 @@ impl ConnectionManager {
         &self.inner.vital_tasks
     }
 
-    /// Ends the event loops, which close the sockets that are left. Blocks for one iteration of a loop, until the threads
-    /// have ended.
+    /// Ends the event loops, which close the sockets that are left. Blocks for one iteration of a loop, until
+    /// the threads have ended.
     pub fn stop(&self) {
         self.inner.mailboxes.send(&LoopCommand::Stop);
         for thread in std::mem::take(&mut *self.threads()) {

@@ -7,40 +7,42 @@ use lastcall_core::clock;
 
 use crate::{client_id::ClientId, protocol::Outgoing};
 
-/// Earliest reconnect delay, and the shortest window over which the delays are spread, so that clients do not reconnect
-/// all at once.
+/// Earliest reconnect delay, and the shortest window over which the delays are spread, so that clients do not
+/// reconnect all at once.
 const MIN_RECONNECT_DELAY: Duration = Duration::from_secs(1);
 
 /// Tells clients that the server is going to close their connections, when, and when to reconnect.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ShutdownNotice {
     reason: &'static str,
-    /// When the remaining connections are closed.
+    /// The moment at which the remaining connections are closed.
     pub(crate) deadline: Instant,
-    /// How long before the deadline the server starts to close connections one by one.
+    /// The time before the deadline in which the server closes connections one by one.
     spread: Duration,
-    /// Where no other server admits the clients meanwhile: how long the process may run after the deadline.
+    /// The time that the process may run after the deadline, where no other server admits the clients
+    /// meanwhile.
     close_timeout: Option<Duration>,
 }
 
 impl ShutdownNotice {
-    /// Makes the notice of a drain that ends at `deadline`; the server closes the remaining connections over the last
-    /// `spread` before it. `reason` is for people.
+    /// Makes the notice of a drain that ends at `deadline`; the server closes the remaining connections over
+    /// the last `spread` before it. `reason` is for people.
     pub(crate) fn new(reason: &'static str, deadline: Instant, spread: Duration) -> Self {
         Self { reason, deadline, spread, close_timeout: None }
     }
 
-    /// The same where there is no other server: the one that replaces this process admits clients only after this
-    /// process has ended, at the latest `close_timeout` after the deadline.
+    /// The same where there is no other server: the one that replaces this process admits clients only after
+    /// this process has ended, at the latest `close_timeout` after the deadline.
     pub(crate) fn without_other_server(self, close_timeout: Duration) -> Self {
         Self { close_timeout: Some(close_timeout), ..self }
     }
 
-    /// Returns how long this client should wait before it reconnects, counted from its close, which is `now`. Each
-    /// client has a fixed moment within a window as long as the spread.
+    /// Returns how long this client should wait before it reconnects, counted from its close, which is `now`.
+    /// Each client has a fixed moment within a window as long as the spread.
     ///
-    /// Over the last `spread` before the deadline, the window begins when this process will have ended. Before that,
-    /// this moment is not known: the process ends with its last client, perhaps long before the deadline.
+    /// Over the last `spread` before the deadline, the window begins when this process will have ended.
+    /// Before that, this moment is not known: the process ends with its last client, perhaps long before the
+    /// deadline.
     pub(crate) fn reconnect_after(&self, client: ClientId, now: Instant) -> Duration {
         let left = self.deadline.saturating_duration_since(now);
         let until_ended = match self.close_timeout {

@@ -22,7 +22,7 @@ struct Data {
     message: String,
 }
 
-/// Where a notifier has stopped. Another one, also in a new process, continues from here.
+/// The point at which a notifier has stopped. Another one, also in a new process, continues from here.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct NotifierState {
@@ -47,8 +47,8 @@ impl Notifier {
         Self { stop, task: tasks.spawn("the notifier", notify(manager, interval, state, stopped)) }
     }
 
-    /// Stops, and returns where it has stopped. A notification that waits for the event loops is left to the notifier
-    /// that continues.
+    /// Stops, and returns where it has stopped. A notification that waits for the event loops is left to the
+    /// notifier that continues.
     ///
     /// # Errors
     /// When the task has panicked.
@@ -59,7 +59,7 @@ impl Notifier {
     }
 }
 
-/// How long a notification waits for event loops that have too much to do.
+/// The time that a notification waits for event loops that have too much to do.
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(10);
 
 async fn notify(

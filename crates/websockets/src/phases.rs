@@ -1,5 +1,5 @@
-//! The phase of the process, published on a watch channel. Admission, the drain and whatever asks how the process is
-//! doing read this one value.
+//! The phase of the process, published on a watch channel. Admission, the drain and whatever asks how the
+//! process is doing read this one value.
 
 use std::time::Instant;
 
@@ -45,7 +45,8 @@ impl Phases {
         self.advance(phase, |_| {});
     }
 
-    /// Enters `Stopped` without a log line: another process serves, and its log, which is the same one, says so.
+    /// Enters `Stopped` without a log line: another process serves, and its log, which is the same one, says
+    /// so.
     pub fn stop_after_handover(&self) {
         self.0.send_modify(|state| state.phase = Phase::Stopped);
     }
@@ -55,8 +56,8 @@ impl Phases {
         self.advance(Phase::Withdrawing, |state| state.deadline = Some(deadline));
     }
 
-    /// Enters `Draining` until `deadline`, with the connections that `count` returns. `count` runs while this holds
-    /// the lock of the phase.
+    /// Enters `Draining` until `deadline`, with the connections that `count` returns. `count` runs while this
+    /// holds the lock of the phase.
     pub(crate) fn enter_draining(&self, deadline: Instant, count: impl FnOnce() -> usize) {
         self.advance(Phase::Draining, |state| {
             state.deadline = Some(deadline);

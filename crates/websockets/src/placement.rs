@@ -2,8 +2,8 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// A loop gets this many connections before the next loop is used. Below it, waking a second loop for each message
-/// costs more than it saves, as writing to all of these takes about a millisecond.
+/// A loop gets this many connections before the next loop is used. Below it, waking a second loop for each
+/// message costs more than it saves, as writing to all of these takes about a millisecond.
 pub(crate) const CONNECTIONS_PER_LOOP: usize = 256;
 
 /// Chooses event loops by how many connections they have.
@@ -26,9 +26,9 @@ impl Placement {
         }
     }
 
-    /// Returns the loop for one more connection: the first that has fewer than `connections_per_loop`, or else the one
-    /// that has the fewest. `waiting` returns how many connections wait for a loop, which has not counted them yet; a loop for which
-    /// that is `usize::MAX` is the last to be chosen.
+    /// Returns the loop for one more connection: the first that has fewer than `connections_per_loop`, or
+    /// else the one that has the fewest. `waiting` returns how many connections wait for a loop, which has
+    /// not counted them yet; a loop for which that is `usize::MAX` is the last to be chosen.
     pub(crate) fn choose(&self, waiting: impl Fn(usize) -> usize) -> usize {
         let loads = self.loads.iter().enumerate();
         let loads =

@@ -29,9 +29,9 @@ pub(crate) enum Outgoing<'a> {
         channel: &'a ChannelName,
         /// The position from which on the client gets everything.
         start: Position,
-        /// Whether that is the position that the client asked for.
+        /// True if that is the position that the client asked for.
         recovered: bool,
-        /// Whether the client asked for a position.
+        /// True if the client asked for a position.
         wants_recovery: bool,
     },
     /// A publication in a channel of the client.
@@ -52,17 +52,17 @@ pub(crate) enum Outgoing<'a> {
     },
     /// The server is going to close this connection.
     Shutdown {
-        /// When this message was sent.
+        /// The time at which this message was sent.
         time: Timestamp,
         /// The reason, for people.
         reason: &'static str,
-        /// When the connections that are still open are closed.
+        /// The time at which the connections that are still open are closed.
         deadline: Timestamp,
         /// The time from `time` to `deadline`.
         left: Duration,
         /// The time from the close until the client should reconnect.
         reconnect_after: Duration,
-        /// Whether the close follows.
+        /// True if the close follows.
         is_last: bool,
     },
     /// The client's last message was not accepted.

@@ -1,8 +1,8 @@
-//! The graceful shutdown, whole: a delay for load balancers, notice to all clients, time to leave, reminders, closes
-//! that are spread, and at the deadline a close for all that are left.
+//! The graceful shutdown, whole: a delay for load balancers, notice to all clients, time to leave, reminders,
+//! closes that are spread, and at the deadline a close for all that are left.
 //!
-//! [`GracefulShutdown::run`] enters the phases `Withdrawing`, `Draining` and `Closing`, one after the other. What runs meanwhile
-//! follows these.
+//! [`GracefulShutdown::run`] enters the phases `Withdrawing`, `Draining` and `Closing`, one after the other.
+//! What runs meanwhile follows these.
 
 use std::{future::Future, pin::Pin, time::Duration};
 
@@ -14,26 +14,26 @@ use crate::{
     admission::ConnectionCounts, codec::CloseReason, manager::ConnectionManager, notice::ShutdownNotice,
 };
 
-/// How much longer than `close_timeout` to wait until the event loops have closed all sockets. They do it in their next
-/// iteration. The bound matters only when a loop is stuck, or when the process was suspended meanwhile and the loops
-/// still have to read the clients' answers.
+/// The time beyond `close_timeout` to wait until the event loops have closed all sockets. They do it in their
+/// next iteration. The bound matters only when a loop is stuck, or when the process was suspended meanwhile
+/// and the loops still have to read the clients' answers.
 pub const CLOSE_GRACE: Duration = Duration::from_secs(1);
 
-/// How often the progress of a drain is logged, at least.
+/// The longest time between two log lines about the progress of a drain.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The settings of the graceful shutdown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ShutdownConfig {
-    /// How long new connections are still admitted, so that load balancers notice that the server is not ready. Zero:
-    /// there is no load balancer.
+    /// The time for which new connections are still admitted, so that load balancers notice that the server
+    /// is not ready. Zero: there is no load balancer.
     pub delay: Duration,
-    /// How long the drain waits for the clients to leave.
+    /// The time that the drain waits for the clients to leave.
     pub timeout: Duration,
-    /// How long before the end of the drain the server starts to close connections one by one. Zero: at its end, all at
-    /// once.
+    /// The time before the end of the drain in which the server closes connections one by one. Zero: at its
+    /// end, all at once.
     pub spread: Duration,
-    /// How long a client has to answer a close frame: the event loops' own setting.
+    /// The time that a client has to answer a close frame: the event loops' own setting.
     pub close_timeout: Duration,
     /// Time between two notices to the same client; `None`: one notice.
     pub reminder_interval: Option<Duration>,
@@ -58,7 +58,7 @@ impl ShutdownConfig {
     }
 }
 
-/// Why a drain ended.
+/// The reason for the end of a drain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum DrainEnd {
     /// All clients have left.
@@ -82,10 +82,11 @@ impl GracefulShutdown {
         Self { manager, config }
     }
 
-    /// Shuts down: returns once no connection is left, or once the event loops should have closed all of them.
+    /// Shuts down: returns once no connection is left, or once the event loops should have closed all of
+    /// them.
     ///
-    /// `signal` is the name of the signal that asked for it, for the log. When `second_signal` is ready, the delay and
-    /// the drain end, and the connections that are left are closed.
+    /// `signal` is the name of the signal that asked for it, for the log. When `second_signal` is ready, the
+    /// delay and the drain end, and the connections that are left are closed.
     pub async fn run(&self, signal: &'static str, second_signal: impl Future) {
         let mut interrupt = Interrupt { is_ready: false, future: Box::pin(second_signal) };
         if !self.config.delay.is_zero() {
@@ -143,8 +144,8 @@ impl GracefulShutdown {
         before
     }
 
-    /// Waits until the clients have left, until the deadline, or until it is interrupted. Meanwhile it reminds the
-    /// clients, logs the progress, and closes connections one by one over the last part.
+    /// Waits until the clients have left, until the deadline, or until it is interrupted. Meanwhile it
+    /// reminds the clients, logs the progress, and closes connections one by one over the last part.
     async fn drain(
         &self,
         total: usize,
@@ -207,7 +208,8 @@ impl GracefulShutdown {
             format_duration(close_timeout),
             if is_interrupted { "again" } else { "twice" }
         );
-        // Two waits: if the process was suspended during the first, the second one still gives the loops their time.
+        // Two waits: if the process was suspended during the first, the second one still gives the loops
+        // their time.
         if timeout(close_timeout, self.manager.wait_until_empty()).await.is_err()
             && timeout(CLOSE_GRACE, self.manager.wait_until_empty()).await.is_err()
         {

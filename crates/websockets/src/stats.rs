@@ -1,5 +1,5 @@
-//! Counters of the event loops. Each loop has its own and is asked for them by a command, so counting needs no atomic
-//! operation and shares no cache line.
+//! Counters of the event loops. Each loop has its own and is asked for them by a command, so counting needs
+//! no atomic operation and shares no cache line.
 
 use std::{borrow::Cow, collections::BTreeMap, time::Duration};
 
@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{admission::Disconnect, codec::CloseReason};
 
-/// Counters since the start of this process, and of the processes before it that handed their connections over.
+/// Counters since the start of this process, and of the processes before it that handed their connections
+/// over.
 ///
 /// Plain data: it is serialized for the new process, which may be another build. The serialized names stay.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -25,7 +26,8 @@ pub struct Stats {
     pub messages_received: u64,
     /// Bytes received from clients, with all framing.
     pub bytes_received: u64,
-    /// Publications sent, once for each client: written or queued. Those of a replay count when they are about to be written.
+    /// Publications sent, once for each client: written or queued. Those of a replay count when they are
+    /// about to be written.
     pub messages_sent: u64,
     /// Bytes that the sockets of clients have taken, with all framing, but for the responses to handshakes.
     pub bytes_sent: u64,
@@ -85,16 +87,16 @@ impl Stats {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Histogram {
-    /// How many durations were at most each of [`Histogram::BOUNDS_US`] and above the one before. The last is for
-    /// durations above all bounds.
+    /// The numbers of durations that were at most each of [`Histogram::BOUNDS_US`] and above the one before.
+    /// The last is for durations above all bounds.
     pub counts: [u64; Histogram::BOUNDS_US.len() + 1],
     /// Sum of all durations, in microseconds.
     pub sum_us: u64,
 }
 
 impl Histogram {
-    /// Upper bounds of the buckets, in microseconds. One part of a loop iteration may take 4 ms; beyond 50 ms, clients
-    /// notice.
+    /// Upper bounds of the buckets, in microseconds. One part of a loop iteration may take 4 ms; beyond 50
+    /// ms, clients notice.
     pub const BOUNDS_US: [u64; 11] =
         [50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000];
 

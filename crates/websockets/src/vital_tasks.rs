@@ -1,5 +1,5 @@
-//! The tasks and threads without which the server does not do what it promises. If one of them fails, nothing else would
-//! notice: whoever waits for [`VitalTasks::failed`] ends the process.
+//! The tasks and threads without which the server does not do what it promises. If one of them fails, nothing
+//! else would notice: whoever waits for [`VitalTasks::failed`] ends the process.
 
 use std::{
     future::{Future, poll_fn},
@@ -28,8 +28,8 @@ impl Default for VitalTasks {
 }
 
 impl VitalTasks {
-    /// Has `failpoint` called with the name of a task each time that the task continues, so that a test can have it panic;
-    /// or, where it returns true, have an event loop fail otherwise.
+    /// Has `failpoint` called with the name of a task each time that the task continues, so that a test can
+    /// have it panic; or, where it returns true, have an event loop fail otherwise.
     pub fn with_failpoint(failpoint: fn(&'static str) -> bool) -> Self {
         Self(Arc::new(Shared { failed: watch::Sender::default(), failpoint }))
     }

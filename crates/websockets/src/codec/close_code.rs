@@ -1,15 +1,16 @@
-//! Close codes (RFC 6455 §7.4 and the IANA registry): those that this server sends, and those that a client may send.
+//! Close codes (RFC 6455 §7.4 and the IANA registry): those that this server sends, and those that a client
+//! may send.
 
 use serde::{Deserialize, Serialize};
 
-/// Why the server closes a connection: a close code, and a reason for people.
+/// The reason for which the server closes a connection: a close code, and a text for people.
 ///
 /// What a client should do after each is in `docs/protocol.md`, "Close codes".
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum CloseReason {
-    /// 1002: the client violated the protocol. The text is not handed over to a new process; the client has received
-    /// it already.
+    /// 1002: the client violated the protocol. The text is not handed over to a new process; the client has
+    /// received it already.
     ProtocolError(#[serde(skip)] &'static str),
     /// 1003: a binary message where text is expected.
     UnsupportedData,
@@ -78,7 +79,8 @@ impl CloseReason {
     }
 }
 
-/// Returns true if an endpoint may put `code` into a close frame (RFC 6455 §7.4 and the codes registered since).
+/// Returns true if an endpoint may put `code` into a close frame (RFC 6455 §7.4 and the codes registered
+/// since).
 pub(crate) fn is_valid_code(code: u16) -> bool {
     matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999)
 }

@@ -1,7 +1,7 @@
 //! From bytes to messages: a client's frames, unmasked, joined and checked as they arrive.
 //!
-//! Every limit is enforced when a header is read, before its payload. A text that is not UTF-8 is refused at its first
-//! wrong byte (RFC 6455 §8.1), even in the middle of a frame.
+//! Every limit is enforced when a header is read, before its payload. A text that is not UTF-8 is refused at
+//! its first wrong byte (RFC 6455 §8.1), even in the middle of a frame.
 
 #[cfg(test)]
 mod differential;
@@ -24,8 +24,8 @@ use super::{
     frame::{Header, parse_header, unmask},
 };
 
-/// Decodes the frames of one client. It keeps input that is not a whole frame or message yet; between messages it holds
-/// nothing and costs one pointer.
+/// Decodes the frames of one client. It keeps input that is not a whole frame or message yet; between
+/// messages it holds nothing and costs one pointer.
 ///
 /// Plain data: it is serialized for the new process, which may be another build. The serialized names stay.
 #[derive(Debug, Default, Clone, PartialEq, Serialize, Deserialize)]
@@ -46,8 +46,8 @@ impl Decoder {
         self.pending.as_ref().map_or(0, |pending| pending.rest_of_frame())
     }
 
-    /// Decodes all of `input`, which it unmasks in place, and calls `on_event` for each event. Stops early when
-    /// `on_event` breaks.
+    /// Decodes all of `input`, which it unmasks in place, and calls `on_event` for each event. Stops early
+    /// when `on_event` breaks.
     ///
     /// # Errors
     /// Returns the reason to close the connection with. Later input must not be decoded: it is out of sync.
@@ -89,8 +89,8 @@ impl Decoder {
     }
 }
 
-/// Returns the header of an unfragmented frame that `input` starts with, and the range of its payload; `None` if the
-/// frame is not complete or not unfragmented.
+/// Returns the header of an unfragmented frame that `input` starts with, and the range of its payload; `None`
+/// if the frame is not complete or not unfragmented.
 fn whole_frame(
     input: &[u8],
     limits: DecoderLimits,

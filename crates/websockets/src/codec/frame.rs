@@ -62,8 +62,8 @@ pub(crate) struct Header {
     pub(crate) len: u64,
 }
 
-/// Parses the frame header that `bytes`, which a client sent, start with. Returns the header and its length in bytes, or
-/// `None` if it is not complete.
+/// Parses the frame header that `bytes`, which a client sent, start with. Returns the header and its length
+/// in bytes, or `None` if it is not complete.
 ///
 /// # Errors
 /// Returns a protocol error at the first byte that shows it.
@@ -147,7 +147,8 @@ impl Frame {
         Self::encode(Opcode::Pong, payload)
     }
 
-    /// Encodes a close frame with a code and a reason; `None`: without, as the answer to a close frame without a code.
+    /// Encodes a close frame with a code and a reason; `None`: without, as the answer to a close frame
+    /// without a code.
     pub(crate) fn close(status: Option<(u16, &str)>) -> Self {
         let mut payload = Vec::with_capacity(MAX_CONTROL_PAYLOAD);
         if let Some((code, reason)) = status {
@@ -190,8 +191,8 @@ fn write_frame(bytes: &mut impl BufMut, opcode: Opcode, payload: &[u8]) {
     bytes.put_slice(payload);
 }
 
-/// Returns the start of the first frame at or after byte `at` of `frames`, which are whole frames from the server. If
-/// there is none, or the bytes are no such frames, returns their end.
+/// Returns the start of the first frame at or after byte `at` of `frames`, which are whole frames from the
+/// server. If there is none, or the bytes are no such frames, returns their end.
 pub(crate) fn next_boundary(frames: &[u8], at: usize) -> usize {
     let mut start = 0;
     while start < at {
@@ -203,8 +204,8 @@ pub(crate) fn next_boundary(frames: &[u8], at: usize) -> usize {
     start.min(frames.len())
 }
 
-/// Returns the length of the frame that `bytes` start with, which is one from the server; `None` if its header is not
-/// complete.
+/// Returns the length of the frame that `bytes` start with, which is one from the server; `None` if its
+/// header is not complete.
 fn frame_len(bytes: &[u8]) -> Option<usize> {
     Some(match bytes.get(1)? & 0x7F {
         126 => {

@@ -15,12 +15,13 @@ use crate::{
 };
 use bytes::Bytes;
 
-/// Most bytes of one read while the rate of published texts is limited: the rate is checked after each read, so one
-/// read must not bring much. The worst case are empty texts: 6 bytes become a message of 150.
+/// Most bytes of one read while the rate of published texts is limited: the rate is checked after each read,
+/// so one read must not bring much. The worst case are empty texts: 6 bytes become a message of 150.
 const LIMITED_READ: usize = 512;
 
 impl<S: Stream> Connection<S> {
-    /// Sets the bytes that arrived right after the handshake's request. They are read before those of the stream.
+    /// Sets the bytes that arrived right after the handshake's request. They are read before those of the
+    /// stream.
     pub(crate) fn set_early_input(&mut self, input: Bytes) {
         self.early_input = Some(input).filter(|input| !input.is_empty()).map(Box::new);
     }
@@ -42,8 +43,9 @@ impl<S: Stream> Connection<S> {
         self.input_ended
     }
 
-    /// Handles the end of the client's direction. A client of server-sent events has nothing more to say after its request, so
-    /// its end is no close. But most clients that end it are gone: they show it by a reset when something is sent to them.
+    /// Handles the end of the client's direction. A client of server-sent events has nothing more to say
+    /// after its request, so its end is no close. But most clients that end it are gone: they show it by a
+    /// reset when something is sent to them.
     fn end_input(&mut self) -> Outcome {
         if !self.form.is_event_stream() || self.state == State::Lingering && !self.has_output() {
             return self.disconnected();
@@ -59,13 +61,15 @@ impl<S: Stream> Connection<S> {
         self.early_input.is_some()
     }
 
-    /// Returns the most bytes to read at once. The rest of a frame may be read at once, as it is one message at most.
+    /// Returns the most bytes to read at once. The rest of a frame may be read at once, as it is one message
+    /// at most.
     fn read_limit(&self, config: &ConnectionConfig) -> usize {
         let is_limited = config.limits_texts && self.is_open();
         if is_limited { LIMITED_READ.max(self.decoder.rest_of_frame()) } else { usize::MAX }
     }
 
-    /// Reads once, at most the size of `buffer`, and handles what was read. Texts to be published go to `on_text`.
+    /// Reads once, at most the size of `buffer`, and handles what was read. Texts to be published go to
+    /// `on_text`.
     pub(crate) fn read(
         &mut self,
         buffer: &mut [u8],
@@ -87,7 +91,8 @@ impl<S: Stream> Connection<S> {
         match self.stream.read(buffer) {
             Ok(0) => (self.end_input(), Readable::No),
             Ok(n) => {
-                // A short read has emptied the socket (epoll(7), question 9), unless the end of the stream follows.
+                // A short read has emptied the socket (epoll(7), question 9), unless the end of the stream
+                // follows.
                 let readable =
                     if n < buffer.len() && !self.peer_closed { Readable::No } else { Readable::Maybe };
                 (self.receive(&mut buffer[..n], config, stats, on_text), readable)

@@ -11,19 +11,19 @@ use super::stream::{Stream, TcpProgress};
 /// The server's end of a stream whose client is the test.
 #[derive(Debug, Default)]
 pub(crate) struct MemoryStream {
-    /// What reads return, one after the other: bytes, or an error. Then they would block.
+    /// The results of reads, one after the other: bytes, or an error. Then they would block.
     pub(crate) input: VecDeque<Result<Vec<u8>, ErrorKind>>,
-    /// Whether the client ends the stream after `input`.
+    /// True if the client ends the stream after `input`.
     pub(crate) is_ended: bool,
     /// Bytes that were written.
     pub(crate) written: Vec<u8>,
     /// Bytes that can still be written before a write would block.
     pub(crate) capacity: usize,
-    /// What the next write fails with.
+    /// The error of the next write.
     pub(crate) write_error: Option<ErrorKind>,
-    /// How often a write was tried.
+    /// The number of writes that were tried.
     pub(crate) writes: usize,
-    /// Whether the server has shut down its direction.
+    /// True if the server has shut down its direction.
     pub(crate) is_shut_down: Cell<bool>,
 }
 

@@ -17,15 +17,15 @@ const MAX_SLICES: usize = 16;
 /// Bytes after which a flush lets other connections have their turn.
 const TURN: usize = 128 << 10;
 
-/// Messages up to this size are copied into one chunk: pings and comments. A publication is larger, and shared by all of its
-/// clients, here and in a handover.
+/// Messages up to this size are copied into one chunk: pings and comments. A publication is larger, and
+/// shared by all of its clients, here and in a handover.
 const SMALL: usize = 64;
 
 /// Most bytes of a chunk that small messages are copied into.
 const COPIED: usize = 16 << 10;
 
-/// The cost of a chunk beside its bytes: its place in the queue, which may have room for twice as many, and the header of its
-/// allocation.
+/// The cost of a chunk beside its bytes: its place in the queue, which may have room for twice as many, and
+/// the header of its allocation.
 const CHUNK_COST: usize = 2 * size_of::<Chunk>() + 32;
 
 /// Chunks that a queue keeps room for.
@@ -34,7 +34,8 @@ const KEPT_CHUNKS: usize = 16;
 /// The queue of one client, in order. Its chunks are shared with other clients, not copied; but for small
 /// messages.
 ///
-/// It can be read as builds up to version 3 of the handover have written it. Later ones hand over a `QueueSnapshot`.
+/// It can be read as builds up to version 3 of the handover have written it. Later ones hand over a
+/// `QueueSnapshot`.
 #[derive(Debug, Default, Clone, PartialEq, Deserialize)]
 #[serde(default)]
 pub(crate) struct Outbox {
@@ -52,7 +53,8 @@ struct Queue {
     waiting: usize,
     /// Of these, bytes of replays that the old process encoded. They do not count towards `max_queue`.
     replayed: usize,
-    /// The cost of all chunks but replays and their pages: the memory that they keep, and not only what is not written of it.
+    /// The cost of all chunks but replays and their pages: the memory that they keep, and not only what is
+    /// not written of it.
     cost: usize,
     /// The cost of the chunks that were queued before the current round, as far as they are still there.
     cost_before_round: usize,
@@ -177,9 +179,9 @@ impl Outbox {
         self.queue.as_ref().map_or(0, |queue| queue.waiting)
     }
 
-    /// Begins a round, unless it has begun. Returns true if more than `max_queue` was queued before it: the client is too slow,
-    /// as it has not taken that. What a round adds is not held against the client, which could not read any of it yet.
-    /// Replays do not count.
+    /// Begins a round, unless it has begun. Returns true if more than `max_queue` was queued before it: the
+    /// client is too slow, as it has not taken that. What a round adds is not held against the client, which
+    /// could not read any of it yet. Replays do not count.
     pub(crate) fn is_over(&mut self, max_queue: usize, round: Round) -> bool {
         let Some(queue) = &mut self.queue else { return false };
         if queue.round != round {
@@ -194,8 +196,8 @@ impl Outbox {
         self.queue.iter().flat_map(|queue| &queue.chunks)
     }
 
-    /// Returns how many bytes of the first chunk are written, and how many of all that wait are of replays: they do not count
-    /// towards `max_queue`.
+    /// Returns how many bytes of the first chunk are written, and how many of all that wait are of replays:
+    /// they do not count towards `max_queue`.
     pub(crate) fn progress(&self) -> (usize, usize) {
         let pages = self.chunks().map(|chunk| match chunk {
             Chunk::Page(bytes) => bytes.len(),
@@ -216,8 +218,8 @@ impl Outbox {
         Self { queue: Some(Box::new(Queue { chunks, written, waiting, replayed, cost, ..Queue::default() })) }
     }
 
-    /// Queues whole frames. The socket has taken their first `written` bytes already, which is only possible when
-    /// nothing else is queued.
+    /// Queues whole frames. The socket has taken their first `written` bytes already, which is only possible
+    /// when nothing else is queued.
     pub(crate) fn push(&mut self, frames: Bytes, written: usize, round: Round) {
         // A form may have no bytes for a message.
         if frames.is_empty() {
@@ -234,8 +236,8 @@ impl Outbox {
         }
     }
 
-    /// Queues a pong. Of those that the socket has not taken, the last one stands for all (RFC 6455 §5.5.3), and comes before
-    /// all other messages.
+    /// Queues a pong. Of those that the socket has not taken, the last one stands for all (RFC 6455 §5.5.3),
+    /// and comes before all other messages.
     pub(crate) fn push_pong(&mut self, frame: &[u8]) {
         let queue = self.queue.get_or_insert_default();
         let chunk = Chunk::Copied(frame.to_vec());
@@ -327,7 +329,8 @@ impl Outbox {
         Ok(flushed)
     }
 
-    /// Drops what is queued, except the rest of a message that is written in part, so that another one may follow.
+    /// Drops what is queued, except the rest of a message that is written in part, so that another one may
+    /// follow.
     pub(crate) fn truncate_to_partial_message(&mut self, form: Form) {
         let Some(queue) = self.queue.take() else { return };
         // Nothing of the first message is written: then it goes, too.
@@ -347,7 +350,8 @@ impl Queue {
         self.chunks.push_back(chunk);
     }
 
-    /// Adds a small message to the last chunk, if it is one of small messages, and not a pong that may be replaced.
+    /// Adds a small message to the last chunk, if it is one of small messages, and not a pong that may be
+    /// replaced.
     fn copy(&mut self, message: &[u8]) {
         let is_pong = self.pong.is_some_and(|pong| pong + 1 == self.chunks.len());
         if let Some(Chunk::Copied(last)) = self.chunks.back_mut().filter(|_| !is_pong)

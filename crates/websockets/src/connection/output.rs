@@ -1,7 +1,7 @@
 //! The writing half of a connection: messages to the client, as far as its socket takes them.
 //!
-//! A message is sent in two steps, [`Connection::prepare`] and [`Connection::complete`]. Between them is the write to the
-//! socket, so the writes to many sockets can be made together.
+//! A message is sent in two steps, [`Connection::prepare`] and [`Connection::complete`]. Between them is the
+//! write to the socket, so the writes to many sockets can be made together.
 
 use std::io::{self, ErrorKind};
 
@@ -68,19 +68,21 @@ impl<S: Stream> Connection<S> {
             Ok(written) if written >= response => {
                 self.complete(Write { messages, round: Round::default() }, Ok(written - response))
             }
-            // A new socket buffers several KiB. If it does not, the client is gone or never read an earlier response.
+            // A new socket buffers several KiB. If it does not, the client is gone or never read an earlier
+            // response.
             _ => self.disconnected(),
         }
     }
 
-    /// Sends whole messages, or queues what the socket does not take. If too much was in the queue before this round of the
-    /// loop, it sends nothing and returns [`Outcome::TooSlow`].
+    /// Sends whole messages, or queues what the socket does not take. If too much was in the queue before
+    /// this round of the loop, it sends nothing and returns [`Outcome::TooSlow`].
     pub(crate) fn send(&mut self, messages: &Bytes, round: Round, config: &ConnectionConfig) -> Outcome {
         let prepared = self.prepare(messages, round, config);
         self.write_prepared(prepared)
     }
 
-    /// Sends whole messages like [`Connection::send`], however much is queued. For the few that every client must get.
+    /// Sends whole messages like [`Connection::send`], however much is queued. For the few that every client
+    /// must get.
     pub(crate) fn send_unbounded(&mut self, messages: &Bytes) -> Outcome {
         let prepared = self.prepare_unbounded(messages, Round::default());
         self.write_prepared(prepared)
@@ -96,7 +98,8 @@ impl<S: Stream> Connection<S> {
         }
     }
 
-    /// Prepares to send whole messages, as [`Connection::send`] does. Until [`Connection::complete`], nothing else may be sent.
+    /// Prepares to send whole messages, as [`Connection::send`] does. Until [`Connection::complete`], nothing
+    /// else may be sent.
     pub(crate) fn prepare<'a>(
         &mut self,
         messages: &'a Bytes,
@@ -120,7 +123,8 @@ impl<S: Stream> Connection<S> {
         Prepared::Write(Write { messages, round })
     }
 
-    /// Takes the result of a write to the socket that [`Connection::prepare`] has asked for, and queues what is left.
+    /// Takes the result of a write to the socket that [`Connection::prepare`] has asked for, and queues what
+    /// is left.
     pub(crate) fn complete(&mut self, write: Write<'_>, result: io::Result<usize>) -> Outcome {
         let Write { messages, round } = write;
         let written = match result {
@@ -164,7 +168,8 @@ impl<S: Stream> Connection<S> {
         }
     }
 
-    /// Sends what the client has missed, in pages, as its socket takes them. What is sent later comes after it.
+    /// Sends what the client has missed, in pages, as its socket takes them. What is sent later comes after
+    /// it.
     pub(crate) fn replay(&mut self, replay: Replay) -> Outcome {
         if !self.is_open() {
             return Outcome::Unchanged;

@@ -2,7 +2,8 @@
 
 use super::stream::TcpProgress;
 
-/// The state of a ping. Any bytes from the client count as the answer, but only bytes that arrive after the ping.
+/// The state of a ping. Any bytes from the client count as the answer, but only bytes that arrive after the
+/// ping.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ping {
     /// Something arrived since the ping, or no ping was sent yet.
@@ -19,14 +20,15 @@ pub(crate) enum Ping {
         /// True if the client took nothing between the last two checks.
         stalled: bool,
     },
-    /// The ping has left the outbox, or another process, at another time than the pings to the other clients of its bucket. It
-    /// is checked one round later, so that the client has the full time to answer.
+    /// The ping has left the outbox, or another process, at another time than the pings to the other clients
+    /// of its bucket. It is checked one round later, so that the client has the full time to answer.
     SentLate,
 }
 
 impl Ping {
-    /// Continues with the last ping of another process. It may have been sent just before, so a check that is due soon does not
-    /// count. `is_read`: the ping is in the outbox, or one that a client answers by reading it.
+    /// Continues with the last ping of another process. It may have been sent just before, so a check that is
+    /// due soon does not count. `is_read`: the ping is in the outbox, or one that a client answers by reading
+    /// it.
     pub(crate) fn restore(answered: bool, is_read: bool) -> Self {
         match (answered, is_read) {
             (true, _) => Self::Answered,
@@ -58,7 +60,8 @@ impl Ping {
         *self = Self::Unread { acknowledged: progress.acknowledged, heard: false, stalled: false };
     }
 
-    /// Records that bytes arrived from the client. While a ping is queued (`has_output`), no other one is needed.
+    /// Records that bytes arrived from the client. While a ping is queued (`has_output`), no other one is
+    /// needed.
     pub(crate) fn answered(&mut self, has_output: bool) {
         match self {
             Self::Unread { heard, .. } if has_output => *heard = true,
@@ -78,8 +81,8 @@ impl Ping {
         *self == Self::Sent
     }
 
-    /// Checks a ping that waits to be read, when the time for the answer is over. Returns true if the client is gone or does
-    /// not read. `has_output`: something is queued; `is_answer`: reading is the answer.
+    /// Checks a ping that waits to be read, when the time for the answer is over. Returns true if the client
+    /// is gone or does not read. `has_output`: something is queued; `is_answer`: reading is the answer.
     pub(crate) fn check_unread(&mut self, progress: TcpProgress, has_output: bool, is_answer: bool) -> bool {
         let Self::Unread { acknowledged, heard, stalled } = self else { return false };
         if !has_output && !progress.in_flight && !progress.unsent {
@@ -91,8 +94,8 @@ impl Ping {
             *stalled = false;
             return false;
         }
-        // Nothing came back for what was sent: nobody is there. A client that is there and has no room gets a second round, as it
-        // makes room in large steps.
+        // Nothing came back for what was sent: nobody is there. A client that is there and has no room gets a
+        // second round, as it makes room in large steps.
         progress.in_flight || std::mem::replace(stalled, true)
     }
 

@@ -1,4 +1,4 @@
-//! What a client has missed of a channel, on its way to the client.
+//! A replay: the publications that a client has missed of a channel, on their way to the client.
 
 use std::{sync::Arc, vec};
 
@@ -12,12 +12,12 @@ use crate::{
     protocol::{Form, Outgoing, chunk::ChunkWriter, event_stream, plain},
 };
 
-/// About how many bytes are encoded at once: as much as a socket usually takes, so that a client that does not read costs
-/// little memory.
+/// About how many bytes are encoded at once: as much as a socket usually takes, so that a client that does
+/// not read costs little memory.
 const PAGE: usize = 16 << 10;
 
-/// Publications that are encoded as the socket takes them. Until then, each costs one pointer: its memory is shared with the
-/// history and with other replays.
+/// Publications that are encoded as the socket takes them. Until then, each costs one pointer: its memory is
+/// shared with the history and with other replays.
 #[derive(Debug, Clone)]
 pub(crate) struct Replay {
     pub(crate) channel: ChannelName,
@@ -26,7 +26,7 @@ pub(crate) struct Replay {
     pub(crate) form: ReplayForm,
 }
 
-/// How the publications of a replay are encoded.
+/// The encoding of the publications of a replay.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum ReplayForm {

@@ -14,9 +14,9 @@ use crate::{
     protocol::Form,
 };
 
-/// What a new process needs to continue a connection. Other builds read it, too: fields that they do not know are
-/// ignored, and missing ones have their defaults. The serialized names stay. A field that an older build must not
-/// ignore requires a new number of the handover protocol.
+/// Everything that a new process needs to continue a connection. Other builds read it, too: fields that they
+/// do not know are ignored, and missing ones have their defaults. The serialized names stay. A field that an
+/// older build must not ignore requires a new number of the handover protocol.
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ConnectionSnapshot {
@@ -26,16 +26,16 @@ pub struct ConnectionSnapshot {
     pub(crate) age_s: Option<u32>,
     #[serde(rename = "life")]
     pub(crate) state: State,
-    /// Why the server closed the connection, if it did.
+    /// The reason for which the server closed the connection, if it did.
     pub(crate) close_reason: Option<CloseReason>,
-    /// What is left of `close_timeout`, in milliseconds, if the connection is closing.
+    /// The rest of `close_timeout`, in milliseconds, if the connection is closing.
     #[serde(rename = "cut_off_in_ms")]
     pub(crate) close_timeout_in_ms: Option<u64>,
-    /// Whether anything arrived since the last ping.
+    /// True if anything arrived since the last ping.
     #[serde(rename = "heard")]
     pub(crate) active_since_ping: bool,
-    /// Bytes that arrived right after the handshake's request and are not decoded yet. They come before those of the
-    /// socket.
+    /// Bytes that arrived right after the handshake's request and are not decoded yet. They come before those
+    /// of the socket.
     #[serde(skip_serializing_if = "Bytes::is_empty")]
     pub(crate) early_input: Bytes,
     /// Input that is not a whole message yet: part of a header, part of a frame, fragments.
@@ -43,7 +43,8 @@ pub struct ConnectionSnapshot {
     /// Output that the socket has not taken yet, as numbers of buffers.
     #[serde(skip_serializing_if = "QueueSnapshot::is_empty")]
     pub(crate) queue: QueueSnapshot,
-    /// The channels that it is subscribed to, in the order of its URL, as numbers. It has everything of them that was published.
+    /// The channels that it is subscribed to, in the order of its URL, as numbers. It has everything of them
+    /// that was published.
     pub(crate) subscriptions: SubscriptionNumbers,
     /// Those of them that have not begun.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -96,7 +97,7 @@ pub(crate) struct PendingSnapshot {
     /// Its index among the channels of the connection.
     pub(crate) index: u32,
     pub(crate) since: Since,
-    /// Whether the client is told: it named the channel.
+    /// True if the client is told: it named the channel.
     #[serde(rename = "announced")]
     pub(crate) announce: bool,
 }
@@ -129,7 +130,8 @@ mod tests {
     use super::{super::outbox::Round, *};
     use crate::codec::{DecoderLimits, Event, Frame};
 
-    /// A connection in the middle of everything: fragments, part of a frame, output that is written in part, a close.
+    /// A connection in the middle of everything: fragments, part of a frame, output that is written in part,
+    /// a close.
     fn busy() -> ConnectionSnapshot {
         let mut decoder = Decoder::default();
         let limits = DecoderLimits { max_message_size: 1000, accept_binary: true };

@@ -40,8 +40,9 @@ impl Stream for mio::net::TcpStream {
     }
 }
 
-/// The point to which the kernel has got with what was written to a socket (TCP_INFO, tcp(7)). What a client has acknowledged shows that
-/// it reads, or that its kernel does; that a socket takes more may only show that its buffer has grown.
+/// The point to which the kernel has got with what was written to a socket (TCP_INFO, tcp(7)). What a client
+/// has acknowledged shows that it reads, or that its kernel does; that a socket takes more may only show that
+/// its buffer has grown.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct TcpProgress {
     /// Bytes that the client has acknowledged. Wraps around: only differences count.
@@ -63,7 +64,8 @@ impl TcpProgress {
         let mut size = size_of::<libc::tcp_info>() as libc::socklen_t;
         let (level, name) = (libc::IPPROTO_TCP, libc::TCP_INFO);
         #[expect(unsafe_code, reason = "the system call has no safe form")]
-        // SAFETY: the kernel writes at most `size` bytes to `info`, which has as many; it is plain data, all zeros of which is valid.
+        // SAFETY: the kernel writes at most `size` bytes to `info`, which has as many; it is plain data, all
+        // zeros of which is valid.
         let info = unsafe {
             if libc::getsockopt(socket.as_raw_fd(), level, name, info.as_mut_ptr().cast(), &mut size) != 0 {
                 return Err(io::Error::last_os_error());

@@ -1,4 +1,5 @@
-//! A connection over a stream in memory: each state, each way to end, and every number of bytes that a socket takes.
+//! A connection over a stream in memory: each state, each way to end, and every number of bytes that a socket
+//! takes.
 
 mod closing;
 mod input;

@@ -1,5 +1,5 @@
-//! The output that clients have not read yet, as a new process gets it: each byte once, however many clients wait for it, within one
-//! budget for all of them.
+//! The output that clients have not read yet, as a new process gets it: each byte once, however many clients
+//! wait for it, within one budget for all of them.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -13,8 +13,8 @@ use super::{
     replay::{Replay, ReplayForm},
 };
 
-/// Most bytes that go to a new process of what clients have sent in part, or have not read: so many are copied in less than a
-/// tenth of a second.
+/// Most bytes that go to a new process of what clients have sent in part, or have not read: so many are
+/// copied in less than a tenth of a second.
 pub(crate) const UNREAD_BUDGET: usize = 64 << 20;
 
 /// The cost of an entry of a queue, beside its bytes: the entries of both processes.
@@ -84,7 +84,7 @@ fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Arc<Publica
     Publication::deserialize(deserializer).map(Arc::new)
 }
 
-/// What a client has not read is more than what is left of the budget.
+/// An error: what a client has not read is more than what is left of the budget.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("what a client has not read does not fit into a handover")]
 pub(crate) struct OverBudget;
@@ -112,9 +112,10 @@ pub(crate) struct UnreadBuffers {
     numbers: HashMap<(usize, usize), u32>,
     /// They are kept, so no other one comes to be where one of them is.
     buffers: Vec<Bytes>,
-    /// The number after the last one that was asked for: clients of a channel wait for the same buffers in the same order.
+    /// The number after the last one that was asked for: clients of a channel wait for the same buffers in
+    /// the same order.
     next: usize,
-    /// Where the publications are.
+    /// The places of the publications in memory.
     pinned: HashMap<usize, ()>,
     publications: Vec<PinnedPublication>,
 }
@@ -196,7 +197,8 @@ impl UnreadBuffers {
         Ok(number)
     }
 
-    /// Adds the publications of a replay that are in no history any more. Returns what else there is of it; `None`: nothing.
+    /// Adds the publications of a replay that are in no history any more. Returns what else there is of it;
+    /// `None`: nothing.
     fn replay(&mut self, replay: &Replay, broker: &dyn Broker) -> Result<Option<ReplaySnapshot>, OverBudget> {
         let Replay { channel, epoch, form, .. } = replay;
         let missed = replay.missed();
@@ -240,8 +242,8 @@ fn location(bytes: &Bytes) -> (usize, usize) {
     (bytes.as_ptr() as usize, bytes.len())
 }
 
-/// Returns about what it costs to hand this over, if no other client waits for the same bytes, and whether there are replays:
-/// what they cost shows when they are added.
+/// Returns about what it costs to hand this over, if no other client waits for the same bytes, and whether
+/// there are replays: what they cost shows when they are added.
 pub(crate) fn estimate(outbox: &Outbox, input: usize) -> (usize, bool) {
     let (mut bytes, mut has_replays) = (input, false);
     for chunk in outbox.chunks() {
@@ -299,8 +301,8 @@ impl ReceivedUnread {
         Ok(())
     }
 
-    /// Returns the queue, and whether it is complete: publications may be gone that this process does not keep as long as the
-    /// old one. Then the queue ends there.
+    /// Returns the queue, and whether it is complete: publications may be gone that this process does not
+    /// keep as long as the old one. Then the queue ends there.
     pub(crate) async fn restore(&self, queue: QueueSnapshot, history: &mut Histories<'_>) -> (Outbox, bool) {
         let mut chunks = Vec::with_capacity(queue.chunks.len() / 4);
         let (written, replayed) = (queue.written, queue.replayed);

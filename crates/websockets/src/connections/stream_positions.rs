@@ -2,7 +2,8 @@
 
 use lastcall_core::{Epoch, Position};
 
-/// The position of each channel of a client, in the order of its URL. Server-sent events have one id for all of them.
+/// The position of each channel of a client, in the order of its URL. Server-sent events have one id for all
+/// of them.
 ///
 /// It is kept as text, as each event needs all of it, and a publication changes one position.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,8 +42,8 @@ impl StreamPositions {
         self.ends.is_empty()
     }
 
-    /// Returns the positions as bytes, for another process: two numbers for each, the epoch and the offset, one higher than it
-    /// is, with their lowest bytes first. 0: there is none.
+    /// Returns the positions as bytes, for another process: two numbers for each, the epoch and the offset,
+    /// one higher than it is, with their lowest bytes first. 0: there is none.
     pub(crate) fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(16 * self.ends.len());
         for channel in 0..self.ends.len() {

@@ -26,7 +26,8 @@ impl Subscription {
 /// No index: the broker has not answered yet.
 pub(crate) const PENDING: u32 = u32::MAX;
 
-/// The subscriptions of a connection, in the order of its URL. A single one, as most connections have, is stored inline.
+/// The subscriptions of a connection, in the order of its URL. A single one, as most connections have, is
+/// stored inline.
 #[derive(Debug, Default)]
 pub(crate) enum SubscriptionList {
     #[default]
@@ -77,8 +78,9 @@ impl SubscriptionList {
         self.several().positions = Some(positions);
     }
 
-    /// Returns the positions that form the id of the client's events, and the index of this channel among them. `None`: the
-    /// client gets no server-sent events, or has only one channel, whose position is the id.
+    /// Returns the positions that form the id of the client's events, and the index of this channel among
+    /// them. `None`: the client gets no server-sent events, or has only one channel, whose position is the
+    /// id.
     pub(crate) fn positions(&mut self, channel: LocalChannelId) -> Option<(&mut StreamPositions, usize)> {
         let Self::Several(several) = self else { return None };
         let index = several.subscriptions.iter().position(|one| one.channel == channel);

@@ -32,8 +32,9 @@ use crate::{
     stats::Stats,
 };
 
-/// A position that no channel has: epochs are random. The ids of events have it in place of one that the client sent and that is
-/// malformed, until the client is told: if it comes back before that, it must still be told.
+/// A position that no channel has: epochs are random. The ids of events have it in place of one that the
+/// client sent and that is malformed, until the client is told: if it comes back before that, it must still
+/// be told.
 const NEVER_GIVEN: Position = Position { epoch: Epoch(0), offset: 0 };
 
 /// The channels of one event loop.
@@ -44,8 +45,9 @@ pub(super) struct Channels {
     pub(super) subscriptions: Subscriptions,
     /// The channel of clients that name none.
     broadcast: ChannelName,
-    /// While connections come from another process: the channels of the loop there whose connections this one continues, by
-    /// their numbers there, with how many subscriptions the broker has got ahead for this number.
+    /// While connections come from another process: the channels of the loop there whose connections this one
+    /// continues, by their numbers there, with how many subscriptions the broker has got ahead for this
+    /// number.
     old: Vec<Option<(LocalChannelId, u32)>>,
 }
 
@@ -60,13 +62,15 @@ impl Channels {
         self.subscriptions.find(name)
     }
 
-    /// Returns the slot of the first member of a channel from this index on, and its index; `None`: there is none.
+    /// Returns the slot of the first member of a channel from this index on, and its index; `None`: there is
+    /// none.
     pub(super) fn next_member(&self, channel: LocalChannelId, from: usize) -> Option<(usize, usize)> {
         let members = &self.subscriptions.get(channel)?.members;
         (from..members.end()).find_map(|index| Some((index, members.get(index)?)))
     }
 
-    /// Publishes what a client has sent in the first of its channels. Returns about how many bytes each client of the channel gets.
+    /// Publishes what a client has sent in the first of its channels. Returns about how many bytes each
+    /// client of the channel gets.
     pub(super) fn publish(
         &self,
         subscriptions: &[Subscription],
@@ -101,8 +105,8 @@ impl Channels {
         }
     }
 
-    /// Subscribes a connection to channels that its client knows of already: those that it had in the other process. Without
-    /// any, it is one of a client that named none.
+    /// Subscribes a connection to channels that its client knows of already: those that it had in the other
+    /// process. Without any, it is one of a client that named none.
     pub(super) fn subscribe_again(
         &mut self,
         key: ConnectionKey,
@@ -139,11 +143,12 @@ impl Channels {
         self.broker.subscribe(&channel, pending.since, self.mailbox.index(), Box::new(start));
     }
 
-    /// Begins a subscription: everything that is delivered in its channel from now on is for this connection, too. Returns the slot
-    /// of the connection with the outcome of what it is sent.
+    /// Begins a subscription: everything that is delivered in its channel from now on is for this connection,
+    /// too. Returns the slot of the connection with the outcome of what it is sent.
     ///
     /// # Errors
-    /// Why the connection is to be closed: its subscription has failed. The client asks again when it comes back.
+    /// The reason for which the connection is to be closed: its subscription has failed. The client asks
+    /// again when it comes back.
     pub(super) fn start(
         &mut self,
         start: SubscriptionStart,
@@ -179,7 +184,8 @@ impl Channels {
         if !announce || !connection.is_open() {
             return None;
         }
-        // The client's position now: if it disconnects before it has everything that it missed, it recovers from here.
+        // The client's position now: if it disconnects before it has everything that it missed, it recovers
+        // from here.
         let start = Position { offset: top.offset.saturating_sub(missed.len() as u64), ..top };
         let (mut before, mut after) = (String::new(), String::new());
         if let Some((positions, index)) = subscriptions.positions(id) {
@@ -250,7 +256,8 @@ impl Channels {
                 self.old.resize(index + 1, None);
             }
             self.old[index] = name.as_ref().map(|name| {
-                // It may have come before, with another number of subscriptions. What is too much is taken back at the end.
+                // It may have come before, with another number of subscriptions. What is too much is taken
+                // back at the end.
                 let before = self.old[index].filter(|(channel, _)| {
                     self.subscriptions.get(*channel).is_some_and(|channel| channel.name == *name)
                 });
@@ -298,7 +305,8 @@ impl Channels {
                 self.broker.unsubscribe(&name, self.mailbox.index(), is_last && left == 0);
             }
         }
-        // Those that only a subscription had which has not begun in the old process, and whose connection did not come.
+        // Those that only a subscription had which has not begun in the old process, and whose connection did
+        // not come.
         for (channel, _) in std::mem::take(&mut self.old).into_iter().flatten() {
             self.subscriptions.remove_if_unused(channel);
         }

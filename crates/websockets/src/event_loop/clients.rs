@@ -37,14 +37,15 @@ use crate::{
     stats::Stats,
 };
 
-/// Reads between two readings of the clock. A read that fills the buffer takes much longer than one of a message.
+/// Reads between two readings of the clock. A read that fills the buffer takes much longer than one of a
+/// message.
 const READS_PER_CLOCK_READ: usize = 8;
 
 /// Flushes between two readings of the clock. Most of them write little: their socket takes no more.
 const FLUSHES_PER_CLOCK_READ: usize = 8;
 
-/// The connections of one event loop, and all that acts on them. Each action on a connection has an [`Outcome`], which is
-/// applied here.
+/// The connections of one event loop, and all that acts on them. Each action on a connection has an
+/// [`Outcome`], which is applied here.
 pub(super) struct Clients {
     pub(super) sockets: Sockets,
     pub(super) connections: Connections,
@@ -332,7 +333,8 @@ impl Clients {
         }
     }
 
-    /// Closes the clients with the slowest replays, until what replays keep that the history has dropped is within its bound.
+    /// Closes the clients with the slowest replays, until what replays keep that the history has dropped is
+    /// within its bound.
     pub(super) fn bound_pinned_history(&mut self) {
         if self.replays.is_empty() || !self.channels.broker.pins_too_much() {
             return;

@@ -1,13 +1,13 @@
 //! A clock that counts only the time in which an event loop ran.
 //!
-//! A process may be stopped (SIGSTOP, a frozen cgroup, a paused virtual machine, swapping). Meanwhile, its clients'
-//! answers gather in the sockets, and clients on the same machine may be stopped, too. So a loop measures the timeouts
-//! of its clients by this clock, which stands still meanwhile.
+//! A process may be stopped (SIGSTOP, a frozen cgroup, a paused virtual machine, swapping). Meanwhile, its
+//! clients' answers gather in the sockets, and clients on the same machine may be stopped, too. So a loop
+//! measures the timeouts of its clients by this clock, which stands still meanwhile.
 
 use std::time::{Duration, Instant};
 
-/// How much longer than planned a step of a loop may take and still count in full. Far more than a part of an iteration
-/// takes, and far less than any sensible timeout.
+/// The time by which a step of a loop may take longer than planned and still count in full. Far more than a
+/// part of an iteration takes, and far less than any sensible timeout.
 pub(crate) const ALLOWANCE: Duration = Duration::from_millis(50);
 
 /// The clock of one loop. Its moments may only be compared with each other.

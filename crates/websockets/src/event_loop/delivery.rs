@@ -67,7 +67,8 @@ impl Delivery {
         matches!(self.content, Content::Notice(_) | Content::Reminder(_))
     }
 
-    /// Returns who gets it; `None`: nobody any more. To be asked in each slice, as the last member may have left meanwhile.
+    /// Returns who gets it; `None`: nobody any more. To be asked in each slice, as the last member may have
+    /// left meanwhile.
     pub(super) fn recipients(&self, channels: &Channels) -> Option<Recipients> {
         let channel = match &self.content {
             Content::Publications(publications) => &publications.run.channel,
@@ -190,8 +191,8 @@ impl RunDelivery {
         }
     }
 
-    /// Returns the publications as a member gets them whose ids have the positions of several channels; `None`: those of this
-    /// member do not.
+    /// Returns the publications as a member gets them whose ids have the positions of several channels;
+    /// `None`: those of this member do not.
     fn among_others(
         &self,
         form: Form,

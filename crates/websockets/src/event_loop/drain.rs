@@ -1,4 +1,4 @@
-//! What the clients of one event loop are told of a drain when they connect or are closed.
+//! A drain, as far as the clients of one event loop are told of it when they connect or are closed.
 
 use std::time::Instant;
 
@@ -11,9 +11,9 @@ use crate::{
 /// The state of a drain, as connections that come and go are concerned.
 #[derive(Debug, Default)]
 pub(super) struct Drain {
-    /// What new connections are told once a drain has started.
+    /// The notice that new connections get once a drain has started.
     notice: Option<ShutdownNotice>,
-    /// Why new connections are closed once all are being closed.
+    /// The reason for which new connections are closed once all are being closed.
     close_reason: Option<CloseReason>,
 }
 

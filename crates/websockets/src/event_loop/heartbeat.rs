@@ -1,9 +1,9 @@
 //! The schedule of pings, spread evenly over the interval, with one timer for all connections of a loop.
 //!
-//! Connections are put into buckets by their slot. Every `interval / BUCKETS`, one bucket is pinged; after `timeout`,
-//! it is checked for clients that sent nothing since. A bucket is never pinged between its ping and its check, so a
-//! check only looks at answers to the ping that it belongs to. All moments are those of the loop's
-//! [`Clock`](super::clock::Clock).
+//! Connections are put into buckets by their slot. Every `interval / BUCKETS`, one bucket is pinged; after
+//! `timeout`, it is checked for clients that sent nothing since. A bucket is never pinged between its ping
+//! and its check, so a check only looks at answers to the ping that it belongs to. All moments are those of
+//! the loop's [`Clock`](super::clock::Clock).
 
 use std::{
     collections::VecDeque,
@@ -13,7 +13,7 @@ use std::{
 /// Number of buckets: with 10,000 connections, one has 40, and pinging it takes well under a millisecond.
 pub(crate) const BUCKETS: usize = 256;
 
-/// When clients are pinged.
+/// The times at which clients are pinged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HeartbeatConfig {
     /// Time between two pings to a client.
@@ -22,7 +22,7 @@ pub struct HeartbeatConfig {
     pub timeout: Duration,
 }
 
-/// What is due for one bucket.
+/// An action that is due for one bucket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum HeartbeatEvent {
     /// Ping its clients.
@@ -39,7 +39,7 @@ pub(crate) struct Heartbeat {
     next_ping: Instant,
     /// The bucket that is pinged next.
     bucket: usize,
-    /// When pinged buckets are checked, in order; each bucket at most once.
+    /// The moments at which pinged buckets are checked, in order; each bucket at most once.
     checks: VecDeque<(Instant, usize)>,
 }
 
@@ -63,7 +63,8 @@ impl Heartbeat {
         self.checks.len() == BUCKETS
     }
 
-    /// Returns one thing that is due, if any. A check is due no earlier than `timeout` after the ping was returned.
+    /// Returns one thing that is due, if any. A check is due no earlier than `timeout` after the ping was
+    /// returned.
     pub(crate) fn due(&mut self, now: Instant) -> Option<HeartbeatEvent> {
         if let Some(&(check, bucket)) = self.checks.front()
             && check <= now

@@ -1,4 +1,5 @@
-//! The jobs of an event loop, in the order of its mailbox. A long job runs in slices, and keeps its place meanwhile.
+//! The jobs of an event loop, in the order of its mailbox. A long job runs in slices, and keeps its place
+//! meanwhile.
 
 use std::collections::VecDeque;
 
@@ -15,8 +16,8 @@ pub(super) enum Job {
     /// Begin a subscription, or close a connection that has got none.
     StartSubscription(Box<SubscriptionStart>),
     Command(LoopCommand),
-    /// Take the next batch from the mailbox, which adds jobs. Always the last one, as what it adds comes after all
-    /// that was taken before.
+    /// Take the next batch from the mailbox, which adds jobs. Always the last one, as what it adds comes
+    /// after all that was taken before.
     TakeFromMailbox,
 }
 

@@ -36,7 +36,7 @@ pub(super) struct Reader {
     pub(super) budget: Arc<Budget>,
     /// Connections to read from, each once. They take turns, one read each.
     pub(super) queue: VecDeque<ConnectionKey>,
-    /// Whether reads are paused for all connections.
+    /// True if reads are paused for all connections.
     is_paused: bool,
     /// The texts that the broker has not answered yet, by the connections that sent them.
     pub(super) unanswered: HashMap<ConnectionKey, BrokerFuture<Published>>,
@@ -174,7 +174,8 @@ impl Reader {
         Some((key.slot, outcome))
     }
 
-    /// Takes the broker's answer for the texts of a connection; `None`: there is none yet, and the loop is told of it.
+    /// Takes the broker's answer for the texts of a connection; `None`: there is none yet, and the loop is
+    /// told of it.
     fn answer(&mut self, key: ConnectionKey, entry: &mut Slot) -> Option<Outcome> {
         let publishing = self.unanswered.get_mut(&key)?;
         let waker = Waker::from(Arc::new(TextsWaker { mailbox: self.mailbox.clone(), key }));
@@ -195,8 +196,8 @@ impl Reader {
         self.queue(key, entry);
     }
 
-    /// Notes that a connection is being closed. The client's close frame is to be read; nothing that it sends is published any
-    /// more.
+    /// Notes that a connection is being closed. The client's close frame is to be read; nothing that it sends
+    /// is published any more.
     pub(super) fn on_close(&mut self, key: ConnectionKey, entry: &mut Slot) {
         self.end_throttling(key, entry);
         self.unanswered.remove(&key);
@@ -247,7 +248,8 @@ impl Reader {
     }
 }
 
-/// Tells a client that what it sent was not published, or may not have been. It is read from again once it has got that.
+/// Tells a client that what it sent was not published, or may not have been. It is read from again once it
+/// has got that.
 pub(super) fn refuse_texts(entry: &mut Slot, error: &BrokerError) -> Outcome {
     let (code, message) = match error {
         BrokerError::Unavailable(_) => {

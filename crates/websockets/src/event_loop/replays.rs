@@ -1,4 +1,5 @@
-//! The replays under way: what they keep in memory that the history has dropped is bounded, and so is their time.
+//! The replays under way: what they keep in memory that the history has dropped is bounded, and so is their
+//! time.
 
 use std::time::{Duration, Instant};
 
@@ -8,13 +9,15 @@ use crate::{
     connections::{Connections, Slot},
 };
 
-/// Bytes that a client must take within `pong_timeout` while a replay is under way, whether it is sent pings or not.
+/// Bytes that a client must take within `pong_timeout` while a replay is under way, whether it is sent pings
+/// or not.
 const LEAST_TAKEN: u32 = 16 << 10;
 
 /// Time between two looks at the replays.
 pub(super) const CHECK_INTERVAL: Duration = Duration::from_millis(250);
 
-/// A replay that began less than this ago is not compared with others: its client may not have got anything yet.
+/// A replay that began less than this ago is not compared with others: its client may not have got anything
+/// yet.
 const GRACE: Duration = Duration::from_secs(1);
 
 /// A connection with a replay under way.
@@ -50,8 +53,8 @@ impl Replays {
         timers.check_replays_at(now + CHECK_INTERVAL);
     }
 
-    /// Forgets the replays that have come to their end. Returns the connections that have taken too little of theirs within
-    /// `timeout`: they are to be closed.
+    /// Forgets the replays that have come to their end. Returns the connections that have taken too little of
+    /// theirs within `timeout`: they are to be closed.
     pub(super) fn check(
         &mut self,
         timeout: Duration,

@@ -8,8 +8,8 @@ use tracing::debug;
 
 use crate::{connection::Connection, connections::Slot};
 
-/// About how many bytes the kernel takes for a client before they can be sent (TCP_NOTSENT_LOWAT, tcp(7)). What is sent and
-/// not acknowledged does not count, so a distant client is not slowed down.
+/// About how many bytes the kernel takes for a client before they can be sent (TCP_NOTSENT_LOWAT, tcp(7)).
+/// What is sent and not acknowledged does not count, so a distant client is not slowed down.
 const MAX_UNSENT: u32 = 128 << 10;
 
 /// The token of the waker. That of a socket is its slot.
@@ -40,8 +40,8 @@ impl Sockets {
         self.poll.poll(events, timeout)
     }
 
-    /// Adds the socket of a connection that gets this slot. The poll reports at once what there is to be read. Returns true if it
-    /// reports when the socket can be written.
+    /// Adds the socket of a connection that gets this slot. The poll reports at once what there is to be
+    /// read. Returns true if it reports when the socket can be written.
     ///
     /// # Errors
     /// Those of epoll_ctl(2).

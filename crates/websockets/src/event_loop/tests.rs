@@ -39,7 +39,7 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 
 const NO_LIMITS: Rates = Rates { client: None, total: None, burst: 0 };
 
-/// What a test may want to be different.
+/// Settings that a test may want to be different.
 struct Options {
     websockets: Form,
     rates: Rates,

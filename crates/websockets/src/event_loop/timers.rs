@@ -1,4 +1,5 @@
-//! All timers of one event loop: pings and their checks, close timeouts, scheduled closes, and the ends of throttling.
+//! All timers of one event loop: pings and their checks, close timeouts, scheduled closes, and the ends of
+//! throttling.
 
 use std::{
     cmp::Reverse,
@@ -15,7 +16,7 @@ use crate::{
     excess_capacity::release_excess_capacity,
 };
 
-/// What is due.
+/// A timer that is due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Due {
     /// Ping the connections of a bucket, or check their answers.
@@ -32,18 +33,19 @@ pub(super) enum Due {
 
 /// The timers of one event loop.
 ///
-/// What the loop demands of its clients within some time is measured by its [`Clock`], which stands still while the
-/// process is stopped. Scheduled closes are not: clients know the end of the drain as a moment of the system's clock.
+/// The time that the loop gives its clients is measured by its [`Clock`], which stands still while the
+/// process is stopped. Scheduled closes are not: clients know the end of the drain as a moment of the
+/// system's clock.
 #[derive(Debug)]
 pub(super) struct Timers {
     clock: Clock,
     heartbeat: Option<Heartbeat>,
-    /// When closing connections are ended, in order.
+    /// The moments at which closing connections are ended, in order.
     close_timeouts: VecDeque<(Instant, ConnectionKey)>,
     close_schedule: Option<(CloseSchedule, CloseReason)>,
-    /// When the replays under way are looked at next.
+    /// The moment at which the replays under way are looked at next.
     replay_check: Option<Instant>,
-    /// When throttled connections are read again, by the system's clock.
+    /// The moments at which throttled connections are read again, by the system's clock.
     throttled: BinaryHeap<Reverse<(Instant, ConnectionKey)>>,
 }
 
@@ -72,7 +74,8 @@ impl Timers {
         self.close_timeouts.insert(at, (deadline, key));
     }
 
-    /// Returns the closing connections, some of which may have ended, and how much of their close timeouts is left.
+    /// Returns the closing connections, some of which may have ended, and how much of their close timeouts is
+    /// left.
     pub(super) fn close_timeouts(&mut self, now: Instant) -> impl Iterator<Item = (ConnectionKey, Duration)> {
         let now = self.clock.read(now);
         self.close_timeouts.iter().map(move |(deadline, key)| (*key, deadline.saturating_duration_since(now)))

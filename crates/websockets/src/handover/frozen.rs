@@ -53,11 +53,12 @@ impl Drop for BrokerPaused {
     }
 }
 
-/// All connections, while their event loops stand still. Dropping it lets the loops continue as if nothing had
-/// happened.
+/// All connections, while their event loops stand still. Dropping it lets the loops continue as if nothing
+/// had happened.
 #[derive(Debug)]
 pub struct Frozen {
-    // Dropped in this order: first the loops have their connections back, then the broker works, and they read again.
+    // Dropped in this order: first the loops have their connections back, then the broker works, and they
+    // read again.
     pub(crate) loops: Vec<FrozenLoop>,
     /// The buffers and publications that clients have not read, and refer to.
     pub(crate) unread: (Vec<Bytes>, Vec<PinnedPublication>),
@@ -84,8 +85,8 @@ impl Frozen {
         self.unread = buffers.into_parts();
     }
 
-    /// Returns what the connections refer to, in parts of a size that is easily sent: their channels, as far as they were not
-    /// listed before, and what clients have not read.
+    /// Returns what the connections refer to, in parts of a size that is easily sent: their channels, as far
+    /// as they were not listed before, and what clients have not read.
     pub fn parts(&self) -> impl Iterator<Item = ConnectionsPart> {
         let event_loops = self.loops.len();
         let channels = self.loops.iter().flat_map(move |frozen| {
@@ -126,8 +127,8 @@ impl Frozen {
         }
     }
 
-    /// Leaves the connections to another process, which has their sockets. Closes this process's descriptors and ends
-    /// the loops.
+    /// Leaves the connections to another process, which has their sockets. Closes this process's descriptors
+    /// and ends the loops.
     pub fn release(mut self) {
         for frozen in &mut self.loops {
             frozen.release();
@@ -135,8 +136,8 @@ impl Frozen {
     }
 }
 
-/// What a new process needs of the manager, apart from the connections. Other builds read it as they read a
-/// [`ConnectionSnapshot`].
+/// Everything that a new process needs of the manager, apart from the connections. Other builds read it as
+/// they read a [`ConnectionSnapshot`].
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ManagerSnapshot {

@@ -57,7 +57,8 @@ pub enum PartContradiction {
     Ended,
 }
 
-/// The channels and buffers that connections of another process refer to. They come before them; a large part of it while they are served there.
+/// The channels and buffers that connections of another process refer to. They come before them; a large part
+/// of it while they are served there.
 #[derive(Debug)]
 pub struct Restoration {
     mailboxes: Arc<Mailboxes>,
@@ -73,8 +74,8 @@ impl Restoration {
         Self { mailboxes, channels: Vec::new(), has_same_loops: true, unread: ReceivedUnread::default() }
     }
 
-    /// Takes a part. Subscribes to its channels ahead, so that it takes no time when the connections come. Blocks until the event
-    /// loops have done that.
+    /// Takes a part. Subscribes to its channels ahead, so that it takes no time when the connections come.
+    /// Blocks until the event loops have done that.
     ///
     /// # Errors
     /// When the part contradicts itself.

@@ -35,7 +35,8 @@ pub(crate) struct UnreadRound {
     pub(crate) buffers: Arc<Mutex<UnreadBuffers>>,
 }
 
-/// What a loop does with all of its connections. Commands and frames are handled in the order in which they were sent.
+/// Something that a loop does with all of its connections. Commands and frames are handled in the order in
+/// which they were sent.
 #[derive(Debug, Clone)]
 pub(crate) enum LoopCommand {
     /// Send the shutdown notice to all clients, also to clients that connect later.
@@ -54,7 +55,8 @@ pub(crate) enum LoopCommand {
     ListChannels(u32, mpsc::Sender<ChannelPage>),
     /// List no more channels: there is no new process.
     EndListing,
-    /// Return the connections that have unread bytes, with about how many, and whether there are replays among them.
+    /// Return the connections that have unread bytes, with about how many, and whether there are replays
+    /// among them.
     MeasureUnread(mpsc::Sender<Vec<UnreadConnection>>),
     /// Close these connections, as far as their unread bytes do not fit.
     FitUnread(Arc<UnreadRound>, mpsc::Sender<()>),
@@ -62,7 +64,8 @@ pub(crate) enum LoopCommand {
     AddChannels(Arc<Vec<NumberedChannel>>, mpsc::Sender<()>),
     /// All connections have come.
     EndRestoring(mpsc::Sender<()>),
-    /// Stop reading from clients and acknowledge. Once all loops have, no client's text is published any more.
+    /// Stop reading from clients and acknowledge. Once all loops have, no client's text is published any
+    /// more.
     PauseReads(mpsc::Sender<()>),
     /// Read from clients again.
     ResumeReads,

@@ -26,7 +26,8 @@ const EARLY_UNREAD_BUDGET: usize = UNREAD_BUDGET / 4 * 3;
 /// The number of connections that the event loops fit into the budget at once, before they do something else.
 const UNREAD_ROUND: usize = 64;
 
-/// The channels of all event loops, part by part, while they are used. As long as it lives, the loops note which channels change.
+/// The channels of all event loops, part by part, while they are used. As long as it lives, the loops note
+/// which channels change.
 #[derive(Debug)]
 pub struct ChannelListing {
     mailboxes: Arc<Mailboxes>,
@@ -64,14 +65,14 @@ impl Drop for ChannelListing {
 }
 
 impl ConnectionManager {
-    /// Lists the channels of all event loops for a new process. What changes until [`ConnectionManager::freeze`] is in
-    /// [`Frozen::parts`], if the listing still lives.
+    /// Lists the channels of all event loops for a new process. What changes until
+    /// [`ConnectionManager::freeze`] is in [`Frozen::parts`], if the listing still lives.
     pub fn list_channels(&self) -> ChannelListing {
         ChannelListing { mailboxes: Arc::clone(&self.inner.mailboxes), event_loop: 0, from: 0 }
     }
 
-    /// Closes the clients whose unread bytes would not fit into a handover, the largest first: a pause must not grow with what
-    /// clients leave unread.
+    /// Closes the clients whose unread bytes would not fit into a handover, the largest first: a pause must
+    /// not grow with what clients leave unread.
     ///
     /// Has no timeout of its own; the caller needs one.
     ///
@@ -99,8 +100,9 @@ impl ConnectionManager {
         Ok(())
     }
 
-    /// Stops all event loops once each has written, or queued, everything that was published. The caller has stopped
-    /// everything else that publishes. Dropping the future, or what it returns, lets the loops continue.
+    /// Stops all event loops once each has written, or queued, everything that was published. The caller has
+    /// stopped everything else that publishes. Dropping the future, or what it returns, lets the loops
+    /// continue.
     ///
     /// Has no timeout of its own; the caller needs one.
     ///
@@ -137,9 +139,9 @@ impl ConnectionManager {
         Restoration::new(Arc::clone(&self.inner.mailboxes))
     }
 
-    /// Continues with the connections of the old process, and waits until each is subscribed to its channels: what is
-    /// published after this is for them. To be called once, before any connection is admitted, with connections that
-    /// [`Restoration::check`] has found to be right.
+    /// Continues with the connections of the old process, and waits until each is subscribed to its channels:
+    /// what is published after this is for them. To be called once, before any connection is admitted, with
+    /// connections that [`Restoration::check`] has found to be right.
     ///
     /// # Errors
     /// When an event loop has ended, with its part of the connections.

@@ -108,8 +108,8 @@ async fn an_event_loop_that_cannot_poll_is_noticed_and_its_clients_are_disconnec
     assert_an_ended_loop_keeps_nobody_waiting(&manager).await;
 }
 
-/// Asserts that publishers do not wait for the first of two loops, which has ended, nor anybody for its answer; and that
-/// new clients get the other one.
+/// Asserts that publishers do not wait for the first of two loops, which has ended, nor anybody for its
+/// answer; and that new clients get the other one.
 async fn assert_an_ended_loop_keeps_nobody_waiting(manager: &ConnectionManager) {
     let mut waits_for_it = mpsc::channel(1);
     manager.inner.mailboxes.send_to(0, LoopCommand::EndRestoring(waits_for_it.0));
@@ -152,7 +152,8 @@ async fn a_connection_admitted_before_the_drain_gets_the_notice_and_the_close() 
     manager.connect(permit, server, Handshake::default()).unwrap();
     assert_eq!(read(&mut client)["type"], "welcome");
     assert_eq!(read(&mut client)["type"], "shutdown");
-    // The close repeats the notice, unless the loop was told to close all before it registered the connection.
+    // The close repeats the notice, unless the loop was told to close all before it registered the
+    // connection.
     loop {
         match client.read().unwrap() {
             Message::Text(text) => assert!(text.contains(r#""type":"shutdown""#), "{text}"),
@@ -163,8 +164,8 @@ async fn a_connection_admitted_before_the_drain_gets_the_notice_and_the_close() 
     assert_eq!(manager.count(), 0, "the sockets that are left are closed");
 }
 
-/// Has every client send `texts` texts, each once it has received its last one. Returns what each client received, in
-/// order. `received` says how many texts some client has received.
+/// Has every client send `texts` texts, each once it has received its last one. Returns what each client
+/// received, in order. `received` says how many texts some client has received.
 fn talk(clients: Vec<Client>, texts: usize, received: &watch::Sender<usize>) -> Vec<Order> {
     let all = clients.len() * texts;
     let start = &Barrier::new(clients.len());
@@ -193,7 +194,8 @@ fn talk(clients: Vec<Client>, texts: usize, received: &watch::Sender<usize>) -> 
     })
 }
 
-/// Asserts that all clients received all texts in one order, and each sender's texts in the order in which it sent them.
+/// Asserts that all clients received all texts in one order, and each sender's texts in the order in which it
+/// sent them.
 fn assert_one_order(orders: &[Order], texts: usize) {
     for (client, order) in orders.iter().enumerate() {
         assert!(*order == orders[0], "client {client} received another order than client 0");
@@ -233,7 +235,8 @@ async fn clients_of_several_event_loops_receive_all_texts_in_one_order() {
     }
 }
 
-/// Moves all connections to a new manager, as a handover moves them to a new process. `lists`: its channels go over before.
+/// Moves all connections to a new manager, as a handover moves them to a new process. `lists`: its channels
+/// go over before.
 async fn hand_over(old: &ConnectionManager, config: ManagerConfig, lists: bool) -> ConnectionManager {
     let new = start(config);
     let mut restoration = new.begin_restoring();

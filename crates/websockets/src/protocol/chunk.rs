@@ -53,7 +53,8 @@ pub(crate) fn content(chunk: &Bytes) -> Bytes {
     chunk.slice(head..head + content)
 }
 
-/// Returns the start of the first chunk at or after byte `at` of chunks; their end if there is none, or if these are no chunks.
+/// Returns the start of the first chunk at or after byte `at` of chunks; their end if there is none, or if
+/// these are no chunks.
 pub(crate) fn next_boundary(chunks: &[u8], at: usize) -> usize {
     let mut start = 0;
     while start < at {

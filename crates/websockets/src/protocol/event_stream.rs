@@ -1,4 +1,5 @@
-//! Server-sent events (HTML Standard, section 9.2): the messages of the plain protocol for `EventSource` and curl.
+//! Server-sent events (HTML Standard, section 9.2): the messages of the plain protocol for `EventSource` and
+//! curl.
 
 use std::{fmt::Display, io::Write, time::Duration};
 
@@ -21,7 +22,8 @@ const DATA: &[u8] = b"data: ";
 /// The beginning of a line with an id.
 const ID: &[u8] = b"id: ";
 
-/// A comment, which clients ignore, as a chunk. No empty line follows: some libraries take that for the end of an empty event.
+/// A comment, which clients ignore, as a chunk. No empty line follows: some libraries take that for the end
+/// of an empty event.
 pub(crate) const COMMENT: Bytes = Bytes::from_static(b"2\r\n:\n\r\n");
 
 /// Encodes a message in a chunk. The id of an event with a position is this position, between these others.
@@ -46,8 +48,8 @@ pub(crate) fn write(bytes: &mut Vec<u8>, message: &Outgoing<'_>, [before, after]
         }
         Outgoing::Subscribed { channel, start, recovered: false, wants_recovery: true } => {
             write_body(bytes, message);
-            // The position moves with the last one: a client that does not get the `reset` comes back with its old position, and
-            // is told then.
+            // The position moves with the last one: a client that does not get the `reset` comes back with
+            // its old position, and is told then.
             return write(bytes, &Outgoing::Reset { channel, position: start }, [before, after]);
         }
         Outgoing::Subscribed { start: position, .. } | Outgoing::Reset { position, .. } => {
@@ -61,8 +63,8 @@ pub(crate) fn write(bytes: &mut Vec<u8>, message: &Outgoing<'_>, [before, after]
     write_body(bytes, message);
 }
 
-/// Appends the line with an id, which consists of these parts: what the client sends as `Last-Event-ID` when it comes back. The
-/// rest of the event follows.
+/// Appends the line with an id, which consists of these parts: what the client sends as `Last-Event-ID` when
+/// it comes back. The rest of the event follows.
 pub(crate) fn write_id(bytes: &mut Vec<u8>, parts: [&[u8]; 3]) {
     bytes.extend_from_slice(ID);
     parts.iter().for_each(|part| bytes.extend_from_slice(part));
@@ -86,14 +88,14 @@ fn write_field(bytes: &mut Vec<u8>, name: &str, value: &dyn Display) {
     let _ = writeln!(bytes, "{name}: {value}");
 }
 
-/// Returns after which time an `EventSource` comes back whose connection is lost. Each client has its own, so that not all
-/// come at once.
+/// Returns after which time an `EventSource` comes back whose connection is lost. Each client has its own, so
+/// that not all come at once.
 fn retry_after(client: ClientId) -> Duration {
     MIN_RETRY + MIN_RETRY.mul_f64(client.jitter())
 }
 
-/// Makes each line of the JSON at the end a line of data. JSON that was published may have line breaks, which are white space
-/// there.
+/// Makes each line of the JSON at the end a line of data. JSON that was published may have line breaks, which
+/// are white space there.
 fn split_lines(bytes: &mut Vec<u8>, json_at: usize) {
     let json = bytes.split_off(json_at);
     let mut rest = json.as_slice();

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::{Outgoing, chunk, event_stream, plain};
 use crate::codec::{self, CloseReason, Frame};
 
-/// How a connection's messages are encoded. The serialized names are part of the handover and stay.
+/// The encoding of a connection's messages. The serialized names are part of the handover and stay.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Form {
     /// As text messages of a WebSocket (RFC 6455).
@@ -19,12 +19,13 @@ pub enum Form {
     /// The same without chunks. A response that began so in a process of an older build goes on so.
     #[serde(rename = "event_stream")]
     UnchunkedEventStream,
-    /// A WebSocket on which the client gets back what it sends, and nothing else. Another process decides anew, by its settings.
+    /// A WebSocket on which the client gets back what it sends, and nothing else. Another process decides
+    /// anew, by its settings.
     #[serde(rename = "web_socket", skip_deserializing)]
     Echo,
 }
 
-/// What becomes of the messages of a client.
+/// The use that is made of the messages of a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Input {
     /// Texts are published, if the settings say so. Nothing else is accepted.
@@ -41,8 +42,8 @@ impl Form {
         self.encode_among(message, ["", ""])
     }
 
-    /// Encodes a message for a client with several channels, whose events have ids of several positions: these come before and
-    /// after that of the message.
+    /// Encodes a message for a client with several channels, whose events have ids of several positions:
+    /// these come before and after that of the message.
     pub(crate) fn encode_among(self, message: &Outgoing<'_>, positions: [&str; 2]) -> Bytes {
         match self {
             Self::WebSocket => plain::frame(message).bytes().clone(),
@@ -53,7 +54,8 @@ impl Form {
         }
     }
 
-    /// Returns what asks a client whether it is still there, and shows it that the connection still works. `None`: it is not asked.
+    /// Returns what asks a client whether it is still there, and shows it that the connection still works.
+    /// `None`: it is not asked.
     pub(crate) fn ping(self) -> Option<Bytes> {
         match self {
             Self::WebSocket => Some(Frame::ping().bytes().clone()),
@@ -101,8 +103,8 @@ impl Form {
         }
     }
 
-    /// Returns the start of the first whole message (or chunk of them) at or after byte `at` of messages that begin with a
-    /// whole one. If there is none, or the bytes are no such messages, returns their end.
+    /// Returns the start of the first whole message (or chunk of them) at or after byte `at` of messages that
+    /// begin with a whole one. If there is none, or the bytes are no such messages, returns their end.
     pub(crate) fn next_boundary(self, messages: &[u8], at: usize) -> usize {
         match self {
             Self::WebSocket | Self::Echo => codec::next_boundary(messages, at),

@@ -22,7 +22,8 @@ pub(crate) fn frame(message: &Outgoing<'_>) -> Frame {
 
 /// Appends a message as JSON, in UTF-8.
 pub(crate) fn write_json(bytes: &mut Vec<u8>, message: &Outgoing<'_>) {
-    // Only maps with keys that are not strings and fallible implementations can fail: these types have neither.
+    // Only maps with keys that are not strings and fallible implementations can fail: these types have
+    // neither.
     serde_json::to_writer(bytes, &ServerMessage::from(message))
         .expect("a server message is always valid JSON");
 }
@@ -68,10 +69,10 @@ enum ServerMessage<'a> {
         channel: &'a ChannelName,
         /// The position from which on the client gets everything.
         id: Position,
-        /// Whether that is the position that the client asked for.
+        /// True if that is the position that the client asked for.
         recovered: bool,
     },
-    /// What a client of server-sent events missed cannot be recovered.
+    /// The client's position in a channel is worth nothing any more.
     Reset {
         /// The channel.
         channel: &'a ChannelName,
@@ -86,7 +87,7 @@ enum ServerMessage<'a> {
         id: Position,
         /// Its source.
         source: NotificationSource,
-        /// When it was published.
+        /// The time at which it was published.
         #[serde(serialize_with = "rfc3339")]
         time: Timestamp,
         /// Any JSON.
@@ -98,7 +99,7 @@ enum ServerMessage<'a> {
         channel: &'a ChannelName,
         /// Its position there.
         id: Position,
-        /// When it arrived.
+        /// The time at which it arrived.
         #[serde(serialize_with = "rfc3339")]
         time: Timestamp,
         /// The client that sent it.
@@ -108,17 +109,17 @@ enum ServerMessage<'a> {
     },
     /// The server is going to close this connection.
     Shutdown {
-        /// When this message was sent.
+        /// The time at which this message was sent.
         #[serde(serialize_with = "rfc3339")]
         time: Timestamp,
         /// The reason, for people.
         reason: &'a str,
-        /// When the connections that are still open are closed.
+        /// The time at which the connections that are still open are closed.
         #[serde(serialize_with = "rfc3339")]
         deadline: Timestamp,
         /// Seconds from `time` to `deadline`.
         seconds_left: f64,
-        /// How to reconnect.
+        /// Advice on how to reconnect.
         reconnect: Reconnect,
     },
     /// The client's last frame was not accepted.
@@ -153,7 +154,7 @@ impl Serialize for ServerInfo {
     }
 }
 
-/// When a client should reconnect.
+/// The time at which a client should reconnect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 struct Reconnect {
     /// Milliseconds after its close.

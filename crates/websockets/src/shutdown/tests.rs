@@ -259,7 +259,8 @@ async fn a_client_gets_the_notice_its_reminders_and_a_close() {
         tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
     let server = accepted.unwrap().0;
     manager.connect(manager.admit().unwrap(), server, Handshake::default()).unwrap();
-    // Reminders after 8, 16 and 24 seconds. The clock of the event loops is not paused: none of the spread closes is due.
+    // Reminders after 8, 16 and 24 seconds. The clock of the event loops is not paused: none of the spread
+    // closes is due.
     let config = ShutdownConfig { reminder_interval: Some(Duration::from_secs(8)), ..CONFIG };
     GracefulShutdown::new(manager.clone(), config).run("SIGTERM", pending::<()>()).await;
     manager.stop();

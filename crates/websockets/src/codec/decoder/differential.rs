@@ -14,7 +14,8 @@ use crate::codec::test_frames::client_frame;
 const LIMIT: usize = 1000;
 const LIMITS: DecoderLimits = DecoderLimits { max_message_size: LIMIT, accept_binary: true };
 
-/// What a decoder returns for a stream: its messages, up to the first close or error, and whether there was an error.
+/// The events that a decoder returns for a stream: its messages, up to the first close or error, and whether
+/// there was an error.
 #[derive(Debug, PartialEq)]
 struct Decoded {
     messages: Vec<Message>,
@@ -33,7 +34,8 @@ fn ours<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Decoded {
                 Event::Binary(bytes) => Message::binary(bytes.to_vec()),
                 Event::Ping(bytes) => Message::Ping(bytes.to_vec().into()),
                 Event::Pong => Message::Pong("".into()),
-                // tungstenite does not know this code (Bad Gateway), which was registered later than RFC 6455.
+                // tungstenite does not know this code (Bad Gateway), which was registered later than RFC
+                // 6455.
                 Event::Close(Some((1014, _))) => {
                     unknown = true;
                     return ControlFlow::Break(());
@@ -104,7 +106,8 @@ fn theirs(bytes: &[u8]) -> Decoded {
     }
 }
 
-/// Returns a payload: often text, often cut in the middle of a character, sometimes a close code, sometimes too long.
+/// Returns a payload: often text, often cut in the middle of a character, sometimes a close code, sometimes
+/// too long.
 fn payload() -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![
         4 => "\\PC{0,40}".prop_map(String::into_bytes),

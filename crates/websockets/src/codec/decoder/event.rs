@@ -1,4 +1,4 @@
-//! What the decoder returns, and what it accepts.
+//! The events that the decoder returns, and the limits of what it accepts.
 
 use crate::codec::{
     close_code::{CloseReason, is_valid_code},
@@ -16,17 +16,17 @@ pub(crate) enum Event<'a> {
     Close(Option<(u16, &'a str)>),
 }
 
-/// What a client may send.
+/// Limits of what a client may send.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct DecoderLimits {
     /// Most bytes in one message, its fragments together.
     pub(crate) max_message_size: usize,
-    /// Whether binary messages are allowed.
+    /// True if binary messages are allowed.
     pub(crate) accept_binary: bool,
 }
 
-/// Checks whether a frame with this header may come now. `arrived` is the number of bytes that have arrived of a
-/// fragmented message, if one is under way.
+/// Checks whether a frame with this header may come now. `arrived` is the number of bytes that have arrived
+/// of a fragmented message, if one is under way.
 pub(super) fn check(
     header: &Header,
     arrived: Option<usize>,

@@ -146,7 +146,8 @@ impl Pending {
         Ok(on_event(event(opcode, &payload)?))
     }
 
-    /// Takes the bytes of a header one by one. It has 14 at most, and arrived in pieces. Returns it once it is complete.
+    /// Takes the bytes of a header one by one. It has 14 at most, and arrived in pieces. Returns it once it
+    /// is complete.
     fn take_header(
         &mut self,
         input: &mut &mut [u8],

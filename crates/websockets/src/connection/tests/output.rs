@@ -120,7 +120,8 @@ fn the_response_to_a_handshake_and_the_first_frames_are_one_write() {
     }
 }
 
-/// Has the connection send this frame in one round after the other until it is too slow. Returns how many it has queued.
+/// Has the connection send this frame in one round after the other until it is too slow. Returns how many it
+/// has queued.
 fn rounds_until_too_slow(
     connection: &mut Connection<MemoryStream>,
     frame: &Bytes,

@@ -71,7 +71,8 @@ fn a_client_whose_ping_another_process_has_sent_has_its_whole_time() {
     }
 }
 
-/// Reads what a build that knew no chunks has written for a client of server-sent events. Its snapshots have no field that says so.
+/// Reads what a build that knew no chunks has written for a client of server-sent events. Its snapshots have
+/// no field that says so.
 fn snapshot_without_chunks() -> ConnectionSnapshot {
     #[derive(serde::Serialize)]
     struct Recorded {

@@ -8,8 +8,8 @@ const FREE: u32 = 1 << 31;
 /// The end of the list of free entries.
 const NONE: u32 = !FREE;
 
-/// The slots of the subscribed connections. A slot keeps its index while others come and go, so a fan-out that continues
-/// later at an index skips none and repeats none.
+/// The slots of the subscribed connections. A slot keeps its index while others come and go, so a fan-out
+/// that continues later at an index skips none and repeats none.
 #[derive(Debug)]
 pub(crate) struct Members {
     /// Slots, and free entries, which are a list.

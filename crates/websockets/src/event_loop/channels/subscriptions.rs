@@ -1,4 +1,4 @@
-//! Which connections of one loop are subscribed to which channels. Its own: no lock.
+//! The subscriptions of one loop: the connections of each channel. They are its own: no lock.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -30,11 +30,11 @@ pub(crate) struct LocalChannel {
     ahead: u32,
 }
 
-/// What a connection has asked for, and the broker has not answered yet.
+/// A subscription that a connection has asked for, and the broker has not answered yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct PendingSubscription {
     pub(crate) since: Since,
-    /// Whether the client is told: it named the channel.
+    /// True if the client is told: it named the channel.
     pub(crate) announce: bool,
 }
 
@@ -77,7 +77,8 @@ impl Subscriptions {
         self.channels.get(id.0 as usize)
     }
 
-    /// Adds a pending subscription: the broker has not answered yet. Returns it, and the name of its channel as it is kept.
+    /// Adds a pending subscription: the broker has not answered yet. Returns it, and the name of its channel
+    /// as it is kept.
     pub(crate) fn add_pending(
         &mut self,
         connection: ConnectionKey,
@@ -116,7 +117,8 @@ impl Subscriptions {
         }
     }
 
-    /// Notes that the broker has so many subscriptions of connections that are about to come from another process.
+    /// Notes that the broker has so many subscriptions of connections that are about to come from another
+    /// process.
     pub(crate) fn add_ahead(&mut self, name: &ChannelName, subscriptions: u32) -> LocalChannelId {
         let id = self.find_or_add(name, ChannelName::clone);
         self.channels[id.0 as usize].ahead += subscriptions;
@@ -124,8 +126,8 @@ impl Subscriptions {
         id
     }
 
-    /// Adds the connection in this slot, which has come from another process. Returns its index, and whether the broker has
-    /// the subscription already; `None`: there is no such channel.
+    /// Adds the connection in this slot, which has come from another process. Returns its index, and whether
+    /// the broker has the subscription already; `None`: there is no such channel.
     pub(crate) fn add_restored(&mut self, id: LocalChannelId, slot: usize) -> Option<(u32, bool)> {
         let channel = self.channels.get_mut(id.0 as usize)?;
         let is_ahead = channel.ahead > 0;
@@ -136,7 +138,8 @@ impl Subscriptions {
         Some((channel.members.insert(slot), is_ahead))
     }
 
-    /// Takes back the subscriptions of connections that did not come: the channels, and how many there are of each.
+    /// Takes back the subscriptions of connections that did not come: the channels, and how many there are of
+    /// each.
     pub(crate) fn take_ahead(&mut self) -> Vec<(LocalChannelId, ChannelName, u32)> {
         if std::mem::take(&mut self.ahead) == 0 {
             return Vec::new();
@@ -148,8 +151,8 @@ impl Subscriptions {
         .collect()
     }
 
-    /// Lists channels for a new process: at most `limit` from this number on, and the number to go on with; `None`: there are no
-    /// more. With the first ones, it begins to note which channels change.
+    /// Lists channels for a new process: at most `limit` from this number on, and the number to go on with;
+    /// `None`: there are no more. With the first ones, it begins to note which channels change.
     pub(crate) fn list(&mut self, from: u32, limit: usize) -> (Vec<NumberedChannel>, Option<u32>) {
         if from == 0 {
             self.changed = Some(HashSet::new());

@@ -1,5 +1,5 @@
-//! The schedule of pings as a loop keeps it, with clients, and with times in which the process is stopped: all of
-//! it a simulation, so that hours take milliseconds.
+//! The schedule of pings as a loop keeps it, with clients, and with times in which the process is stopped:
+//! all of it a simulation, so that hours take milliseconds.
 
 use std::time::{Duration, Instant};
 
@@ -33,18 +33,19 @@ struct Run {
     interval: Duration,
     timeout: Duration,
     stops: Vec<Stop>,
-    /// How much later than planned the loop wakes.
+    /// The time by which the loop wakes later than planned.
     lateness: Vec<Duration>,
     bucket: usize,
 }
 
-/// How long an iteration takes that waits for nothing.
+/// The time that an iteration takes which waits for nothing.
 const ITERATION: Duration = Duration::from_micros(50);
 
-/// Intervals in milliseconds. Each is longer than a loop may wake late: otherwise it would miss a whole round each time.
+/// Intervals in milliseconds. Each is longer than a loop may wake late: otherwise it would miss a whole round
+/// each time.
 const INTERVALS: std::ops::Range<u64> = 50..5_000;
 
-/// How many milliseconds a loop may wake late.
+/// The milliseconds by which a loop may wake late.
 const LATENESS: std::ops::Range<u64> = 0..40;
 
 /// The system's time, and how much of it the process ran.
@@ -106,7 +107,8 @@ impl Run {
         None
     }
 
-    /// Returns how much more than what the process really ran its clock may show, within one ping and its check.
+    /// Returns how much more than what the process really ran its clock may show, within one ping and its
+    /// check.
     fn clock_error(&self) -> Duration {
         (ALLOWANCE + self.interval / BUCKETS as u32 + Duration::from_millis(1)) * self.stops.len() as u32
     }

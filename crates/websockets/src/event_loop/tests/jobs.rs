@@ -20,7 +20,8 @@ fn with_clients(count: usize) -> (Harness, Vec<Client>) {
     (harness, clients)
 }
 
-/// A loop of which each job is a slice, and the fan-out of a publication to 70 clients that has reached 32 of them.
+/// A loop of which each job is a slice, and the fan-out of a publication to 70 clients that has reached 32 of
+/// them.
 fn in_a_fanout() -> (Harness, Vec<Client>) {
     let (mut harness, clients) = with_clients(70);
     harness.event_loop.slice = Duration::ZERO;

@@ -269,7 +269,8 @@ fn a_client_that_does_not_read_its_replay_is_closed_once_too_much_waits_behind_i
         event_loop.clients.connections.iter().any(|(_, entry)| !entry.connection.is_open())
     };
     assert!(!closed(&harness.event_loop));
-    // More than the queue may have. What is published together is not held against the client, what comes then is.
+    // More than the queue may have. What is published together is not held against the client, what comes
+    // then is.
     publish_large(&harness, 25);
     harness.settle();
     assert!(!closed(&harness.event_loop));
