@@ -2,14 +2,14 @@
 //!
 //! There is no standard for `.env`: shells, Docker, systemd and the libraries of each language differ in what
 //! `$`, `\` and quotes inside of a value mean. Only what all of them read alike is understood here: a bare
-//! word, or a value in quotes on one line. Whether it matters that another line is not understood is for the
-//! caller to decide, as the file may be shared with other programs.
+//! word, or a value in quotes on one line. Another line is only wrong if it is about a setting, as the file
+//! may be shared with other programs.
 
 use std::{io::ErrorKind, path::Path};
 
 use super::{
     SettingsFile, Source,
-    environment::Meaning,
+    environment::{Meaning, is_setting},
     layer::Kind,
     loader::Loader,
     settings_file::place,
@@ -20,7 +20,7 @@ use super::{
 const DOT_ENV: &str = ".env";
 
 impl Loader {
-    /// `.env` may be another program's, or shared with one: only a line about a setting can be wrong.
+    /// Reads `.env`. It may be another program's, or shared with one: only a line about a setting can be wrong.
     pub(super) fn dot_env(&mut self, working_dir: &Path) {
         let at = |line| Source::File(place(DOT_ENV, line));
         let path = working_dir.join(DOT_ENV);
@@ -50,16 +50,14 @@ impl Loader {
             };
             match value {
                 Ok(value) => variables.push((name, value)),
-                Err(why) if matches!(Meaning::of(&name), Meaning::Setting(_)) => {
+                Err(why) if is_setting(&name) => {
                     self.reject_source(at(Some(number)), format!("{name} is not understood: {why}"));
                 }
                 // The value does not matter.
                 Err(_) => variables.push((name, "?".into())),
             }
         }
-        let has_settings = variables
-            .iter()
-            .any(|(name, value)| matches!(Meaning::of(name), Meaning::Setting(_)) && !value.is_empty());
+        let has_settings = variables.iter().any(|(name, value)| is_setting(name) && !value.is_empty());
         self.add_file(SettingsFile { path, has_settings, stays }, &at(None));
         self.variables(&variables, Kind::DotEnv, Source::DotEnv);
         if let [first, more @ ..] = others.as_slice() {

@@ -27,7 +27,7 @@ impl Loader {
             let Some(name) = name.to_str() else { continue };
             match text.to_str() {
                 Some(text) => variables.push((name.to_owned(), text.to_owned())),
-                None if matches!(Meaning::of(name), Meaning::Setting(_)) => {
+                None if is_setting(name) => {
                     self.reject_source(Source::Variable(name.to_owned()), "is not UTF-8".into());
                 }
                 None => {}
@@ -78,7 +78,7 @@ impl Loader {
         ));
     }
 
-    /// The folder that systemd made, below every other choice.
+    /// Merges the folder that systemd made, below every other choice.
     pub(super) fn runtime_directory(&mut self, environment: &[(OsString, OsString)]) {
         let Some(folders) = variable(environment, RUNTIME_DIRECTORY) else { return };
         let Some(folders) = folders.to_str() else {
@@ -90,7 +90,7 @@ impl Loader {
         }
     }
 
-    /// RUST_LOG is for all programs that are written in Rust, and may be meant for another one.
+    /// Merges RUST_LOG, which is for all programs that are written in Rust, and may be meant for another one.
     pub(super) fn rust_log(&mut self, environment: &[(OsString, OsString)]) {
         let Some(text) = variable(environment, RUST_LOG).filter(|text| !text.is_empty()) else { return };
         let value = Value::from(&*text.to_string_lossy());
@@ -107,6 +107,11 @@ impl Loader {
 /// Returns the value of an environment variable.
 pub(super) fn variable<'a>(environment: &'a [(OsString, OsString)], name: &str) -> Option<&'a OsStr> {
     environment.iter().find(|(other, _)| other == name).map(|(_, text)| text.as_os_str())
+}
+
+/// Returns true if a variable of this name is a setting.
+pub(super) fn is_setting(variable: &str) -> bool {
+    matches!(Meaning::of(variable), Meaning::Setting(_))
 }
 
 /// The meaning of the name of a variable.
