@@ -60,9 +60,9 @@ impl ServerBroker {
         self.memory.finish_import();
     }
 
-    /// Begins a new epoch in every channel. See [`MemoryBroker::begin_anew`].
-    pub(crate) fn begin_anew(&self) {
-        self.memory.begin_anew();
+    /// Begins a new epoch in every channel. See [`MemoryBroker::renew_all_epochs`].
+    pub(crate) fn renew_all_epochs(&self) {
+        self.memory.renew_all_epochs();
     }
 
     /// Drops everything. See [`MemoryBroker::clear`].

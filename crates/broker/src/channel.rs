@@ -1,20 +1,13 @@
-//! One channel of the memory broker: its position, the publications that are kept, and its receivers.
+//! The position and the history of one channel, for whichever broker has it.
 
 use std::{collections::VecDeque, sync::Arc};
 
 use lastcall_core::{Epoch, PinnedBytes, Position, Publication};
 
-use crate::{
-    HistoryPage, PageLimit, ReceiverSet, Since, Subscribed,
-    age_queue::{Keeps, QueueKey},
-    retention_rules::RuleId,
-};
+use crate::{HistoryPage, PageLimit, Since, Subscribed};
 
 /// What a kept publication costs beside its data.
 const PUBLICATION_OVERHEAD: usize = 100;
-
-/// What a channel without subscribers costs beside its name and its publications.
-const CHANNEL_OVERHEAD: usize = 200;
 
 /// Most publications that a subscriber takes while no other call can be served.
 pub(crate) const MISSED_AT_ONCE: usize = 1024;
@@ -23,7 +16,8 @@ pub(crate) const MISSED_AT_ONCE: usize = 1024;
 #[derive(Debug, Default)]
 struct Kept(VecDeque<(i64, Arc<Publication>)>);
 
-/// A channel. Times are in milliseconds since the machine was started, and below 0 before that.
+/// The position of a channel, and the publications that are kept of it. Times are in milliseconds since the machine was started,
+/// and below 0 before that.
 #[derive(Debug)]
 pub(crate) struct Channel {
     epoch: Epoch,
@@ -31,36 +25,12 @@ pub(crate) struct Channel {
     top: u64,
     /// The last publications, up to `top`. `None` costs one pointer: most channels may have no history.
     kept: Option<Box<Kept>>,
-    pub(crate) rule: RuleId,
-    pub(crate) receivers: ReceiverSet,
-    pub(crate) subscribers: u32,
-    /// Whether it had subscribers in another process, who are about to come: until then, it is not dropped.
-    pub(crate) held: bool,
-    /// Where the channel is in the queues of its rule; `None`: in none of them.
-    pub(crate) queued: Option<QueueKey>,
-    /// When the last subscriber left, or the last publication came.
-    pub(crate) used_ms: i64,
 }
 
 impl Channel {
-    pub(crate) fn new(epoch: Epoch, rule: RuleId, now_ms: i64) -> Self {
-        let receivers = ReceiverSet::default();
-        Self {
-            epoch,
-            top: 0,
-            kept: None,
-            rule,
-            receivers,
-            subscribers: 0,
-            held: false,
-            queued: None,
-            used_ms: now_ms,
-        }
-    }
-
-    /// Returns true if the channel has no subscribers, and none that are about to come from another process.
-    pub(crate) fn is_idle(&self) -> bool {
-        self.subscribers == 0 && !self.held
+    /// Returns a channel without publications.
+    pub(crate) fn new(epoch: Epoch) -> Self {
+        Self { epoch, top: 0, kept: None }
     }
 
     /// Returns the position of the last publication.
@@ -90,8 +60,8 @@ impl Channel {
         kept.skip(skip)
     }
 
-    /// Gives a publication its offset. It is not kept before [`Channel::keep`].
-    pub(crate) fn number(&mut self, mut publication: Publication) -> Arc<Publication> {
+    /// Gives a publication its offset. It is not kept before [`Channel::retain`].
+    pub(crate) fn assign_offset(&mut self, mut publication: Publication) -> Arc<Publication> {
         self.top += 1;
         publication.offset = self.top;
         Arc::new(publication)
@@ -99,7 +69,7 @@ impl Channel {
 
     /// Keeps a publication, which has been numbered last. Returns what it costs, which counts as `pinned` once it is dropped
     /// and something else still holds it.
-    pub(crate) fn keep(
+    pub(crate) fn retain(
         &mut self,
         since_ms: i64,
         publication: Arc<Publication>,
@@ -115,14 +85,14 @@ impl Channel {
     }
 
     /// Adds a publication of another process, which has the next offset. Returns what it costs.
-    pub(crate) fn append(
+    pub(crate) fn restore(
         &mut self,
         since_ms: i64,
         publication: Arc<Publication>,
         pinned: &PinnedBytes,
     ) -> usize {
         self.top = publication.offset;
-        self.keep(since_ms, publication, pinned)
+        self.retain(since_ms, publication, pinned)
     }
 
     /// Drops the oldest publication. Returns what it cost; `None`: none is kept.
@@ -142,28 +112,14 @@ impl Channel {
     }
 
     /// Begins a new epoch. Nothing may be kept.
-    pub(crate) fn renew(&mut self, epoch: Epoch) {
-        self.move_to(Position { epoch, offset: 0 });
+    pub(crate) fn begin_epoch(&mut self, epoch: Epoch) {
+        self.reset_to(Position { epoch, offset: 0 });
     }
 
     /// Continues from this position. Nothing is kept.
-    pub(crate) fn move_to(&mut self, top: Position) {
+    pub(crate) fn reset_to(&mut self, top: Position) {
         debug_assert!(self.kept.is_none());
         (self.epoch, self.top) = (top.epoch, top.offset);
-    }
-
-    /// Returns what a channel with a name of this length costs by being kept without subscribers.
-    pub(crate) fn idle_cost(name: &str) -> usize {
-        CHANNEL_OVERHEAD + name.len()
-    }
-
-    /// Returns the key that the channel should have in the queues; `None`: nothing of it may go.
-    pub(crate) fn queue_key(&self) -> Option<QueueKey> {
-        if let Some((since_ms, _)) = self.kept_since().next() {
-            return Some(QueueKey { keeps: Keeps::Publications, since_ms: *since_ms });
-        }
-        let keeps = if self.top == 0 { Keeps::Start } else { Keeps::Position };
-        self.is_idle().then_some(QueueKey { keeps, since_ms: self.used_ms })
     }
 
     /// Takes some of what a subscriber has missed after what it was `taken` before, if that is much. Returns true if it was, and
@@ -178,7 +134,7 @@ impl Channel {
     }
 
     /// Returns the beginning of a subscription, of which this was `taken` before.
-    pub(crate) fn subscribed(&self, since: Since, mut taken: Vec<Arc<Publication>>) -> Subscribed {
+    pub(crate) fn begin_subscription(&self, since: Since, mut taken: Vec<Arc<Publication>>) -> Subscribed {
         let top = self.top();
         match self.missed(since, taken.len()) {
             Some(missed) => {
@@ -200,7 +156,7 @@ impl Channel {
     }
 
     /// Returns a part of the history.
-    pub(crate) fn page(&self, since: Option<Position>, limit: PageLimit) -> HistoryPage {
+    pub(crate) fn history_page(&self, since: Option<Position>, limit: PageLimit) -> HistoryPage {
         let top = self.top();
         let page = match since {
             Some(position) => self.after(position).map(|missed| page_of(missed, limit)),

@@ -2,14 +2,15 @@
 //! Knows no sockets and no HTTP.
 //!
 //! - [`Broker`] is the interface; its documentation is the contract that every implementation keeps.
-//! - [`MemoryBroker`] (`memory`) keeps everything in this process. Its parts: `channel` (the position, the kept
-//!   publications and the receivers of one channel), `retention_rules` (how much is kept of which channel), `age_queue` (which
-//!   channel loses something next), and `idempotency` (which requests were answered already).
-//!   [`MemoryExport`] copies what it keeps, in parts (`snapshot`), and [`MemoryBroker::import`] takes them over.
+//! - [`MemoryBroker`] (`memory`) keeps everything in this process. Its folder has the bookkeeping for
+//!   that: `memory_channel` (the receivers of a channel, and when it was used), `retention_rules` (how much is kept of which
+//!   channel), and `age_queue` (which channel loses something next).
+//! - `channel` is the position and the history of one channel, and `idempotency` knows which requests were answered already:
+//!   for whichever broker.
+//! - [`MemoryExport`] copies what it keeps, in parts (`snapshot`), and [`MemoryBroker::import`] takes them over.
 //! - `FaultyBroker` (`faults`, for tests) is the memory broker with faults in front of it.
 //! - [`ReceiverSet`] (`receiver_set`) says which receivers get a channel's publications: for the server, its event loops.
 
-mod age_queue;
 mod channel;
 mod config;
 #[cfg(feature = "faults")]
@@ -17,7 +18,6 @@ mod faults;
 mod idempotency;
 mod memory;
 mod receiver_set;
-mod retention_rules;
 mod snapshot;
 
 use std::{fmt, future::Future, pin::Pin, sync::Arc};

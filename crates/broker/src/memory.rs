@@ -1,9 +1,12 @@
 //! The broker that keeps everything in this process.
 
+mod age_queue;
 mod dropping;
 mod export;
 mod import;
 mod journal;
+mod memory_channel;
+mod retention_rules;
 
 use std::{
     collections::{BinaryHeap, HashMap},
@@ -18,24 +21,23 @@ use lastcall_core::{ChannelName, Epoch, PinnedBytes, Position, Publication, cloc
 
 use crate::{
     Attach, Broker, BrokerFuture, ChannelInfo, Config, Delivery, HistoryPage, IDEMPOTENCY_TTL,
-    IdempotencyKey, PageLimit, Published, Since, Usage,
-    age_queue::AgeQueues,
-    channel::Channel,
-    idempotency::IdempotencyCache,
-    retention_rules::{RetentionRules, ttl_ms},
+    IdempotencyKey, PageLimit, Published, Since, Usage, idempotency::IdempotencyCache,
 };
+use age_queue::AgeQueues;
 use dropping::{requeue, unqueue};
 use journal::Journals;
+use memory_channel::MemoryChannel;
+use retention_rules::{RetentionRules, ttl_ms};
 
 /// Most publications or channels that are dropped before the lock is released, so that other calls need not wait for long.
-const EXPIRED_AT_ONCE: usize = 1000;
+const MAX_EXPIRY_BATCH: usize = 1000;
 
 /// Most publications that a subscriber takes in slices. Else it might never end, if they were published as fast.
 const MAX_IN_SLICES: usize = 4_000_000;
 
 /// Most publications or channels that are dropped for their age by one call of `publish`, so that its time is bounded.
 /// [`MemoryBroker::expire`] drops the rest.
-const EXPIRED_WITH_PUBLICATION: usize = 8;
+const MAX_EXPIRY_PER_PUBLISH: usize = 8;
 
 /// Keeps all channels in memory. What is kept is lost with the process.
 ///
@@ -53,7 +55,7 @@ pub struct MemoryBroker {
 
 #[derive(Debug)]
 struct State {
-    channels: HashMap<ChannelName, Box<Channel>>,
+    channels: HashMap<ChannelName, Box<MemoryChannel>>,
     queues: AgeQueues,
     /// What all publications, and the channels without subscribers, cost.
     bytes: usize,
@@ -86,7 +88,7 @@ impl MemoryBroker {
     pub fn expire(&self) -> Option<Duration> {
         let now = clock::since_boot_ms();
         // The lock is released now and then: many channels may expire at once.
-        while self.drop_expired(&mut self.lock(), now, EXPIRED_AT_ONCE) {}
+        while self.drop_expired(&mut self.lock(), now, MAX_EXPIRY_BATCH) {}
         let mut state = self.lock();
         state.idempotency.expire(now);
         state.release_excess_capacity();
@@ -125,35 +127,35 @@ impl MemoryBroker {
                     unkept = new;
                     &mut unkept
                 } else {
-                    *bytes += Channel::idle_cost(name.as_str());
+                    *bytes += MemoryChannel::idle_cost(name.as_str());
                     channels.entry(name.clone()).or_insert(new)
                 }
             }
         };
         let size = self.rules.retention(channel.rule).size;
-        channel.used_ms = channel.used_ms.max(now);
+        channel.last_used_ms = channel.last_used_ms.max(now);
         let mut numbered = Vec::with_capacity(publications.len());
         for publication in publications {
-            let publication = channel.number(publication);
+            let publication = channel.log.assign_offset(publication);
             if size > 0 {
-                *bytes += channel.keep(now, Arc::clone(&publication), &self.pinned);
+                *bytes += channel.log.retain(now, Arc::clone(&publication), &self.pinned);
             }
             numbered.push(publication);
         }
-        while channel.kept().len() > size {
-            *bytes = bytes.saturating_sub(channel.drop_oldest().unwrap_or_default());
+        while channel.log.kept().len() > size {
+            *bytes = bytes.saturating_sub(channel.log.drop_oldest().unwrap_or_default());
         }
         if !channel.receivers.is_empty() && !numbered.is_empty() {
-            self.delivery.deliver(name, channel.top().epoch, &numbered, channel.receivers);
+            self.delivery.deliver(name, channel.log.top().epoch, &numbered, channel.receivers);
         }
-        let published = Published { position: channel.top(), subscribers: channel.subscribers as usize };
+        let published = Published { position: channel.log.top(), subscribers: channel.subscribers as usize };
         if size > 0 {
             requeue(queues, name, channel);
         }
         if let Some(key) = key {
             state.idempotency.insert(now, name, key, published);
         }
-        self.drop_expired(&mut state, now, EXPIRED_WITH_PUBLICATION);
+        self.drop_expired(&mut state, now, MAX_EXPIRY_PER_PUBLISH);
         self.make_room(&mut state);
         published
     }
@@ -164,14 +166,14 @@ impl MemoryBroker {
         // A subscriber may have missed a million of them: the lock is released now and then. The rest, and what was published
         // meanwhile, is taken in one step with the beginning.
         while taken.len() < MAX_IN_SLICES
-            && state.channels.get(name).is_some_and(|channel| channel.take_slice(since, &mut taken))
+            && state.channels.get(name).is_some_and(|channel| channel.log.take_slice(since, &mut taken))
         {
             drop(state);
             thread::yield_now();
             state = self.lock();
         }
         let channel = self.add_subscriptions(&mut state, now, name, receiver, 1);
-        attach(Ok(channel.subscribed(since, taken)));
+        attach(Ok(channel.log.begin_subscription(since, taken)));
     }
 
     /// Adds subscriptions to a channel, and returns it.
@@ -182,11 +184,11 @@ impl MemoryBroker {
         name: &ChannelName,
         receiver: usize,
         subscriptions: u32,
-    ) -> &'a mut Channel {
+    ) -> &'a mut MemoryChannel {
         let State { channels, queues, bytes, journals, .. } = state;
         journals.note(name);
         if channels.get(name).is_some_and(|channel| channel.is_idle()) {
-            *bytes = bytes.saturating_sub(Channel::idle_cost(name.as_str()));
+            *bytes = bytes.saturating_sub(MemoryChannel::idle_cost(name.as_str()));
         }
         let channel = channels.entry(name.clone());
         let channel = channel.or_insert_with(|| Box::new(self.new_channel(name, now)));
@@ -213,8 +215,8 @@ impl MemoryBroker {
             channels.remove(name);
             return;
         }
-        channel.used_ms = channel.used_ms.max(now);
-        *bytes += Channel::idle_cost(name.as_str());
+        channel.last_used_ms = channel.last_used_ms.max(now);
+        *bytes += MemoryChannel::idle_cost(name.as_str());
         requeue(queues, name, channel);
         self.make_room(&mut state);
     }
@@ -229,9 +231,9 @@ impl MemoryBroker {
         let mut state = self.lock();
         self.drop_expired_of(&mut state, name, now);
         match state.channels.get(name) {
-            Some(channel) => channel.page(since, limit),
+            Some(channel) => channel.log.history_page(since, limit),
             // To look at a channel does not make it.
-            None => self.new_channel(name, now).page(since, limit),
+            None => self.new_channel(name, now).log.history_page(since, limit),
         }
     }
 
@@ -241,7 +243,7 @@ impl MemoryBroker {
         let mut first = BinaryHeap::new();
         for (name, channel) in &state.channels {
             let is_gone = channel.is_idle()
-                && channel.used_ms.saturating_add(ttl_ms(self.rules.retention(channel.rule))) <= now;
+                && channel.last_used_ms.saturating_add(ttl_ms(self.rules.retention(channel.rule))) <= now;
             if is_gone || after.is_some_and(|after| name <= after) {
                 continue;
             }
@@ -263,8 +265,8 @@ impl MemoryBroker {
             .collect()
     }
 
-    fn new_channel(&self, name: &ChannelName, now: i64) -> Channel {
-        Channel::new(Epoch(rand::random()), self.rules.find(name), now)
+    fn new_channel(&self, name: &ChannelName, now: i64) -> MemoryChannel {
+        MemoryChannel::new(Epoch(rand::random()), self.rules.find(name), now)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -339,12 +341,12 @@ impl Broker for MemoryBroker {
     }
 }
 
-fn info(name: &ChannelName, channel: &Channel) -> ChannelInfo {
+fn info(name: &ChannelName, channel: &MemoryChannel) -> ChannelInfo {
     ChannelInfo {
         name: name.clone(),
         subscribers: channel.subscribers as usize,
-        top: channel.top(),
-        kept: channel.kept().len(),
+        top: channel.log.top(),
+        kept: channel.log.kept().len(),
     }
 }
 

@@ -113,7 +113,7 @@ impl Attempt {
         let mut error = kill(&mut self.child, error).await;
         if let Some(clients) = self.committed {
             // What the new process has published by then is not known: no offset may be given a second time.
-            broker.begin_anew();
+            broker.renew_all_epochs();
             // Nor what it has read and written: the connections cannot continue here.
             if let Some(frozen) = self.frozen.take() {
                 frozen.disconnect();

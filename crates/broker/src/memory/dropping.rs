@@ -2,10 +2,10 @@
 
 use lastcall_core::{ChannelName, Epoch};
 
-use super::{MemoryBroker, State};
-use crate::{
+use super::{
+    MemoryBroker, State,
     age_queue::{AgeQueues, Keeps, QueueKey},
-    channel::Channel,
+    memory_channel::MemoryChannel,
     retention_rules::ttl_ms,
 };
 
@@ -18,12 +18,12 @@ impl MemoryBroker {
         journals.note(name);
         let ttl = ttl_ms(self.rules.retention(channel.rule));
         let is_too_old = |since: i64| since.saturating_add(ttl) <= now;
-        while channel.kept_since().next().is_some_and(|(since, _)| is_too_old(*since)) {
-            *bytes = bytes.saturating_sub(channel.drop_oldest().unwrap_or_default());
+        while channel.log.kept_since().next().is_some_and(|(since, _)| is_too_old(*since)) {
+            *bytes = bytes.saturating_sub(channel.log.drop_oldest().unwrap_or_default());
         }
         if channel.queue_key().is_some_and(|key| is_too_old(key.since_ms)) {
             // As if it had been removed.
-            channel.renew(Epoch(rand::random()));
+            channel.log.begin_epoch(Epoch(rand::random()));
         }
         requeue(queues, name, channel);
     }
@@ -49,9 +49,9 @@ impl MemoryBroker {
 
     /// Has a channel lose everything. One with subscribers begins a new epoch, of which its receivers are told.
     pub(super) fn begin_epoch_of(&self, state: &mut State, name: &ChannelName) {
-        state.forget(name);
+        state.remove_or_renew(name);
         if let Some(channel) = state.channels.get(name) {
-            self.delivery.reset(name, channel.top(), channel.receivers);
+            self.delivery.reset(name, channel.log.top(), channel.receivers);
         }
     }
 
@@ -71,13 +71,13 @@ impl State {
     fn drop_one(&mut self, rule: usize, keeps: Keeps, may_go: impl Fn(i64) -> bool) {
         let Some(name) = self.queues.of(rule, keeps).pop() else { return };
         let Some(channel) = self.channels.get_mut(&name) else { return };
-        channel.queued = None;
+        channel.in_age_queue = None;
         if channel.queue_key().is_some_and(|key| may_go(key.since_ms)) {
             self.journals.note(&name);
-            match channel.drop_oldest() {
+            match channel.log.drop_oldest() {
                 Some(cost) => self.bytes = self.bytes.saturating_sub(cost),
                 None => {
-                    self.bytes = self.bytes.saturating_sub(Channel::idle_cost(name.as_str()));
+                    self.bytes = self.bytes.saturating_sub(MemoryChannel::idle_cost(name.as_str()));
                     self.channels.remove(&name);
                     return;
                 }
@@ -87,30 +87,30 @@ impl State {
     }
 
     /// Removes a channel, unless it has subscribers: then it begins a new numbering.
-    pub(super) fn forget(&mut self, name: &ChannelName) {
+    pub(super) fn remove_or_renew(&mut self, name: &ChannelName) {
         let Some(channel) = self.channels.get_mut(name) else { return };
         self.journals.note(name);
-        while let Some(cost) = channel.drop_oldest() {
+        while let Some(cost) = channel.log.drop_oldest() {
             self.bytes = self.bytes.saturating_sub(cost);
         }
         if channel.is_idle() {
-            self.bytes = self.bytes.saturating_sub(Channel::idle_cost(name.as_str()));
+            self.bytes = self.bytes.saturating_sub(MemoryChannel::idle_cost(name.as_str()));
         }
-        channel.held = false;
+        channel.awaits_subscribers = false;
         if channel.is_idle() {
             unqueue(&mut self.queues, name, channel);
             self.channels.remove(name);
             return;
         }
-        channel.renew(Epoch(rand::random()));
+        channel.log.begin_epoch(Epoch(rand::random()));
         requeue(&mut self.queues, name, channel);
     }
 }
 
 /// Puts a channel where it belongs after a change. One that keeps the same as before, and nothing older, stays where it is.
-pub(super) fn requeue(queues: &mut AgeQueues, name: &ChannelName, channel: &mut Channel) {
+pub(super) fn requeue(queues: &mut AgeQueues, name: &ChannelName, channel: &mut MemoryChannel) {
     let key = channel.queue_key();
-    let stays = match (channel.queued, key) {
+    let stays = match (channel.in_age_queue, key) {
         (Some(queued), Some(key)) => queued.keeps == key.keeps && queued.since_ms <= key.since_ms,
         (queued, key) => queued == key,
     };
@@ -120,13 +120,13 @@ pub(super) fn requeue(queues: &mut AgeQueues, name: &ChannelName, channel: &mut 
     unqueue(queues, name, channel);
     if let Some(QueueKey { keeps, since_ms }) = key {
         queues.of(channel.rule.index(), keeps).insert(since_ms, name.clone());
-        channel.queued = key;
+        channel.in_age_queue = key;
     }
 }
 
 /// Takes a channel off its queue.
-pub(super) fn unqueue(queues: &mut AgeQueues, name: &ChannelName, channel: &mut Channel) {
-    if let Some(QueueKey { keeps, since_ms }) = channel.queued.take() {
+pub(super) fn unqueue(queues: &mut AgeQueues, name: &ChannelName, channel: &mut MemoryChannel) {
+    if let Some(QueueKey { keeps, since_ms }) = channel.in_age_queue.take() {
         queues.of(channel.rule.index(), keeps).remove(since_ms, name);
     }
 }

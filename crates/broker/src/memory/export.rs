@@ -4,11 +4,8 @@ use std::{collections::HashMap, sync::Arc};
 
 use lastcall_core::{ChannelName, Position, clock};
 
-use super::{MemoryBroker, State, journal::Journal};
-use crate::{
-    channel::Channel,
-    snapshot::{BrokerPart, ChannelPart, age},
-};
+use super::{MemoryBroker, State, journal::Journal, memory_channel::MemoryChannel};
+use crate::snapshot::{BrokerPart, ChannelPart, age};
 
 /// How large a part may be, so that the broker is not locked for long.
 #[derive(Debug, Clone, Copy)]
@@ -52,10 +49,10 @@ struct Exported {
 }
 
 impl Exported {
-    fn of(channel: &Channel) -> Self {
-        let top = channel.top();
-        let first = top.offset + 1 - channel.kept().len() as u64;
-        Self { top, first, unused_since_ms: channel.is_idle().then_some(channel.used_ms) }
+    fn of(channel: &MemoryChannel) -> Self {
+        let top = channel.log.top();
+        let first = top.offset + 1 - channel.log.kept().len() as u64;
+        Self { top, first, unused_since_ms: channel.is_idle().then_some(channel.last_used_ms) }
     }
 }
 
@@ -135,7 +132,7 @@ impl MemoryExport {
             let before = self.exported.get(name).map(|exported| exported.top);
             let mut exported = Exported::of(channel);
             let (mut publications, mut ages_ms) = (Vec::new(), Vec::new());
-            let mut waiting = channel.kept_after(before);
+            let mut waiting = channel.log.kept_after(before);
             while bytes < most_bytes
                 && let Some((since_ms, publication)) = waiting.next()
             {
@@ -153,8 +150,8 @@ impl MemoryExport {
                 name: name.clone(),
                 epoch: exported.top.epoch,
                 top: exported.top.offset,
-                kept: is_complete.then(|| channel.kept().len() as u64),
-                used_age_ms: Some(age(now, channel.used_ms)),
+                kept: is_complete.then(|| channel.log.kept().len() as u64),
+                used_age_ms: Some(age(now, channel.last_used_ms)),
                 used_ms: None,
                 in_use: exported.unused_since_ms.is_none(),
                 publications,

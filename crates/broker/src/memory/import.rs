@@ -5,12 +5,12 @@ use std::{collections::HashMap, time::Duration};
 use lastcall_core::{Position, clock};
 
 use super::{
-    EXPIRED_AT_ONCE, MemoryBroker, State,
+    MAX_EXPIRY_BATCH, MemoryBroker, State,
+    age_queue::AgeQueues,
     dropping::{requeue, unqueue},
+    memory_channel::MemoryChannel,
 };
 use crate::{
-    age_queue::AgeQueues,
-    channel::Channel,
     idempotency::IdempotencyCache,
     snapshot::{BrokerPart, ChannelPart, ImportTime, PartError},
 };
@@ -33,7 +33,7 @@ impl MemoryBroker {
         let BrokerPart { gone, channels, keys } = part;
         let mut state = self.lock();
         for name in gone {
-            state.forget(&name);
+            state.remove_or_renew(&name);
         }
         for channel in channels {
             self.import_channel(&mut state, time, channel);
@@ -58,7 +58,7 @@ impl MemoryBroker {
 
     /// Begins a new epoch in every channel, keeps nothing, and tells the receivers: another process may have published after this one had handed
     /// everything over, so that the next offsets may have been given already.
-    pub fn begin_anew(&self) {
+    pub fn renew_all_epochs(&self) {
         let mut state = self.lock();
         let names: Vec<_> = state.channels.keys().cloned().collect();
         for name in names {
@@ -79,7 +79,7 @@ impl MemoryBroker {
         let mut state = self.lock();
         let State { channels, queues, bytes, .. } = &mut *state;
         channels.retain(|name, channel| {
-            if !std::mem::take(&mut channel.held) || !channel.is_idle() {
+            if !std::mem::take(&mut channel.awaits_subscribers) || !channel.is_idle() {
                 return true;
             }
             // As if its last subscriber had left now.
@@ -87,15 +87,15 @@ impl MemoryBroker {
                 unqueue(queues, name, channel);
                 return false;
             }
-            channel.used_ms = now;
-            *bytes += Channel::idle_cost(name.as_str());
+            channel.last_used_ms = now;
+            *bytes += MemoryChannel::idle_cost(name.as_str());
             requeue(queues, name, channel);
             true
         });
         if state.bytes > self.max_bytes {
             // What the other broker has dropped since it was exported goes before anything that it kept: first what was
             // too old there, then what was the oldest.
-            while self.drop_expired(&mut state, now, EXPIRED_AT_ONCE) {}
+            while self.drop_expired(&mut state, now, MAX_EXPIRY_BATCH) {}
             self.make_room(&mut state);
         }
     }
@@ -108,38 +108,38 @@ impl MemoryBroker {
         let size = self.rules.retention(rule).size;
         if size == 0 && !in_use {
             // There is nothing to remember.
-            state.forget(&name);
+            state.remove_or_renew(&name);
             return;
         }
         let State { channels, queues, bytes, .. } = state;
-        let idle_cost = Channel::idle_cost(name.as_str());
+        let idle_cost = MemoryChannel::idle_cost(name.as_str());
         let channel = channels.entry(name.clone()).or_insert_with(|| {
             *bytes += idle_cost;
-            Box::new(Channel::new(epoch, rule, used_ms))
+            Box::new(MemoryChannel::new(epoch, rule, used_ms))
         });
         let was_idle = channel.is_idle();
-        let before = channel.top();
+        let before = channel.log.top();
         let first = publications.first().map_or(top + 1, |first| first.offset);
         if (before.epoch, before.offset + 1) != (epoch, first) {
-            while let Some(cost) = channel.drop_oldest() {
+            while let Some(cost) = channel.log.drop_oldest() {
                 *bytes = bytes.saturating_sub(cost);
             }
-            channel.move_to(Position { epoch, offset: first - 1 });
+            channel.log.reset_to(Position { epoch, offset: first - 1 });
         }
         if size == 0 {
-            channel.move_to(Position { epoch, offset: top });
+            channel.log.reset_to(Position { epoch, offset: top });
         } else {
             let mut ages_ms = ages_ms.into_iter();
             for publication in publications {
                 let since_ms = time.since(ages_ms.next(), Some(publication.time_ms));
-                *bytes += channel.append(since_ms, publication, &self.pinned);
+                *bytes += channel.log.restore(since_ms, publication, &self.pinned);
             }
         }
         let kept = kept.map_or(size, |kept| usize::try_from(kept).map_or(size, |kept| kept.min(size)));
-        while channel.kept().len() > kept {
-            *bytes = bytes.saturating_sub(channel.drop_oldest().unwrap_or_default());
+        while channel.log.kept().len() > kept {
+            *bytes = bytes.saturating_sub(channel.log.drop_oldest().unwrap_or_default());
         }
-        (channel.used_ms, channel.held) = (used_ms, in_use);
+        (channel.last_used_ms, channel.awaits_subscribers) = (used_ms, in_use);
         match (was_idle, channel.is_idle()) {
             (true, false) => *bytes = bytes.saturating_sub(idle_cost),
             (false, true) => *bytes += idle_cost,

@@ -193,7 +193,7 @@ fn a_publication_with_a_known_key_is_not_published_again() {
         "another channel"
     );
     assert_eq!(broker.publish_at(300_000, &name("a"), one(300_000), key()).position.offset, 2);
-    assert_eq!(broker.lock().channels[&name("a")].top().offset, 2);
+    assert_eq!(broker.lock().channels[&name("a")].log.top().offset, 2);
 }
 
 #[test]

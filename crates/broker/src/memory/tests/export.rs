@@ -1,12 +1,11 @@
 //! A broker that has taken over from another one answers as that one would.
 
+use super::super::age_queue::QueueKey;
 use super::model::{SIZE, Step, TTL, steps};
 use std::cell::Cell;
 
 use super::{super::export::PartLimits, *};
-use crate::{
-    BrokerPart, ChannelPart, MemoryExport, PartError, Published, age_queue::QueueKey, snapshot::ImportTime,
-};
+use crate::{BrokerPart, ChannelPart, MemoryExport, PartError, Published, snapshot::ImportTime};
 
 /// Checks what the broker's own code relies on.
 fn check_invariants(broker: &MemoryBroker) {
@@ -14,12 +13,15 @@ fn check_invariants(broker: &MemoryBroker) {
     let mut bytes = 0;
     for (name, channel) in &state.channels {
         let size = broker.rules.retention(channel.rule).size;
-        assert!(channel.kept().len() <= size, "{name} keeps too much");
-        let first = channel.top().offset + 1 - channel.kept().len() as u64;
-        assert!(channel.kept().zip(first..).all(|(one, offset)| one.offset == offset), "{name}: {channel:?}");
-        bytes += channel.kept().map(|one| one.size() + 100).sum::<usize>();
-        bytes += if channel.is_idle() { Channel::idle_cost(name.as_str()) } else { 0 };
-        let (queued, key) = (channel.queued, channel.queue_key());
+        assert!(channel.log.kept().len() <= size, "{name} keeps too much");
+        let first = channel.log.top().offset + 1 - channel.log.kept().len() as u64;
+        assert!(
+            channel.log.kept().zip(first..).all(|(one, offset)| one.offset == offset),
+            "{name}: {channel:?}"
+        );
+        bytes += channel.log.kept().map(|one| one.size() + 100).sum::<usize>();
+        bytes += if channel.is_idle() { MemoryChannel::idle_cost(name.as_str()) } else { 0 };
+        let (queued, key) = (channel.in_age_queue, channel.queue_key());
         assert_eq!(queued.map(|queued| queued.keeps), key.map(|key| key.keeps), "{name}");
         assert!(queued.map(|queued| queued.since_ms) <= key.map(|key| key.since_ms), "{name} goes late");
     }
@@ -30,8 +32,8 @@ fn check_invariants(broker: &MemoryBroker) {
     });
     let mut queued: Vec<_> = queued.collect();
     let channels = state.channels.iter();
-    let placed =
-        channels.filter_map(|(name, channel)| Some((name.clone(), (channel.rule.index(), channel.queued?))));
+    let placed = channels
+        .filter_map(|(name, channel)| Some((name.clone(), (channel.rule.index(), channel.in_age_queue?))));
     let mut placed: Vec<_> = placed.collect();
     queued.sort();
     placed.sort();
@@ -199,7 +201,7 @@ fn a_broker_that_begins_anew_keeps_its_subscribers_and_no_epoch() {
         subscribe(&broker, 0, channel, Since::Now);
     }
     let before: Vec<_> = ["a", "live:a", "b"].iter().map(|channel| publish(&broker, 0, channel)).collect();
-    broker.begin_anew();
+    broker.renew_all_epochs();
     check_invariants(&broker);
     let told = recorder.0.lock().unwrap().split_off(2);
     let told: Vec<_> = told.iter().map(|(_, channel, top)| (channel.as_str(), top.offset)).collect();
@@ -293,7 +295,7 @@ fn take_over(old: &MemoryBroker, new: &MemoryBroker, parts: &[(i64, BrokerPart)]
     for (name, channel) in &state.channels {
         for _ in 0..channel.subscribers {
             let subscribed = subscribe(new, now + shift, name.as_str(), Since::Now);
-            assert_eq!(subscribed.top, channel.top(), "{name}");
+            assert_eq!(subscribed.top, channel.log.top(), "{name}");
         }
     }
     drop(state);

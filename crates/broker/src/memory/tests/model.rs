@@ -253,7 +253,7 @@ proptest! {
         let mut kept = Vec::new();
         for (name, channel) in &broker.lock().channels {
             let number: u8 = name.as_str().parse().unwrap();
-            kept.extend(channel.kept().map(|one| (one.time_ms, number)));
+            kept.extend(channel.log.kept().map(|one| (one.time_ms, number)));
         }
         kept.sort_unstable();
         let (dropped, expected) = all.split_at(all.len() - kept.len());

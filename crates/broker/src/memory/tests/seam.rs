@@ -119,10 +119,10 @@ fn a_subscriber_that_has_missed_many_does_not_keep_the_lock_and_gets_all_or_is_t
     let state = broker.lock();
     let (channel, mut taken) = (&state.channels[&name("a")], Vec::new());
     for slices in 1..=4 {
-        assert!(channel.take_slice(Since::Position(start), &mut taken));
+        assert!(channel.log.take_slice(Since::Position(start), &mut taken));
         assert_eq!(taken.len(), slices * MISSED_AT_ONCE);
     }
-    assert!(!channel.take_slice(Since::Position(start), &mut taken), "the rest goes with the beginning");
+    assert!(!channel.log.take_slice(Since::Position(start), &mut taken), "the rest goes with the beginning");
     drop(state);
 
     let is_over = AtomicUsize::new(0);
@@ -139,7 +139,7 @@ fn a_subscriber_that_has_missed_many_does_not_keep_the_lock_and_gets_all_or_is_t
         let (mut recovered, mut told) = (0, 0);
         // From the oldest that is kept, which may go meanwhile, and from some way after it.
         for number in 0..400 {
-            let top = broker.lock().channels[&name("a")].top();
+            let top = broker.lock().channels[&name("a")].log.top();
             let behind = (KEPT - (number % 40) * MISSED_AT_ONCE / 10) as u64;
             let since = Position { offset: top.offset - behind, ..top };
             let Subscribed { top, recovered: is_recovered, missed } =
