@@ -149,10 +149,17 @@ impl ApiError {
         Self { code, message: message.into() }
     }
 
-    /// Returns the error as a message of the plain protocol.
-    pub(crate) fn json_message(&self) -> String {
+    /// Returns the error as the body of a response.
+    pub(crate) fn json_body(&self) -> String {
+        json!(Body { error: self }).to_string()
+    }
+
+    /// Returns the error as a server-sent event, with the time after which the client may come back. Its response
+    /// must be a 200: after any other status, an `EventSource` never tries again.
+    pub(crate) fn event(&self) -> String {
         let message = json!({"type": "error", "code": self.code, "message": self.message});
-        message.to_string()
+        let retry = RETRY_AFTER_SECONDS * 1000;
+        format!("retry: {retry}\nevent: error\ndata: {message}\n\n")
     }
 
     /// Returns the error with the part of the request that it is about.

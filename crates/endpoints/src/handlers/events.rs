@@ -18,7 +18,7 @@ use lastcall_websockets::{ChannelRequest, Form};
 
 use super::channel_query;
 use crate::{
-    error::{ApiError, ErrorCode, RETRY_AFTER_SECONDS},
+    error::{ApiError, ErrorCode},
     fields::LAST_EVENT_ID,
     request::{ListensOnLoopback, RequestHost},
     server::{AcceptedConnection, HandoffSlot},
@@ -91,13 +91,9 @@ fn head_of_stream() -> Response {
     stream_head(StatusCode::OK, Body::new(Body::empty().map_frame(|frame| frame)))
 }
 
-/// Returns the response to a client that is not admitted now. After any status but 200, an `EventSource`
-/// would never come back, so it is told when to.
+/// Returns the response to a client that is not admitted now, and is told when to come back.
 fn come_back_later(error: ApiError) -> Response {
-    let json = error.json_message();
-    let retry = RETRY_AFTER_SECONDS * 1000;
-    let body = format!("retry: {retry}\nevent: error\ndata: {json}\n\n");
-    let mut response = stream_head(StatusCode::OK, Body::from(body));
+    let mut response = stream_head(StatusCode::OK, Body::from(error.event()));
     // It is counted as a refusal all the same.
     response.extensions_mut().insert(error);
     response

@@ -96,8 +96,8 @@ pub(crate) async fn publish_batch(
         ));
     }
     refuse_outside_body(&uri, &headers, "the `idempotency_key` of a publication")?;
-    let most = state.limits.max_batch_body();
-    let body = read(body, &headers, &state.body_budget, most, "the limit of a batch").await?;
+    let max_body = state.limits.max_batch_body();
+    let body = read(body, &headers, &state.body_budget, max_body, "the limit of a batch").await?;
     let BatchBody { publications } = parse(&body, SHAPE)?;
     let requests = requests(&publications, state.limits.max_message_size)?;
     let counts: Vec<_> = requests.iter().map(|request| request.publications.len()).collect();

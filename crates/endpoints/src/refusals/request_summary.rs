@@ -96,14 +96,14 @@ impl RequestSummary {
     }
 }
 
-/// Returns the beginning of a text: about `most` bytes of it, on one line, without characters that act on a
+/// Returns the beginning of a text: about `max` bytes of it, on one line, without characters that act on a
 /// terminal or cannot be seen.
-pub(super) fn printable(bytes: &[u8], most: usize) -> String {
+pub(super) fn printable(bytes: &[u8], max: usize) -> String {
     // Whatever is cut off is not looked at: a head may have thousands of bytes.
-    let start = &bytes[..bytes.len().min(most)];
+    let start = &bytes[..bytes.len().min(max)];
     let mut text = String::new();
     for c in String::from_utf8_lossy(start).chars() {
-        if text.len() >= most {
+        if text.len() >= max {
             return text + "…";
         }
         if c.is_ascii_graphic() || c == ' ' || c.is_alphanumeric() || c == '…' {

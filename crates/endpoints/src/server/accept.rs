@@ -68,7 +68,7 @@ pub(super) async fn accept(
     let mut errors = AcceptErrors::default();
     let mut idle = Vec::new();
     let mut attempts = 0_usize;
-    let mut most_at_once = 0;
+    let mut peak = 0;
     let shared = Arc::clone(&connections.shared);
     let mut stopped = pin!(shared.stop.reached(StopLevel::ReturnIdle));
     loop {
@@ -98,8 +98,8 @@ pub(super) async fn accept(
             Some(ended) = connections.tasks.join_next() => {
                 // Once the server is to stop, an idle connection may be here before this loop knows of it.
                 idle.extend(returned(ended));
-                most_at_once = most_at_once.max(connections.tasks.len());
-                if connections.tasks.is_empty() && std::mem::take(&mut most_at_once) >= TRIM_THRESHOLD {
+                peak = peak.max(connections.tasks.len());
+                if connections.tasks.is_empty() && std::mem::take(&mut peak) >= TRIM_THRESHOLD {
                     tokio::spawn(trim_memory(shared.manager.clone()));
                 }
             }

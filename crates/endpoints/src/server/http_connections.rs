@@ -58,7 +58,7 @@ struct State {
     lines: LineRate,
 }
 
-/// Since when a connection is idle, and how to tell it that it must make room.
+/// An idle connection: the moment since which it is idle, and the means to tell it that it must make room.
 #[derive(Debug)]
 struct IdleSince {
     time: Instant,

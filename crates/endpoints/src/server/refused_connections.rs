@@ -88,14 +88,11 @@ fn response(request: &[u8], allowed_origins: &AllowedOrigins) -> String {
     };
     let wants_events = field("accept").to_ascii_lowercase().starts_with("text/event-stream");
     let cors = if wants_events { lines_for_events(allowed_origins, field("origin")) } else { String::new() };
+    let error = ApiError::new(ErrorCode::Full, MESSAGE);
     let (status, kind, body) = if wants_events {
-        // After any status but 200, an `EventSource` would never come back.
-        let json = ApiError::new(ErrorCode::Full, MESSAGE).json_message();
-        let retry = RETRY_AFTER_SECONDS * 1000;
-        ("200 OK", "text/event-stream", format!("retry: {retry}\nevent: error\ndata: {json}\n\n"))
+        ("200 OK", "text/event-stream", error.event())
     } else {
-        let body = format!(r#"{{"error":{{"code":"full","message":"{MESSAGE}"}}}}"#);
-        ("503 Service Unavailable", "application/json", body)
+        ("503 Service Unavailable", "application/json", error.json_body())
     };
     format!(
         "HTTP/1.1 {status}\r\nretry-after: {RETRY_AFTER_SECONDS}\r\ncontent-type: {kind}\r\ncontent-length: {}\r\n\

@@ -7,10 +7,10 @@ use url::form_urlencoded;
 use super::{parse, parse_for_events};
 
 /// Most channels of a client.
-const MOST: usize = 128;
+const MAX_CHANNELS: usize = 128;
 
 /// Most bytes of a query with a position for each channel.
-const MOST_BYTES: usize = 16 * 1024;
+const MAX_BYTES: usize = 16 * 1024;
 
 /// Parses a query as `/ws` and `/events` do, the latter with this header field `Last-Event-ID`. Panics if
 /// that is not what the contract says.
@@ -35,14 +35,14 @@ pub(crate) fn check(query: &str, field: Option<&[u8]>) {
     };
     let is_allowed = names.iter().all(|name| is_name(name))
         && !pairs.iter().any(|(key, _)| is_other(key))
-        && bytes(query, names.len()) <= MOST_BYTES
+        && bytes(query, names.len()) <= MAX_BYTES
         && (sinces.is_empty() || sinces.len() == names.len())
-        && distinct.len() <= MOST;
+        && distinct.len() <= MAX_CHANNELS;
     let (for_websocket, for_events) = (parse(query), parse_for_events(query, field));
     assert_eq!((for_websocket.is_ok(), for_events.is_ok()), (is_allowed, is_allowed), "{query:?}");
     let (Ok(channels), Ok(of_events)) = (for_websocket, for_events) else { return };
 
-    assert!(channels.len() <= MOST && channels.len() == distinct.len(), "each once: {query:?}");
+    assert!(channels.len() <= MAX_CHANNELS && channels.len() == distinct.len(), "each once: {query:?}");
     // Where each is named first.
     let mut firsts = Vec::new();
     for ChannelRequest { name, since } in &channels {
@@ -52,7 +52,7 @@ pub(crate) fn check(query: &str, field: Option<&[u8]>) {
     }
     assert!(firsts.is_sorted(), "in their order: {query:?}");
     let encoded = encode(&channels);
-    if bytes(&encoded, channels.len()) <= MOST_BYTES {
+    if bytes(&encoded, channels.len()) <= MAX_BYTES {
         assert_eq!(parse(&encoded).ok().as_ref(), Some(&channels), "{query:?}");
     }
 
@@ -187,7 +187,7 @@ mod tests {
     fn channels() -> impl Strategy<Value = Vec<(String, String, bool)>> {
         let few = prop::collection::vec(name(), 0..6);
         // About as many as there may be, some of them twice.
-        let many = (MOST - 1..MOST + 2, 0..3_usize).prop_map(|(count, twice)| {
+        let many = (MAX_CHANNELS - 1..MAX_CHANNELS + 2, 0..3_usize).prop_map(|(count, twice)| {
             (0..count).chain(0..twice).map(|number| format!("c{number}")).collect::<Vec<_>>()
         });
         let names = prop_oneof![4 => few, 1 => many.prop_shuffle()];
@@ -244,7 +244,7 @@ mod tests {
                 }
             }
             let read = parse(&query.join("&")).ok();
-            prop_assert_eq!(read, Some(expected).filter(|expected| expected.len() <= MOST));
+            prop_assert_eq!(read, Some(expected).filter(|expected| expected.len() <= MAX_CHANNELS));
         }
     }
 }
