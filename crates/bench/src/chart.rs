@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::{compare::Measured, contestant::Contestant};
+use crate::{contestant::Contestant, measured::Measured};
 
 const FIGURE: &str = "CPU per delivery, µs";
 

@@ -14,7 +14,6 @@ use std::{
 
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
-use serde::Serialize;
 use url::Url;
 
 use crate::{
@@ -25,6 +24,7 @@ use crate::{
     },
     echo, fair,
     load::{self, Load},
+    measured::{Measured, Row},
     process::{Process, listen_overflows},
     stuck,
 };
@@ -111,24 +111,6 @@ pub(crate) fn part_of_a_name(text: &str) -> Result<String, String> {
 
 /// What was measured of one server, once: figures by name.
 type Figures = BTreeMap<&'static str, f64>;
-
-/// A figure of a server over all pairs.
-#[derive(Debug, Clone, Serialize)]
-pub(crate) struct Row {
-    pub(crate) server: Contestant,
-    pub(crate) figure: &'static str,
-    /// The figure itself: median, least, most.
-    pub(crate) value: [f64; 3],
-    /// Its ratio to the floor's in the same pair: median, least, most.
-    pub(crate) ratio: Option<[f64; 3]>,
-}
-
-/// A table, measured.
-#[derive(Debug, Clone, Serialize)]
-pub(crate) struct Measured {
-    pub(crate) name: &'static str,
-    pub(crate) rows: Vec<Row>,
-}
 
 impl Suite {
     #[allow(clippy::print_stdout, reason = "the result of a command")]

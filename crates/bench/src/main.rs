@@ -13,6 +13,7 @@ mod echo;
 mod fair;
 mod fleet;
 mod load;
+mod measured;
 mod process;
 mod publisher;
 mod recovery;

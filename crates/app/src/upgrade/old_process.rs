@@ -20,16 +20,15 @@ use lastcall_handover::{
     FileIdentity, FramedStream, HandoverSender, Hello, SendError, StreamError, UpgradeProgress,
     failpoint::{self, Step},
 };
-use lastcall_lifecycle::{NewProcess, ServiceManager, Signal, Signals};
+use lastcall_lifecycle::{NewProcess, ServiceManager, Signals};
 use lastcall_websockets::{ConnectionManager, Frozen};
-use rustix::process::{Pid, kill_process};
 use tokio::{
     process,
     sync::oneshot,
     task::spawn_blocking,
     time::{timeout, timeout_at},
 };
-use tracing::{info, warn};
+use tracing::info;
 
 use super::{
     attempt::Attempt,
@@ -39,7 +38,7 @@ use super::{
     program::Program,
     state::ServerState,
     stats::SharedUpgradeStats,
-    supervisor::{Role, Supervised},
+    supervisor::{Role, Supervised, forward_signals},
     timeouts::{
         AFTER_READY_TIMEOUT, FIT_TIMEOUT, FREEZE_TIMEOUT, SERVING_TIMEOUT, SETTLE_TIMEOUT, STOP_TIMEOUTS,
         TRANSFER_TIMEOUT,
@@ -406,19 +405,6 @@ fn those_that_fit(sizes: impl Iterator<Item = usize>, most: usize) -> Vec<bool> 
         fit[index] = all <= most;
     }
     fit
-}
-
-/// Sends signals that this process has received to the new process.
-pub(super) fn forward_signals(signals: &[Signal], pid: u32) {
-    let Some(process) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return };
-    for signal in signals {
-        info!(new_pid = pid, signal = signal.name(), "passing a signal on to the new process");
-        if let Some(number) = rustix::process::Signal::from_named_raw(i32::from(signal.number()))
-            && let Err(error) = kill_process(process, number)
-        {
-            warn!(%error, new_pid = pid, signal = signal.name(), "a signal could not be passed on");
-        }
-    }
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use std::{collections::VecDeque, process::ExitCode};
 
 use anyhow::Context;
 use lastcall_lifecycle::{AllSignals, ServiceManager, Signal};
-use rustix::process::{Pid, WaitId, WaitIdOptions, WaitStatus, waitid};
+use rustix::process::{Pid, WaitId, WaitIdOptions, WaitStatus, kill_process, waitid};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     process::Child,
@@ -32,10 +32,7 @@ pub(crate) use self::{
     orphans::Orphans,
     role::{LinkPair, Role},
 };
-use super::{
-    old_process::forward_signals,
-    timeouts::{FORWARD_TIMEOUT, NEXT_PROCESS_TIMEOUT},
-};
+use super::timeouts::{FORWARD_TIMEOUT, NEXT_PROCESS_TIMEOUT};
 
 /// What a handover leaves to be supervised.
 #[derive(Debug)]
@@ -181,4 +178,17 @@ fn exit_code(status: WaitStatus) -> u8 {
     let signal = || status.terminating_signal().map(|signal| 128 + signal);
     let code = status.exit_status().or_else(signal).and_then(|code| u8::try_from(code).ok());
     code.unwrap_or(u8::MAX)
+}
+
+/// Sends signals that this process has received to the new process.
+pub(super) fn forward_signals(signals: &[Signal], pid: u32) {
+    let Some(process) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return };
+    for signal in signals {
+        info!(new_pid = pid, signal = signal.name(), "passing a signal on to the new process");
+        if let Some(number) = rustix::process::Signal::from_named_raw(i32::from(signal.number()))
+            && let Err(error) = kill_process(process, number)
+        {
+            warn!(%error, new_pid = pid, signal = signal.name(), "a signal could not be passed on");
+        }
+    }
 }
