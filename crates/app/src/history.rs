@@ -8,6 +8,6 @@ mod format;
 mod part;
 mod place;
 
-pub(crate) use file::HistoryFile;
+pub(crate) use file::{HistoryFile, MayTake};
 pub(crate) use part::decode;
 pub(crate) use place::check;

@@ -32,7 +32,7 @@ use tracing::{info, warn};
 use crate::{
     broker::ServerBroker,
     config, exposure,
-    history::{self, HistoryFile},
+    history::{self, HistoryFile, MayTake},
     ingress::{Ingress, SuspendedIngress},
     listener::{self, Opened},
     start_time,
@@ -176,11 +176,21 @@ pub(crate) async fn run(
         }
         ListenerSource::Opened(opened) => {
             if let Some(file) = history_file.clone() {
-                let broker = broker.clone();
+                let (broker, may_take) = (broker.clone(), Arc::new(MayTake::default()));
+                let may_reader_take = Arc::clone(&may_take);
+                let stopped = async {
+                    let signal = signals.nth(1).await;
+                    // It is being marked already: that is over soon, and a drain writes it anew.
+                    if may_take.forbid() { signal } else { signals.nth(3).await }
+                };
                 tokio::select! {
                     biased;
-                    signal = signals.nth(3) => return exit(ExitReason::Immediate(signal), ExitCode::SUCCESS, None, &service_manager).await,
-                    read = spawn_blocking(move || file.read(&broker)) => read?,
+                    signal = stopped => {
+                        info!(signal = signal.name(), pid = std::process::id(), "stopped before it served");
+                        manager.stop();
+                        return Ok(Exit { code: ExitCode::SUCCESS, at_once: false });
+                    }
+                    read = spawn_blocking(move || file.read(&broker, &may_reader_take)) => read?,
                 }
             }
             activated = opened.activated;
@@ -297,6 +307,10 @@ pub(crate) async fn run(
                     reason = ExitReason::Immediate(signal);
                 }
             }
+        }
+        // Something may still publish, and an offset would be given a second time.
+        (ExitReason::Failed, Some(_)) => {
+            warn!("the history is not written, as not everything has stopped in order");
         }
         // This process may stay as a supervisor, which needs no history.
         (ExitReason::HandedOver(_), _) => broker.clear(),
@@ -416,6 +430,7 @@ fn check_files(loaded: &Loaded) -> (Option<Page>, Vec<SettingError>) {
     {
         unusable.push(loaded.unusable_error("history_file", &error));
     }
+    failpoint::hit(Step::Preparing);
     let page = Page::load(settings.templates_dir.as_deref(), settings.max_message_size)
         .map_err(|error| {
             let reason = format_args!("{:#}", anyhow::Error::from(error));

@@ -7,6 +7,8 @@
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the names say where in the code they stand")]
 pub enum Step {
+    /// In a start, as if its files were on a file system that does not answer.
+    Preparing,
     /// In the old process, as if the program were on a file system that does not answer.
     Starting,
     Started,

@@ -4,12 +4,12 @@
 //! another one: after a `kill -9`, a file without the mark would give offsets a second time.
 
 use std::{
-    ffi::OsString,
     fmt,
     fs::{self, File, OpenOptions},
     io::{self, BufReader, BufWriter, Read, Seek, Write},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
+    sync::OnceLock,
     time::Duration,
 };
 
@@ -22,7 +22,7 @@ use tracing::{info, warn};
 use super::{
     format::{self, FormatError, FormatWriter},
     part,
-    place::{self, Untrusted},
+    place::{self, LONGEST_SUFFIX, Untrusted, beside},
 };
 use crate::broker::ServerBroker;
 
@@ -36,6 +36,22 @@ pub(crate) struct HistoryFile {
     path: PathBuf,
     /// Most bytes that are written or read.
     max_bytes: u64,
+}
+
+/// Whether a file is taken over, or the start ends before that: whoever comes first decides.
+#[derive(Debug, Default)]
+pub(crate) struct MayTake(OnceLock<bool>);
+
+impl MayTake {
+    /// Returns true if the file may be taken over: the start does not end any more before it is.
+    fn take(&self) -> bool {
+        *self.0.get_or_init(|| true)
+    }
+
+    /// Returns true if the file is not taken over: it stays for the next start.
+    pub(crate) fn forbid(&self) -> bool {
+        !*self.0.get_or_init(|| false)
+    }
 }
 
 /// Why the history was not written.
@@ -103,10 +119,10 @@ impl HistoryFile {
         Ok(())
     }
 
-    /// Has the broker take over what the file has, marks the file, and logs how that went. The broker keeps nothing
-    /// yet, and keeps nothing after this if the file cannot be used.
-    pub(crate) fn read(&self, broker: &ServerBroker) {
-        match self.try_read(broker) {
+    /// Has the broker take over what the file has, marks the file if it `may` be taken, and logs how that went. The broker keeps
+    /// nothing yet, and keeps nothing after this if the file cannot be used.
+    pub(crate) fn read(&self, broker: &ServerBroker, may: &MayTake) {
+        match self.try_read(broker, may) {
             Ok(None) => {}
             Ok(Some(Summary { channels, publications, bytes, .. })) => {
                 broker.finish_import();
@@ -183,7 +199,7 @@ impl HistoryFile {
         Ok(Summary { bytes, ..summary })
     }
 
-    fn try_read(&self, broker: &ServerBroker) -> Result<Option<Summary>, ReadError> {
+    fn try_read(&self, broker: &ServerBroker, may: &MayTake) -> Result<Option<Summary>, ReadError> {
         let Some(file) = self.open().map_err(ReadError::Open)? else { return Ok(None) };
         let metadata = file.metadata().map_err(ReadError::Open)?;
         if !metadata.is_file() {
@@ -210,6 +226,9 @@ impl HistoryFile {
             let age = written_at.map_or(Duration::ZERO, |written_at| now.saturating_sub(written_at));
             broker.import(part, age).map_err(|error| FormatError::Part(error.into()))
         })?;
+        if !may.take() {
+            return Ok(None);
+        }
         format::mark_as_taken(&file).map_err(ReadError::Mark)?;
         Ok(Some(summary))
     }
@@ -231,7 +250,7 @@ impl HistoryFile {
             return "it is left as it is".to_owned();
         }
         let renamed = place::resolve(&self.path).and_then(|path| {
-            let unusable = beside(&path, ".unusable");
+            let unusable = beside(&path, LONGEST_SUFFIX);
             fs::rename(&path, &unusable)?;
             sync_folder(&path)?;
             Ok(unusable)
@@ -241,13 +260,6 @@ impl HistoryFile {
             Err(error) => format!("remove it before the next start: it cannot be renamed ({error})"),
         }
     }
-}
-
-/// Returns the path of another file in the same folder.
-fn beside(path: &Path, suffix: &str) -> PathBuf {
-    let mut path = OsString::from(path);
-    path.push(suffix);
-    path.into()
 }
 
 /// Has what was renamed in the folder of a file stay so when the machine fails.
@@ -299,12 +311,12 @@ mod tests {
         let (old, new) = (full_broker().await, broker());
         let written = file.try_write(&old).unwrap();
         assert_eq!((written.channels, written.publications), (2, 21), "in several parts");
-        let read = file.try_read(&new).unwrap().unwrap();
+        let read = file.try_read(&new, &MayTake::default()).unwrap().unwrap();
         assert_eq!((read.channels, read.publications, read.bytes), (2, 21, written.bytes));
         new.finish_import();
         assert_eq!(new.as_broker().channels(None, 100), old.as_broker().channels(None, 100));
         assert_eq!(new.as_broker().usage().history_bytes, old.as_broker().usage().history_bytes);
-        let again = file.try_read(&new).unwrap_err().to_string();
+        let again = file.try_read(&new, &MayTake::default()).unwrap_err().to_string();
         assert_eq!(
             again,
             "an earlier start has taken it over, and no shutdown has written another one since"
@@ -330,8 +342,21 @@ mod tests {
         file.try_write(&full_broker().await).unwrap();
         let other = File::open(&file.path).unwrap();
         flock(&other, FlockOperation::NonBlockingLockExclusive).unwrap();
-        assert!(matches!(file.try_read(&broker()), Err(ReadError::Locked(_))));
+        assert!(matches!(file.try_read(&broker(), &MayTake::default()), Err(ReadError::Locked(_))));
         drop(other);
-        assert!(file.try_read(&broker()).is_ok());
+        assert!(file.try_read(&broker(), &MayTake::default()).is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_start_that_ends_before_it_has_taken_the_file_leaves_it_for_the_next_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = HistoryFile::new(folder.path().join("history"), 64 << 20);
+        file.try_write(&full_broker().await).unwrap();
+        let stopped = MayTake::default();
+        assert!(stopped.forbid());
+        assert!(file.try_read(&broker(), &stopped).unwrap().is_none());
+        let may_take = MayTake::default();
+        assert!(file.try_read(&broker(), &may_take).unwrap().is_some());
+        assert!(!may_take.forbid(), "it is too late");
     }
 }

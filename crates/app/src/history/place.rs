@@ -1,6 +1,7 @@
 //! Where the history file is: what its path leads to, and whether another file can take its place there.
 
 use std::{
+    ffi::OsString,
     fs, io,
     os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
@@ -18,6 +19,9 @@ const MAX_LINKS: usize = 40;
 /// The bit of a folder in which only their owners may remove files.
 const STICKY: u32 = 0o1000;
 
+/// The suffix of the name that a file gets which cannot be used. That of one that is being written is shorter.
+pub(super) const LONGEST_SUFFIX: &str = ".unusable";
+
 /// Why there can be no history file.
 #[derive(Debug, Error)]
 pub(crate) enum UnusablePath {
@@ -27,6 +31,8 @@ pub(crate) enum UnusablePath {
     NotRegular,
     #[error("cannot write there: {0}")]
     NotWritable(io::Error),
+    #[error("its name is too long: a shutdown writes a file beside it, with a longer one")]
+    NameTooLong,
     #[error("it is a mount point, and a shutdown puts a new file in its place: mount its folder instead")]
     MountPoint,
     #[error("it belongs to user {0}, and in this folder only that user may put another file in its place")]
@@ -67,6 +73,13 @@ pub(super) fn folder_of(path: &Path) -> &Path {
     }
 }
 
+/// Returns the path of another file in the same folder.
+pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut path = OsString::from(path);
+    path.push(suffix);
+    path.into()
+}
+
 /// Checks that a file can be written where this path leads to, without writing it: a shutdown would find out too late.
 ///
 /// # Errors
@@ -81,6 +94,12 @@ pub(crate) fn check(path: &Path) -> Result<(), UnusablePath> {
     }
     access(folder, Access::WRITE_OK | Access::EXEC_OK)
         .map_err(|error| UnusablePath::NotWritable(error.into()))?;
+    match fs::symlink_metadata(beside(&path, LONGEST_SUFFIX)) {
+        Err(error) if error.kind() == io::ErrorKind::InvalidFilename => {
+            return Err(UnusablePath::NameTooLong);
+        }
+        _ => {}
+    }
     // One that is there and cannot be looked at is not there for its reader either, who says why.
     let Ok(file) = fs::symlink_metadata(&path) else { return Ok(()) };
     if !file.is_file() {
@@ -133,6 +152,7 @@ mod tests {
         let path = |name: &str| folder.path().join(name);
         fs::write(path("old"), "").unwrap();
         assert!(check(&path("new")).is_ok() && check(&path("old")).is_ok());
+        assert!(check(&path(&"x".repeat(200))).is_ok());
         assert!(!path("new").exists(), "nothing was written");
         symlink("none/new", path("dangling")).unwrap();
         symlink("loop", path("loop")).unwrap();
@@ -142,6 +162,7 @@ mod tests {
             (".", "it is not a regular file"),
             ("dangling", "its folder cannot be used: No such file"),
             ("loop", "its folder cannot be used: Too many levels of symbolic links"),
+            (&"x".repeat(250), "its name is too long"),
         ] {
             let error = check(&path(name)).unwrap_err().to_string();
             assert!(error.starts_with(reason), "{name}: {error}");

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use lastcall_handover::failpoint::{self, Step};
 use rustix::process::{Pid, kill_process};
 use tokio::process::Child;
 
@@ -136,13 +137,11 @@ async fn handles_sigterm(child: &Child) {
     .await;
 }
 
-/// A FIFO that nobody writes is as a file on a file system that does not answer.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_start_that_waits_for_a_file_can_be_ended() {
-    let start = Start::default().file("templates/page.css", "").env("TEMPLATES_DIR", "templates");
-    let page = start.path("templates/index.html");
-    assert!(std::process::Command::new("mkfifo").arg(&page).status().unwrap().success());
-    let (mut command, _folder) = start.into_command();
+    let start = Start::default().file("failpoint", &format!("{:?}:hang", Step::Preparing));
+    let failpoint = start.path("failpoint");
+    let (mut command, _folder) = start.env(failpoint::FILE_VARIABLE, failpoint.display()).into_command();
     let mut server = command.spawn().unwrap();
     handles_sigterm(&server).await;
     kill_process(Pid::from_raw(server.id().unwrap().cast_signed()).unwrap(), Signal::TERM).unwrap();
