@@ -168,7 +168,11 @@ impl Reader {
         key: ConnectionKey,
         connections: &mut Connections,
     ) -> Option<(usize, Outcome)> {
-        let entry = connections.get_by_key(key)?;
+        let Some(entry) = connections.get_by_key(key) else {
+            // It has ended while it was away from the loop.
+            self.unanswered.remove(&key);
+            return None;
+        };
         let outcome = self.answer(key, entry)?;
         self.resume(key, entry);
         Some((key.slot, outcome))
