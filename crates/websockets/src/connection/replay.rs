@@ -88,12 +88,12 @@ impl Replay {
         self.clone().encode(usize::MAX).unwrap_or_default()
     }
 
-    fn encode(&mut self, most: usize) -> Option<Bytes> {
+    fn encode(&mut self, max: usize) -> Option<Bytes> {
         let first = self.missed.as_slice().first()?;
         let about = self.missed.len().saturating_mul(estimated_size(&self.channel, first));
         let mut page = ChunkWriter::with_capacity(about.min(PAGE + PAGE / 8));
         let mut json = Vec::new();
-        while page.len() < most
+        while page.len() < max
             && let Some(publication) = self.missed.next()
         {
             let message = Outgoing::Publication {

@@ -42,8 +42,8 @@ impl Clock {
     /// Reads the clock after a wait for at most `planned`; `None`: for any time.
     pub(crate) fn after_wait(&mut self, system: Instant, planned: Option<Duration>) -> Instant {
         let elapsed = system.saturating_duration_since(self.system);
-        let most = planned.map_or(elapsed, |planned| planned.saturating_add(ALLOWANCE));
-        self.now += elapsed.min(most);
+        let max = planned.map_or(elapsed, |planned| planned.saturating_add(ALLOWANCE));
+        self.now += elapsed.min(max);
         // An earlier moment than the last one must not make the time between them count twice.
         self.system = self.system.max(system);
         self.now

@@ -11,7 +11,7 @@ use crate::{
 
 /// Bytes that a client must take within `pong_timeout` while a replay is under way, whether it is sent pings
 /// or not.
-const LEAST_TAKEN: u32 = 16 << 10;
+const MIN_TAKEN: u32 = 16 << 10;
 
 /// Time between two looks at the replays.
 pub(super) const CHECK_INTERVAL: Duration = Duration::from_millis(250);
@@ -74,7 +74,7 @@ impl Replays {
             }
             // A socket that has failed is reported by the poll.
             let acknowledged = entry.connection.acknowledged().unwrap_or(replay.acknowledged);
-            if acknowledged.wrapping_sub(replay.acknowledged) < LEAST_TAKEN {
+            if acknowledged.wrapping_sub(replay.acknowledged) < MIN_TAKEN {
                 too_slow.push(replay.key);
                 return false;
             }

@@ -8,7 +8,7 @@ const FREE: u32 = 1 << 31;
 /// The end of the list of free entries.
 const NONE: u32 = !FREE;
 
-/// The slots of the subscribed connections. A slot keeps its index while others come and go, so a fan-out
+/// The slots of the subscribed connections. A slot keeps its index while others come and go, so a delivery
 /// that continues later at an index skips none and repeats none.
 #[derive(Debug)]
 pub(crate) struct Members {

@@ -20,9 +20,9 @@ fn with_clients(count: usize) -> (Harness, Vec<Client>) {
     (harness, clients)
 }
 
-/// A loop of which each job is a slice, and the fan-out of a publication to 70 clients that has reached 32 of
+/// A loop of which each job is a slice, and the delivery of a publication to 70 clients that has reached 32 of
 /// them.
-fn in_a_fanout() -> (Harness, Vec<Client>) {
+fn in_a_delivery() -> (Harness, Vec<Client>) {
     let (mut harness, clients) = with_clients(70);
     harness.event_loop.slice = Duration::ZERO;
     harness.publish("one");
@@ -68,8 +68,8 @@ fn publications_and_commands_keep_their_order() {
 }
 
 #[test]
-fn a_fanout_continues_in_the_next_iteration_when_its_slice_is_over() {
-    let (mut harness, mut clients) = in_a_fanout();
+fn a_delivery_continues_in_the_next_iteration_when_its_slice_is_over() {
+    let (mut harness, mut clients) = in_a_delivery();
     let (reached, others) = clients.split_at_mut(32);
     reached.iter_mut().for_each(|client| client.expect_text("one"));
     others.iter_mut().for_each(Client::expect_nothing);
@@ -81,8 +81,8 @@ fn a_fanout_continues_in_the_next_iteration_when_its_slice_is_over() {
 }
 
 #[test]
-fn what_comes_after_a_fanout_waits_for_its_end() {
-    let (mut harness, mut clients) = in_a_fanout();
+fn what_comes_after_a_delivery_waits_for_its_end() {
+    let (mut harness, mut clients) = in_a_delivery();
     harness.publish("two");
     harness.iterate_until(|event_loop| event_loop.clients.stats.messages_sent == 140);
     for client in &mut clients {
@@ -92,8 +92,8 @@ fn what_comes_after_a_fanout_waits_for_its_end() {
 }
 
 #[test]
-fn a_new_connection_is_welcomed_during_a_fanout_and_gets_what_is_published_after_it() {
-    let (mut harness, _clients) = in_a_fanout();
+fn a_new_connection_is_welcomed_during_a_delivery_and_gets_what_is_published_after_it() {
+    let (mut harness, _clients) = in_a_delivery();
     let mut client = harness.connect_by_mailbox();
     harness.iterate();
     client.expect_welcome();
