@@ -1,30 +1,30 @@
 //! The server at the control socket: answers operators.
 
 mod acceptor;
+mod command;
 mod control_listener;
-mod requester;
-mod shared_socket;
-mod spare;
-mod watch;
+
+use std::{
+    io,
+    os::fd::OwnedFd,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use lastcall_core::settings::RuntimeDir;
-use lastcall_handover::{ControlSocket, ServerAddress, SocketName};
+use lastcall_handover::{ControlSocket, FileIdentity, ServerAddress, SocketName};
 use lastcall_websockets::VitalTasks;
 use tokio::{sync::mpsc, task::JoinHandle, time::timeout};
 use tracing::warn;
 
 use self::acceptor::{Acceptor, MAX_WAITING};
-pub(super) use self::{
-    requester::Requester,
-    shared_socket::{SharedSocket, SocketCopy},
-};
+pub(super) use self::command::WaitingCommand;
 use super::timeouts::LATE_COMMAND_TIMEOUT;
 
 /// The control socket while this process serves. Its file is removed when this is dropped, unless
 /// [`ControlServer::leave_to_new_process`] was called.
 pub(crate) struct ControlServer {
     socket: SharedSocket,
-    requests: mpsc::Receiver<Requester>,
+    requests: mpsc::Receiver<WaitingCommand>,
     accepting: JoinHandle<()>,
 }
 
@@ -55,9 +55,9 @@ impl ControlServer {
     }
 
     /// Waits for the next command that asks for an upgrade. May be dropped at any time without losing one.
-    pub(super) async fn next(&mut self) -> Requester {
+    pub(super) async fn next(&mut self) -> WaitingCommand {
         match self.requests.recv().await {
-            Some(requester) => requester,
+            Some(command) => command,
             // The accepting task is gone, with the runtime: none will come.
             None => std::future::pending().await,
         }
@@ -69,7 +69,7 @@ impl ControlServer {
     }
 
     /// Leaves the socket to the new process. Returns the commands that came meanwhile.
-    pub(super) async fn leave_to_new_process(mut self) -> Vec<Requester> {
+    pub(super) async fn leave_to_new_process(mut self) -> Vec<WaitingCommand> {
         if let Some(socket) = self.socket.lock().as_mut() {
             socket.keep_file();
         }
@@ -82,8 +82,8 @@ impl ControlServer {
         }
         let mut late = Vec::new();
         let all = async {
-            while let Some(requester) = self.requests.recv().await {
-                late.push(requester);
+            while let Some(command) = self.requests.recv().await {
+                late.push(command);
             }
         };
         // At the timeout, connections without a command are left alone.
@@ -95,5 +95,37 @@ impl ControlServer {
 impl Drop for ControlServer {
     fn drop(&mut self) {
         self.accepting.abort();
+    }
+}
+
+/// The control socket, shared by the task that accepts and by a handover: `None` while it cannot be made. Clones share it.
+#[derive(Clone)]
+pub(super) struct SharedSocket(Arc<Mutex<Option<ControlSocket>>>);
+
+/// A descriptor of the control socket for a new process.
+pub(super) struct SocketCopy {
+    pub(super) listener: OwnedFd,
+    pub(super) file: FileIdentity,
+}
+
+impl SharedSocket {
+    fn new(socket: Option<ControlSocket>) -> Self {
+        Self(Arc::new(Mutex::new(socket)))
+    }
+
+    /// Returns a copy for a new process, or `None` if there is no socket.
+    ///
+    /// # Errors
+    /// When there is no descriptor left.
+    pub(super) fn copy(&self) -> io::Result<Option<SocketCopy>> {
+        let socket = self.lock();
+        let Some(socket) = socket.as_ref() else { return Ok(None) };
+        let listener = socket.listener().try_clone()?.into();
+        Ok(Some(SocketCopy { listener, file: socket.identity().clone() }))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<ControlSocket>> {
+        // Nothing that holds it can panic.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

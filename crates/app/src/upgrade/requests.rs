@@ -3,10 +3,10 @@
 use lastcall_handover::UpgradeProgress;
 use lastcall_lifecycle::{AllSignals, Signal, Signals};
 
-use super::control::{ControlServer, Requester, SharedSocket};
+use super::control::{ControlServer, SharedSocket, WaitingCommand};
 
 /// Most commands that wait for the result of one upgrade: each has a descriptor.
-const MAX_REQUESTERS: usize = 16;
+const MAX_COMMANDS: usize = 16;
 
 /// Where requests for upgrades come from.
 pub(crate) struct UpgradeRequests {
@@ -20,7 +20,7 @@ pub(crate) struct UpgradeRequests {
 pub(crate) enum Request {
     Signal(Signal),
     /// `lastcall upgrade` waits for the result.
-    Command(Requester),
+    Command(WaitingCommand),
 }
 
 impl UpgradeRequests {
@@ -30,7 +30,7 @@ impl UpgradeRequests {
             let signal = match &mut self.control {
                 Some(control) => tokio::select! {
                     signal = self.signals.next() => signal,
-                    requester = control.next() => return Request::Command(requester),
+                    command = control.next() => return Request::Command(command),
                 },
                 None => self.signals.next().await,
             };
@@ -46,7 +46,7 @@ impl UpgradeRequests {
     }
 
     /// Leaves the control socket to the new process. Returns the commands that came meanwhile.
-    pub(super) async fn leave_to_new_process(&mut self) -> Vec<Requester> {
+    pub(super) async fn leave_to_new_process(&mut self) -> Vec<WaitingCommand> {
         match self.control.take() {
             Some(control) => control.leave_to_new_process().await,
             None => Vec::new(),
@@ -65,41 +65,41 @@ impl Request {
 
     /// Answers a request that is not carried out.
     pub(super) async fn fail(self, reason: &str) {
-        if let Self::Command(mut requester) = self {
-            requester.report(&UpgradeProgress::Failed { reason: reason.to_owned() }).await;
+        if let Self::Command(mut command) = self {
+            command.report(&UpgradeProgress::Failed { reason: reason.to_owned() }).await;
         }
     }
 }
 
 /// The commands that wait for the result of one upgrade.
 #[derive(Default)]
-pub(super) struct Requesters {
-    waiting: Vec<Requester>,
+pub(super) struct WaitingCommands {
+    waiting: Vec<WaitingCommand>,
     /// What has been reported, for those that come later.
     reported: Option<UpgradeProgress>,
 }
 
-impl Requesters {
+impl WaitingCommands {
     /// Reports how the upgrade goes to the sender of a request, if it waits for that.
     pub(super) async fn add(&mut self, request: Request) {
-        if self.waiting.len() >= MAX_REQUESTERS {
+        if self.waiting.len() >= MAX_COMMANDS {
             return request.fail("too many commands wait for this upgrade already").await;
         }
-        let Request::Command(mut requester) = request else { return };
+        let Request::Command(mut command) = request else { return };
         if let Some(progress) = &self.reported {
-            requester.report(progress).await;
+            command.report(progress).await;
         }
-        self.waiting.push(requester);
+        self.waiting.push(command);
     }
 
     /// Adds commands that receive the next report only.
-    pub(super) fn add_late(&mut self, requesters: Vec<Requester>) {
-        self.waiting.extend(requesters);
+    pub(super) fn add_late(&mut self, commands: Vec<WaitingCommand>) {
+        self.waiting.extend(commands);
     }
 
     pub(super) async fn report(&mut self, progress: UpgradeProgress) {
-        for requester in &mut self.waiting {
-            requester.report(&progress).await;
+        for command in &mut self.waiting {
+            command.report(&progress).await;
         }
         self.reported = Some(progress);
     }

@@ -11,7 +11,7 @@ use super::{
     Orphans,
     attempt::Disconnected,
     old_process::{HandoverSummary, OutgoingHandover},
-    requests::{Request, Requesters, UpgradeRequests},
+    requests::{Request, UpgradeRequests, WaitingCommands},
 };
 
 /// Carries out upgrades.
@@ -40,12 +40,12 @@ impl Upgrade for Upgrader {
     async fn upgrade(&mut self, request: Request, interrupted: impl Future) -> Option<NewProcess> {
         info!(requested_by = request.name(), "an upgrade was requested");
         let _in_progress = self.handover.upgrade_stats.begin_upgrade();
-        let mut requesters = Requesters::default();
-        requesters.add(request).await;
-        match self.hand_over(&mut requesters, interrupted).await {
+        let mut commands = WaitingCommands::default();
+        commands.add(request).await;
+        match self.hand_over(&mut commands, interrupted).await {
             Ok(HandoverSummary { new, progress }) => {
-                requesters.add_late(self.requests.leave_to_new_process().await);
-                requesters.report(progress).await;
+                commands.add_late(self.requests.leave_to_new_process().await);
+                commands.report(progress).await;
                 Some(new)
             }
             Err(error) => {
@@ -63,7 +63,7 @@ impl Upgrade for Upgrader {
                     reason
                 };
                 self.handover.upgrade_stats.count_failure();
-                requesters.report(UpgradeProgress::Failed { reason }).await;
+                commands.report(UpgradeProgress::Failed { reason }).await;
                 None
             }
         }
@@ -74,7 +74,7 @@ impl Upgrader {
     /// Hands everything over. Requests that come meanwhile are for the same upgrade.
     async fn hand_over(
         &mut self,
-        requesters: &mut Requesters,
+        commands: &mut WaitingCommands,
         interrupted: impl Future,
     ) -> anyhow::Result<HandoverSummary> {
         let Self { requests, handover, orphans: _ } = self;
@@ -87,10 +87,10 @@ impl Upgrader {
                 biased;
                 Ok(progress) = &mut has_started, if !is_started => {
                     is_started = true;
-                    requesters.report(progress).await;
+                    commands.report(progress).await;
                 }
                 result = &mut handing_over => return result,
-                request = requests.next() => requesters.add(request).await,
+                request = requests.next() => commands.add(request).await,
             }
         }
     }
