@@ -122,11 +122,12 @@ fn publish(broker: &dyn Broker, random: &mut StdRng, publisher: usize) -> Answer
         let number = (publisher * PUBLICATIONS + number) as u64;
         let channel = channel(random.random_range(0..CHANNELS));
         let key: IdempotencyKey = number.to_string().parse().unwrap();
+        let mut may_be_made = false;
         let answer = loop {
             match wait(broker.publish(&channel, vec![publication(number)], Some(key.clone()))) {
                 Ok(published) => break Some((channel.to_string(), published.position)),
-                Err(BrokerError::Unavailable(_)) if random.random_bool(0.5) => break None,
-                Err(_) => {}
+                Err(BrokerError::Unavailable(_)) if !may_be_made && random.random_bool(0.5) => break None,
+                Err(error) => may_be_made |= matches!(error, BrokerError::OutcomeUnknown(_)),
             }
         };
         if let Some((_, position)) = &answer

@@ -2,7 +2,7 @@
 
 use std::{future::Future, io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
-use lastcall_core::process::trim_heap;
+use lastcall_core::process::{Shortage, trim_heap};
 use lastcall_websockets::ConnectionManager;
 use tokio::{
     net::TcpStream,
@@ -92,7 +92,12 @@ pub(super) async fn accept(
                         shared.manager.vital_tasks().fail("the accept loop");
                         return Err(ListenerClosed(error));
                     }
-                    Err(error) => errors.note(&error),
+                    Err(error) => {
+                        if Shortage::of(&error) == Some(Shortage::Descriptors) {
+                            shared.connections.no_descriptor_left();
+                        }
+                        errors.note(&error);
+                    }
                 }
             }
             Some(ended) = connections.tasks.join_next() => {

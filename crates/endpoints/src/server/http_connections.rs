@@ -27,6 +27,10 @@ const LEAST_IDLE_TIME: Duration = Duration::from_millis(100);
 /// The longest time that a new connection waits for room.
 const MOST_WAIT: Duration = Duration::from_millis(250);
 
+/// Descriptors that HTTP connections leave to the rest of the process, once there was none left: to a new
+/// connection that waits for room, and to a command at the control socket.
+const LEFT_DESCRIPTORS: usize = 3;
+
 /// All HTTP connections of this process: each counts from accept(2) until it ends, or becomes one of the
 /// connection manager's, which has a bound of its own. Clones are handles to the same ones.
 #[derive(Debug, Clone)]
@@ -46,6 +50,8 @@ struct State {
     /// Idle connections that have had no request, and those that have, by the order in which they became
     /// idle.
     idle: [BTreeMap<u64, IdleSince>; 2],
+    /// The bound since no descriptor was left, until few connections are left.
+    max_by_descriptors: Option<usize>,
     /// The moment since which every new connection has found no room.
     full_since: Option<Instant>,
     /// The next number in that order.
@@ -89,6 +95,7 @@ impl HttpConnections {
         let state = State {
             count: 0,
             idle: <[BTreeMap<_, _>; 2]>::default(),
+            max_by_descriptors: None,
             full_since: None,
             next: 0,
             leaving: 0,
@@ -113,6 +120,24 @@ impl HttpConnections {
     pub(super) fn restore(&self) -> HttpPermit {
         self.0.lock().count += 1;
         HttpPermit(Arc::clone(&self.0))
+    }
+
+    /// Has the connections that are idle longest leave some descriptors to others, as there was none left for a
+    /// new connection: the limit of descriptors is lower than the settings think. From now on, there are no more
+    /// than are left then, until half of them have gone.
+    pub(super) fn no_descriptor_left(&self) {
+        let mut state = self.0.lock();
+        state.max_by_descriptors = Some(state.count.saturating_sub(LEFT_DESCRIPTORS).max(1));
+        while state.leaving < LEFT_DESCRIPTORS {
+            let first = |map: usize| Some((state.idle[map].first_key_value()?.1.time, map));
+            let Some((_, map)) = [first(HAD_NONE), first(HAD_REQUEST)].into_iter().flatten().min() else {
+                break;
+            };
+            if let Some((_, IdleSince { told, .. })) = state.idle[map].pop_first() {
+                told.notify_one();
+                state.leaving += 1;
+            }
+        }
     }
 
     /// Returns a permit for a new connection. At the bound, the connection that has been idle longest is told
@@ -158,6 +183,8 @@ impl State {
     /// Returns the next step for a connection that came when it `started`.
     fn next_step(&mut self, max: usize, started: Instant, has_waited: bool) -> Step {
         let now = Instant::now();
+        self.max_by_descriptors = self.max_by_descriptors.filter(|max| self.count > max / 2);
+        let max = self.max_by_descriptors.map_or(max, |by_descriptors| by_descriptors.min(max));
         if self.count < max {
             self.count += 1;
             self.last_change = now;
@@ -350,6 +377,35 @@ mod tests {
         let started = Instant::now();
         assert!(connections.admit().await.is_err());
         assert!(started.elapsed() <= MOST_WAIT, "{:?}", started.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn where_no_descriptor_is_left_idle_connections_leave_some_to_others() {
+        let connections = HttpConnections::new(100);
+        let mut idle: Vec<_> = (0..10)
+            .map(|_| {
+                let permit = connections.restore();
+                tokio::spawn(async move { permit.idle(false).must_leave().await })
+            })
+            .collect();
+        yield_now().await;
+        connections.no_descriptor_left();
+        // It may be seen again before they are gone.
+        connections.no_descriptor_left();
+        for left in idle.drain(..LEFT_DESCRIPTORS) {
+            left.await.unwrap();
+        }
+        yield_now().await;
+        assert_eq!(connections.count(), 10 - LEFT_DESCRIPTORS);
+        let newcomer = connections.admit().await.unwrap();
+        assert_eq!(connections.count(), 10 - LEFT_DESCRIPTORS, "in the place of another one");
+        drop(newcomer);
+        idle.drain(..4).for_each(|task| task.abort());
+        yield_now().await;
+        let mut permits = Vec::new();
+        for _ in 0..20 {
+            permits.push(connections.admit().await.expect("the bound is the old one again"));
+        }
     }
 
     #[tokio::test(start_paused = true)]
