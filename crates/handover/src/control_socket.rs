@@ -94,14 +94,20 @@ impl ControlSocket {
         Ok(Self { listener, identity, remove: true })
     }
 
-    /// Makes a control socket of the listener of an old process, and the file that it has.
+    /// Makes a control socket of the listener of an old process, and the file that it has. The file is the old
+    /// process's until [`ControlSocket::own_file`] is called.
     ///
     /// # Errors
     /// When the descriptor cannot be used.
     pub fn from_listener(listener: OwnedFd, identity: FileIdentity) -> io::Result<Self> {
         let listener = UnixListener::from(listener);
         listener.set_nonblocking(true)?;
-        Ok(Self { listener, identity, remove: true })
+        Ok(Self { listener, identity, remove: false })
+    }
+
+    /// Takes the file over from the old process: it is removed when this is dropped.
+    pub fn own_file(&mut self) {
+        self.remove = true;
     }
 
     /// Returns the file of the socket.
@@ -242,12 +248,19 @@ mod tests {
         let path = SocketName::OwnFolder.path(folder.path());
         let mut old = ControlSocket::bind(&path).unwrap();
         let descriptor = OwnedFd::from(old.listener().try_clone().unwrap());
-        let new = ControlSocket::from_listener(descriptor, old.identity().clone()).unwrap();
+        let mut new = ControlSocket::from_listener(descriptor, old.identity().clone()).unwrap();
         // Connected while both have it, and accepted by the new one.
         let _client = ControlSocket::connect(&path).unwrap();
         old.keep_file();
         drop(old);
         new.listener().accept().unwrap();
+        // One that fails before it serves leaves the file to the old process.
+        drop(ControlSocket::from_listener(
+            new.listener().try_clone().unwrap().into(),
+            new.identity().clone(),
+        ));
+        assert!(path.exists());
+        new.own_file();
         drop(new);
         assert!(!path.exists());
     }

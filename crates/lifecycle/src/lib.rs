@@ -19,4 +19,4 @@ pub use hooks::{BoxError, HookError, Hooks};
 pub use run::{ExitReason, Lifecycle};
 pub use service_manager::ServiceManager;
 pub use signals::{AllSignals, Signal, Signals, is_in_foreground, reset_inherited};
-pub use upgrade::{NewProcess, Upgrade};
+pub use upgrade::{NewProcess, Upgrade, UpgradeFailed};

@@ -96,20 +96,20 @@ impl Lifecycle {
                 request = upgrade.next_request() => request,
             };
             service_manager.reloading();
-            let Some(mut new) = upgrade.upgrade(request, self.signals.nth(1)).await else {
+            let Ok(mut new_process) = upgrade.upgrade(request, self.signals.nth(1)).await else {
                 service_manager.ready();
                 continue;
             };
             // Sent by this process, to which the service manager listens: the new one is not the main process yet.
-            match new.is_main {
-                true => service_manager.handed_over_to(new.pid),
+            match new_process.is_main {
+                true => service_manager.handed_over_to(new_process.pid),
                 false => service_manager.ready(),
             }
             self.phases.stop_after_handover();
             // The log says what did not stop: the service continues.
             self.started.stop().await;
-            new.is_main = new.is_main && service_manager.is_told().await;
-            return ExitReason::HandedOver(new);
+            new_process.is_main = new_process.is_main && service_manager.is_told().await;
+            return ExitReason::HandedOver(new_process);
         };
         service_manager.stopping();
         let max_duration = shutdown.max_duration();

@@ -12,6 +12,11 @@ pub struct NewProcess {
     pub is_main: bool,
 }
 
+/// An upgrade failed, and this process serves on. Whoever carries it out has reported why.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the upgrade failed")]
+pub struct UpgradeFailed;
+
 /// Carries out upgrades.
 pub trait Upgrade {
     /// A request for an upgrade.
@@ -20,13 +25,16 @@ pub trait Upgrade {
     /// Waits for the next request. May be dropped at any time without losing one.
     fn next_request(&mut self) -> impl Future<Output = Self::Request>;
 
-    /// Carries out an upgrade. Returns the new process, or `None` if the upgrade failed and this process serves on. When
-    /// `interrupted` is ready, the upgrade fails, unless the new process has everything already.
+    /// Carries out an upgrade, and returns the new process. When `interrupted` is ready, the upgrade fails, unless the new
+    /// process has everything already.
+    ///
+    /// # Errors
+    /// When no new process serves. This one does.
     fn upgrade(
         &mut self,
         request: Self::Request,
         interrupted: impl Future,
-    ) -> impl Future<Output = Option<NewProcess>>;
+    ) -> impl Future<Output = Result<NewProcess, UpgradeFailed>>;
 
     /// Refuses a request, for this reason.
     fn refuse(&mut self, request: Self::Request, reason: &str) -> impl Future<Output = ()>;

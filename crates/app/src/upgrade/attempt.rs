@@ -10,11 +10,15 @@ use std::{
 use anyhow::{Context, anyhow};
 use lastcall_handover::{HandoverSender, OutgoingClient, OutgoingServer, SendError, StreamError};
 use lastcall_websockets::Frozen;
-use tokio::{process::Child, task::spawn_blocking, time::timeout};
+use tokio::{
+    process::Child,
+    task::{JoinError, spawn_blocking},
+    time::timeout,
+};
 use tracing::{debug, warn};
 
 use super::{
-    parts::OutgoingParts,
+    parts::{OutgoingParts, SendPartError},
     state::{ServerDescriptors, ServerState},
     timeouts::{EXIT_TIMEOUT, KILL_TIMEOUT},
 };
@@ -24,11 +28,68 @@ use crate::{
     ingress::{Ingress, SuspendedIngress},
 };
 
-/// The new process failed after the commit.
-#[derive(Debug, thiserror::Error)]
-#[error("the new process had taken over, and its connections are closed now: {clients}")]
-pub(super) struct Disconnected {
-    clients: usize,
+/// A step of a handover has failed.
+#[derive(Debug)]
+pub(super) enum FailedStep {
+    /// The new process has closed its side: it ends, or has ended.
+    Gone(anyhow::Error),
+    /// It failed for another reason.
+    Other(anyhow::Error),
+}
+
+impl FailedStep {
+    /// Returns the same, with what was to be done.
+    pub(super) fn within(self, step: &'static str) -> Self {
+        match self {
+            Self::Gone(reason) => Self::Gone(reason.context(step)),
+            Self::Other(reason) => Self::Other(reason.context(step)),
+        }
+    }
+}
+
+impl From<anyhow::Error> for FailedStep {
+    fn from(reason: anyhow::Error) -> Self {
+        Self::Other(reason)
+    }
+}
+
+impl From<JoinError> for FailedStep {
+    fn from(error: JoinError) -> Self {
+        Self::Other(error.into())
+    }
+}
+
+impl From<SendError> for FailedStep {
+    fn from(error: SendError) -> Self {
+        match error {
+            SendError::Stream(StreamError::Gone) => Self::Gone(error.into()),
+            _ => Self::Other(error.into()),
+        }
+    }
+}
+
+impl From<SendPartError> for FailedStep {
+    fn from(error: SendPartError) -> Self {
+        match error {
+            SendPartError::Send(error) => error.into(),
+            SendPartError::Encode(_) | SendPartError::LoopEnded(_) => Self::Other(error.into()),
+        }
+    }
+}
+
+/// A handover that failed. This process continues.
+#[derive(Debug)]
+pub(super) struct FailedHandover {
+    pub(super) reason: anyhow::Error,
+    /// False if the new process failed after the commit: this one continues without the clients, which are disconnected.
+    pub(super) has_clients: bool,
+}
+
+impl From<anyhow::Error> for FailedHandover {
+    /// Returns that of a handover that has changed nothing.
+    fn from(reason: anyhow::Error) -> Self {
+        Self { reason, has_clients: true }
+    }
 }
 
 /// What a handover has changed so far. If it fails, [`Attempt::roll_back`] undoes all of it.
@@ -73,7 +134,7 @@ impl Attempt {
         state: ServerState,
         control: Option<OwnedFd>,
         timeout: Duration,
-    ) -> anyhow::Result<HandoverSender> {
+    ) -> Result<HandoverSender, FailedStep> {
         let deadline = Instant::now() + timeout;
         let stopped = self.suspended.take().zip(self.frozen.take());
         let (suspended, frozen) = stopped.context("not everything has stopped")?;
@@ -81,13 +142,21 @@ impl Attempt {
             // A panic must not drop them here: the event loops would continue while the new process has their sockets.
             let sent = catch_unwind(AssertUnwindSafe(|| {
                 parts.send_rest(&frozen, &sender, deadline)?;
-                anyhow::Ok(send_all(&sender, &state, &suspended, control.as_ref(), &frozen, deadline)?)
+                Ok::<_, SendPartError>(send_all(
+                    &sender,
+                    &state,
+                    &suspended,
+                    control.as_ref(),
+                    &frozen,
+                    deadline,
+                )?)
             }));
             (sender, suspended, frozen, parts, sent)
         });
         let (sender, suspended, frozen, parts, sent) = sending.await?;
         (self.suspended, self.frozen, self.parts) = (Some(suspended), Some(frozen), Some(parts));
-        self.committed = Some(sent.map_err(|_| anyhow!("sending panicked, which is a bug"))??);
+        let sent = sent.map_err(|_| anyhow!("sending panicked, which is a bug"))?;
+        self.committed = Some(sent?);
         Ok(sender)
     }
 
@@ -102,15 +171,15 @@ impl Attempt {
     }
 
     /// Undoes what was done: ends the new process, then has the event loops continue, then HTTP and the notifier.
-    /// Returns `error`, with what became of the new process.
+    /// Returns why it failed, with what became of the new process.
     pub(super) async fn roll_back(
         mut self,
         ingress: &Ingress,
         broker: &ServerBroker,
-        error: anyhow::Error,
-    ) -> anyhow::Error {
+        failed: FailedStep,
+    ) -> FailedHandover {
         // First, and waited for: no connection may be served here while another process has it, too.
-        let mut error = kill(&mut self.child, error).await;
+        let mut reason = kill(&mut self.child, failed).await;
         if let Some(clients) = self.committed {
             // What the new process has published by then is not known: no offset may be given a second time.
             broker.renew_all_epochs();
@@ -121,13 +190,15 @@ impl Attempt {
             if let Some(suspended) = &mut self.suspended {
                 suspended.http.idle.clear();
             }
-            error = error.context(Disconnected { clients });
+            reason = reason.context(format!(
+                "the new process had taken over, and its connections are closed now: {clients}"
+            ));
         }
         drop(self.frozen);
         if let Some(suspended) = self.suspended {
             ingress.resume(suspended);
         }
-        error
+        FailedHandover { reason, has_clients: self.committed.is_none() }
     }
 }
 
@@ -152,10 +223,13 @@ fn send_all(
     sender.send_all(server, clients, deadline)
 }
 
-/// Ends the new process. Returns the error, with the exit status if it had ended by itself.
-async fn kill(child: &mut Child, error: anyhow::Error) -> anyhow::Error {
+/// Ends the new process. Returns why it failed, with the exit status if it had ended by itself.
+async fn kill(child: &mut Child, failed: FailedStep) -> anyhow::Error {
+    let (error, gone) = match failed {
+        FailedStep::Gone(error) => (error, true),
+        FailedStep::Other(error) => (error, false),
+    };
     // A process that ends closes its sockets a moment before its exit code is known.
-    let gone = matches!(error.downcast_ref(), Some(SendError::Stream(StreamError::Gone)));
     let time = if gone { EXIT_TIMEOUT } else { Duration::ZERO };
     if let Ok(Ok(status)) = timeout(time, child.wait()).await {
         let settings =

@@ -44,6 +44,10 @@ impl ControlServer {
             _ => SocketName::Address(address.address),
         };
         let path = name.path(runtime_dir.path());
+        let inherited = inherited.map(|mut socket| {
+            socket.own_file();
+            socket
+        });
         // Another one is for another address, or in another folder: it is removed.
         let inherited = inherited.filter(|socket| socket.path() == path);
         let socket = SharedSocket::new(inherited);

@@ -31,10 +31,10 @@ use tokio::{
 use tracing::info;
 
 use super::{
-    attempt::Attempt,
+    attempt::{Attempt, FailedHandover, FailedStep},
     control::{SharedSocket, SocketCopy},
     descriptor::Inheritable,
-    parts::OutgoingParts,
+    parts::{OutgoingParts, SendPartError},
     program::Program,
     state::ServerState,
     stats::SharedUpgradeStats,
@@ -52,6 +52,9 @@ use crate::{
 
 /// Most bytes of requests that have not arrived whole.
 const MAX_IDLE_READ: usize = 8 << 20;
+
+/// The reason where a signal to end has come first.
+const INTERRUPTED: &str = "this process was asked to end meanwhile";
 
 /// What a handover needs.
 pub(crate) struct OutgoingHandover {
@@ -76,7 +79,7 @@ pub(crate) struct OutgoingHandover {
 
 /// A handover that was carried out.
 pub(super) struct HandoverSummary {
-    pub(super) new: NewProcess,
+    pub(super) new_process: NewProcess,
     /// The last report to the commands that wait.
     pub(super) progress: UpgradeProgress,
 }
@@ -94,14 +97,13 @@ impl OutgoingHandover {
     /// `interrupted` is ready, until this process stops serving.
     ///
     /// # Errors
-    /// Why the new process did not take over. Then this one continues as before; without its clients if the error has
-    /// [`super::attempt::Disconnected`] in it.
+    /// Why the new process did not take over. Then this one continues.
     pub(super) async fn run(
         &mut self,
         control: Option<SharedSocket>,
         started: oneshot::Sender<UpgradeProgress>,
         interrupted: impl Future,
-    ) -> anyhow::Result<HandoverSummary> {
+    ) -> Result<HandoverSummary, FailedHandover> {
         let mut interrupted = pin!(interrupted);
         self.role.stay_in_doubt(&self.service_manager).await;
         let begun = self.start(interrupted.as_mut()).await;
@@ -113,10 +115,11 @@ impl OutgoingHandover {
         let _ = started.send(UpgradeProgress::Started { pid, program: program.clone(), most_seconds });
         match self.hand_over(&mut attempt, stream, control, interrupted).await {
             Ok(transferred) => Ok(self.complete(attempt, transferred).await),
-            Err(error) => {
-                let error = attempt.roll_back(&self.ingress, &self.broker, error).await;
+            Err(failed) => {
+                let mut failed = attempt.roll_back(&self.ingress, &self.broker, failed).await;
                 self.role.roll_back();
-                Err(error.context(format!("process {pid} did not take over")))
+                failed.reason = failed.reason.context(format!("process {pid} did not take over"));
+                Err(failed)
             }
         }
     }
@@ -153,7 +156,7 @@ impl OutgoingHandover {
                 Ok(begun) => return begun.context("starting it panicked, which is a bug")?,
                 Err(_) => anyhow!("the program could not be started within {}", format_duration(self.timeout)),
             },
-            _ = interrupted => anyhow!("this process was asked to end meanwhile"),
+            _ = interrupted => anyhow!(INTERRUPTED),
         };
         launching.close();
         if let Ok(Ok((mut attempt, _))) = launching.try_recv() {
@@ -168,14 +171,14 @@ impl OutgoingHandover {
         stream: FramedStream,
         control: Option<SharedSocket>,
         mut interrupted: Pin<&mut impl Future>,
-    ) -> anyhow::Result<Transferred> {
+    ) -> Result<Transferred, FailedStep> {
         let deadline = Instant::now() + self.timeout;
         let sender = self.wait_until_ready(attempt, stream, deadline, interrupted.as_mut()).await?;
         let (sender, parts) = self.send_early(attempt, sender, deadline, interrupted.as_mut()).await?;
         if let Some(requests) = self.ingress.requests_in_flight() {
             tokio::select! {
                 () = requests.settle(SETTLE_TIMEOUT) => {}
-                _ = interrupted => bail!("this process was asked to end meanwhile"),
+                _ = interrupted => return Err(anyhow!(INTERRUPTED).into()),
             }
         }
         self.transfer(attempt, sender, parts, control).await
@@ -188,31 +191,32 @@ impl OutgoingHandover {
         stream: FramedStream,
         deadline: Instant,
         interrupted: Pin<&mut impl Future>,
-    ) -> anyhow::Result<HandoverSender> {
+    ) -> Result<HandoverSender, FailedStep> {
         let too_late = || anyhow!("it was not ready within {}", format_duration(self.timeout));
         let ready = spawn_blocking(move || HandoverSender::begin(stream, version::full(), deadline));
         let sender = tokio::select! {
             // A timeout here, too: the thread may not have been free to begin.
             ready = timeout_at(deadline.into(), ready) => match ready.map_err(|_| too_late())?? {
-                Err(SendError::Stream(StreamError::TimedOut)) => return Err(too_late()),
+                Err(SendError::Stream(StreamError::TimedOut)) => return Err(too_late().into()),
                 sender => sender?,
             },
             _ = attempt.child.wait() => return Err(SendError::Stream(StreamError::Gone).into()),
-            _ = interrupted => bail!("this process was asked to end meanwhile"),
+            _ = interrupted => return Err(anyhow!(INTERRUPTED).into()),
         };
         let Hello { files, empty_files, .. } = sender.new_process();
         if let Some(unread) = self.files.iter().find(|file| !files.contains(&file.path)) {
-            bail!(
-                "it could not read the settings file {}, which this process has read",
-                unread.path.display()
+            let path = unread.path.display();
+            return Err(
+                anyhow!("it could not read the settings file {path}, which this process has read").into()
             );
         }
         if let Some(empty) = self.files.iter().find(|file| empty_files.contains(&file.path)) {
-            bail!(
-                "it found no setting in {}, where this process had found some: bring them back, or restart the server \
-                 without them",
-                empty.path.display()
-            );
+            let path = empty.path.display();
+            return Err(anyhow!(
+                "it found no setting in {path}, where this process had found some: bring them back, or restart the \
+                 server without them"
+            )
+            .into());
         }
         Ok(sender)
     }
@@ -225,7 +229,7 @@ impl OutgoingHandover {
         sender: HandoverSender,
         deadline: Instant,
         interrupted: Pin<&mut impl Future>,
-    ) -> anyhow::Result<(HandoverSender, OutgoingParts)> {
+    ) -> Result<(HandoverSender, OutgoingParts), FailedStep> {
         let too_late =
             || anyhow!("it had not taken over the history within {}", format_duration(self.timeout));
         let (history, channels) = (self.broker.export(), self.manager.list_channels());
@@ -233,14 +237,11 @@ impl OutgoingHandover {
         let sending = spawn_blocking(move || parts.send_early(&sender, deadline).map(|()| (sender, parts)));
         tokio::select! {
             sent = timeout_at(deadline.into(), sending) => match sent.map_err(|_| too_late())?? {
-                Err(error) if matches!(
-                    error.downcast_ref(),
-                    Some(SendError::Stream(StreamError::TimedOut))
-                ) => Err(too_late()),
-                sent => sent,
+                Err(SendPartError::Send(SendError::Stream(StreamError::TimedOut))) => Err(too_late().into()),
+                sent => Ok(sent?),
             },
             _ = attempt.child.wait() => Err(SendError::Stream(StreamError::Gone).into()),
-            _ = interrupted => bail!("this process was asked to end meanwhile"),
+            _ = interrupted => Err(anyhow!(INTERRUPTED).into()),
         }
     }
 
@@ -251,7 +252,7 @@ impl OutgoingHandover {
         sender: HandoverSender,
         parts: OutgoingParts,
         control: Option<SharedSocket>,
-    ) -> anyhow::Result<Transferred> {
+    ) -> Result<Transferred, FailedStep> {
         sender.check_capacity(self.manager.count()).context(
             "its `max_connections` is less than the clients that are connected: raise it, or wait until there are fewer",
         )?;
@@ -263,7 +264,8 @@ impl OutgoingHandover {
         let frozen_at = Instant::now();
         let frozen = timeout(FREEZE_TIMEOUT, self.manager.freeze()).await;
         let frozen =
-            frozen.with_context(|| format!("the event loops did not stop within {FREEZE_TIMEOUT:?}"))??;
+            frozen.with_context(|| format!("the event loops did not stop within {FREEZE_TIMEOUT:?}"))?;
+        let frozen = frozen.map_err(anyhow::Error::from)?;
         let frozen = attempt.frozen.insert(frozen);
         // Now, as it may have been made again meanwhile.
         let control = control.map(|control| control.copy()).transpose();
@@ -275,7 +277,7 @@ impl OutgoingHandover {
         let new_process = sender.new_process().clone();
         let deadline = Instant::now() + SERVING_TIMEOUT;
         let serving = spawn_blocking(move || sender.wait_until_serving(deadline)).await?;
-        serving.context("it did not serve")?;
+        serving.map_err(|error| FailedStep::from(error).within("it did not serve"))?;
         let clients = attempt.committed.unwrap_or_default();
         Ok(Transferred { new_process, clients, pause: frozen_at.elapsed() })
     }
@@ -333,7 +335,7 @@ impl OutgoingHandover {
             _ => forward_signals(&pending, pid),
         }
         HandoverSummary {
-            new: NewProcess { pid, is_main },
+            new_process: NewProcess { pid, is_main },
             progress: UpgradeProgress::Done {
                 pid,
                 program,

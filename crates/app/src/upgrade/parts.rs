@@ -4,8 +4,8 @@
 use std::time::{Duration, Instant};
 
 use lastcall_broker::BrokerPart;
-use lastcall_handover::{HandoverSender, OLDEST_PROTOCOL, PartError};
-use lastcall_websockets::{ChannelListing, ConnectionsPart, Frozen, Restoration};
+use lastcall_handover::{HandoverSender, OLDEST_PROTOCOL, PartError, SendError};
+use lastcall_websockets::{ChannelListing, ConnectionsPart, Frozen, LoopEnded, Restoration};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -21,6 +21,17 @@ enum Part {
     Connections(ConnectionsPart),
 }
 
+/// A part was not sent.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum SendPartError {
+    #[error(transparent)]
+    Send(#[from] SendError),
+    #[error("a part of it cannot be encoded: {0}")]
+    Encode(#[from] rmp_serde::encode::Error),
+    #[error(transparent)]
+    LoopEnded(#[from] LoopEnded),
+}
+
 /// The parts of the old process.
 #[derive(Debug)]
 pub(super) struct OutgoingParts {
@@ -33,7 +44,11 @@ impl OutgoingParts {
     ///
     /// # Errors
     /// When the new process does not read it by `deadline`, or an event loop has ended.
-    pub(super) fn send_early(&mut self, sender: &HandoverSender, deadline: Instant) -> anyhow::Result<()> {
+    pub(super) fn send_early(
+        &mut self,
+        sender: &HandoverSender,
+        deadline: Instant,
+    ) -> Result<(), SendPartError> {
         self.send_history(sender, deadline)?;
         while let Some(part) = self.channels.next_part()? {
             send(Part::Connections(part), sender, deadline)?;
@@ -50,17 +65,17 @@ impl OutgoingParts {
         frozen: &Frozen,
         sender: &HandoverSender,
         deadline: Instant,
-    ) -> anyhow::Result<()> {
+    ) -> Result<(), SendPartError> {
         self.send_history(sender, deadline)?;
         frozen.parts().try_for_each(|part| send(Part::Connections(part), sender, deadline))
     }
 
-    fn send_history(&mut self, sender: &HandoverSender, deadline: Instant) -> anyhow::Result<()> {
+    fn send_history(&mut self, sender: &HandoverSender, deadline: Instant) -> Result<(), SendPartError> {
         self.history.pass().try_for_each(|part| send(Part::Broker(part), sender, deadline))
     }
 }
 
-fn send(part: Part, sender: &HandoverSender, deadline: Instant) -> anyhow::Result<()> {
+fn send(part: Part, sender: &HandoverSender, deadline: Instant) -> Result<(), SendPartError> {
     Ok(sender.send_part(rmp_serde::to_vec_named(&part)?, deadline)?)
 }
 

@@ -3,13 +3,13 @@
 use std::{future::Future, pin::pin};
 
 use lastcall_handover::UpgradeProgress;
-use lastcall_lifecycle::{NewProcess, Upgrade};
+use lastcall_lifecycle::{NewProcess, Upgrade, UpgradeFailed};
 use tokio::sync::oneshot;
 use tracing::{error, info, warn};
 
 use super::{
     Orphans,
-    attempt::Disconnected,
+    attempt::FailedHandover,
     old_process::{HandoverSummary, OutgoingHandover},
     requests::{Request, UpgradeRequests, WaitingCommands},
 };
@@ -37,23 +37,27 @@ impl Upgrade for Upgrader {
         request.fail(reason).await;
     }
 
-    async fn upgrade(&mut self, request: Request, interrupted: impl Future) -> Option<NewProcess> {
+    async fn upgrade(
+        &mut self,
+        request: Request,
+        interrupted: impl Future,
+    ) -> Result<NewProcess, UpgradeFailed> {
         info!(requested_by = request.name(), "an upgrade was requested");
         let _in_progress = self.handover.upgrade_stats.begin_upgrade();
         let mut commands = WaitingCommands::default();
         commands.add(request).await;
         match self.hand_over(&mut commands, interrupted).await {
-            Ok(HandoverSummary { new, progress }) => {
+            Ok(HandoverSummary { new_process, progress }) => {
                 commands.add_late(self.requests.leave_to_new_process().await);
                 commands.report(progress).await;
-                Some(new)
+                Ok(new_process)
             }
-            Err(error) => {
+            Err(FailedHandover { reason: error, has_clients }) => {
                 let reason = if self.handover.manager.vital_tasks().has_failed() {
                     let reason = format!("the server ends, as a part of it has failed: {error:#}");
                     error!("the upgrade failed; {reason}");
                     reason
-                } else if error.is::<Disconnected>() {
+                } else if !has_clients {
                     let reason = format!("the server continues without its clients: {error:#}");
                     error!("the upgrade failed; {reason}");
                     reason
@@ -64,7 +68,7 @@ impl Upgrade for Upgrader {
                 };
                 self.handover.upgrade_stats.count_failure();
                 commands.report(UpgradeProgress::Failed { reason }).await;
-                None
+                Err(UpgradeFailed)
             }
         }
     }
@@ -76,7 +80,7 @@ impl Upgrader {
         &mut self,
         commands: &mut WaitingCommands,
         interrupted: impl Future,
-    ) -> anyhow::Result<HandoverSummary> {
+    ) -> Result<HandoverSummary, FailedHandover> {
         let Self { requests, handover, orphans: _ } = self;
         let control = requests.control_socket();
         let (started, mut has_started) = oneshot::channel();

@@ -60,7 +60,7 @@ impl Failing {
         assert_eq!(self.server.get("/health/ready").await.json()["clients"], 21, "{action}");
         assert_eq!(self.server.pid(), pid);
         let failed = self.server.metric("lastcall_upgrades_total{result=\"failed\"}").await;
-        assert_eq!(failed, self.failed as f64, "{action}");
+        assert_eq!(failed, self.failed as f64, "{action}: {told}");
         told
     }
 }

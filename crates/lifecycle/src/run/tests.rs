@@ -10,6 +10,7 @@ use tokio::{sync::mpsc, task::JoinHandle};
 use tokio::time::{Duration, sleep};
 
 use super::*;
+use crate::UpgradeFailed;
 use crate::hooks::BoxError;
 
 /// What happened, in order.
@@ -57,12 +58,18 @@ impl Upgrade for FakeUpgrade {
         }
     }
 
-    async fn upgrade(&mut self, request: Request, interrupted: impl Future) -> Option<NewProcess> {
+    async fn upgrade(
+        &mut self,
+        request: Request,
+        interrupted: impl Future,
+    ) -> Result<NewProcess, UpgradeFailed> {
         self.events.push(format!("upgrade: {request:?}"));
         if matches!(request, Request::FailWhenInterrupted | Request::SucceedWhenInterrupted) {
             interrupted.await;
         }
-        matches!(request, Request::Succeed | Request::SucceedWhenInterrupted).then_some(NEW_PROCESS)
+        matches!(request, Request::Succeed | Request::SucceedWhenInterrupted)
+            .then_some(NEW_PROCESS)
+            .ok_or(UpgradeFailed)
     }
 
     async fn refuse(&mut self, request: Request, reason: &str) {
