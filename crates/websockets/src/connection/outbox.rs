@@ -196,14 +196,10 @@ impl Outbox {
         self.queue.iter().flat_map(|queue| &queue.chunks)
     }
 
-    /// Returns how many bytes of the first chunk are written, and how many of all that wait are of replays:
-    /// they do not count towards `max_queue`.
+    /// Returns how many bytes of the first chunk are written, and how many of all that wait are of replays that
+    /// an old process encoded: like pages, they do not count towards `max_queue`.
     pub(crate) fn progress(&self) -> (usize, usize) {
-        let pages = self.chunks().map(|chunk| match chunk {
-            Chunk::Page(bytes) => bytes.len(),
-            _ => 0,
-        });
-        self.queue.as_ref().map_or((0, 0), |queue| (queue.written, queue.replayed + pages.sum::<usize>()))
+        self.queue.as_ref().map_or((0, 0), |queue| (queue.written, queue.replayed))
     }
 
     /// Returns what was queued in another process.

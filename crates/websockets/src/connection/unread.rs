@@ -23,6 +23,9 @@ const CHUNK: usize = 48;
 /// The cost of a buffer, beside its bytes: an allocation, its number, and the reference to it.
 const BUFFER: usize = 100;
 
+/// Most bytes of a serialized range.
+const RANGE: usize = 11;
+
 /// The cost of a replay, beside its texts.
 const REPLAY: usize = 500;
 
@@ -35,13 +38,16 @@ const PUBLICATION: usize = 250;
 /// In place of the number of a buffer: the next one of the replays.
 const IS_REPLAY: u32 = u32::MAX;
 
-/// The output that a client has not read yet: numbers of buffers, and replays.
+/// Buffers with consecutive numbers: the first one, and how many there are. For a replay, [`IS_REPLAY`] and 1.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+struct BufferRange(u32, u32);
+
+/// The output that a client has not read yet: ranges of buffers, and replays. A buffer gets its number when it is
+/// first seen, so clients that are behind by the same publications have a few ranges, however many these are.
 #[derive(Debug, Default, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct QueueSnapshot {
-    /// A number of four bytes for each, the lowest one first: that of a buffer, or [`IS_REPLAY`].
-    #[serde(with = "serde_bytes")]
-    chunks: Vec<u8>,
+    ranges: Vec<BufferRange>,
     replays: Vec<ReplaySnapshot>,
     /// Bytes of the first buffer that are written.
     written: usize,
@@ -96,8 +102,8 @@ struct NotKept;
 /// A contradiction in a queue from another process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum InvalidQueue {
-    #[error("a client waits for buffer {0}, which did not come")]
-    Buffer(u32),
+    #[error("a client waits for {1} buffers from number {0} on, which did not come")]
+    Buffers(u32, u32),
     #[error("a client waits for {replays} replays, of which {there} came")]
     Replays { replays: usize, there: usize },
     #[error("of the first bytes that wait for a client, more are written than there are")]
@@ -167,7 +173,11 @@ impl UnreadBuffers {
         for chunk in outbox.chunks() {
             self.spend(CHUNK)?;
             let number = match chunk {
-                Chunk::Shared(bytes) | Chunk::Page(bytes) => self.number(bytes)?,
+                Chunk::Shared(bytes) => self.number(bytes)?,
+                Chunk::Page(bytes) => {
+                    queue.replayed += bytes.len();
+                    self.number(bytes)?
+                }
                 Chunk::Copied(bytes) => self.number(&Bytes::copy_from_slice(bytes))?,
                 Chunk::Replay(replay) => match self.replay(replay, broker)? {
                     Some(replay) => {
@@ -177,7 +187,7 @@ impl UnreadBuffers {
                     None => continue,
                 },
             };
-            queue.chunks.extend(number.to_le_bytes());
+            queue.push(number);
         }
         Ok(queue)
     }
@@ -283,12 +293,13 @@ impl ReceivedUnread {
     pub(crate) fn check(&self, queue: &QueueSnapshot) -> Result<(), InvalidQueue> {
         let mut replays = 0;
         let mut first = None;
-        for number in queue.numbers() {
-            let len = if number == IS_REPLAY {
+        for range in &queue.ranges {
+            let len = if range.is_replay() {
                 replays += 1;
                 0
             } else {
-                self.buffers.get(number as usize).ok_or(InvalidQueue::Buffer(number))?.len()
+                let buffers = self.of(*range).ok_or(InvalidQueue::Buffers(range.0, range.1))?;
+                buffers.first().map_or(0, Bytes::len)
             };
             first.get_or_insert(len);
         }
@@ -304,14 +315,15 @@ impl ReceivedUnread {
     /// Returns the queue, and whether it is complete: publications may be gone that this process does not
     /// keep as long as the old one. Then the queue ends there.
     pub(crate) async fn restore(&self, queue: QueueSnapshot, history: &mut Histories<'_>) -> (Outbox, bool) {
-        let mut chunks = Vec::with_capacity(queue.chunks.len() / 4);
+        // It was checked that they are there.
+        let buffers = |range| self.of(range).unwrap_or_default();
+        let len = |range: &BufferRange| if range.is_replay() { 1 } else { buffers(*range).len() };
+        let mut chunks = Vec::with_capacity(queue.ranges.iter().map(len).sum());
         let (written, replayed) = (queue.written, queue.replayed);
-        let numbers: Vec<_> = queue.numbers().collect();
         let mut replays = queue.replays.into_iter();
-        for number in numbers {
-            if number != IS_REPLAY {
-                // It was checked that it is there.
-                chunks.extend(self.buffers.get(number as usize).cloned().map(Chunk::Shared));
+        for range in queue.ranges {
+            if !range.is_replay() {
+                chunks.extend(buffers(range).iter().cloned().map(Chunk::Shared));
                 continue;
             }
             let Some(replay) = replays.next() else { break };
@@ -321,6 +333,12 @@ impl ReceivedUnread {
             }
         }
         (Outbox::restore(chunks, written, replayed), true)
+    }
+
+    /// Returns the buffers of a range; `None`: one of them did not come.
+    fn of(&self, range: BufferRange) -> Option<&[Bytes]> {
+        let BufferRange(first, count) = range;
+        self.buffers.get(first as usize..(first as usize).checked_add(count as usize)?)
     }
 
     async fn replay(&self, replay: ReplaySnapshot, history: &mut Histories<'_>) -> Result<Replay, NotKept> {
@@ -374,16 +392,31 @@ impl<'a> Histories<'a> {
 
 impl QueueSnapshot {
     pub(crate) fn is_empty(&self) -> bool {
-        self.chunks.is_empty()
+        self.ranges.is_empty()
     }
 
     pub(crate) fn size(&self) -> usize {
-        self.chunks.len() + self.replays.len() * REPLAY
+        self.ranges.len() * RANGE + self.replays.len() * REPLAY
     }
 
-    fn numbers(&self) -> impl Iterator<Item = u32> {
-        self.chunks
-            .chunks_exact(4)
-            .map(|bytes| bytes.iter().rev().fold(0, |all, byte| all << 8 | u32::from(*byte)))
+    /// Adds a number at the end.
+    fn push(&mut self, number: u32) {
+        if let Some(last) = self.ranges.last_mut()
+            && !last.is_replay()
+            && last.0.checked_add(last.1) == Some(number)
+        {
+            last.1 += 1;
+        } else {
+            self.ranges.push(BufferRange(number, 1));
+        }
     }
 }
+
+impl BufferRange {
+    fn is_replay(self) -> bool {
+        self.0 == IS_REPLAY
+    }
+}
+
+#[cfg(test)]
+mod tests;
