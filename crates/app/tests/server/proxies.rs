@@ -13,8 +13,8 @@ use tokio::{
 };
 
 use crate::support::{
-    Answer, Api, EventStream, HANDSHAKE, Proxy, Server, Signal, Software, Start, dial, exchange, installed,
-    refusal_of, soon,
+    Answer, Api, EventStream, HANDSHAKE, Http, Proxy, Server, Signal, Software, Start, dial, exchange,
+    installed, refusal_of, soon,
 };
 
 const KEY: &str = "0123456789abcdef";
@@ -290,20 +290,35 @@ async fn publishing_through_a_proxy_needs_a_key() {
 async fn a_refusal_comes_through_a_proxy_while_the_body_is_still_sent() {
     // Far more than lastcall reads of a body that it refuses.
     let body = format!(r#"{{"data": "{}"}}"#, "x".repeat(200_000));
-    // Caddy 2.6.2 gives no answer once in some hundred of these requests, and has no connection to the server then: why is
-    // not known.
-    for software in Software::ALL.into_iter().filter(|software| !matches!(software, Software::Caddy)) {
+    for software in Software::ALL {
         let server = Start::default().env("API_KEYS", KEY).serve().await;
         let Some(proxy) = Proxy::start(software, server.address, Api::Routed).await else { continue };
         for _ in 0..20 {
             for key in [None, Some("0000000000000000")] {
-                let answer = publish(&proxy, key, &body).await;
+                let answer = answer_to_large_body(&proxy, key, &body).await;
                 assert_eq!(answer.error(), (401, "unauthorized".to_owned()), "{software:?}");
             }
-            let answer = publish(&proxy, Some(KEY), &body).await;
+            let answer = answer_to_large_body(&proxy, Some(KEY), &body).await;
             assert_eq!(answer.error(), (413, "payload_too_large".to_owned()), "{software:?}");
         }
     }
+}
+
+/// Returns the answer to a publication, read to its length and not to the end of the connection: after the whole answer,
+/// Caddy 2.6.2 leaves one of some thousand of these connections open for ever, although the request has `Connection: close`
+/// and the connection to the server has ended. The stacks of its goroutines, five times of five: the HTTP server of Go waits in
+/// `finishRequest`, `abortPendingRead` for the end of a `backgroundRead`, which waits without a deadline for bytes that the
+/// client will not send. That read begins at the end of the request's body, which the proxy may reach when it has answered.
+async fn answer_to_large_body(proxy: &Proxy, key: Option<&str>, body: &str) -> Answer {
+    let mut connection = Http::to(&proxy.address.to_string()).await;
+    let length = format!("Content-Length: {}", body.len());
+    let authorization = key.map(|key| format!("Authorization: Bearer {key}"));
+    let fields = ["Connection: close", "Content-Type: application/json", &length];
+    let fields: Vec<_> = fields.into_iter().chain(authorization.as_deref()).collect();
+    let request = connection.head("POST", "/api/publish", &fields) + body;
+    // A proxy may answer, and hang up, before it has read all of it.
+    let _ = soon("sending", connection.stream.write_all(request.as_bytes())).await;
+    connection.answer().await
 }
 
 /// Returns the seconds that follow this text in a configuration.
