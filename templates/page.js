@@ -67,7 +67,7 @@ function receive(raw) {
   let message;
   try { message = JSON.parse(raw); } catch { /* shown as it is */ }
   if (message === null || typeof message !== "object") message = { type: "text", data: raw };
-  if (message.type !== "subscribed" && isRepeated(message)) return;
+  if (!["subscribed", "reset"].includes(message.type) && isRepeated(message)) return;
   switch (message.type) {
     case "welcome":
       me = message.client;
@@ -92,6 +92,9 @@ function receive(raw) {
     }
     case "subscribed":
       subscribed(message);
+      break;
+    case "reset":
+      reset(message);
       break;
     case "shutdown":
       noticed(message);
@@ -123,11 +126,23 @@ function subscribed({ channel, id, recovered }) {
   if (recovered) {
     recoveries.set(channel, { count: 0, row: null });
   } else if (positions.has(channel)) {
-    const words = `Some messages${where(channel)} may have been missed.`;
-    add({ type: "missed" }, "page", words);
-    announce(words);
+    addMissed(channel);
   }
   positions.set(channel, id);
+}
+
+// The server has lost messages of a channel, although the connection was there all the time: what comes after `id` follows.
+function reset({ channel, id }) {
+  if (!CHANNELS.includes(channel) || typeof id !== "string") return;
+  recoveries.delete(channel);
+  addMissed(channel);
+  positions.set(channel, id);
+}
+
+function addMissed(channel) {
+  const words = `Some messages${where(channel)} may have been missed.`;
+  add({ type: "missed" }, "page", words);
+  announce(words);
 }
 
 // Whether a message was published before this connection came about: it was missed, and is recovered.

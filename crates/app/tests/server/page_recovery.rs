@@ -161,6 +161,40 @@ async fn a_tab_says_that_messages_may_have_been_missed_after_its_server_was_kill
     soon("the browser's end", browser.close()).await.unwrap();
 }
 
+/// The broker in memory sends neither a `reset` over a WebSocket nor a close with 1013: the page is given them here.
+#[tokio::test]
+async fn a_tab_goes_on_from_the_id_of_a_reset_also_after_it_was_told_to_try_again_later() {
+    let mut driver = Driver::start().await;
+    let browser = driver.browser((1280, 800)).await;
+    let server = Server::start().await;
+    open_url(&browser, &format!("http://{}/?channel=orders&channel=alerts", server.address)).await;
+    publish(&server, "orders", "first").await;
+    until(&browser, &shown("first")).await;
+    // With an id that was here before, too.
+    let reset = "
+        const id = positions.get('orders');
+        receive(JSON.stringify({ type: 'reset', channel: 'orders', id: 'of another epoch' }));
+        receive(JSON.stringify({ type: 'reset', channel: 'orders', id }));
+        return new URL(webSocketUrl()).searchParams.getAll('since')[0] === id;";
+    assert_eq!(run(&browser, reset).await, true);
+    let missed = "Some messages in orders may have been missed.";
+    until(&browser, &listed(&["first", missed, missed])).await;
+
+    let close = "
+        socket.onmessage = socket.onclose = null;
+        socket.close();
+        closed(1013, 'try again later');
+        return [document.body.dataset.state, document.querySelector('#state').textContent];";
+    let shown = run(&browser, close).await;
+    assert_eq!(shown, json!(["waiting", "Closed: try again later. Reconnecting"]));
+    publish(&server, "orders", "meanwhile").await;
+    until(&browser, CONNECTED).await;
+    let texts = ["first", missed, missed, "meanwhile", "Recovered 1 message in orders."];
+    until(&browser, &listed(&texts)).await;
+    console_has(&browser, &[]).await;
+    soon("the browser's end", browser.close()).await.unwrap();
+}
+
 #[tokio::test]
 async fn a_tab_shows_nothing_as_missed_over_an_upgrade() {
     let mut driver = Driver::start().await;
