@@ -85,8 +85,8 @@ impl AccessRules {
     }
 
     /// Checks the host of a request that may come from a page of that host without saying so, as browsers
-    /// have no `Origin` in a `GET` of the page's own host. That host is no proof if only this machine can
-    /// connect, whatever other fields say.
+    /// have no `Origin` in a `GET` of the page's own host. Anyone can choose a host name (DNS
+    /// rebinding), so where only this machine can connect, it must be one of ours, whatever other fields say.
     fn check_host_of_page(
         &self,
         listens_on_loopback: ListensOnLoopback,

@@ -106,7 +106,7 @@ impl Channels {
     }
 
     /// Subscribes a connection to channels that its client knows of already: those that it had in the other
-    /// process. Without any, it is one of a client that named none.
+    /// process. An empty list means that its client named none: it gets `broadcast`.
     pub(super) fn subscribe_again(
         &mut self,
         key: ConnectionKey,
