@@ -16,8 +16,8 @@ pub(crate) const MISSED_AT_ONCE: usize = 1024;
 #[derive(Debug, Default)]
 struct Kept(VecDeque<(i64, Arc<Publication>)>);
 
-/// The position of a channel, and the publications that are kept of it. Times are in milliseconds since the machine was started,
-/// and below 0 before that.
+/// The position of a channel, and the publications that are kept of it. Times are in milliseconds since the
+/// machine was started, and below 0 before that.
 #[derive(Debug)]
 pub(crate) struct Channel {
     epoch: Epoch,
@@ -48,7 +48,8 @@ impl Channel {
         self.kept.as_deref().map(|kept| kept.0.iter()).unwrap_or_default()
     }
 
-    /// Returns the kept publications after a position, each with its time; all, if it is not one of this epoch.
+    /// Returns the kept publications after a position, each with its time; all, if it is not one of this
+    /// epoch.
     pub(crate) fn kept_after(
         &self,
         position: Option<Position>,
@@ -67,8 +68,8 @@ impl Channel {
         Arc::new(publication)
     }
 
-    /// Keeps a publication, which has been numbered last. Returns what it costs, which counts as `pinned` once it is dropped
-    /// and something else still holds it.
+    /// Keeps a publication, which has been numbered last. Returns what it costs, which counts as `pinned`
+    /// once it is dropped and something else still holds it.
     pub(crate) fn retain(
         &mut self,
         since_ms: i64,
@@ -122,8 +123,8 @@ impl Channel {
         (self.epoch, self.top) = (top.epoch, top.offset);
     }
 
-    /// Takes some of what a subscriber has missed after what it was `taken` before, if that is much. Returns true if it was, and
-    /// more may be left.
+    /// Takes some of what a subscriber has missed after what it was `taken` before, if that is much. Returns
+    /// true if it was, and more may be left.
     pub(crate) fn take_slice(&self, since: Since, taken: &mut Vec<Arc<Publication>>) -> bool {
         let Some(missed) = self.missed(since, taken.len()) else { return false };
         if missed.len() <= MISSED_AT_ONCE {
@@ -145,7 +146,8 @@ impl Channel {
         }
     }
 
-    /// Returns what a subscriber has missed beside the first ones, of which there were so many; `None`: not all of it is kept.
+    /// Returns what a subscriber has missed beside the first ones, of which there were so many; `None`: not
+    /// all of it is kept.
     fn missed(&self, since: Since, taken: usize) -> Option<impl ExactSizeIterator<Item = &Arc<Publication>>> {
         match since {
             Since::Position(Position { epoch, offset }) => {
@@ -167,8 +169,8 @@ impl Channel {
         HistoryPage { top, recovered, publications, more }
     }
 
-    /// Returns all publications after a position; `None` if one of them is not kept, or the position is none of this
-    /// channel.
+    /// Returns all publications after a position; `None` if one of them is not kept, or the position is none
+    /// of this channel.
     fn after(&self, position: Position) -> Option<impl ExactSizeIterator<Item = &Arc<Publication>>> {
         if position.epoch != self.epoch {
             return None;

@@ -1,5 +1,6 @@
-//! A broker with faults, to see that nothing is lost without a word: it answers late and in another order, fails, drops
-//! what it should deliver, and begins new epochs under live subscribers. It keeps the contract of [`Broker`].
+//! A broker with faults, to see that nothing is lost without a word: it answers late and in another order,
+//! fails, drops what it should deliver, and begins new epochs under live subscribers. It keeps the contract
+//! of [`Broker`].
 //!
 //! Only builds with the feature `faults` have it: those of `cargo test`.
 

@@ -24,7 +24,8 @@ const MAX_KEYS: usize = 100_000;
 /// Most bytes of a key.
 const MAX_KEY: usize = 255;
 
-/// A key that a publisher chooses for a publication, so that it can be sent again without being published twice.
+/// A key that a publisher chooses for a publication, so that it can be sent again without being published
+/// twice.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct IdempotencyKey(Arc<str>);
 

@@ -29,20 +29,22 @@ use journal::Journals;
 use memory_channel::MemoryChannel;
 use retention_rules::{RetentionRules, ttl_ms};
 
-/// Most publications or channels that are dropped before the lock is released, so that other calls need not wait for long.
+/// Most publications or channels that are dropped before the lock is released, so that other calls need not
+/// wait for long.
 const MAX_EXPIRY_BATCH: usize = 1000;
 
-/// Most publications that a subscriber takes in slices. Else it might never end, if they were published as fast.
+/// Most publications that a subscriber takes in slices. Else it might never end, if they were published as
+/// fast.
 const MAX_IN_SLICES: usize = 4_000_000;
 
-/// Most publications or channels that are dropped for their age by one call of `publish`, so that its time is bounded.
-/// [`MemoryBroker::expire`] drops the rest.
+/// Most publications or channels that are dropped for their age by one call of `publish`, so that its time is
+/// bounded. [`MemoryBroker::expire`] drops the rest.
 const MAX_EXPIRY_PER_PUBLISH: usize = 8;
 
 /// Keeps all channels in memory. What is kept is lost with the process.
 ///
-/// What is old is told by [`clock::since_boot_ms`]. There is one lock for all channels: everything that is published by the
-/// API comes from one thread, and the mailboxes that it is delivered to have one lock, too.
+/// What is old is told by [`clock::since_boot_ms`]. There is one lock for all channels: everything that is
+/// published by the API comes from one thread, and the mailboxes that it is delivered to have one lock, too.
 #[derive(Debug)]
 pub struct MemoryBroker {
     delivery: Box<dyn Delivery>,
@@ -81,10 +83,11 @@ impl MemoryBroker {
         self.begin_epoch_of(&mut self.lock(), name);
     }
 
-    /// Drops what is too old, and returns how long it takes until something else may be; `None`: nothing is kept.
+    /// Drops what is too old, and returns how long it takes until something else may be; `None`: nothing is
+    /// kept.
     ///
-    /// To be called when that time is over: otherwise, what is too old is not recovered any more, but costs memory until
-    /// something is published.
+    /// To be called when that time is over: otherwise, what is too old is not recovered any more, but costs
+    /// memory until something is published.
     pub fn expire(&self) -> Option<Duration> {
         let now = clock::since_boot_ms();
         // The lock is released now and then: many channels may expire at once.
@@ -163,8 +166,8 @@ impl MemoryBroker {
     fn subscribe_at(&self, now: i64, name: &ChannelName, since: Since, receiver: usize, attach: Attach) {
         let (mut state, mut taken) = (self.lock(), Vec::new());
         self.drop_expired_of(&mut state, name, now);
-        // A subscriber may have missed a million of them: the lock is released now and then. The rest, and what was published
-        // meanwhile, is taken in one step with the beginning.
+        // A subscriber may have missed a million of them: the lock is released now and then. The rest, and
+        // what was published meanwhile, is taken in one step with the beginning.
         while taken.len() < MAX_IN_SLICES
             && state.channels.get(name).is_some_and(|channel| channel.log.take_slice(since, &mut taken))
         {

@@ -1,7 +1,8 @@
 //! What a broker keeps, as plain data in parts: for a process that takes over, or for a file.
 //!
-//! Times go as ages: the reader may have been started with another clock. Other builds read it too: unknown fields are
-//! ignored, missing ones have their defaults. Builds before protocol 4 wrote moments of the clock on the wall instead.
+//! Times go as ages: the reader may have been started with another clock. Other builds read it too: unknown
+//! fields are ignored, missing ones have their defaults. Builds before protocol 4 wrote moments of the clock
+//! on the wall instead.
 
 use std::sync::Arc;
 
@@ -34,7 +35,8 @@ pub struct ChannelPart {
     pub epoch: Epoch,
     /// The offset of its last publication, as far as this part goes.
     pub top: u64,
-    /// The number of publications that it keeps, if this part goes up to its last one: what it had before these is dropped.
+    /// The number of publications that it keeps, if this part goes up to its last one: what it had before
+    /// these is dropped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kept: Option<u64>,
     /// The time since the last subscriber left, or the last publication came, in milliseconds.
@@ -46,12 +48,12 @@ pub struct ChannelPart {
     /// Whether it has subscribers, which move to the new process, too.
     #[serde(default)]
     pub in_use: bool,
-    /// Its last publications, one after the other up to `top`. If the first one follows what an earlier part had, they
-    /// are added to that, else they replace it.
+    /// Its last publications, one after the other up to `top`. If the first one follows what an earlier part
+    /// had, they are added to that, else they replace it.
     #[serde(default, with = "shared")]
     pub publications: Vec<Arc<Publication>>,
-    /// The time since each of them was published, in milliseconds. None if an earlier build wrote this: then they are as old as
-    /// the clock on the wall says.
+    /// The time since each of them was published, in milliseconds. None if an earlier build wrote this: then
+    /// they are as old as the clock on the wall says.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ages_ms: Vec<u64>,
 }
@@ -119,7 +121,8 @@ impl ChannelPart {
         if is_in_order { Ok(()) } else { Err(PartError::Offsets(self.name.clone())) }
     }
 
-    /// Returns the offset that the first publication must have; `None`: there are more than the position says.
+    /// Returns the offset that the first publication must have; `None`: there are more than the position
+    /// says.
     fn first(&self) -> Option<u64> {
         let count = u64::try_from(self.publications.len()).ok()?;
         Some(self.top.checked_sub(count)? + 1)
@@ -145,7 +148,8 @@ pub(crate) struct ImportTime {
 }
 
 impl ImportTime {
-    /// Returns the moment of something of this age; of an earlier build, the moment on the wall is known instead.
+    /// Returns the moment of something of this age; of an earlier build, the moment on the wall is known
+    /// instead.
     pub(crate) fn since(self, age_ms: Option<u64>, wall_ms: Option<i64>) -> i64 {
         let age_ms = match age_ms {
             Some(age_ms) => age_ms.saturating_add(self.part_age_ms),

@@ -1,5 +1,5 @@
-//! The contract of [`Broker`], for every implementation: threads publish, subscribe, leave and ask for the history at once,
-//! and all that a receiver is told is compared.
+//! The contract of [`Broker`], for every implementation: threads publish, subscribe, leave and ask for the
+//! history at once, and all that a receiver is told is compared.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 

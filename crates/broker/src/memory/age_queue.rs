@@ -4,10 +4,11 @@ use std::collections::BTreeSet;
 
 use lastcall_core::ChannelName;
 
-/// The kinds of what a channel keeps. Where there is no room, channels of the first kind lose something first.
+/// The kinds of what a channel keeps. Where there is no room, channels of the first kind lose something
+/// first.
 ///
-/// Clients invent names at no cost, and each is a channel that keeps its position for a while: these must not displace
-/// what was published.
+/// Clients invent names at no cost, and each is a channel that keeps its position for a while: these must not
+/// displace what was published.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Keeps {
     /// A position before the first publication, without subscribers.
@@ -30,9 +31,10 @@ pub(crate) struct QueueKey {
     pub(crate) since_ms: i64,
 }
 
-/// The channels of one rule that keep the same, by age: within one rule, what is older expires earlier. Each channel is in
-/// at most one queue, at an age that it has or had: a channel whose oldest publication is gone is not moved. So the first
-/// one is to be looked at, and put back if it is younger than the queue says.
+/// A lazy priority queue of the channels of one rule that keep the same, oldest first: within one rule, what
+/// is older expires earlier. Each channel is in at most one queue. Keys may be stale (too old), as a channel
+/// whose oldest publication is gone is not moved: take the first channel, and put it back if it is younger
+/// than its key.
 #[derive(Debug, Default)]
 pub(crate) struct AgeQueue(BTreeSet<(i64, ChannelName)>);
 

@@ -10,8 +10,8 @@ use super::{
 };
 
 impl MemoryBroker {
-    /// Drops what is too old of one channel, so that what is returned of it does not depend on when [`Self::expire`] was
-    /// called.
+    /// Drops what is too old of one channel, so that what is returned of it does not depend on when
+    /// [`Self::expire`] was called.
     pub(super) fn drop_expired_of(&self, state: &mut State, name: &ChannelName, now: i64) {
         let State { channels, queues, bytes, journals, .. } = state;
         let Some(channel) = channels.get_mut(name) else { return };
@@ -28,8 +28,8 @@ impl MemoryBroker {
         requeue(queues, name, channel);
     }
 
-    /// Drops at most `limit` publications, or channels without subscribers, that are too old. Returns true if there may be
-    /// more.
+    /// Drops at most `limit` publications, or channels without subscribers, that are too old. Returns true if
+    /// there may be more.
     pub(super) fn drop_expired(&self, state: &mut State, now: i64, limit: usize) -> bool {
         let mut steps = 0..limit;
         for (rule, ttl) in self.rules.ttls_ms().enumerate() {
@@ -47,7 +47,8 @@ impl MemoryBroker {
         false
     }
 
-    /// Has a channel lose everything. One with subscribers begins a new epoch, of which its receivers are told.
+    /// Has a channel lose everything. One with subscribers begins a new epoch, of which its receivers are
+    /// told.
     pub(super) fn begin_epoch_of(&self, state: &mut State, name: &ChannelName) {
         state.remove_or_renew(name);
         if let Some(channel) = state.channels.get(name) {
@@ -55,8 +56,8 @@ impl MemoryBroker {
         }
     }
 
-    /// Drops something until what is left costs at most `max_bytes`: first the channels that keep the least, and of those
-    /// the oldest.
+    /// Drops something until what is left costs at most `max_bytes`: first the channels that keep the least,
+    /// and of those the oldest.
     pub(super) fn make_room(&self, state: &mut State) {
         while state.bytes > self.max_bytes {
             let Some((rule, QueueKey { keeps, since_ms })) = state.queues.first() else { break };
@@ -67,7 +68,8 @@ impl MemoryBroker {
 }
 
 impl State {
-    /// Takes the first channel off a queue, drops what is oldest of it if it `may_go` by its time, and puts the rest back.
+    /// Takes the first channel off a queue, drops what is oldest of it if it `may_go` by its time, and puts
+    /// the rest back.
     fn drop_one(&mut self, rule: usize, keeps: Keeps, may_go: impl Fn(i64) -> bool) {
         let Some(name) = self.queues.of(rule, keeps).pop() else { return };
         let Some(channel) = self.channels.get_mut(&name) else { return };
@@ -107,7 +109,8 @@ impl State {
     }
 }
 
-/// Puts a channel where it belongs after a change. One that keeps the same as before, and nothing older, stays where it is.
+/// Puts a channel where it belongs after a change. One that keeps the same as before, and nothing older,
+/// stays where it is.
 pub(super) fn requeue(queues: &mut AgeQueues, name: &ChannelName, channel: &mut MemoryChannel) {
     let key = channel.queue_key();
     let stays = match (channel.in_age_queue, key) {

@@ -18,9 +18,9 @@ pub(super) struct PartLimits {
 
 const LIMITS: PartLimits = PartLimits { bytes: 256 << 10, items: 256 };
 
-/// Copies what a memory broker keeps, in several passes. The broker is used meanwhile: it is locked for one part at a
-/// time, and once at the beginning of the first pass, for the names of all channels. It notes which channels change as
-/// long as this lives.
+/// Copies what a memory broker keeps, in several passes. The broker is used meanwhile: it is locked for one
+/// part at a time, and once at the beginning of the first pass, for the names of all channels. It notes which
+/// channels change as long as this lives.
 #[derive(Debug)]
 pub struct MemoryExport {
     broker: Arc<MemoryBroker>,
@@ -68,8 +68,8 @@ impl MemoryExport {
         Self { broker, limits, journal, is_begun: false, exported, waiting, gone, keys: 0 }
     }
 
-    /// Returns what has changed since the pass before; at first, everything. What changes during a pass may not be in
-    /// it: the last one begins when nothing is published and no client subscribes any more.
+    /// Returns what has changed since the pass before; at first, everything. What changes during a pass may
+    /// not be in it: the last one begins when nothing is published and no client subscribes any more.
     pub fn pass(&mut self) -> impl Iterator<Item = BrokerPart> {
         self.pass_at(clock::since_boot_ms)
     }

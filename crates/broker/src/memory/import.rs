@@ -16,9 +16,9 @@ use crate::{
 };
 
 impl MemoryBroker {
-    /// Takes over a part of what another broker kept, which was written so long ago. To be called before this one is used; then
-    /// [`Self::finish_import`] is. Until that, `max_bytes` is not kept to: what goes first is known only when all is
-    /// there.
+    /// Takes over a part of what another broker kept, which was written so long ago. To be called before this
+    /// one is used; then [`Self::finish_import`] is. Until that, `max_bytes` is not kept to: what goes first
+    /// is known only when all is there.
     ///
     /// # Errors
     /// When the part contradicts itself. Nothing of it is taken over then.
@@ -40,7 +40,8 @@ impl MemoryBroker {
         }
         for key in keys {
             let published = key.published();
-            // Known already, from an earlier pass, unless it was used again after its time: then this is the later use.
+            // Known already, from an earlier pass, unless it was used again after its time: then this is the
+            // later use.
             if state.idempotency.get(&key.channel, &key.key) != Some(published) {
                 state.idempotency.remove(&key.channel, &key.key);
                 let since_ms = time.since(key.age_ms, key.time_ms);
@@ -50,14 +51,15 @@ impl MemoryBroker {
         Ok(())
     }
 
-    /// Ends the import, once the subscribers of the other broker are subscribed here: this broker's own rules apply
-    /// from now on.
+    /// Ends the import, once the subscribers of the other broker are subscribed here: this broker's own rules
+    /// apply from now on.
     pub fn finish_import(&self) {
         self.finish_import_at(clock::since_boot_ms());
     }
 
-    /// Begins a new epoch in every channel, keeps nothing, and tells the receivers: another process may have published after this one had handed
-    /// everything over, so that the next offsets may have been given already.
+    /// Begins a new epoch in every channel, keeps nothing, and tells the receivers: another process may have
+    /// published after this one had handed everything over, so that the next offsets may have been given
+    /// already.
     pub fn renew_all_epochs(&self) {
         let mut state = self.lock();
         let names: Vec<_> = state.channels.keys().cloned().collect();
@@ -93,8 +95,8 @@ impl MemoryBroker {
             true
         });
         if state.bytes > self.max_bytes {
-            // What the other broker has dropped since it was exported goes before anything that it kept: first what was
-            // too old there, then what was the oldest.
+            // What the other broker has dropped since it was exported goes before anything that it kept:
+            // first what was too old there, then what was the oldest.
             while self.drop_expired(&mut state, now, MAX_EXPIRY_BATCH) {}
             self.make_room(&mut state);
         }

@@ -259,8 +259,8 @@ fn expire_says_when_something_is_too_old() {
     assert_eq!(left, [name("a")]);
 }
 
-/// Returns a broker in which `max_bytes` may be kept of 50 channels with a publication each, of one whose publication is too
-/// old, and of names that were subscribed to and left.
+/// Returns a broker in which `max_bytes` may be kept of 50 channels with a publication each, of one whose
+/// publication is too old, and of names that were subscribed to and left.
 fn broker_with_names(names: usize, max_bytes: usize) -> (MemoryBroker, Vec<Position>, Position) {
     let short = Namespace { name: "short".to_owned(), retention: retention(5, 1000) };
     let (broker, _) = broker(Config { retention: retention(5, 10_000), namespaces: vec![short], max_bytes });

@@ -44,7 +44,8 @@ fn small_parts(broker: &Arc<MemoryBroker>) -> MemoryExport {
     MemoryExport::with_limits(Arc::clone(broker), PartLimits { bytes: 3, items: 2 })
 }
 
-/// How much later the clock of the new process is: as if the machine had been started anew, in between or long before.
+/// How much later the clock of the new process is: as if the machine had been started anew, in between or
+/// long before.
 const SHIFTS: [i64; 3] = [0, -1_000_000_000, 7_000_000];
 
 /// The parts of an export, each with the time at which it was made.
@@ -237,8 +238,9 @@ fn a_part_that_contradicts_itself_changes_nothing() {
     check_invariants(&new);
 }
 
-/// Runs steps against a broker, and exports it meanwhile: the first pass begins before the step `first_pass`, and goes
-/// on by a part with each step after that. Returns all positions that were seen, the parts, and the time.
+/// Runs steps against a broker, and exports it meanwhile: the first pass begins before the step `first_pass`,
+/// and goes on by a part with each step after that. Returns all positions that were seen, the parts, and the
+/// time.
 fn run(old: &Arc<MemoryBroker>, steps: &[Step], first_pass: usize) -> (Vec<(u8, Position)>, Parts, i64) {
     let (clock, mut seen, mut parts) = (Cell::new(0), Vec::new(), Vec::new());
     let mut stay = [0_usize; 4];
