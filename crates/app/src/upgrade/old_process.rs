@@ -4,7 +4,9 @@
 //! continues as if nothing had happened.
 
 use std::{
+    fs,
     future::Future,
+    io::ErrorKind,
     os::fd::OwnedFd,
     path::PathBuf,
     pin::{Pin, pin},
@@ -364,11 +366,18 @@ impl Launch {
     /// files do not answer.
     fn run(self) -> anyhow::Result<(Attempt, FramedStream)> {
         failpoint::hit(Step::Starting);
-        if let Some(gone) = self.files.iter().find(|path| !path.exists()) {
+        for file in &self.files {
+            let problem = match fs::metadata(file) {
+                Ok(metadata) if metadata.is_file() => continue,
+                // The new process would wait for the writer of a FIFO.
+                Ok(_) => "is no regular file any more".to_owned(),
+                Err(error) if error.kind() == ErrorKind::NotFound => "is gone".to_owned(),
+                Err(error) => format!("cannot be found any more ({error})"),
+            };
             bail!(
-                "the settings file {} was read at the start and is gone: bring it back, or restart the server \
+                "the settings file {} was read at the start and {problem}: bring it back, or restart the server \
                  without it",
-                gone.display()
+                file.display()
             );
         }
         let path = self.program.path()?;

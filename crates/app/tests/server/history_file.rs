@@ -307,6 +307,17 @@ async fn a_place_where_no_file_can_be_put_is_said_at_the_start() {
     assert!(ended.stderr.contains("its folder cannot be used: No such file"), "{}", ended.stderr);
     assert!(file.is_symlink() && fs::read_dir(folder.path()).unwrap().count() == 1);
 
+    // The shutdown would find that out.
+    let (_folder, file) = history_file();
+    for length in [247, 251, 255] {
+        let ended = with_file(&file.with_file_name("x".repeat(length))).end().await;
+        assert_eq!(ended.code, Some(2), "{}", ended.stderr);
+        assert!(ended.stderr.contains("its name is too long"), "{}", ended.stderr);
+    }
+    let mut server = with_file(&file.with_file_name("x".repeat(246))).serve().await;
+    server.signal(Signal::TERM);
+    assert_eq!(server.exit_code().await, 0);
+
     let (_folder, file) = history_file();
     put(&file, b"");
     let setup = format!("mount --bind {0} {0}", file.display());

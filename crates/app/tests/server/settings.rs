@@ -171,16 +171,29 @@ async fn a_fifo_where_a_file_is_looked_for_does_not_hold_the_start() {
 }
 
 #[tokio::test]
-async fn a_settings_file_that_became_a_fifo_stops_the_upgrade() {
-    for (path, text) in
-        [(".env", "API_KEYS=0123456789abcdef"), ("config/lastcall.toml", "api_keys = ['0123456789abcdef']")]
-    {
-        let server = Start::default().file(path, text).serve().await;
+async fn a_settings_file_that_is_no_regular_file_any_more_stops_the_upgrade_at_once() {
+    let text = "api_keys = ['0123456789abcdef']";
+    for (path, text, arguments) in [
+        (".env", "API_KEYS=0123456789abcdef", &[][..]),
+        ("config/lastcall.toml", text, &[]),
+        ("own.toml", text, &["--config", "own.toml"]),
+    ] {
+        // Whoever waits for a writer of the FIFO waits until the test fails.
+        let start = Start::default().env("UPGRADE_TIMEOUT", "600").args(arguments);
+        let server = start.file(path, text).serve().await;
         let full = server.dir.path().join(path);
+        let refused = format!("the settings file {} was read at the start and is", full.display());
         std::fs::remove_file(&full).unwrap();
-        make_fifo(&full);
-        let told = server.failed_upgrade().await;
-        assert!(told.contains(&format!("could not read the settings file {}", full.display())), "{told}");
+        for (make, problem) in [
+            ((|_| {}) as fn(&Path), "gone"),
+            (make_fifo, "no regular file any more"),
+            (|path| std::fs::create_dir(path).unwrap(), "no regular file any more"),
+        ] {
+            make(&full);
+            let told = server.failed_upgrade().await;
+            assert!(told.contains(&format!("{refused} {problem}")), "{told}");
+            let _ = std::fs::remove_file(&full);
+        }
         assert_eq!(server.publish(r#"{"data":1}"#).await.status, 401, "{path}");
     }
 }

@@ -110,6 +110,20 @@ async fn a_server_that_cannot_receive_signals_ends() {
     failing.ends("the link to the supervisor").await;
 }
 
+/// What still runs may have published since: offsets would be given a second time.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_end_after_a_failure_says_that_it_writes_no_history() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("history");
+    let mut failing = Failing::start(Start::default().env("HISTORY_FILE", file.display())).await;
+    assert_eq!(failing.server.publish(r#"{"data":1}"#).await.status, 200);
+    failing.set("the control socket:panic");
+    let _stream = UnixStream::connect(failing.server.control_socket()).await.unwrap();
+    assert_eq!(failing.server.exit_code().await, 1);
+    assert_eq!(failing.server.log_lines("the history is not written").len(), 1);
+    assert!(!file.exists());
+}
+
 /// A part that fails while an upgrade stops it is not there to be continued, so the old process must not say that it continues.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_fails_while_an_upgrade_stops_it_ends_the_server() {
