@@ -9,10 +9,10 @@ use tokio::net::lookup_host;
 use tracing::{info, warn};
 
 /// A listening socket, and where it is from.
-pub(crate) struct Opened {
+pub(crate) struct BoundListener {
     pub(crate) listener: Listener,
-    /// Whether a service manager has passed it.
-    pub(crate) activated: bool,
+    /// True if systemd has passed it: then the settings do not say where it is.
+    pub(crate) from_systemd: bool,
 }
 
 /// Takes the socket that systemd passed, or binds one as the settings say. Returns `None` if `host` or `port` is
@@ -20,14 +20,14 @@ pub(crate) struct Opened {
 pub(crate) async fn open(
     loaded: &Loaded,
     unusable: &mut Vec<SettingError>,
-) -> anyhow::Result<Option<Opened>> {
+) -> anyhow::Result<Option<BoundListener>> {
     if let Some(listener) = Listener::from_systemd()? {
         info!("listening on the socket that systemd passed; `host` and `port` do not matter");
-        return Ok(Some(Opened { listener, activated: true }));
+        return Ok(Some(BoundListener { listener, from_systemd: true }));
     }
     let Settings { host, port, .. } = &loaded.settings;
     let error = match Listener::bind(host.as_str(), *port).await {
-        Ok(listener) => return Ok(Some(Opened { listener, activated: false })),
+        Ok(listener) => return Ok(Some(BoundListener { listener, from_systemd: false })),
         Err(error) => error,
     };
     let key = match error {

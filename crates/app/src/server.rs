@@ -34,7 +34,7 @@ use crate::{
     config, exposure,
     history::{self, HistoryFile, MayTake},
     ingress::{Ingress, SuspendedIngress},
-    listener::{self, Opened},
+    listener::{self, BoundListener},
     start_time,
     upgrade::{
         ControlServer, IncomingHandover, Orphans, OutgoingHandover, Program, Role, SERVING_REPORT_TIMEOUT,
@@ -162,19 +162,19 @@ pub(crate) async fn run(
     };
     let ingress = Arc::new(Ingress::new(http, settings.notification_interval));
 
-    let activated;
+    let from_systemd;
     let (suspended, inherited_control, served_before) = match listener {
         ListenerSource::Handover(handover) => {
             let received = handover.receive(&manager, &broker, settings).await?;
             upgrade_stats.set(received.upgrade_stats);
-            activated = received.activated;
+            from_systemd = received.from_systemd;
             refusals.add(&received.refused);
             if let Some(file) = history_file.clone() {
                 spawn_blocking(move || file.set_aside_superseded()).await?;
             }
             (received.ingress, received.control, Some((received.frozen, received.old_process)))
         }
-        ListenerSource::Opened(opened) => {
+        ListenerSource::Bound(bound) => {
             if let Some(file) = history_file.clone() {
                 let (broker, may_take) = (broker.clone(), Arc::new(MayTake::default()));
                 let may_reader_take = Arc::clone(&may_take);
@@ -193,8 +193,8 @@ pub(crate) async fn run(
                     read = spawn_blocking(move || file.read(&broker, &may_reader_take)) => read?,
                 }
             }
-            activated = opened.activated;
-            let (http, notifier) = (opened.listener.into(), NotifierState::default());
+            from_systemd = bound.from_systemd;
+            let (http, notifier) = (bound.listener.into(), NotifierState::default());
             (SuspendedIngress { http, notifier }, None, None)
         }
     };
@@ -247,7 +247,7 @@ pub(crate) async fn run(
             }
         });
         upgrade_stats.set_last_pause(pause);
-        if !activated {
+        if !from_systemd {
             tokio::spawn(listener::warn_if_moved(address, settings.host.to_string(), settings.port));
         }
     }
@@ -258,7 +258,7 @@ pub(crate) async fn run(
     if settings.api_keys.is_empty() {
         exposure::log_api_is_local(address, takes_over);
     }
-    let served_at = ServerAddress { address, activated };
+    let served_at = ServerAddress { address, activated: from_systemd };
     let control =
         ControlServer::start(&settings.runtime_dir, served_at, inherited_control, &vital_tasks).await;
     let mut upgrader = Upgrader {
@@ -272,7 +272,7 @@ pub(crate) async fn run(
             files: files.iter().filter(|file| file.has_settings).cloned().collect(),
             role,
             service_manager: service_manager.clone(),
-            activated,
+            from_systemd,
             signals: signals.clone(),
             ingress,
             manager: manager.clone(),
@@ -386,7 +386,7 @@ enum ListenerSource {
     /// The old process, with its clients.
     Handover(IncomingHandover),
     /// The service manager, or the settings.
-    Opened(Opened),
+    Bound(BoundListener),
 }
 
 /// Loads and opens what the settings name. What cannot be used is reported together with what is `unusable` already.
@@ -406,7 +406,7 @@ async fn prepare(
     unusable.extend(also_unusable);
     let listener = match handover {
         Some(handover) => Some(ListenerSource::Handover(handover)),
-        None => listener::open(loaded, &mut unusable).await?.map(ListenerSource::Opened),
+        None => listener::open(loaded, &mut unusable).await?.map(ListenerSource::Bound),
     };
     match (page, listener) {
         (Some(page), Some(listener)) if unusable.is_empty() => Ok(Prepared { page, listener }),

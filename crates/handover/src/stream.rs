@@ -199,9 +199,9 @@ pub fn encode(message: &impl Serialize) -> Result<Vec<u8>, StreamError> {
 ///
 /// # Errors
 /// When the body is longer than `most` bytes, or comes with descriptors.
-pub fn body_len(header: [u8; HEADER_LEN], most: usize) -> Result<usize, StreamError> {
+pub fn body_len(header: [u8; HEADER_LEN], max: usize) -> Result<usize, StreamError> {
     match read_header(header) {
-        (length, 0) if length <= most => Ok(length),
+        (length, 0) if length <= max => Ok(length),
         (length, count) => {
             Err(StreamError::NotUnderstood(format!("{length} bytes with {count} descriptors").into()))
         }

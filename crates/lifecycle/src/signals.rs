@@ -135,7 +135,7 @@ struct Shared {
     ending: watch::Sender<Vec<Signal>>,
     all: broadcast::Sender<Signal>,
     unpaired: Mutex<Unpaired>,
-    /// Whether SIGHUP asks the process to end.
+    /// True if SIGHUP asks the process to end.
     hangup_ends: bool,
 }
 

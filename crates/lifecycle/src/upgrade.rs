@@ -7,7 +7,7 @@ use std::future::Future;
 pub struct NewProcess {
     /// Its process id.
     pub pid: u32,
-    /// Whether it is the service's main process from now on. Otherwise the process that was started first stays, as its
+    /// True if it is the service's main process from now on. Otherwise the process that was started first stays, as its
     /// supervisor.
     pub is_main: bool,
 }

@@ -112,7 +112,7 @@ impl GracefulShutdown {
         );
         tokio::select! {
             () = sleep(delay) => {}
-            () = interrupt.ready() => {}
+            () = interrupt.wait() => {}
         }
     }
 
@@ -173,7 +173,7 @@ impl GracefulShutdown {
             }
             tokio::select! {
                 biased;
-                () = interrupt.ready() => return DrainEnd::Interrupted,
+                () = interrupt.wait() => return DrainEnd::Interrupted,
                 () = &mut at_deadline => return DrainEnd::Deadline,
                 () = &mut at_spread, if !spread_started => {
                     spread_started = true;
@@ -228,7 +228,7 @@ struct Interrupt<F> {
 }
 
 impl<F: Future> Interrupt<F> {
-    async fn ready(&mut self) {
+    async fn wait(&mut self) {
         if !self.is_ready {
             self.future.as_mut().await;
             self.is_ready = true;

@@ -38,7 +38,7 @@ pub(crate) struct HistoryFile {
     max_bytes: u64,
 }
 
-/// Whether a file is taken over, or the start ends before that: whoever comes first decides.
+/// The decision if a file is taken over, or the start ends before that: whoever comes first decides.
 #[derive(Debug, Default)]
 pub(crate) struct MayTake(OnceLock<bool>);
 
@@ -76,8 +76,8 @@ enum ReadError {
     Untrusted(#[from] Untrusted),
     #[error("another process reads it: {0}")]
     Locked(io::Error),
-    #[error("it has {size} bytes, and at most {most} are read")]
-    TooLarge { size: u64, most: u64 },
+    #[error("it has {size} bytes, and at most {max} are read")]
+    TooLarge { size: u64, max: u64 },
     #[error(transparent)]
     Format(#[from] FormatError),
     #[error("it cannot be marked as taken over, and must not be read a second time: {0}")]
@@ -211,7 +211,7 @@ impl HistoryFile {
             .map_err(|error| ReadError::Locked(error.into()))?;
         let size = metadata.len();
         if size > self.max_bytes {
-            return Err(ReadError::TooLarge { size, most: self.max_bytes });
+            return Err(ReadError::TooLarge { size, max: self.max_bytes });
         }
         let mut reader = BufReader::new(&file);
         // Twice: whether the file is complete is known at its end only.

@@ -30,7 +30,8 @@ pub(crate) struct IncomingHandover {
 pub(crate) struct TakenOver {
     pub(crate) ingress: SuspendedIngress,
     pub(crate) control: Option<ControlSocket>,
-    pub(crate) activated: bool,
+    /// True if systemd has passed the listening socket, to a process before this one.
+    pub(crate) from_systemd: bool,
     pub(crate) upgrade_stats: UpgradeStats,
     pub(crate) refused: RefusalCounts,
     /// Since when the clients are not served.
@@ -136,7 +137,7 @@ impl IncomingHandover {
         Ok(TakenOver {
             ingress,
             control,
-            activated: state.activated,
+            from_systemd: state.activated,
             upgrade_stats: UpgradeStats {
                 succeeded: state.upgrades_done + 1,
                 failed: state.upgrades_failed,

@@ -66,8 +66,8 @@ pub(crate) struct OutgoingHandover {
     pub(crate) files: Vec<SettingsFile>,
     pub(crate) role: Role,
     pub(crate) service_manager: ServiceManager,
-    /// Whether a service manager chose the listening socket.
-    pub(crate) activated: bool,
+    /// True if systemd has passed the listening socket, to this process or to one before it.
+    pub(crate) from_systemd: bool,
     pub(crate) signals: Signals,
     pub(crate) ingress: Arc<Ingress>,
     pub(crate) manager: ConnectionManager,
@@ -295,7 +295,7 @@ impl OutgoingHandover {
             manager: frozen.manager(),
             notifier: suspended.notifier,
             control,
-            activated: self.activated,
+            activated: self.from_systemd,
             upgrades_done: stats.succeeded,
             upgrades_failed: stats.failed,
             refused: self.ingress.refusals().counts(),
@@ -321,15 +321,15 @@ impl OutgoingHandover {
             new_process.version,
             version::full()
         );
-        let is_main = matches!(self.role, Role::Followed);
+        let is_main = matches!(self.role, Role::FollowedByManager);
         self.role.stop_receiving_signals().await;
         // No signal can come in between: there is no await from here on.
         let (signals, pending) = (self.signals.all(), self.signals.ending_signals());
-        match std::mem::replace(&mut self.role, Role::Followed) {
-            Role::Started(Some(links)) => {
+        match std::mem::replace(&mut self.role, Role::FollowedByManager) {
+            Role::Root(Some(links)) => {
                 self.supervised = Some(Supervised { links: Some(links), child, signals, pending });
             }
-            Role::Followed => {
+            Role::FollowedByManager => {
                 forward_signals(&pending, pid);
                 // In case that the service manager cannot be told.
                 self.supervised = Some(Supervised { links: None, child, signals, pending: Vec::new() });
@@ -407,13 +407,13 @@ fn drop_long_requests(idle: &mut Vec<IdleConnection>) {
 }
 
 /// Returns for each of these sizes if it fits, beside all that are smaller.
-fn those_that_fit(sizes: impl Iterator<Item = usize>, most: usize) -> Vec<bool> {
+fn those_that_fit(sizes: impl Iterator<Item = usize>, max: usize) -> Vec<bool> {
     let mut smallest_first: Vec<_> = sizes.enumerate().collect();
     smallest_first.sort_unstable_by_key(|(_, size)| *size);
     let (mut all, mut fit) = (0, vec![false; smallest_first.len()]);
     for (index, size) in smallest_first {
         all += size;
-        fit[index] = all <= most;
+        fit[index] = all <= max;
     }
     fit
 }

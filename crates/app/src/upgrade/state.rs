@@ -17,7 +17,7 @@ pub(super) struct ServerState {
     pub(super) notifier: NotifierState,
     /// The control socket, if its descriptor is sent.
     pub(super) control: Option<FileIdentity>,
-    /// Whether a service manager chose the listening socket, for the first of these processes.
+    /// True if systemd has passed the listening socket, to the first of these processes.
     pub(super) activated: bool,
     /// Upgrades before this one.
     pub(super) upgrades_done: u64,

@@ -1,4 +1,4 @@
-//! Which file a socket has: a path may lead to another file later.
+//! The identity of the file that a socket has: a path may lead to another file later.
 
 use std::{
     fs, io,

@@ -36,7 +36,7 @@ pub(super) struct Acceptor {
     pub(super) path: PathBuf,
     /// Where the server listens.
     pub(super) address: ServerAddress,
-    /// Whether its folder was not set. Then it is no fault if there can be no socket, as in a container whose files
+    /// True if its folder was not set. Then it is no fault if there can be no socket, as in a container whose files
     /// are read-only.
     pub(super) is_default: bool,
     pub(super) socket: SharedSocket,
@@ -47,7 +47,7 @@ pub(super) struct Acceptor {
 pub(super) struct AcceptState {
     /// `None` while there is no socket.
     listener: Option<ControlListener>,
-    /// Whether it was logged that the socket cannot be made.
+    /// True if it was logged that the socket cannot be made.
     reported: bool,
     /// True if connections cannot be accepted now, and that was logged.
     failing: bool,

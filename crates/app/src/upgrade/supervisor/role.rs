@@ -15,10 +15,10 @@ use crate::{upgrade::descriptor::inherited_descriptor, variables};
 #[derive(Debug)]
 pub(crate) enum Role {
     /// This process was started by something that may only know its PID: it stays, and supervises.
-    Started(Option<LinkPair>),
+    Root(Option<LinkPair>),
     /// This process is watched by a service manager that follows a new PID when it is told (sd_notify(3), MAINPID=).
     /// It ends, unless the manager does not answer.
-    Followed,
+    FollowedByManager,
     /// Another process supervises this one, which ends.
     Supervised(Link),
 }
@@ -34,13 +34,13 @@ impl Role {
         }
         // Only an old process that is followed itself starts a new one without a supervisor.
         let followed = takes_over || ServiceManager::watches_this_process();
-        Ok(if followed { Self::Followed } else { Self::Started(None) })
+        Ok(if followed { Self::FollowedByManager } else { Self::Root(None) })
     }
 
     /// Has this process stay if the service manager did not take what it was told last: it would not follow the new one.
     pub(in crate::upgrade) async fn stay_in_doubt(&mut self, service_manager: &ServiceManager) {
-        if matches!(self, Self::Followed) && !service_manager.is_told().await {
-            *self = Self::Started(None);
+        if matches!(self, Self::FollowedByManager) && !service_manager.is_told().await {
+            *self = Self::Root(None);
         }
     }
 
@@ -50,13 +50,13 @@ impl Role {
     /// When the system gives no sockets, or does not let this process become the parent of orphans.
     pub(in crate::upgrade) fn link(&mut self) -> io::Result<Option<&OwnedFd>> {
         match self {
-            Self::Started(links) => {
+            Self::Root(links) => {
                 if links.is_none() {
                     *links = Some(LinkPair::prepare()?);
                 }
                 Ok(links.as_ref().map(|links| &links.serving))
             }
-            Self::Followed => Ok(None),
+            Self::FollowedByManager => Ok(None),
             Self::Supervised(link) => Ok(Some(link.descriptor())),
         }
     }
@@ -65,8 +65,8 @@ impl Role {
     /// may have said that it serves.
     pub(in crate::upgrade) fn roll_back(&mut self) {
         match self {
-            Self::Started(links) => *links = None,
-            Self::Followed => {}
+            Self::Root(links) => *links = None,
+            Self::FollowedByManager => {}
             Self::Supervised(link) => link.report(),
         }
     }
