@@ -43,7 +43,7 @@ use crate::{
     variables, version,
 };
 
-/// How long a part may take to start or to stop, on top of what the settings give it.
+/// How long a part may take to stop, on top of what the settings give it.
 const HOOK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The exit code for an end in order, but for the history, which could not be written.

@@ -198,7 +198,7 @@ pub fn encode(message: &impl Serialize) -> Result<Vec<u8>, StreamError> {
 /// Returns the length of the body that follows this header, for a caller that reads it itself.
 ///
 /// # Errors
-/// When the body is longer than `most` bytes, or comes with descriptors.
+/// When the body is longer than `max` bytes, or comes with descriptors.
 pub fn body_len(header: [u8; HEADER_LEN], max: usize) -> Result<usize, StreamError> {
     match read_header(header) {
         (length, 0) if length <= max => Ok(length),

@@ -3,7 +3,7 @@
 //! - `run` is the life itself: [`Lifecycle::start`] runs the startup hooks, and [`Lifecycle::run`] serves until a signal or
 //!   an upgrade ends it. It drives the graceful shutdown of `lastcall-websockets`, which is the whole drain policy, and
 //!   enters the phases that are not the drain's: `Serving` and `Stopped`.
-//! - `hooks`: the parts of the server, each with a startup, a shutdown and a timeout ([`Hooks`]).
+//! - `hooks`: the parts of the server, each with a startup, and a shutdown with a timeout ([`Hooks`]).
 //! - `signals`: which signals ask the process to end and which ask for an upgrade ([`Signals`]). It also handles the
 //!   signals that a supervisor forwards.
 //! - `service_manager`: what systemd is told of all this, with sd_notify(3).

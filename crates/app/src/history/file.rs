@@ -21,7 +21,6 @@ use tracing::{info, warn};
 
 use super::{
     format::{self, FormatError, FormatWriter},
-    part,
     place::{self, LONGEST_SUFFIX, Untrusted, beside},
 };
 use crate::broker::ServerBroker;
@@ -188,7 +187,7 @@ impl HistoryFile {
         let mut summary = Summary::default();
         for part in broker.export().pass() {
             summary.add(&part);
-            writer.part(&part::encode(&part)?).map_err(failed)?;
+            writer.part(&rmp_serde::to_vec_named(&part)?).map_err(failed)?;
             if writer.bytes() > self.max_bytes {
                 return Err(WriteError::TooLarge(self.max_bytes));
             }
@@ -220,7 +219,8 @@ impl HistoryFile {
         let mut summary = Summary { bytes: size, ..Summary::default() };
         let now = clock::since_1970();
         format::read(&mut reader, size, |bytes, written_at| {
-            let part = part::decode(bytes).map_err(|error| FormatError::Part(error.into()))?;
+            let part: BrokerPart =
+                rmp_serde::from_slice(bytes).map_err(|error| FormatError::Part(error.into()))?;
             summary.add(&part);
             // The machine may have been off meanwhile. None if its clock was set back.
             let age = written_at.map_or(Duration::ZERO, |written_at| now.saturating_sub(written_at));

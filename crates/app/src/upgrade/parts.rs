@@ -8,10 +8,7 @@ use lastcall_handover::{HandoverSender, OLDEST_PROTOCOL, PartError, SendError};
 use lastcall_websockets::{ChannelListing, ConnectionsPart, Frozen, LoopEnded, Restoration};
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    broker::{BrokerExport, ServerBroker},
-    history::decode,
-};
+use crate::broker::{BrokerExport, ServerBroker};
 
 /// A part. Version 3 of the handover has the broker's alone.
 #[derive(Debug, Serialize, Deserialize)]
@@ -89,8 +86,10 @@ pub(super) fn receive(
     broker: &ServerBroker,
     restoration: &mut Restoration,
 ) -> Result<(), PartError> {
-    let part =
-        if protocol == OLDEST_PROTOCOL { Part::Broker(decode(part)?) } else { rmp_serde::from_slice(part)? };
+    let part = match protocol {
+        OLDEST_PROTOCOL => Part::Broker(rmp_serde::from_slice(part)?),
+        _ => rmp_serde::from_slice(part)?,
+    };
     match part {
         // As old as it is when it is written: it is read right then.
         Part::Broker(part) => broker.import(part, Duration::ZERO)?,
