@@ -1,78 +1,49 @@
-//! The server put together: which parts it has, and in which order they start and stop.
+//! The server put together, from what is prepared to the exit code.
+//!
+//! - [`preparation`] finds and opens what the settings name, before anything is built.
+//! - [`parts`] builds the parts, and says in which order they start and stop.
+//! - [`saved_history`] reads the history before the server serves, and writes it at the end.
 
-use std::{
-    env,
-    net::{Ipv6Addr, SocketAddr},
-    os::fd::OwnedFd,
-    process::ExitCode,
-    sync::Arc,
-    time::Duration,
-};
+mod parts;
+mod preparation;
+mod saved_history;
+
+use std::{env, os::fd::OwnedFd, process::ExitCode, sync::Arc};
 
 use anyhow::Context as _;
 use lastcall_core::{
-    logging::FLUSH_TIMEOUT,
     process,
-    settings::{Loaded, RuntimeDir, SettingError, SettingsErrors},
-};
-use lastcall_endpoints::{
-    AppState, HttpConfig, HttpConnections, Page, Process, Refusals, StopTimeouts, router,
+    settings::{Loaded, SettingError},
 };
 use lastcall_handover::{
-    ControlSocket, ServerAddress, SocketName,
+    ServerAddress,
     failpoint::{self, Step},
 };
 use lastcall_lifecycle::{
-    ExitReason, Hooks, Lifecycle, NewProcess, ServiceManager, Signal, Signals, is_in_foreground,
+    ExitReason, Lifecycle, NewProcess, ServiceManager, Signal, Signals, is_in_foreground,
 };
-use lastcall_websockets::{CLOSE_GRACE, ConnectionManager, NotifierState, Phases, VitalTasks};
-use tokio::{task::spawn_blocking, time::timeout};
+use lastcall_websockets::{NotifierState, Phases, VitalTasks};
+use tokio::task::spawn_blocking;
 use tracing::{info, warn};
 
+use self::{
+    parts::Parts,
+    preparation::{ListenerSource, Prepared, prepare},
+    saved_history::NotWritten,
+};
 use crate::{
-    broker::ServerBroker,
     config, exposure,
-    history::{self, HistoryFile, MayTake},
-    ingress::{Ingress, SuspendedIngress},
-    listener::{self, BoundListener},
-    start_time,
+    ingress::SuspendedIngress,
+    listener,
     upgrade::{
         ControlServer, IncomingHandover, Orphans, OutgoingHandover, Program, Role, SERVING_REPORT_TIMEOUT,
-        SharedUpgradeStats, Supervised, UpgradeRequests, Upgrader, supervise,
+        Supervised, UpgradeRequests, Upgrader, supervise,
     },
     variables, version,
 };
 
-/// How long a part may take to stop, on top of what the settings give it.
-const HOOK_TIMEOUT: Duration = Duration::from_secs(5);
-
 /// The exit code for an end in order, but for the history, which could not be written.
 const HISTORY_LOST: u8 = 3;
-
-/// How long the history may take to be written, when the server ends.
-const WRITE_HISTORY_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// The parts of the server, each of which may take [`HOOK_TIMEOUT`] to stop.
-const HOOKS: u32 = 3;
-
-/// The time that the end of the server may take beyond `shutdown_delay`, `shutdown_timeout`, twice `close_timeout` (for clients, and then
-/// for requests in flight) and the history. README.md, the documentation and what is in `deploy/` count with it.
-const STOP_MARGIN: Duration = Duration::from_secs(30);
-
-const _: () = {
-    let parts = HOOK_TIMEOUT.as_secs() * HOOKS as u64;
-    assert!(CLOSE_GRACE.as_secs() + parts + FLUSH_TIMEOUT.as_secs() <= STOP_MARGIN.as_secs());
-};
-
-/// The address with the longest name: a control socket with that name fits for every other one.
-const LONGEST_ADDRESS: SocketAddr =
-    SocketAddr::new(std::net::IpAddr::V6(Ipv6Addr::new(!0, !0, !0, !0, !0, !0, !0, !0)), u16::MAX);
-
-/// How long clients have to close connections whose last answer was sent, when the server ends.
-const CLOSING_TIMEOUT: Duration = Duration::from_millis(50);
-
-/// How long clients have to take the 503 that answers requests which took too long, when the server ends.
-const REFUSED_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// Descriptors that this process has from the one that started it.
 pub(crate) struct Inherited {
@@ -88,11 +59,20 @@ pub(crate) struct Exit {
     pub(crate) at_once: bool,
 }
 
+impl Exit {
+    /// Logs the end of a process that has not served.
+    fn before_serving(signal: Signal) -> Self {
+        info!(signal = signal.name(), pid = std::process::id(), "stopped before it served");
+        Self { code: ExitCode::SUCCESS, at_once: false }
+    }
+}
+
 /// Serves until the process is to end, or takes over from an old process first. What is `unusable` among the settings
 /// is reported together with what is found to be so here.
 ///
 /// # Errors
-/// [`SettingsErrors`] if a setting cannot be used on this machine; other errors if the system does not allow it.
+/// [`SettingsErrors`](lastcall_core::settings::SettingsErrors) if a setting cannot be used on this machine; other
+/// errors if the system does not allow it.
 pub(crate) async fn run(
     loaded: &Loaded,
     inherited: Inherited,
@@ -119,79 +99,30 @@ pub(crate) async fn run(
     let Prepared { page, listener } = tokio::select! {
         biased;
         // A name, or a file, may be where nothing answers.
-        signal = signals.nth(1) => {
-            info!(signal = signal.name(), pid = std::process::id(), "stopped before it served");
-            return Ok(Exit { code: ExitCode::SUCCESS, at_once: false });
-        }
+        signal = signals.nth(1) => return Ok(Exit::before_serving(signal)),
         prepared = preparing => prepared?,
     };
     let phases = Phases::default();
-    let new_broker = |delivery| ServerBroker::new(config::broker(settings), delivery);
-    let manager_config = config::manager(settings)?;
-    let started = ConnectionManager::start(manager_config, phases.clone(), vital_tasks.clone(), new_broker);
-    let (manager, broker) = started.context("cannot start the event loops")?;
-    let path = settings.history_file.clone();
-    let history_file = path.map(|path| HistoryFile::new(path, settings.history_bytes));
-    let upgrade_stats = SharedUpgradeStats::default();
-    let process = Process {
-        version: version::VERSION,
-        commit: version::COMMIT,
-        pid: std::process::id(),
-        start_time: start_time::unix_seconds(),
-        started: start_time::since_boot(),
-        phase: phases.subscribe(),
-        upgrades: upgrade_stats.subscribe(),
-    };
-    let refusals = Refusals::default();
-    let http_connections = HttpConnections::new(settings.max_http_connections);
-    let router = router(AppState::new(
-        config::endpoints(settings),
-        manager.clone(),
-        process,
-        page,
-        refusals.clone(),
-        http_connections.clone(),
-    ));
-    let http = HttpConfig {
-        router,
-        manager: manager.clone(),
-        connections: http_connections,
-        keep_alive_timeout: settings.keep_alive_timeout,
-        refusals: refusals.clone(),
-        allowed_origins: settings.allowed_origins.clone(),
-    };
-    let ingress = Arc::new(Ingress::new(http, settings.notification_interval));
+    let parts = Parts::build(settings, page, &phases, &vital_tasks)?;
 
     let from_systemd;
     let (suspended, inherited_control, served_before) = match listener {
         ListenerSource::Handover(handover) => {
-            let received = handover.receive(&manager, &broker, settings).await?;
-            upgrade_stats.set(received.upgrade_stats);
+            let received = handover.receive(&parts.manager, &parts.broker, settings).await?;
+            parts.upgrade_stats.set(received.upgrade_stats);
             from_systemd = received.from_systemd;
-            refusals.add(&received.refused);
-            if let Some(file) = history_file.clone() {
+            parts.refusals.add(&received.refused);
+            if let Some(file) = parts.history_file.clone() {
                 spawn_blocking(move || file.set_aside_superseded()).await?;
             }
             (received.ingress, received.control, Some((received.frozen, received.old_process)))
         }
         ListenerSource::Bound(bound) => {
-            if let Some(file) = history_file.clone() {
-                let (broker, may_take) = (broker.clone(), Arc::new(MayTake::default()));
-                let may_reader_take = Arc::clone(&may_take);
-                let stopped = async {
-                    let signal = signals.nth(1).await;
-                    // It is being marked already: that is over soon, and a drain writes it anew.
-                    if may_take.forbid() { signal } else { signals.nth(3).await }
-                };
-                tokio::select! {
-                    biased;
-                    signal = stopped => {
-                        info!(signal = signal.name(), pid = std::process::id(), "stopped before it served");
-                        manager.stop();
-                        return Ok(Exit { code: ExitCode::SUCCESS, at_once: false });
-                    }
-                    read = spawn_blocking(move || file.read(&broker, &may_reader_take)) => read?,
-                }
+            if let Some(file) = parts.history_file.clone()
+                && let Some(signal) = saved_history::read(file, parts.broker.clone(), &signals).await?
+            {
+                parts.manager.stop();
+                return Ok(Exit::before_serving(signal));
             }
             from_systemd = bound.from_systemd;
             let (http, notifier) = (bound.listener.into(), NotifierState::default());
@@ -200,38 +131,7 @@ pub(crate) async fn run(
     };
     let address = suspended.http.listener.local_addr().context("cannot tell which port was bound")?;
 
-    let hooks = Hooks::default()
-        .add("history", HOOK_TIMEOUT, {
-            let expiry = broker.clone().expire();
-            let vital_tasks = vital_tasks.clone();
-            async move {
-                let expiry = vital_tasks.spawn("the expiry of the history", expiry);
-                Ok(async move {
-                    expiry.abort();
-                    Ok(())
-                })
-            }
-        })
-        .add("event loops", HOOK_TIMEOUT, {
-            let manager = manager.clone();
-            async { Ok(async { Ok(spawn_blocking(move || manager.stop()).await?) }) }
-        })
-        .add("HTTP and notifier", HOOK_TIMEOUT + settings.close_timeout, {
-            let (ingress, in_flight) = (Arc::clone(&ingress), settings.close_timeout);
-            async move {
-                ingress.resume(suspended);
-                Ok(async move {
-                    ingress
-                        .suspend(StopTimeouts {
-                            closing: CLOSING_TIMEOUT,
-                            in_flight,
-                            refused: REFUSED_TIMEOUT,
-                        })
-                        .await?;
-                    Ok(())
-                })
-            }
-        });
+    let hooks = parts.hooks(suspended, settings, &vital_tasks);
     let takes_over = served_before.is_some();
     let life = Lifecycle::start(hooks, phases, signals.clone(), service_manager.clone(), takes_over).await?;
     if let Role::Supervised(link) = &mut role {
@@ -246,7 +146,7 @@ pub(crate) async fn run(
                 warn!("the old process could not be told that this one serves: {error:#}");
             }
         });
-        upgrade_stats.set_last_pause(pause);
+        parts.upgrade_stats.set_last_pause(pause);
         if !from_systemd {
             tokio::spawn(listener::warn_if_moved(address, settings.host.to_string(), settings.port));
         }
@@ -274,11 +174,11 @@ pub(crate) async fn run(
             service_manager: service_manager.clone(),
             from_systemd,
             signals: signals.clone(),
-            ingress,
-            manager: manager.clone(),
-            broker: broker.clone(),
+            ingress: Arc::clone(&parts.ingress),
+            manager: parts.manager.clone(),
+            broker: parts.broker.clone(),
             timeout: settings.upgrade_timeout,
-            upgrade_stats,
+            upgrade_stats: parts.upgrade_stats.clone(),
             supervised: None,
         },
         orphans,
@@ -290,12 +190,12 @@ pub(crate) async fn run(
         max_connections = settings.max_connections,
         "listening on http://{address}"
     );
-    let mut reason = life.run(manager, config::shutdown(settings), &mut upgrader).await;
+    let mut reason = life.run(parts.manager, config::shutdown(settings), &mut upgrader).await;
     let mut graceful = ExitCode::SUCCESS;
-    match (reason, history_file) {
+    match (reason, parts.history_file) {
         (ExitReason::Graceful, Some(file)) => {
-            let writing = write_history(file, broker, &signals);
-            let writing = service_manager.extending(WRITE_HISTORY_TIMEOUT, writing);
+            let writing = saved_history::write(file, parts.broker, &signals);
+            let writing = service_manager.extending(saved_history::WRITE_HISTORY_TIMEOUT, writing);
             match service_manager.telling(writing).await {
                 Ok(()) => {}
                 Err(NotWritten::Failed(error)) => {
@@ -313,35 +213,10 @@ pub(crate) async fn run(
             warn!("the history is not written, as not everything has stopped in order");
         }
         // This process may stay as a supervisor, which needs no history.
-        (ExitReason::HandedOver(_), _) => broker.clear(),
+        (ExitReason::HandedOver(_), _) => parts.broker.clear(),
         _ => {}
     }
     exit(reason, graceful, upgrader.handover.supervised, &service_manager).await
-}
-
-/// Why the history is not there for the next start.
-enum NotWritten {
-    Failed(anyhow::Error),
-    /// The third signal has come meanwhile: nothing is waited for.
-    Signal(Signal),
-}
-
-/// Writes the history, for the next start.
-async fn write_history(file: HistoryFile, broker: ServerBroker, signals: &Signals) -> Result<(), NotWritten> {
-    let writing = spawn_blocking(move || {
-        failpoint::hit(Step::WritingHistory);
-        file.write(&broker)
-    });
-    tokio::select! {
-        biased;
-        written = timeout(WRITE_HISTORY_TIMEOUT, writing) => {
-            let written = written.with_context(|| format!("it took more than {WRITE_HISTORY_TIMEOUT:?}"));
-            // The log says why it panicked.
-            let written = written.and_then(|written| written.context("that panicked"));
-            written.and_then(|written| Ok(written?)).map_err(NotWritten::Failed)
-        }
-        signal = signals.nth(3) => Err(NotWritten::Signal(signal)),
-    }
 }
 
 /// Returns how the process ends: with the code `graceful`, if it ends in order. If it has become the supervisor of another
@@ -373,69 +248,4 @@ async fn exit(
         (ExitReason::Immediate(signal), _) => ExitCode::from(128 + signal.number()),
     };
     Ok(Exit { code, at_once: matches!(reason, ExitReason::Immediate(_)) })
-}
-
-/// What is there before the server is built. Nothing of it can fail any more once this process has taken over.
-struct Prepared {
-    page: Page,
-    listener: ListenerSource,
-}
-
-/// Where the listening socket comes from.
-enum ListenerSource {
-    /// The old process, with its clients.
-    Handover(IncomingHandover),
-    /// The service manager, or the settings.
-    Bound(BoundListener),
-}
-
-/// Loads and opens what the settings name. What cannot be used is reported together with what is `unusable` already.
-///
-/// # Errors
-/// [`SettingsErrors`] if a setting cannot be used on this machine; other errors if the system does not allow it.
-async fn prepare(
-    loaded: &Loaded,
-    handover: Option<IncomingHandover>,
-    mut unusable: Vec<SettingError>,
-) -> anyhow::Result<Prepared> {
-    let checking = spawn_blocking({
-        let loaded = loaded.clone();
-        move || check_files(&loaded)
-    });
-    let (page, also_unusable) = checking.await?;
-    unusable.extend(also_unusable);
-    let listener = match handover {
-        Some(handover) => Some(ListenerSource::Handover(handover)),
-        None => listener::open(loaded, &mut unusable).await?.map(ListenerSource::Bound),
-    };
-    match (page, listener) {
-        (Some(page), Some(listener)) if unusable.is_empty() => Ok(Prepared { page, listener }),
-        _ => Err(SettingsErrors(unusable).into()),
-    }
-}
-
-/// Loads the page, and looks at the other files and folders that the settings name. Returns what cannot be used, too.
-fn check_files(loaded: &Loaded) -> (Option<Page>, Vec<SettingError>) {
-    let settings = &loaded.settings;
-    let mut unusable = Vec::new();
-    if !matches!(settings.runtime_dir, RuntimeDir::Default(_))
-        && let Err(error) =
-            ControlSocket::check_folder(settings.runtime_dir.path(), SocketName::Address(LONGEST_ADDRESS))
-    {
-        let reason = format_args!("there can be no control socket: {:#}", anyhow::Error::from(error));
-        unusable.push(loaded.unusable_error("runtime_dir", &reason));
-    }
-    if let Some(path) = &settings.history_file
-        && let Err(error) = history::check(path)
-    {
-        unusable.push(loaded.unusable_error("history_file", &error));
-    }
-    failpoint::hit(Step::Preparing);
-    let page = Page::load(settings.templates_dir.as_deref(), settings.max_message_size)
-        .map_err(|error| {
-            let reason = format_args!("{:#}", anyhow::Error::from(error));
-            unusable.push(loaded.unusable_error("templates_dir", &reason));
-        })
-        .ok();
-    (page, unusable)
 }
