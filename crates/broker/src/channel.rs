@@ -6,7 +6,7 @@ use lastcall_core::{Epoch, PinnedBytes, Position, Publication};
 
 use crate::{HistoryPage, PageLimit, Since, Subscribed};
 
-/// What a kept publication costs beside its data.
+/// The cost of a kept publication beside its data.
 const PUBLICATION_OVERHEAD: usize = 100;
 
 /// Most publications that a subscriber takes while no other call can be served.

@@ -5,7 +5,7 @@ use lastcall_core::{Namespace, Retention};
 /// The settings of a broker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// What is kept of channels without a rule of their own.
+    /// The rule for channels without one of their own.
     pub retention: Retention,
     /// Rules for namespaces.
     pub namespaces: Vec<Namespace>,

@@ -281,7 +281,7 @@ impl Queue {
 
     /// Runs what is due, until the broker is dropped.
     fn run(queue: &Weak<Self>) {
-        /// How long the queue is held at once, so that it can be dropped.
+        /// The time for which the queue is held at once, so that it can be dropped.
         const HOLD: Duration = Duration::from_millis(50);
         while let Some(queue) = queue.upgrade() {
             let now = Instant::now();

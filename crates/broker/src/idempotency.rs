@@ -15,7 +15,7 @@ use crate::{
     snapshot::{KeyPart, age},
 };
 
-/// How long the result of a publication with a key is known.
+/// The time for which the result of a publication with a key is known.
 pub const IDEMPOTENCY_TTL: Duration = Duration::from_secs(300);
 
 /// Most keys that are known at once. The oldest go first.
@@ -62,7 +62,7 @@ pub(crate) struct IdempotencyCache {
     results: HashMap<(ChannelName, IdempotencyKey), Published>,
     /// In the order of their times, in milliseconds since the machine was started.
     by_time: VecDeque<(i64, ChannelName, IdempotencyKey)>,
-    /// How many keys were removed so far.
+    /// The number of keys that were removed so far.
     removed: u64,
 }
 

@@ -59,7 +59,7 @@ pub struct MemoryBroker {
 struct State {
     channels: HashMap<ChannelName, Box<MemoryChannel>>,
     queues: AgeQueues,
-    /// What all publications, and the channels without subscribers, cost.
+    /// The cost of all publications, and of the channels without subscribers.
     bytes: usize,
     idempotency: IdempotencyCache,
     /// Every change of a channel is noted there: whatever looks at a channel may change it.

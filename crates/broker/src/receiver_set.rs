@@ -1,4 +1,4 @@
-//! Which receivers get the publications of a channel.
+//! The receivers that get the publications of a channel.
 
 /// The highest number of receivers.
 pub const MAX_RECEIVERS: usize = 64;

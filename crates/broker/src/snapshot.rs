@@ -1,4 +1,4 @@
-//! What a broker keeps, as plain data in parts: for a process that takes over, or for a file.
+//! The content of a broker, as plain data in parts: for a process that takes over, or for a file.
 //!
 //! Times go as ages: the reader may have been started with another clock. Other builds read it too: unknown
 //! fields are ignored, missing ones have their defaults. Builds before protocol 4 wrote moments of the clock
@@ -45,7 +45,7 @@ pub struct ChannelPart {
     /// The same as a moment in milliseconds since 1970, if an earlier build wrote this.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub used_ms: Option<i64>,
-    /// Whether it has subscribers, which move to the new process, too.
+    /// True if it has subscribers, which move to the new process, too.
     #[serde(default)]
     pub in_use: bool,
     /// Its last publications, one after the other up to `top`. If the first one follows what an earlier part

@@ -1,4 +1,4 @@
-//! What a memory broker keeps, in parts, while it is used.
+//! Copies of what a memory broker keeps, in parts, while it is used.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -7,7 +7,7 @@ use lastcall_core::{ChannelName, Position, clock};
 use super::{MemoryBroker, State, journal::Journal, memory_channel::MemoryChannel};
 use crate::snapshot::{BrokerPart, ChannelPart, age};
 
-/// How large a part may be, so that the broker is not locked for long.
+/// The size that a part may have, so that the broker is not locked for long.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct PartLimits {
     /// Bytes of publications, beside the last of these.
@@ -26,19 +26,19 @@ pub struct MemoryExport {
     broker: Arc<MemoryBroker>,
     limits: PartLimits,
     journal: Arc<Journal>,
-    /// Whether there was a pass.
+    /// True if there was a pass.
     is_begun: bool,
-    /// What the parts so far had of each channel.
+    /// The content of the parts so far, by channel.
     exported: HashMap<ChannelName, Exported>,
     /// Channels that are to be exported.
     waiting: Vec<ChannelName>,
     /// Channels that were exported and are there no longer.
     gone: Vec<ChannelName>,
-    /// How many keys were exported, with those that were removed before.
+    /// The number of keys that were exported, with those that were removed before.
     keys: u64,
 }
 
-/// What was exported of a channel.
+/// The part of a channel that was exported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Exported {
     top: Position,

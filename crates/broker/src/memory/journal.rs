@@ -1,4 +1,4 @@
-//! Which channels may have changed while they are exported.
+//! The channels that may have changed while they are exported.
 
 use std::{
     collections::HashSet,

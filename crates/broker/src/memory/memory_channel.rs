@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{ReceiverSet, channel::Channel};
 
-/// What a channel without subscribers costs beside its name and its publications.
+/// The cost of a channel without subscribers beside its name and its publications.
 const CHANNEL_OVERHEAD: usize = 200;
 
 /// A channel, its receivers, and where it is among those that lose something next.

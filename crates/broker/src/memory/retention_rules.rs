@@ -1,4 +1,4 @@
-//! Which rule of retention a channel follows.
+//! The rule of retention that a channel follows.
 
 use std::collections::HashMap;
 
