@@ -1,9 +1,9 @@
 //! The control socket: a Unix socket at which operators reach a running process. Only its own user, and root,
 //! can use it.
 //!
-//! It is bound under its final name and never renamed: systemd-tmpfiles(8) spares a socket only while the kernel
-//! lists it under the name that it has. An upgrade hands the listening descriptor on, so the name always leads to
-//! a process that answers.
+//! It is bound under its final name and never renamed: systemd-tmpfiles(8) spares a socket only while the
+//! kernel lists it under the name that it has. An upgrade hands the listening descriptor on, so the name
+//! always leads to a process that answers.
 
 mod error;
 mod file_identity;
@@ -36,8 +36,8 @@ pub use name::{SocketName, bound_sockets, find_socket};
 
 use crate::stream::FramedStream;
 
-/// A control socket that listens. Its file is removed when this is dropped, unless [`ControlSocket::keep_file`] was
-/// called.
+/// A control socket that listens. Its file is removed when this is dropped, unless
+/// [`ControlSocket::keep_file`] was called.
 #[derive(Debug)]
 pub struct ControlSocket {
     listener: UnixListener,
@@ -60,12 +60,12 @@ impl ControlSocket {
             .map_err(|source| SocketError::Listen { path, source })
     }
 
-    /// Listens at `path`, in a folder that only this user can write; makes the folder if it is not there. A socket
-    /// at which no process listens any more is replaced.
+    /// Listens at `path`, in a folder that only this user can write; makes the folder if it is not there. A
+    /// socket at which no process listens any more is replaced.
     ///
     /// # Errors
-    /// When the folder cannot be made or trusted, when another process listens there, or when the socket cannot
-    /// be made.
+    /// When the folder cannot be made or trusted, when another process listens there, or when the socket
+    /// cannot be made.
     pub fn bind(path: &Path) -> Result<Self, SocketError> {
         let folder = path.parent().unwrap_or(Path::new("."));
         folder::make(folder)?;
@@ -94,8 +94,8 @@ impl ControlSocket {
         Ok(Self { listener, identity, remove: true })
     }
 
-    /// Makes a control socket of the listener of an old process, and the file that it has. The file is the old
-    /// process's until [`ControlSocket::own_file`] is called.
+    /// Makes a control socket of the listener of an old process, and the file that it has. The file is the
+    /// old process's until [`ControlSocket::own_file`] is called.
     ///
     /// # Errors
     /// When the descriptor cannot be used.
@@ -130,7 +130,8 @@ impl ControlSocket {
         self.remove = false;
     }
 
-    /// Connects to the process that listens at `path`, if it is this user's. Root may connect to every user's.
+    /// Connects to the process that listens at `path`, if it is this user's. Root may connect to every
+    /// user's.
     ///
     /// # Errors
     /// When no process listens there, or when another user could have put the socket there.

@@ -1,7 +1,8 @@
-//! Failpoints: steps of a handover, and tasks, at which a test can have a process fail, to see that nothing is lost.
+//! Failpoints: steps of a handover, and tasks, at which a test can have a process fail, to see that nothing
+//! is lost.
 //!
-//! Only builds with the feature `failpoints` have them: those of `cargo test`, as the tests' dependency on this
-//! crate turns it on. In any other build, [`hit`] and [`hit_task`] do nothing.
+//! Only builds with the feature `failpoints` have them: those of `cargo test`, as the tests' dependency on
+//! this crate turns it on. In any other build, [`hit`] and [`hit_task`] do nothing.
 
 /// A step of a handover.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,8 +44,9 @@ impl Step {
     ];
 }
 
-/// The variable with the path of a file that says what is to happen: a step's name, a colon, and `kill`, `hang` or
-/// `do` (what the step's name says); or a task's name, a colon, and `panic` or `do` (fail without a panic).
+/// The variable with the path of a file that says what is to happen: a step's name, a colon, and `kill`,
+/// `hang` or `do` (what the step's name says); or a task's name, a colon, and `panic` or `do` (fail without a
+/// panic).
 pub const FILE_VARIABLE: &str = "HANDOVER_FAILPOINT_FILE";
 
 /// Does what the file says for this step. Returns true if it says `do`.
@@ -68,8 +70,8 @@ pub fn hit(step: Step) -> bool {
     }
 }
 
-/// Does what the file says for this task, which continues, once: the file is empty after it. Returns true if it says
-/// `do`.
+/// Does what the file says for this task, which continues, once: the file is empty after it. Returns true if
+/// it says `do`.
 #[cfg(feature = "failpoints")]
 pub fn hit_task(name: &str) -> bool {
     let Some(path) = std::env::var_os(FILE_VARIABLE) else { return false };

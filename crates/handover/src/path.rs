@@ -1,4 +1,5 @@
-//! Paths in messages: text where they are UTF-8, which every build reads, and else bytes, as a path may have any.
+//! Paths in messages: text where they are UTF-8, which every build reads, and else bytes, as a path may have
+//! any.
 
 use std::{
     ffi::OsString,

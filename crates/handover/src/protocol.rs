@@ -1,9 +1,9 @@
-//! All messages between the old and the new process, and between an operator's command and a server: the wire format,
-//! as MessagePack with named fields. Both sides use these types.
+//! All messages between the old and the new process, and between an operator's command and a server: the wire
+//! format, as MessagePack with named fields. Both sides use these types.
 //!
-//! Unknown fields are ignored and missing ones have defaults, so that a newer and an older build understand each
-//! other. A change that another build cannot understand, or must not ignore, raises [`PROTOCOL`]. Where a name here
-//! differs from that on the wire, the type says so.
+//! Unknown fields are ignored and missing ones have defaults, so that a newer and an older build understand
+//! each other. A change that another build cannot understand, or must not ignore, raises [`PROTOCOL`]. Where
+//! a name here differs from that on the wire, the type says so.
 
 use std::{net::SocketAddr, ops::RangeInclusive, path::PathBuf};
 
@@ -13,9 +13,10 @@ use crate::path;
 
 /// The version of the handover by which this build hands over.
 ///
-/// 1: the new process connected to the control socket. 2: it inherits a socket of its own, and says when it serves.
-/// 3: channels and their history are handed over, too, in parts that come before the server. 4: subscriptions are numbers,
-/// and what clients have not read comes in parts, each byte once; streams of server-sent events may be chunked.
+/// 1: the new process connected to the control socket. 2: it inherits a socket of its own, and says when it
+/// serves. 3: channels and their history are handed over, too, in parts that come before the server. 4:
+/// subscriptions are numbers, and what clients have not read comes in parts, each byte once; streams of
+/// server-sent events may be chunked.
 pub const PROTOCOL: u32 = 4;
 
 /// The oldest version of the handover by which this build takes over.
@@ -31,12 +32,12 @@ pub enum FirstMessage {
     Command(ControlCommand),
 }
 
-/// What a process says of itself.
+/// The message in which a process describes itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Hello {
-    /// The oldest version of the handover that the process understands: builds up to version 3 want it to be their own. Of an
-    /// old process, the version by which it hands over.
+    /// The oldest version of the handover that the process understands: builds up to version 3 want it to be
+    /// their own. Of an old process, the version by which it hands over.
     pub protocol: u32,
     /// The newest version that it understands. Builds up to version 3 do not say it.
     #[serde(skip_serializing_if = "is_zero")]
@@ -84,7 +85,7 @@ pub struct ServerAddress {
     pub activated: bool,
 }
 
-/// How an upgrade goes: the answers to [`ControlCommand::Upgrade`].
+/// The progress of an upgrade: the answers to [`ControlCommand::Upgrade`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum UpgradeProgress {
@@ -115,7 +116,7 @@ pub enum UpgradeProgress {
         files: Vec<PathBuf>,
         /// Clients that were handed over.
         clients: usize,
-        /// How long the clients were not served, in milliseconds.
+        /// The time for which the clients were not served, in milliseconds.
         paused_ms: f64,
     },
     /// The upgrade did not take place.
@@ -157,8 +158,8 @@ pub(crate) enum FromOld<S, C> {
         /// The reason, for people.
         reason: String,
     },
-    /// A part of what is handed over beside the server and its clients: channels and their history. Any number of them;
-    /// the first ones come while the old process serves.
+    /// A part of what is handed over beside the server and its clients: channels and their history. Any
+    /// number of them; the first ones come while the old process serves.
     Part(#[serde(with = "serde_bytes")] Vec<u8>),
     /// The state of the server, with its first descriptors: as many as fit into one message.
     Server(S),

@@ -80,8 +80,8 @@ pub struct ReceivedHandover<S, C> {
 }
 
 impl HandoverReceiver {
-    /// Says hello to the old process, which is at the other end of `stream`. The numbers of the protocol and of this process
-    /// are added to `hello`.
+    /// Says hello to the old process, which is at the other end of `stream`. The numbers of the protocol and
+    /// of this process are added to `hello`.
     ///
     /// # Errors
     /// When the old process is gone, or refuses.
@@ -113,9 +113,10 @@ impl HandoverReceiver {
         &self.old_process
     }
 
-    /// Says that this process is ready to take at most `max_clients`, and receives everything. Calls `take_part` with
-    /// each part when it is there: the old process serves meanwhile, and bounds the time of all parts. After them, it
-    /// finishes requests before it sends the rest. `timeout` is for each part, and for all of the rest.
+    /// Says that this process is ready to take at most `max_clients`, and receives everything. Calls
+    /// `take_part` with each part when it is there: the old process serves meanwhile, and bounds the time of
+    /// all parts. After them, it finishes requests before it sends the rest. `timeout` is for each part, and
+    /// for all of the rest.
     ///
     /// # Errors
     /// When the old process ends, or sends what cannot be taken over.
@@ -179,7 +180,7 @@ impl<S, C> ReceivedHandover<S, C> {
     }
 }
 
-/// What this process serves from now on.
+/// All that this process serves from now on.
 #[derive(Debug)]
 pub struct Committed<S, C> {
     /// The server.

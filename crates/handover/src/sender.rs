@@ -10,8 +10,8 @@ use crate::{
     stream::{FramedStream, MAX_DESCRIPTORS, StreamError},
 };
 
-/// A batch of clients ends at about this many bytes: large enough to make few messages, small enough to keep both
-/// sides busy.
+/// A batch of clients ends at about this many bytes: large enough to make few messages, small enough to keep
+/// both sides busy.
 const MAX_BATCH: usize = 1 << 20;
 
 /// Why nothing was handed over.
@@ -124,8 +124,8 @@ impl HandoverSender {
         Ok(())
     }
 
-    /// Sends a part of what is handed over beside the server and its clients. To be called before [`Self::send_all`], as
-    /// often as needed.
+    /// Sends a part of what is handed over beside the server and its clients. To be called before
+    /// [`Self::send_all`], as often as needed.
     ///
     /// # Errors
     /// When the new process is gone, or does not read it by `deadline`.
@@ -133,8 +133,8 @@ impl HandoverSender {
         Ok(self.stream.send(&Message::Part(part), deadline)?)
     }
 
-    /// Sends everything else, waits until the new process has it, and commits: when this returns, the sockets are the
-    /// new process's. Returns the number of clients.
+    /// Sends everything else, waits until the new process has it, and commits: when this returns, the sockets
+    /// are the new process's. Returns the number of clients.
     ///
     /// # Errors
     /// When the new process ends, or is not done by `deadline`. Then nothing has been handed over.
@@ -222,7 +222,7 @@ mod tests {
     /// Bytes of a part that no socket buffer takes.
     const LARGE: usize = 8 << 20;
 
-    /// How far a new process of a test goes: it sends its messages up to this one.
+    /// The last message that a new process of a test sends.
     #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
     enum Until {
         Connected,
@@ -233,8 +233,8 @@ mod tests {
         Serving,
     }
 
-    /// Does what a new process does, in a thread. Once it is done, it closes the stream, or keeps it open until the
-    /// sender that is returned is dropped.
+    /// Does what a new process does, in a thread. Once it is done, it closes the stream, or keeps it open
+    /// until the sender that is returned is dropped.
     fn new_process(
         stream: FramedStream,
         until: Until,
@@ -272,8 +272,8 @@ mod tests {
         (stay, thread)
     }
 
-    /// How far the old process comes with a new one, and the error that stops it. `hangs` is the step at which it is
-    /// to give up soon.
+    /// The steps that the old process takes with a new one, and the error that stops it. `hangs` is the step
+    /// at which it is to give up soon.
     fn hand_over(stream: FramedStream, hangs: Option<Until>) -> (Until, Option<SendError>) {
         let deadline =
             |step| Instant::now() + Duration::from_millis(if hangs == Some(step) { 50 } else { 10_000 });
@@ -296,7 +296,7 @@ mod tests {
         }
     }
 
-    /// How far the new process goes, and the step at which the old one notices.
+    /// The last step of the new process, and the step at which the old one notices.
     const STEPS: [(Until, Until); 5] = [
         (Until::Connected, Until::Hello),
         (Until::Hello, Until::Hello),

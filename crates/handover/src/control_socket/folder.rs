@@ -1,5 +1,5 @@
-//! The folder of a control socket: only its own user may write it, and a lock keeps two processes from removing
-//! each other's socket.
+//! The folder of a control socket: only its own user may write it, and a lock keeps two processes from
+//! removing each other's socket.
 
 use std::{
     fs::{self, DirBuilder, File},
@@ -17,13 +17,14 @@ use rustix::{
 
 use super::error::SocketError;
 
-/// The name of the file in the folder that is locked. Other users may be able to read the folder, but cannot open this file.
+/// The name of the file in the folder that is locked. Other users may be able to read the folder, but cannot
+/// open this file.
 const LOCK: &str = "lastcall.lock";
 
-/// How long another process may hold the lock: it is held for a few system calls.
+/// The time for which another process may hold the lock: it is held for a few system calls.
 const LOCK_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// How often a lock that another process holds is tried again: flock(2) has no timeout.
+/// The time between two tries for a lock that another process holds: flock(2) has no timeout.
 const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Makes the folder if it is not there.
@@ -37,15 +38,17 @@ pub(super) fn make(folder: &Path) -> Result<(), SocketError> {
     // Somebody may have made one meanwhile.
     check_links(folder, geteuid().as_raw())?;
     let metadata = fs::metadata(folder).map_err(error)?;
-    // systemd makes a RuntimeDirectory for the service's user, with mode 0755: other users may look, not write.
+    // systemd makes a RuntimeDirectory for the service's user, with mode 0755: other users may look, not
+    // write.
     if metadata.uid() == geteuid().as_raw() && metadata.mode() & 0o022 == 0 {
         return Ok(());
     }
     Err(SocketError::not_private(folder, &metadata))
 }
 
-/// Checks that no other user decides where the folder is: in `/tmp`, anybody can make a symbolic link of its name, which
-/// leads to another folder of this user's. A link of root's, of this user's, or of `owner`, whose folder it is, may be on the way.
+/// Checks that no other user decides where the folder is: in `/tmp`, anybody can make a symbolic link of its
+/// name, which leads to another folder of this user's. A link of root's, of this user's, or of `owner`, whose
+/// folder it is, may be on the way.
 ///
 /// # Errors
 /// When there is such a link.

@@ -60,8 +60,8 @@ pub fn find_socket(folder: &Path, addresses: &[SocketAddr]) -> Option<PathBuf> {
     names.chain([SocketName::OwnFolder]).map(|name| name.path(folder)).find(is_used)
 }
 
-/// Returns the paths of the control sockets that are bound on this machine, whatever their folder: unix(7) lists
-/// them in /proc/net/unix. Without /proc, there are none.
+/// Returns the paths of the control sockets that are bound on this machine, whatever their folder: unix(7)
+/// lists them in /proc/net/unix. Without /proc, there are none.
 pub fn bound_sockets() -> Vec<PathBuf> {
     // The sockets of other programs may have names of any bytes.
     let bytes = fs::read("/proc/net/unix").unwrap_or_default();

@@ -16,13 +16,14 @@ pub(super) fn check(stream: &impl AsRawFd, path: &Path, expected: u32) -> Result
     Err(SocketError::OtherUser { path: path.into(), peer, expected })
 }
 
-/// Returns the user of the process at the other end (SO_PEERCRED, unix(7)). Not by rustix: that refuses the answer
-/// if the other process has no PID here, as it is outside of this PID namespace.
+/// Returns the user of the process at the other end (SO_PEERCRED, unix(7)). Not by rustix: that refuses the
+/// answer if the other process has no PID here, as it is outside of this PID namespace.
 fn uid(stream: &impl AsRawFd) -> io::Result<u32> {
     let mut credentials = libc::ucred { pid: 0, uid: u32::MAX, gid: u32::MAX };
     let mut size = size_of::<libc::ucred>() as libc::socklen_t;
     #[expect(unsafe_code, reason = "the system call has no safe form that suits")]
-    // SAFETY: both pointers lead to values that live until the call returns, and the size is that of the first.
+    // SAFETY: both pointers lead to values that live until the call returns, and the size is that of the
+    // first.
     let result = unsafe {
         libc::getsockopt(
             stream.as_raw_fd(),
