@@ -55,8 +55,8 @@ impl Lifecycle {
         Ok(Self { started, phases, signals, service_manager })
     }
 
-    /// Serves until a signal asks the process to end, then shuts down; or until a new process has taken over. The third
-    /// signal ends it at once.
+    /// Serves until a signal asks the process to end, then shuts down; or until a new process has taken over.
+    /// The third signal ends it at once.
     pub async fn run(
         self,
         manager: ConnectionManager,
@@ -100,7 +100,8 @@ impl Lifecycle {
                 service_manager.ready();
                 continue;
             };
-            // Sent by this process, to which the service manager listens: the new one is not the main process yet.
+            // Sent by this process, to which the service manager listens: the new one is not the main process
+            // yet.
             match new_process.is_main {
                 true => service_manager.handed_over_to(new_process.pid),
                 false => service_manager.ready(),
@@ -141,7 +142,8 @@ async fn report_drain(phases: &Phases, service_manager: &ServiceManager) -> Infa
     std::future::pending().await
 }
 
-/// Has the process end when a vital task has failed: it would serve some clients and not others, or none, and seem well.
+/// Has the process end when a vital task has failed: it would serve some clients and not others, or none, and
+/// seem well.
 async fn end_after_failure(vital_tasks: &VitalTasks, signals: &Signals) -> Infallible {
     let name = vital_tasks.failed().await;
     error!("{name} failed: closing all connections, and ending");

@@ -1,5 +1,5 @@
-//! The service manager (sd_notify(3)), if there is one. Whatever it does with what it is told, nothing waits for it: what it
-//! does not take is queued, and the process serves, drains and ends meanwhile.
+//! The service manager (sd_notify(3)), if there is one. Whatever it does with what it is told, nothing waits
+//! for it: what it does not take is queued, and the process serves, drains and ends meanwhile.
 
 use std::{
     collections::VecDeque,
@@ -29,10 +29,11 @@ use tokio::{
 };
 use tracing::debug;
 
-/// How often the service manager is asked for more time.
+/// The interval at which the service manager is asked for more time.
 const EXTEND_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Most messages that wait for the service manager. Of more, the oldest are dropped: those after them say what is true now.
+/// Most messages that wait for the service manager. Of more, the oldest are dropped: those after them say
+/// what is true now.
 const MAX_QUEUED: usize = 16;
 
 /// The time to wait for a service manager where it matters whether it has been told.
@@ -60,8 +61,8 @@ struct Queue {
 }
 
 impl ServiceManager {
-    /// Returns the service manager that the environment names (NOTIFY_SOCKET). That alone does not mean that it started this
-    /// process: see [`ServiceManager::watches_this_process`].
+    /// Returns the service manager that the environment names (NOTIFY_SOCKET). That alone does not mean that
+    /// it started this process: see [`ServiceManager::watches_this_process`].
     pub fn from_environment() -> Self {
         let Some(name) = env::var_os("NOTIFY_SOCKET").filter(|name| !name.is_empty()) else {
             return Self::default();
@@ -78,9 +79,9 @@ impl ServiceManager {
         }
     }
 
-    /// Returns true if the environment proves that a service manager has started this very process, and not one of its
-    /// ancestors, from which it may have NOTIFY_SOCKET. Only then does it follow another process (MAINPID=), and does nobody else
-    /// wait for this one. In doubt, false.
+    /// Returns true if the environment proves that a service manager has started this very process, and not
+    /// one of its ancestors, from which it may have NOTIFY_SOCKET. Only then does it follow another process
+    /// (MAINPID=), and does nobody else wait for this one. In doubt, false.
     pub fn watches_this_process() -> bool {
         // A container ends with its process 1, whatever its manager is told.
         if env::var_os("NOTIFY_SOCKET").is_none() || getpid() == Pid::INIT {
@@ -90,7 +91,8 @@ impl ServiceManager {
         let parent = getppid().and_then(|parent| u32::try_from(parent.as_raw_nonzero().get()).ok());
         match pid_in("SYSTEMD_EXEC_PID") {
             Some(started) => started == process::id(),
-            // A systemd before version 248: that of a user says which process it is, that of the system is process 1.
+            // A systemd before version 248: that of a user says which process it is, that of the system is
+            // process 1.
             None => match pid_in("MANAGERPID") {
                 Some(manager) => parent == Some(manager),
                 None => parent == Some(1) && sd_notify::booted().unwrap_or(false),
@@ -107,8 +109,8 @@ impl ServiceManager {
         }
     }
 
-    /// Runs `work`, a part of stopping, and asks for more time meanwhile. That happens in small steps, so that a process that
-    /// hangs does not get all of `at_most`. To be run by [`ServiceManager::telling`].
+    /// Runs `work`, a part of stopping, and asks for more time meanwhile. That happens in small steps, so
+    /// that a process that hangs does not get all of `at_most`. To be run by [`ServiceManager::telling`].
     pub async fn extending<T>(&self, at_most: Duration, work: impl Future<Output = T>) -> T {
         let until = Instant::now() + at_most;
         let extending = async {
