@@ -141,8 +141,8 @@ impl Plan {
         Ok(())
     }
 
-    /// Returns the memory that each further client costs, after some that have connected as many at once: what the server
-    /// keeps after such a burst is not memory of its clients.
+    /// Returns the memory that each further client costs, after some that have connected as many at once:
+    /// what the server keeps after such a burst is not memory of its clients.
     fn memory_per_client(&self, layout: Layout) -> anyhow::Result<f64> {
         let running = self.start(&[])?;
         let first = layout.clients * 3 / 10;
@@ -273,7 +273,8 @@ impl Plan {
         let fleet =
             Layout { clients: CLIENTS, channels_per_client: 1, shared: true }.connect(&running.url)?;
         let mut publisher = Publisher::connect(address(&running.url)?, CONNECTIONS)?;
-        // The 100 bytes beside the data are counted, too: this is a little more than fits. The clients have other channels.
+        // The 100 bytes beside the data are counted, too: this is a little more than fits. The clients have
+        // other channels.
         let publications = HISTORY / (400 + 100) + 1000;
         let batch = |_| batch((0..BATCH).map(|n| 1000 + n % KEPT_CHANNELS), 400);
         publisher.post("/api/publish/batch", (0..publications / BATCH).map(batch))?;

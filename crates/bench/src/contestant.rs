@@ -173,7 +173,8 @@ impl Servers {
             }
             sleep(Duration::from_millis(20));
         }
-        // The server frees what the connection above needed: its memory is measured before its clients connect.
+        // The server frees what the connection above needed: its memory is measured before its clients
+        // connect.
         sleep(Duration::from_millis(150));
         Ok(running)
     }

@@ -1,5 +1,5 @@
-//! Fairness: how long one client's pings, and handshakes, take while a server is busy with ten thousand clients
-//! and a flood.
+//! Fairness: how long one client's pings, and handshakes, take while a server is busy with ten thousand
+//! clients and a flood.
 
 use std::{
     io::{Read, Write},
@@ -27,7 +27,8 @@ pub(crate) struct Waits {
     pub(crate) handshake: [f64; 2],
 }
 
-/// Broadcasts to `clients` at `rate` for `time` while one more floods the server; meanwhile, another client pings, and others connect.
+/// Broadcasts to `clients` at `rate` for `time` while one more floods the server; meanwhile, another client
+/// pings, and others connect.
 pub(crate) fn run(url: &Url, clients: usize, rate: f64, time: Duration) -> anyhow::Result<Waits> {
     let address = *url.socket_addrs(|| None)?.first().context("the URL has no address")?;
     let mut fleet = Fleet::connect(url, clients, 512, false)?;

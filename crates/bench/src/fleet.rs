@@ -192,8 +192,8 @@ impl Fleet {
         }
     }
 
-    /// Reads from all clients until `until`, or until `on_text`, which gets the client and the beginning of each
-    /// text, returns true. Answers pings. Returns how many connections ended.
+    /// Reads from all clients until `until`, or until `on_text`, which gets the client and the beginning of
+    /// each text, returns true. Answers pings. Returns how many connections ended.
     pub(crate) fn receive(
         &mut self,
         until: Instant,

@@ -92,8 +92,8 @@ pub(crate) struct Latency {
 /// Clients that come and go before the server's memory is measured.
 const WARM_UP: usize = 64;
 
-/// Connects some clients, publishes once, and disconnects them: what a server needs once, such as the pages of its
-/// program, is not memory of its clients.
+/// Connects some clients, publishes once, and disconnects them: what a server needs once, such as the pages
+/// of its program, is not memory of its clients.
 pub(crate) fn warm_up(url: &Url) -> anyhow::Result<()> {
     let mut fleet = Fleet::connect(url, WARM_UP, WARM_UP, false)?;
     fleet.send(0, &text_frame(b"warm-up"))?;

@@ -104,7 +104,8 @@ enum Command {
         #[arg(long)]
         list: bool,
     },
-    /// Let clients miss publications and come back together: to lastcall, and to nginx with nchan; write a table
+    /// Let clients miss publications and come back together: to lastcall, and to nginx with nchan; write a
+    /// table
     Recovery {
         #[command(flatten)]
         folders: Folders,
@@ -118,7 +119,8 @@ enum Command {
         #[arg(long, default_value_t = 5, value_parser = arguments::count)]
         rounds: usize,
     },
-    /// Restart servers under load: how many clients are cut off, what is lost, how long clients wait; write tables and a chart
+    /// Restart servers under load: how many clients are cut off, what is lost, how long clients wait; write
+    /// tables and a chart
     Restart {
         /// The folder with the peers, made by `just bench-upgrade`
         #[arg(long)]

@@ -39,8 +39,8 @@ use crate::{
 const LIVE: u32 = 25;
 const MISSED: u32 = 100;
 
-/// The time over which the publications are spread that come while all clients are connected: with 10,000 clients, 50,000
-/// deliveries a second, which keep no core busy.
+/// The time over which the publications are spread that come while all clients are connected: with 10,000
+/// clients, 50,000 deliveries a second, which keep no core busy.
 const LIVE_SPREAD: Duration = Duration::from_secs(5);
 
 /// Channels that are published to at once meanwhile.
@@ -206,8 +206,8 @@ fn connect(subscribers: &mut Subscribers) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Connects all subscribers again, spread over [`SPREAD`]. Returns after how many seconds all have the publication with the
-/// number `last`, or have waited for it for too long.
+/// Connects all subscribers again, spread over [`SPREAD`]. Returns after how many seconds all have the
+/// publication with the number `last`, or have waited for it for too long.
 fn come_back(subscribers: &mut Subscribers, last: u32) -> anyhow::Result<f64> {
     let started = Instant::now();
     let all = subscribers.len();

@@ -22,8 +22,8 @@ pub(crate) struct Speed {
     pub(crate) memory: f64,
 }
 
-/// Publishes for `time`. Each burst is sent when all clients that read have the one before. `stuck` more clients
-/// never read.
+/// Publishes for `time`. Each burst is sent when all clients that read have the one before. `stuck` more
+/// clients never read.
 pub(crate) fn run(
     url: &Url,
     clients: usize,

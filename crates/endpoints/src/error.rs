@@ -154,8 +154,8 @@ impl ApiError {
         json!(Body { error: self }).to_string()
     }
 
-    /// Returns the error as a server-sent event, with the time after which the client may come back. Its response
-    /// must be a 200: after any other status, an `EventSource` never tries again.
+    /// Returns the error as a server-sent event, with the time after which the client may come back. Its
+    /// response must be a 200: after any other status, an `EventSource` never tries again.
     pub(crate) fn event(&self) -> String {
         let message = json!({"type": "error", "code": self.code, "message": self.message});
         let retry = RETRY_AFTER_SECONDS * 1000;

@@ -13,8 +13,8 @@ use mio::{
     net::{TcpListener, TcpStream},
 };
 
-/// With the mode `one`, each text goes to one client: to the one that is so many further than the one before. A prime number,
-/// so that all get their turn, and none that was served a moment ago.
+/// With the mode `one`, each text goes to one client: to the one that is so many further than the one before.
+/// A prime number, so that all get their turn, and none that was served a moment ago.
 const STRIDE: usize = 7919;
 
 const LISTENER: Token = Token(usize::MAX);
@@ -103,7 +103,8 @@ fn listen(port: u16) -> io::Result<std::net::TcpListener> {
     Ok(socket.into())
 }
 
-/// Returns the texts in `bytes`, as frames from the server; wrapped as lastcall's are, so that all write the same.
+/// Returns the texts in `bytes`, as frames from the server; wrapped as lastcall's are, so that all write the
+/// same.
 fn frames(mut bytes: &[u8], wrap: bool) -> Vec<Vec<u8>> {
     let mut frames = Vec::new();
     while bytes.len() >= 6 {

@@ -90,8 +90,8 @@ impl Panel {
     }
 }
 
-/// Returns an SVG: the latency over many upgrades, and below, for each server, the share of clients that each message
-/// reached around one restart.
+/// Returns an SVG: the latency over many upgrades, and below, for each server, the share of clients that each
+/// message reached around one restart.
 pub(crate) fn draw(full: &Outcome, beside: &[Outcome]) -> Result<String, Error> {
     let mut svg = String::new();
     let to = full.messages.last().map_or(1.0, |message| message.sent);

@@ -20,7 +20,8 @@ use super::{
 const DOT_ENV: &str = ".env";
 
 impl Loader {
-    /// Reads `.env`. It may be another program's, or shared with one: only a line about a setting can be wrong.
+    /// Reads `.env`. It may be another program's, or shared with one: only a line about a setting can be
+    /// wrong.
     pub(super) fn dot_env(&mut self, working_dir: &Path) {
         let at = |line| Source::File(place(DOT_ENV, line));
         let path = working_dir.join(DOT_ENV);

@@ -122,9 +122,9 @@ impl HttpConnections {
         HttpPermit(Arc::clone(&self.0))
     }
 
-    /// Has the connections that are idle longest leave some descriptors to others, as there was none left for a
-    /// new connection: the limit of descriptors is lower than the settings think. From now on, there are no more
-    /// than are left then, until half of them have gone.
+    /// Has the connections that are idle longest leave some descriptors to others, as there was none left for
+    /// a new connection: the limit of descriptors is lower than the settings think. From now on, there are no
+    /// more than are left then, until half of them have gone.
     pub(super) fn no_descriptor_left(&self) {
         let mut state = self.0.lock();
         state.max_by_descriptors = Some(state.count.saturating_sub(LEFT_DESCRIPTORS).max(1));
