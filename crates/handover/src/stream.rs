@@ -1,7 +1,7 @@
 //! A stream of messages between two processes, with descriptors. Each call has a deadline.
 //!
-//! On the wire, a message is a header of two numbers, highest byte first (the length of the body in bytes, and the
-//! number of descriptors), and the body.
+//! On the wire, a message is a header of two numbers, highest byte first (the length of the body in bytes,
+//! and the number of descriptors), and the body.
 
 use std::{
     io::{self, ErrorKind, IoSlice, IoSliceMut, Read, Write},
@@ -22,13 +22,14 @@ use serde::{Serialize, de::DeserializeOwned};
 /// Most descriptors in one message: the kernel's SCM_MAX_FD is 253 (unix(7)).
 pub(crate) const MAX_DESCRIPTORS: usize = 250;
 
-/// Longest message, in bytes: far more than a batch of clients may take up. A header that says more is not read on.
+/// Longest message, in bytes: far more than a batch of clients may take up. A header that says more is not
+/// read on.
 const MAX_MESSAGE: usize = 2 << 30;
 
 /// Bytes before each message: its length and the number of its descriptors.
 pub const HEADER_LEN: usize = 8;
 
-/// What went wrong between two processes.
+/// An error between two processes.
 #[derive(Debug, thiserror::Error)]
 pub enum StreamError {
     /// The other side is gone.
@@ -40,7 +41,7 @@ pub enum StreamError {
     /// There was no room for the descriptors.
     #[error("no file descriptors are left to receive sockets with")]
     NoDescriptors,
-    /// What was received is no message of this protocol.
+    /// The bytes that were received are no message of this protocol.
     #[error("a message was not understood")]
     NotUnderstood(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// Another error of the system.
@@ -186,7 +187,8 @@ impl FramedStream {
     }
 }
 
-/// Returns a message without descriptors as [`FramedStream::send`] writes it, for a caller that writes it itself.
+/// Returns a message without descriptors as [`FramedStream::send`] writes it, for a caller that writes it
+/// itself.
 ///
 /// # Errors
 /// When the message cannot be encoded.

@@ -22,7 +22,7 @@ pub struct HookError {
 /// One part of the server.
 struct Hook<F> {
     name: &'static str,
-    /// How long its shutdown may take.
+    /// The time that its shutdown may take.
     timeout: Duration,
     future: F,
 }
@@ -32,8 +32,8 @@ struct Hook<F> {
 pub struct Hooks(Vec<Hook<Startup>>);
 
 impl Hooks {
-    /// Adds a part. `startup` starts it and returns the future that stops it, which may take `timeout`. A startup waits for
-    /// nobody: what can take a while is done before.
+    /// Adds a part. `startup` starts it and returns the future that stops it, which may take `timeout`. A
+    /// startup waits for nobody: what can take a while is done before.
     #[must_use]
     pub fn add<S, T>(mut self, name: &'static str, timeout: Duration, startup: S) -> Self
     where
@@ -77,8 +77,8 @@ impl Started {
         self.0.iter().map(|hook| hook.timeout).sum()
     }
 
-    /// Stops all parts, the last one first. Logs each that fails or takes too long, and continues with the others. Returns
-    /// true if none did.
+    /// Stops all parts, the last one first. Logs each that fails or takes too long, and continues with the
+    /// others. Returns true if none did.
     pub(crate) async fn stop(self) -> bool {
         let mut all_stopped = true;
         for Hook { name, timeout: time, future } in self.0.into_iter().rev() {

@@ -18,8 +18,8 @@ use tracing::info;
 /// Most signals that wait to be handled. Of more, the oldest are dropped: they ask for the same.
 const MAX_QUEUED_SIGNALS: usize = 16;
 
-/// A signal that a supervised process receives both directly and from its supervisor within this time was sent once, to
-/// both of them, as a terminal and `killall` do.
+/// A signal that a supervised process receives both directly and from its supervisor within this time was
+/// sent once, to both of them, as a terminal and `killall` do.
 const DUPLICATE_SIGNAL_WINDOW: Duration = Duration::from_secs(5);
 
 /// A signal that the server handles.
@@ -39,9 +39,9 @@ pub enum Signal {
     Terminate,
 }
 
-/// Signals that mean nothing to the server, that a mistake or a limit may send, and that end a process which does not
-/// handle them: SIGALRM, SIGSTKFLT, SIGXFSZ (a log file at the limit of a file's size), SIGVTALRM, SIGPROF, SIGIO
-/// and SIGPWR (signal(7)).
+/// Signals that mean nothing to the server, that a mistake or a limit may send, and that end a process which
+/// does not handle them: SIGALRM, SIGSTKFLT, SIGXFSZ (a log file at the limit of a file's size), SIGVTALRM,
+/// SIGPROF, SIGIO and SIGPWR (signal(7)).
 const MEANINGLESS: [i32; 7] = [14, 16, 25, 26, 27, 29, 30];
 
 impl Signal {
@@ -80,8 +80,8 @@ impl Signal {
 
     /// Returns true if this process was started with the signal ignored, as nohup(1) does with SIGHUP.
     fn is_ignored(self) -> bool {
-        // SAFETY: a null action asks for the current one, which is written to a value that lives until the call returns;
-        // all of its bytes may be zero.
+        // SAFETY: a null action asks for the current one, which is written to a value that lives until the
+        // call returns; all of its bytes may be zero.
         #[expect(unsafe_code, reason = "the system call has no safe form")]
         unsafe {
             let mut action: libc::sigaction = std::mem::zeroed();
@@ -91,16 +91,16 @@ impl Signal {
     }
 }
 
-/// Has all signals reach this process, whatever started it: a mask of blocked signals, and that SIGCHLD is ignored, are
-/// inherited, and then this process would not hear who asks it to end, nor that its children have. To be called first: the
-/// threads and the programs that a process starts inherit the mask.
+/// Has all signals reach this process, whatever started it: a mask of blocked signals, and that SIGCHLD is
+/// ignored, are inherited, and then this process would not hear who asks it to end, nor that its children
+/// have. To be called first: the threads and the programs that a process starts inherit the mask.
 ///
-/// A blocked signal that is waiting already has its default effect, as nothing handles it yet. A signal that is ignored stays
-/// ignored, as nohup(1) means it; nobody means that of SIGCHLD.
+/// A blocked signal that is waiting already has its default effect, as nothing handles it yet. A signal that
+/// is ignored stays ignored, as nohup(1) means it; nobody means that of SIGCHLD.
 pub fn reset_inherited() {
     #[expect(unsafe_code, reason = "the system calls have no safe form")]
-    // SAFETY: the set is initialized by the first call, and lives until the second one returns; the default action needs no
-    // handler. None of them can fail with these arguments.
+    // SAFETY: the set is initialized by the first call, and lives until the second one returns; the default
+    // action needs no handler. None of them can fail with these arguments.
     unsafe {
         let mut none: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&raw mut none);
@@ -117,7 +117,7 @@ pub fn is_in_foreground() -> bool {
         .is_some_and(|group| group == rustix::process::getpgrp())
 }
 
-/// How a signal was received.
+/// The way in which a signal was received.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Via {
     Direct,
@@ -140,12 +140,13 @@ struct Shared {
 }
 
 impl Signals {
-    /// Handles the signals from now on, so that they no longer end the process by themselves. A signal that is ignored
-    /// stays ignored.
+    /// Handles the signals from now on, so that they no longer end the process by themselves. A signal that
+    /// is ignored stays ignored.
     ///
-    /// SIGHUP asks a process that was started in the foreground of a terminal to end, as its terminal is gone. It asks
-    /// any other process for an upgrade, as a service manager means it. `in_foreground` is about the process that was
-    /// started first, if this one takes over from it. The tasks that receive signals are among the `vital_tasks`.
+    /// SIGHUP asks a process that was started in the foreground of a terminal to end, as its terminal is
+    /// gone. It asks any other process for an upgrade, as a service manager means it. `in_foreground` is
+    /// about the process that was started first, if this one takes over from it. The tasks that receive
+    /// signals are among the `vital_tasks`.
     ///
     /// # Errors
     /// When the system does not allow a handler.
@@ -239,7 +240,8 @@ impl Signals {
         AllSignals(self.0.all.subscribe())
     }
 
-    /// Waits until `count` signals have asked the process to end, and returns the last of these. `count` is at most 3.
+    /// Waits until `count` signals have asked the process to end, and returns the last of these. `count` is
+    /// at most 3.
     pub async fn nth(&self, count: usize) -> Signal {
         let mut signals = self.0.ending.subscribe();
         let last = match signals.wait_for(|signals| signals.len() >= count).await {

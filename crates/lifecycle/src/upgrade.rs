@@ -7,8 +7,8 @@ use std::future::Future;
 pub struct NewProcess {
     /// Its process id.
     pub pid: u32,
-    /// True if it is the service's main process from now on. Otherwise the process that was started first stays, as its
-    /// supervisor.
+    /// True if it is the service's main process from now on. Otherwise the process that was started first
+    /// stays, as its supervisor.
     pub is_main: bool,
 }
 
@@ -25,8 +25,8 @@ pub trait Upgrade {
     /// Waits for the next request. May be dropped at any time without losing one.
     fn next_request(&mut self) -> impl Future<Output = Self::Request>;
 
-    /// Carries out an upgrade, and returns the new process. When `interrupted` is ready, the upgrade fails, unless the new
-    /// process has everything already.
+    /// Carries out an upgrade, and returns the new process. When `interrupted` is ready, the upgrade fails,
+    /// unless the new process has everything already.
     ///
     /// # Errors
     /// When no new process serves. This one does.

@@ -8,8 +8,8 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-/// The file of a socket in its file system. A new file at the same path has another identity. Part of the state
-/// that is handed over: the names of its fields are those of every build.
+/// The file of a socket in its file system. A new file at the same path has another identity. Part of the
+/// state that is handed over: the names of its fields are those of every build.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct FileIdentity {
