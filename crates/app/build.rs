@@ -1,10 +1,11 @@
-//! Tells the program which commit it is built from, in the variable `COMMIT`: its first digits, with `-dirty` if
-//! the sources differ from it. Without a git repository, as in a source archive, there is no such variable; SOURCE_COMMIT can say
-//! it there.
+//! Tells the program which commit it is built from, in the variable `COMMIT`: its first digits, with `-dirty`
+//! if the sources differ from it. Without a git repository, as in a source archive, there is no such
+//! variable; SOURCE_COMMIT can say it there.
 
 use std::{env, fs, iter, path::Path, process::Command};
 
-/// Where git notes which commit is checked out. A file that is not there would be taken for changed each time.
+/// Where git notes which commit is checked out. A file that is not there would be taken for changed each
+/// time.
 const STATE: [&str; 3] = ["HEAD", "logs/HEAD", "packed-refs"];
 
 fn main() {
@@ -26,7 +27,8 @@ fn is_commit(text: &str) -> bool {
 fn commit() -> Option<String> {
     let package = env::var_os("CARGO_MANIFEST_DIR")?;
     let root = Path::new(&package).ancestors().nth(2)?;
-    // The archive may have been unpacked within another repository, whose commit says nothing of this program.
+    // The archive may have been unpacked within another repository, whose commit says nothing of this
+    // program.
     let top = git(root, &["rev-parse", "--show-toplevel"])?;
     if Path::new(&top).canonicalize().ok()? != root.canonicalize().ok()? {
         return None;
@@ -50,8 +52,8 @@ fn commit() -> Option<String> {
     Some(if changes.is_empty() { commit } else { format!("{commit}-dirty") })
 }
 
-/// Returns what the program is made from, relative to the root of the repository: this crate, and those that the
-/// workspace has as dependencies.
+/// Returns what the program is made from, relative to the root of the repository: this crate, and those that
+/// the workspace has as dependencies.
 fn sources(root: &Path) -> Option<Vec<String>> {
     let manifest = fs::read_to_string(root.join("Cargo.toml")).ok()?;
     let paths = manifest.lines().filter_map(|line| line.split_once("path = \"crates/")?.1.split('"').next());

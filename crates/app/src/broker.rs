@@ -12,12 +12,12 @@ use tokio::{
 /// The variable with the seed of the broker's faults. Only builds for tests have faults.
 const FAULTS_VARIABLE: &str = "LASTCALL_BROKER_FAULTS";
 
-/// The shortest time from one look to the next one: what expires meanwhile is not recovered any more, and only costs
-/// memory.
+/// The shortest time from one look to the next one: what expires meanwhile is not recovered any more, and
+/// only costs memory.
 const MIN_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The broker, and what the process does with it beside publishing: it keeps the history over restarts and upgrades, and drops
-/// what is too old. Clones are the same broker.
+/// The broker, and what the process does with it beside publishing: it keeps the history over restarts and
+/// upgrades, and drops what is too old. Clones are the same broker.
 #[derive(Debug, Clone)]
 pub(crate) struct ServerBroker {
     memory: Arc<MemoryBroker>,
@@ -47,7 +47,8 @@ impl ServerBroker {
         BrokerExport::new(Arc::clone(&self.memory))
     }
 
-    /// Takes over a part of what another broker kept, which was written so long ago. See [`MemoryBroker::import`].
+    /// Takes over a part of what another broker kept, which was written so long ago. See
+    /// [`MemoryBroker::import`].
     ///
     /// # Errors
     /// When the part contradicts itself.
@@ -70,7 +71,8 @@ impl ServerBroker {
         self.memory.clear();
     }
 
-    /// Drops what is too old whenever there is something, also while nothing is published. Panics when the broker does.
+    /// Drops what is too old whenever there is something, also while nothing is published. Panics when the
+    /// broker does.
     pub(crate) async fn expire(self) -> Infallible {
         loop {
             let looking = Arc::clone(&self.memory);

@@ -32,7 +32,7 @@ The server is the one whose control socket, in a folder of its own, is in the ru
 that listens at their host and port.
 Exit codes: 0: it serves; 1: it does not answer; 2: a setting is wrong; 3: it is shutting down.";
 
-/// What was asked for.
+/// The command that was asked for.
 pub(crate) enum Action {
     Serve,
     ShowConfig,
@@ -110,7 +110,8 @@ fn command() -> Command {
         )
 }
 
-/// A command that reads all settings, as the server does. The help shows the ones that it `uses`; all if there are none.
+/// A command that reads all settings, as the server does. The help shows the ones that it `uses`; all if
+/// there are none.
 fn subcommand(name: &'static str, uses: &[&str]) -> Command {
     let shown = |spec: &Spec| uses.is_empty() || uses.contains(&spec.key);
     Command::new(name).args(SPECS.iter().map(|spec| arg(spec).hide(!shown(spec))))

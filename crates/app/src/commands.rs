@@ -1,4 +1,4 @@
-//! What an operator does with a server that runs: `lastcall upgrade` and `lastcall status`.
+//! The commands of an operator to a server that runs: `lastcall upgrade` and `lastcall status`.
 
 mod output;
 mod server_address;

@@ -8,8 +8,8 @@ use lastcall_core::{
 };
 use tracing::{info, warn};
 
-/// Logs a warning if other machines can connect, and their clients may send texts to all others without that having
-/// been set.
+/// Logs a warning if other machines can connect, and their clients may send texts to all others without that
+/// having been set.
 pub(crate) fn warn_if_open(address: SocketAddr, loaded: &Loaded) {
     let is_default = matches!(loaded.source("client_messages"), Some(Source::Default));
     let is_open = loaded.settings.client_messages == ClientMessages::Broadcast && is_default;
@@ -22,8 +22,8 @@ pub(crate) fn warn_if_open(address: SocketAddr, loaded: &Loaded) {
     }
 }
 
-/// Logs that only this machine can call the API, as there are no keys: a warning only where other machines can reach the
-/// server, and not at each upgrade.
+/// Logs that only this machine can call the API, as there are no keys: a warning only where other machines
+/// can reach the server, and not at each upgrade.
 pub(crate) fn log_api_is_local(address: SocketAddr, takes_over: bool) {
     if takes_over || address.ip().to_canonical().is_loopback() {
         info!("no api_keys are set: only this machine may call /api/");

@@ -1,5 +1,5 @@
-//! Everything that publishes: the HTTP server and the notifier. They are suspended and resumed together, in this
-//! process or in the next one.
+//! Everything that publishes: the HTTP server and the notifier. They are suspended and resumed together, in
+//! this process or in the next one.
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
@@ -52,12 +52,12 @@ impl Ingress {
         self.running().as_ref().map(|running| running.http.requests_in_flight())
     }
 
-    /// Stops accepting, finishes the requests in flight and stops the notifier: nothing is published after this.
-    /// Returns `None` if it was suspended already.
+    /// Stops accepting, finishes the requests in flight and stops the notifier: nothing is published after
+    /// this. Returns `None` if it was suspended already.
     ///
     /// # Errors
-    /// When the accept loop or the notifier has failed, which ends the process ([`VitalTasks`](lastcall_websockets::VitalTasks)).
-    /// Until then, the HTTP server continues if it can.
+    /// When the accept loop or the notifier has failed, which ends the process
+    /// ([`VitalTasks`](lastcall_websockets::VitalTasks)). Until then, the HTTP server continues if it can.
     pub(crate) async fn suspend(&self, timeouts: StopTimeouts) -> anyhow::Result<Option<SuspendedIngress>> {
         let Some(Running { http, notifier }) = self.running().take() else { return Ok(None) };
         // The listening socket is lost with it.

@@ -15,8 +15,8 @@ pub(crate) struct BoundListener {
     pub(crate) from_systemd: bool,
 }
 
-/// Takes the socket that systemd passed, or binds one as the settings say. Returns `None` if `host` or `port` is
-/// `unusable`: it is added there.
+/// Takes the socket that systemd passed, or binds one as the settings say. Returns `None` if `host` or `port`
+/// is `unusable`: it is added there.
 pub(crate) async fn open(
     loaded: &Loaded,
     unusable: &mut Vec<SettingError>,

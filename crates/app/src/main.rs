@@ -3,12 +3,13 @@
 //! - `cli` is the command line, `commands` what `lastcall upgrade` and `lastcall status` do.
 //! - `config` makes each library's configuration from the settings.
 //! - `server` composes the parts of the server, and starts and stops them in order.
-//! - `history` is the history of the channels as bytes, the file to which a shutdown writes it, and its expiry.
+//! - `history` is the history of the channels as bytes, the file to which a shutdown writes it, and its
+//!   expiry.
 //! - `listener` opens the listening socket as the settings say, `exposure` logs what other machines can do.
 //! - `ingress` is all that can publish: HTTP and the notifier, which an upgrade suspends.
 //! - `upgrade` is both sides of a handover, the control socket, and the supervisor.
-//! - `threads` starts the threads of the runtime, `version` knows the version and the commit, `start_time` when the
-//!   process started.
+//! - `threads` starts the threads of the runtime, `version` knows the version and the commit, `start_time`
+//!   when the process started.
 
 mod broker;
 mod cli;
@@ -45,7 +46,8 @@ use tracing::{error, warn};
 
 use crate::{cli::Action, server::Inherited, upgrade::Role};
 
-/// The exit code for settings that are wrong, or that this machine does not allow; the same as for a wrong command line.
+/// The exit code for settings that are wrong, or that this machine does not allow; the same as for a wrong
+/// command line.
 const WRONG_SETTINGS: u8 = 2;
 
 fn main() -> ExitCode {

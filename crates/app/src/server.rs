@@ -52,7 +52,7 @@ pub(crate) struct Inherited {
     pub(crate) role: Role,
 }
 
-/// How the process ends.
+/// The end of the process.
 pub(crate) struct Exit {
     pub(crate) code: ExitCode,
     /// Nothing is to be waited for.
@@ -67,12 +67,12 @@ impl Exit {
     }
 }
 
-/// Serves until the process is to end, or takes over from an old process first. What is `unusable` among the settings
-/// is reported together with what is found to be so here.
+/// Serves until the process is to end, or takes over from an old process first. What is `unusable` among the
+/// settings is reported together with what is found to be so here.
 ///
 /// # Errors
-/// [`SettingsErrors`](lastcall_core::settings::SettingsErrors) if a setting cannot be used on this machine; other
-/// errors if the system does not allow it.
+/// [`SettingsErrors`](lastcall_core::settings::SettingsErrors) if a setting cannot be used on this machine;
+/// other errors if the system does not allow it.
 pub(crate) async fn run(
     loaded: &Loaded,
     inherited: Inherited,
@@ -140,7 +140,8 @@ pub(crate) async fn run(
     }
     if let Some((frozen, old_process)) = served_before {
         let pause = frozen.elapsed();
-        // The old process ends when it receives this. If it is stopped, it may not take it: signals do not wait for that.
+        // The old process ends when it receives this. If it is stopped, it may not take it: signals do not
+        // wait for that.
         spawn_blocking(move || {
             if let Err(error) = old_process.report_serving(SERVING_REPORT_TIMEOUT) {
                 warn!("the old process could not be told that this one serves: {error:#}");
@@ -219,8 +220,8 @@ pub(crate) async fn run(
     exit(reason, graceful, upgrader.handover.supervised, &service_manager).await
 }
 
-/// Returns how the process ends: with the code `graceful`, if it ends in order. If it has become the supervisor of another
-/// one, it is that first.
+/// Returns how the process ends: with the code `graceful`, if it ends in order. If it has become the
+/// supervisor of another one, it is that first.
 async fn exit(
     reason: ExitReason,
     graceful: ExitCode,

@@ -10,15 +10,15 @@ use std::{
 use anyhow::Context;
 use tokio::runtime::{self, Runtime};
 
-/// Threads for work that blocks: one step of an upgrade, and one that is left over from an upgrade that was given up;
-/// looking up a host, trimming the heap, or writing the history; dropping history that is too old.
+/// Threads for work that blocks: one step of an upgrade, and one that is left over from an upgrade that was
+/// given up; looking up a host, trimming the heap, or writing the history; dropping history that is too old.
 const BLOCKING_THREADS: usize = 4;
 
 /// Returns a runtime in which `spawn_blocking` never panics.
 ///
-/// tokio panics in `spawn_blocking` when it has no thread for the work and the system gives none, as at the limit of
-/// tasks (`pids.max`, `RLIMIT_NPROC`). So all of its threads are started now, and kept; more work than threads waits
-/// for one of them.
+/// tokio panics in `spawn_blocking` when it has no thread for the work and the system gives none, as at the
+/// limit of tasks (`pids.max`, `RLIMIT_NPROC`). So all of its threads are started now, and kept; more work
+/// than threads waits for one of them.
 ///
 /// HTTP has one thread: it is little work beside that of the event loops, and a handshake that never changes
 /// threads costs less.

@@ -1,11 +1,12 @@
 //! Upgrades: this process hands everything to a new one, or takes it over from an old one.
 //!
-//! - [`upgrader`] takes a request, has it carried out, and reports how it went; [`requests`] come from signals and
-//!   from [`control`], the server at the control socket, where `lastcall upgrade` asks.
-//! - [`old_process`] starts the new process and hands the sockets over. What has to be undone if that fails is in
-//!   [`attempt`].
+//! - [`upgrader`] takes a request, has it carried out, and reports how it went; [`requests`] come from
+//!   signals and from [`control`], the server at the control socket, where `lastcall upgrade` asks.
+//! - [`old_process`] starts the new process and hands the sockets over. What has to be undone if that fails
+//!   is in [`attempt`].
 //! - [`new_process`] takes the sockets over, before it serves.
-//! - [`state`] is what goes from one to the other beside the connections and what goes in [`parts`]; [`timeouts`] bound each step.
+//! - [`state`] is what goes from one to the other beside the connections and what goes in [`parts`];
+//!   [`timeouts`] bound each step.
 //! - [`program`] finds the file that the new process runs, and how this process was started.
 //! - [`stats`] is what `/health/ready` and `/metrics` tell of upgrades.
 //! - [`supervisor`] keeps the process that was started alive while later ones serve.

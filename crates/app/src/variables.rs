@@ -1,10 +1,10 @@
-//! Variables of the environment with the prefix of the settings that are no settings: by these, one process of the
-//! server tells the next one something, or a test changes what nobody else should.
+//! Variables of the environment with the prefix of the settings that are no settings: by these, one process
+//! of the server tells the next one something, or a test changes what nobody else should.
 
 use std::{env, ffi::OsString};
 
-/// Set for a new process that is to take over from the one that runs: the number of the descriptor by which the
-/// two communicate.
+/// Set for a new process that is to take over from the one that runs: the number of the descriptor by which
+/// the two communicate.
 pub(crate) const HANDOVER: &str = "LASTCALL_TAKE_OVER";
 
 /// Set for a process that another one supervises: the number of the descriptor by which the two communicate.

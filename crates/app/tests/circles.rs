@@ -1,5 +1,5 @@
-//! No file imports one that imports it, directly or by others, and no folder of a crate does: what a file needs can be read
-//! before it. A module may use its own children, and these what it offers them.
+//! No file imports one that imports it, directly or by others, and no folder of a crate does: what a file
+//! needs can be read before it. A module may use its own children, and these what it offers them.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -130,7 +130,8 @@ fn of_folders(imports: &Imports) -> Imports {
     folders
 }
 
-/// Returns the modules that import themselves by others: what is left when all are taken away that import nothing which is left.
+/// Returns the modules that import themselves by others: what is left when all are taken away that import
+/// nothing which is left.
 fn circles(mut imports: Imports) -> Vec<Module> {
     loop {
         let left: BTreeSet<_> = imports.keys().cloned().collect();

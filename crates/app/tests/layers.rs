@@ -1,6 +1,6 @@
 //! What each crate must never know (docs/ARCHITECTURE.md). Cargo itself refuses a crate that is not among the
-//! dependencies; checked here are the dependencies, and words for what every crate has: the standard library, and
-//! features of tokio that another crate of the workspace turns on.
+//! dependencies; checked here are the dependencies, and words for what every crate has: the standard library,
+//! and features of tokio that another crate of the workspace turns on.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -123,8 +123,8 @@ fn packages() -> Vec<Value> {
     metadata["packages"].as_array().unwrap().clone()
 }
 
-/// Returns the dependencies of a package without those for tests. An optional one is for tests, too: no feature that
-/// would turn it on is in a program, as a test below says.
+/// Returns the dependencies of a package without those for tests. An optional one is for tests, too: no
+/// feature that would turn it on is in a program, as a test below says.
 fn dependencies(package: &Value) -> impl Iterator<Item = &Value> {
     let dependencies = package["dependencies"].as_array().unwrap().iter();
     dependencies.filter(|dependency| dependency["kind"].is_null() && dependency["optional"] == false)

@@ -1,5 +1,5 @@
-//! docs/operations.md and the log lines in the source agree: every field is listed there, and every line that is a
-//! warning or an error.
+//! docs/operations.md and the log lines in the source agree: every field is listed there, and every line that
+//! is a warning or an error.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -44,7 +44,8 @@ fn sources(folder: &Path, found: &mut Vec<String>) {
     }
 }
 
-/// Returns the arguments of a call, from behind its parenthesis on: what is before its first string, and that string.
+/// Returns the arguments of a call, from behind its parenthesis on: what is before its first string, and that
+/// string.
 fn arguments(text: &str) -> Option<(&str, &str)> {
     let (mut depth, mut start) = (0, None);
     let mut previous = ' ';

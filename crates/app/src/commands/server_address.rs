@@ -1,5 +1,5 @@
-//! Where the server that runs is reached: a service manager may have chosen another address than the settings have. The
-//! server itself says it, at its control socket.
+//! Where the server that runs is reached: a service manager may have chosen another address than the settings
+//! have. The server itself says it, at its control socket.
 
 use std::{
     fs,
@@ -15,14 +15,15 @@ use lastcall_handover::{
 /// The time that a server has to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Returns where the server listens that this folder belongs to alone, as one that systemd made does. `None` if there is none, or it does
-/// not say it to this user.
+/// Returns where the server listens that this folder belongs to alone, as one that systemd made does. `None`
+/// if there is none, or it does not say it to this user.
 pub(super) fn of_own_folder(folder: &Path) -> Option<SocketAddr> {
     ask(&SocketName::OwnFolder.path(folder)).map(|server| server.address)
 }
 
-/// Returns where the only server listens that has its control socket in this folder, and whose address a service
-/// manager chose. One whose settings chose it is another server than the settings of the command mean.
+/// Returns where the only server listens that has its control socket in this folder, and whose address a
+/// service manager chose. One whose settings chose it is another server than the settings of the command
+/// mean.
 pub(super) fn of_activated(folder: &Path) -> Option<SocketAddr> {
     let folder = fs::canonicalize(folder).ok()?;
     let is_there = |path: &PathBuf| {

@@ -25,16 +25,16 @@ use tokio::{
 
 use super::{output::print_line, server_address};
 
-/// How long a running server has to answer.
+/// The time that a running server has to answer.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How often the progress of a drain is looked at.
+/// The interval at which the progress of a drain is looked at.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
 /// The exit code for a server that is shutting down: it answers, but new clients should go elsewhere.
 pub(crate) const SHUTTING_DOWN: u8 = 3;
 
-/// What `/health/ready` says. Older servers leave some of it out.
+/// The answer of `/health/ready`. Older servers leave some of it out.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Status {
@@ -98,8 +98,8 @@ fn duration(seconds: f64) -> String {
     format_duration(whole).to_string()
 }
 
-/// Prints how the server that runs is doing; on a terminal, follows a shutdown to its end. The exit code tells
-/// whether the server serves.
+/// Prints how the server that runs is doing; on a terminal, follows a shutdown to its end. The exit code
+/// tells whether the server serves.
 ///
 /// # Errors
 /// When no server answers, or stdout takes nothing.
@@ -201,8 +201,8 @@ impl From<SocketAddr> for Authority {
 }
 
 impl Authority {
-    /// Returns the addresses at which the server is reached: those of a name, or this machine's own where it listens on all
-    /// addresses. `::` stands for IPv4, too, and where IPv6 is off, for IPv4 alone.
+    /// Returns the addresses at which the server is reached: those of a name, or this machine's own where it
+    /// listens on all addresses. `::` stands for IPv4, too, and where IPv6 is off, for IPv4 alone.
     async fn dial_addresses(&self) -> io::Result<Vec<SocketAddr>> {
         let Self { host, port } = self;
         let own: &[IpAddr] = match host.parse::<IpAddr>() {

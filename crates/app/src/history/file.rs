@@ -1,7 +1,7 @@
 //! The file to which a graceful shutdown writes the history, and from which the next start reads it.
 //!
-//! A start marks the file as taken over before the server serves, and leaves it where it is until a shutdown has written
-//! another one: after a `kill -9`, a file without the mark would give offsets a second time.
+//! A start marks the file as taken over before the server serves, and leaves it where it is until a shutdown
+//! has written another one: after a `kill -9`, a file without the mark would give offsets a second time.
 
 use std::{
     fmt,
@@ -25,11 +25,11 @@ use super::{
 };
 use crate::broker::ServerBroker;
 
-/// What a file may have on top of the data: the names of channels, positions and idempotency keys.
+/// The room that a file may take on top of the data: the names of channels, positions and idempotency keys.
 const MAX_OVERHEAD: u64 = 64 << 20;
 
-/// A history file, which may not be there. What its path leads to is found out each time: where a symbolic link is, or was,
-/// nothing is read or written.
+/// A history file, which may not be there. What its path leads to is found out each time: where a symbolic
+/// link is, or was, nothing is read or written.
 #[derive(Debug, Clone)]
 pub(crate) struct HistoryFile {
     path: PathBuf,
@@ -85,7 +85,7 @@ enum ReadError {
     Superseded,
 }
 
-/// What was written or read.
+/// The amount that was written or read.
 #[derive(Debug, Default)]
 struct Summary {
     channels: usize,
@@ -118,8 +118,8 @@ impl HistoryFile {
         Ok(())
     }
 
-    /// Has the broker take over what the file has, marks the file if it `may` be taken, and logs how that went. The broker keeps
-    /// nothing yet, and keeps nothing after this if the file cannot be used.
+    /// Has the broker take over what the file has, marks the file if it `may` be taken, and logs how that
+    /// went. The broker keeps nothing yet, and keeps nothing after this if the file cannot be used.
     pub(crate) fn read(&self, broker: &ServerBroker, may: &MayTake) {
         match self.try_read(broker, may) {
             Ok(None) => {}
@@ -142,8 +142,8 @@ impl HistoryFile {
         }
     }
 
-    /// Sets a file aside that was not taken over although the broker has its history from the old process, and logs that. The
-    /// next start would give its offsets a second time.
+    /// Sets a file aside that was not taken over although the broker has its history from the old process,
+    /// and logs that. The next start would give its offsets a second time.
     pub(crate) fn set_aside_superseded(&self) {
         let open = || self.open()?.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound));
         let mut first = [0; 8];

@@ -1,7 +1,9 @@
-//! The content of a history file: bytes that say so, the version of the format, the time of day, the parts, each after its
-//! length, an end with their number, and a CRC-32 of all that. Numbers have their highest byte first.
+//! The content of a history file: bytes that say so, the version of the format, the time of day, the parts,
+//! each after its length, an end with their number, and a CRC-32 of all that. Numbers have their highest byte
+//! first.
 //!
-//! A start that takes the file over writes other bytes over the first ones: its ids must not be given a second time.
+//! A start that takes the file over writes other bytes over the first ones: its ids must not be given a
+//! second time.
 
 use std::{
     fs::File,
@@ -16,8 +18,8 @@ use thiserror::Error;
 /// The first bytes of a file that was not taken over yet.
 const MAGIC: [u8; 8] = *b"lastcall";
 
-/// The first bytes of a file that a start has taken over. As many as the others, and in one sector of a disk: there is no
-/// state in between.
+/// The first bytes of a file that a start has taken over. As many as the others, and in one sector of a disk:
+/// there is no state in between.
 const TAKEN: [u8; 8] = *b"lastused";
 
 /// The version of the format.
@@ -109,8 +111,8 @@ pub(super) fn mark_as_taken(file: &File) -> io::Result<()> {
     file.sync_all()
 }
 
-/// Reads a history file of `size` bytes, and calls `take_part` with each part, and with the time of day at which it was
-/// written, if that is known. Whether the file is complete is known at the end only.
+/// Reads a history file of `size` bytes, and calls `take_part` with each part, and with the time of day at
+/// which it was written, if that is known. Whether the file is complete is known at the end only.
 pub(super) fn read(
     input: impl Read,
     size: u64,

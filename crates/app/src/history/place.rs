@@ -19,7 +19,8 @@ const MAX_LINKS: usize = 40;
 /// The bit of a folder in which only their owners may remove files.
 const STICKY: u32 = 0o1000;
 
-/// The suffix of the name that a file gets which cannot be used. That of one that is being written is shorter.
+/// The suffix of the name that a file gets which cannot be used. That of one that is being written is
+/// shorter.
 pub(super) const LONGEST_SUFFIX: &str = ".unusable";
 
 /// Why there can be no history file.
@@ -80,11 +81,12 @@ pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
     path.into()
 }
 
-/// Checks that a file can be written where this path leads to, without writing it: a shutdown would find out too late.
+/// Checks that a file can be written where this path leads to, without writing it: a shutdown would find out
+/// too late.
 ///
 /// # Errors
-/// When its folder does not exist or cannot be written, something other than a regular file has that name, or a file is
-/// there that no other one can replace.
+/// When its folder does not exist or cannot be written, something other than a regular file has that name, or
+/// a file is there that no other one can replace.
 pub(crate) fn check(path: &Path) -> Result<(), UnusablePath> {
     let path = resolve(path).map_err(UnusablePath::Folder)?;
     let folder = folder_of(&path);
@@ -127,7 +129,8 @@ fn is_mount_point(path: &Path, file: &fs::Metadata, folder: &fs::Metadata) -> bo
     }
 }
 
-/// Checks that only the user of this server can have written a file: who else writes it says what clients are told.
+/// Checks that only the user of this server can have written a file: who else writes it says what clients are
+/// told.
 pub(super) fn check_trust(file: &fs::Metadata) -> Result<(), Untrusted> {
     let user = geteuid().as_raw();
     if file.uid() != user {
@@ -209,7 +212,8 @@ mod tests {
             fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
             assert_eq!(check_trust(&fs::metadata(&path).unwrap()).is_ok(), trusted, "{mode:o}");
         }
-        // Root's, or somebody else's: that of the kernel belongs to root, and in a container perhaps to nobody.
+        // Root's, or somebody else's: that of the kernel belongs to root, and in a container perhaps to
+        // nobody.
         let other = fs::metadata("/proc/1").unwrap();
         if other.uid() != geteuid().as_raw() {
             assert!(matches!(check_trust(&other), Err(Untrusted::Owner(..))));

@@ -21,14 +21,15 @@ use crate::{
     version,
 };
 
-/// How long a part may take to stop, on top of what the settings give it.
+/// The time that a part may take to stop, on top of what the settings give it.
 const HOOK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The parts of the server, each of which may take [`HOOK_TIMEOUT`] to stop.
 const HOOKS: u32 = 3;
 
-/// The time that the end of the server may take beyond `shutdown_delay`, `shutdown_timeout`, twice `close_timeout` (for clients, and then
-/// for requests in flight) and the history. README.md, the documentation and what is in `deploy/` count with it.
+/// The time that the end of the server may take beyond `shutdown_delay`, `shutdown_timeout`, twice
+/// `close_timeout` (for clients, and then for requests in flight) and the history. README.md, the
+/// documentation and what is in `deploy/` count with it.
 const STOP_MARGIN: Duration = Duration::from_secs(30);
 
 const _: () = {
@@ -36,10 +37,11 @@ const _: () = {
     assert!(CLOSE_GRACE.as_secs() + parts + FLUSH_TIMEOUT.as_secs() <= STOP_MARGIN.as_secs());
 };
 
-/// How long clients have to close connections whose last answer was sent, when the server ends.
+/// The time that clients have to close connections whose last answer was sent, when the server ends.
 const CLOSING_TIMEOUT: Duration = Duration::from_millis(50);
 
-/// How long clients have to take the 503 that answers requests which took too long, when the server ends.
+/// The time that clients have to take the 503 that answers requests which took too long, when the server
+/// ends.
 const REFUSED_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// The parts of the server.

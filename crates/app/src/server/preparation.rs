@@ -1,4 +1,5 @@
-//! What is found and opened before the server is built. Nothing of it can fail any more once this process has taken over.
+//! All that is found and opened before the server is built. Nothing of it can fail any more once this process
+//! has taken over.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
@@ -20,7 +21,7 @@ use crate::{
 const LONGEST_ADDRESS: SocketAddr =
     SocketAddr::new(IpAddr::V6(Ipv6Addr::new(!0, !0, !0, !0, !0, !0, !0, !0)), u16::MAX);
 
-/// What the server is built of.
+/// The things that the server is built of.
 pub(super) struct Prepared {
     pub(super) page: Page,
     pub(super) listener: ListenerSource,
@@ -34,10 +35,12 @@ pub(super) enum ListenerSource {
     Bound(BoundListener),
 }
 
-/// Loads and opens what the settings name. What cannot be used is reported together with what is `unusable` already.
+/// Loads and opens what the settings name. What cannot be used is reported together with what is `unusable`
+/// already.
 ///
 /// # Errors
-/// [`SettingsErrors`] if a setting cannot be used on this machine; other errors if the system does not allow it.
+/// [`SettingsErrors`] if a setting cannot be used on this machine; other errors if the system does not allow
+/// it.
 pub(super) async fn prepare(
     loaded: &Loaded,
     handover: Option<IncomingHandover>,
@@ -59,7 +62,8 @@ pub(super) async fn prepare(
     }
 }
 
-/// Loads the page, and looks at the other files and folders that the settings name. Returns what cannot be used, too.
+/// Loads the page, and looks at the other files and folders that the settings name. Returns what cannot be
+/// used, too.
 fn check_files(loaded: &Loaded) -> (Option<Page>, Vec<SettingError>) {
     let settings = &loaded.settings;
     let mut unusable = Vec::new();

@@ -12,10 +12,11 @@ use crate::{
     history::{HistoryFile, MayTake},
 };
 
-/// How long the history may take to be written, when the server ends.
+/// The time that the history may take to be written, when the server ends.
 pub(super) const WRITE_HISTORY_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Reads the history into `broker`, unless a signal comes first: then the file stays for the next start. Returns that signal.
+/// Reads the history into `broker`, unless a signal comes first: then the file stays for the next start.
+/// Returns that signal.
 ///
 /// # Errors
 /// When the runtime ends.

@@ -81,7 +81,8 @@ impl From<SendPartError> for FailedStep {
 #[derive(Debug)]
 pub(super) struct FailedHandover {
     pub(super) reason: anyhow::Error,
-    /// False if the new process failed after the commit: this one continues without the clients, which are disconnected.
+    /// False if the new process failed after the commit: this one continues without the clients, which are
+    /// disconnected.
     pub(super) has_clients: bool,
 }
 
@@ -92,7 +93,7 @@ impl From<anyhow::Error> for FailedHandover {
     }
 }
 
-/// What a handover has changed so far. If it fails, [`Attempt::roll_back`] undoes all of it.
+/// The changes that a handover has made so far. If it fails, [`Attempt::roll_back`] undoes all of it.
 pub(super) struct Attempt {
     pub(super) child: Child,
     pub(super) pid: u32,
@@ -139,7 +140,8 @@ impl Attempt {
         let stopped = self.suspended.take().zip(self.frozen.take());
         let (suspended, frozen) = stopped.context("not everything has stopped")?;
         let sending = spawn_blocking(move || {
-            // A panic must not drop them here: the event loops would continue while the new process has their sockets.
+            // A panic must not drop them here: the event loops would continue while the new process has their
+            // sockets.
             let sent = catch_unwind(AssertUnwindSafe(|| {
                 parts.send_rest(&frozen, &sender, deadline)?;
                 Ok::<_, SendPartError>(send_all(
@@ -162,7 +164,8 @@ impl Attempt {
 
     /// Ends the part of this process once the new one serves. Returns the new process.
     pub(super) fn complete(self) -> Child {
-        // Closing thousands of descriptors takes a while, which the new process can use better: after its start.
+        // Closing thousands of descriptors takes a while, which the new process can use better: after its
+        // start.
         if let Some(frozen) = self.frozen {
             frozen.release();
         }
@@ -170,8 +173,8 @@ impl Attempt {
         self.child
     }
 
-    /// Undoes what was done: ends the new process, then has the event loops continue, then HTTP and the notifier.
-    /// Returns why it failed, with what became of the new process.
+    /// Undoes what was done: ends the new process, then has the event loops continue, then HTTP and the
+    /// notifier. Returns why it failed, with what became of the new process.
     pub(super) async fn roll_back(
         mut self,
         ingress: &Ingress,

@@ -29,9 +29,9 @@ pub(crate) struct ControlServer {
 }
 
 impl ControlServer {
-    /// Accepts connections in `runtime_dir`: at the socket of the old process if there is one, or at a new one, which is made
-    /// now or when that becomes possible, and again when it is removed. `address` is
-    /// what it tells of the server. What accepts is among the `vital_tasks`.
+    /// Accepts connections in `runtime_dir`: at the socket of the old process if there is one, or at a new
+    /// one, which is made now or when that becomes possible, and again when it is removed. `address` is what
+    /// it tells of the server. What accepts is among the `vital_tasks`.
     pub(crate) async fn start(
         runtime_dir: &RuntimeDir,
         address: ServerAddress,
@@ -102,7 +102,8 @@ impl Drop for ControlServer {
     }
 }
 
-/// The control socket, shared by the task that accepts and by a handover: `None` while it cannot be made. Clones share it.
+/// The control socket, shared by the task that accepts and by a handover: `None` while it cannot be made.
+/// Clones share it.
 #[derive(Clone)]
 pub(super) struct SharedSocket(Arc<Mutex<Option<ControlSocket>>>);
 

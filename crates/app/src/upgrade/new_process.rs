@@ -26,7 +26,7 @@ pub(crate) struct IncomingHandover {
     receiver: HandoverReceiver,
 }
 
-/// What this process has taken over, beside the clients.
+/// All that this process has taken over, beside the clients.
 pub(crate) struct TakenOver {
     pub(crate) ingress: SuspendedIngress,
     pub(crate) control: Option<ControlSocket>,
@@ -65,8 +65,8 @@ impl FrozenAt {
 }
 
 impl IncomingHandover {
-    /// Says hello to the old process, which is at the other end of this descriptor. `files` are the settings files
-    /// that this process has read.
+    /// Says hello to the old process, which is at the other end of this descriptor. `files` are the settings
+    /// files that this process has read.
     ///
     /// # Errors
     /// When the old process is gone, or refuses.
@@ -86,8 +86,8 @@ impl IncomingHandover {
         Ok(Self { receiver: spawn_blocking(begin).await?? })
     }
 
-    /// Says that this process is ready, and takes over: the channels go to `broker`, the clients to `manager`. Nothing of
-    /// the old process is touched before it has committed.
+    /// Says that this process is ready, and takes over: the channels go to `broker`, the clients to
+    /// `manager`. Nothing of the old process is touched before it has committed.
     ///
     /// # Errors
     /// When the old process did not hand everything over. It continues then, and this process must end.

@@ -1,7 +1,7 @@
 //! Handing everything over to a new process: the old process's side of an upgrade.
 //!
-//! Until the old process has committed, nothing is lost: whatever fails, the new process is ended, and the old one
-//! continues as if nothing had happened.
+//! Until the old process has committed, nothing is lost: whatever fails, the new process is ended, and the
+//! old one continues as if nothing had happened.
 
 use std::{
     fs,
@@ -58,7 +58,7 @@ const MAX_IDLE_READ: usize = 8 << 20;
 /// The reason where a signal to end has come first.
 const INTERRUPTED: &str = "this process was asked to end meanwhile";
 
-/// What a handover needs.
+/// All that a handover needs.
 pub(crate) struct OutgoingHandover {
     /// Or why no new process can be started.
     pub(crate) program: anyhow::Result<Program>,
@@ -72,7 +72,8 @@ pub(crate) struct OutgoingHandover {
     pub(crate) ingress: Arc<Ingress>,
     pub(crate) manager: ConnectionManager,
     pub(crate) broker: ServerBroker,
-    /// The setting `upgrade_timeout`: how long the new process has to get ready, and to take over the history.
+    /// The setting `upgrade_timeout`: how long the new process has to get ready, and to take over the
+    /// history.
     pub(crate) timeout: Duration,
     pub(crate) upgrade_stats: SharedUpgradeStats,
     /// Once everything is handed over: what is left to be supervised.
@@ -86,11 +87,11 @@ pub(super) struct HandoverSummary {
     pub(super) progress: UpgradeProgress,
 }
 
-/// What the new process has taken over.
+/// All that the new process has taken over.
 struct Transferred {
     new_process: Hello,
     clients: usize,
-    /// How long no client was served.
+    /// The time for which no client was served.
     pause: Duration,
 }
 
@@ -223,8 +224,8 @@ impl OutgoingHandover {
         Ok(sender)
     }
 
-    /// Sends the channels, their history and their subscriptions, while they are used. Returns what is to send what changes until
-    /// everything has stopped.
+    /// Sends the channels, their history and their subscriptions, while they are used. Returns what is to
+    /// send what changes until everything has stopped.
     async fn send_early(
         &self,
         attempt: &mut Attempt,
@@ -247,7 +248,8 @@ impl OutgoingHandover {
         }
     }
 
-    /// Stops everything, and sends it. From here on the handover is not interrupted: every step has its bound.
+    /// Stops everything, and sends it. From here on the handover is not interrupted: every step has its
+    /// bound.
     async fn transfer(
         &self,
         attempt: &mut Attempt,
@@ -362,8 +364,8 @@ struct Launch {
 }
 
 impl Launch {
-    /// Starts the new process. It has the same standard streams, so its log continues where this one's ends. Blocks while the
-    /// files do not answer.
+    /// Starts the new process. It has the same standard streams, so its log continues where this one's ends.
+    /// Blocks while the files do not answer.
     fn run(self) -> anyhow::Result<(Attempt, FramedStream)> {
         failpoint::hit(Step::Starting);
         for file in &self.files {
@@ -398,8 +400,8 @@ impl Launch {
     }
 }
 
-/// Closes connections that wait for the rest of a request, the longest requests first, as far as all that was read of them does
-/// not fit into [`MAX_IDLE_READ`].
+/// Closes connections that wait for the rest of a request, the longest requests first, as far as all that was
+/// read of them does not fit into [`MAX_IDLE_READ`].
 fn drop_long_requests(idle: &mut Vec<IdleConnection>) {
     let fit = those_that_fit(idle.iter().map(|connection| connection.read.len()), MAX_IDLE_READ);
     let mut fit = fit.into_iter();

@@ -1,5 +1,6 @@
-//! The parts that go to the new process: the channels with their history, and what connections refer to. Most of it goes while
-//! the old process serves, so that the pause does not grow with it; what has changed since goes when everything has stopped.
+//! The parts that go to the new process: the channels with their history, and what connections refer to. Most
+//! of it goes while the old process serves, so that the pause does not grow with it; what has changed since
+//! goes when everything has stopped.
 
 use std::time::{Duration, Instant};
 

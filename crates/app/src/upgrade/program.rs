@@ -1,4 +1,4 @@
-//! How this process was started, so that a new process can be started in the same way.
+//! The way in which this process was started, so that a new process can be started in the same way.
 
 use std::{
     env,
@@ -12,10 +12,11 @@ use std::{
 use anyhow::{Context, bail};
 use rustix::fs::{Access, access};
 
-/// How the file of the program is found.
+/// The way in which the file of the program is found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Lookup {
-    /// At this absolute path. Symbolic links in it are followed anew each time: they lead to the current release.
+    /// At this absolute path. Symbolic links in it are followed anew each time: they lead to the current
+    /// release.
     Path(PathBuf),
     /// By this name, in the folders of PATH, as a shell does.
     Name(OsString),
@@ -32,7 +33,8 @@ pub(crate) struct Program {
 }
 
 impl Program {
-    /// Returns the program of this process. To be called early: once the file is replaced, the system does not know its path any more.
+    /// Returns the program of this process. To be called early: once the file is replaced, the system does
+    /// not know its path any more.
     ///
     /// # Errors
     /// When /proc is not mounted, or the working directory is gone.
@@ -59,8 +61,8 @@ impl Program {
         }
     }
 
-    /// Returns a command that starts `path` as this process was started: with the same arguments, in the working
-    /// directory that has the same path now.
+    /// Returns a command that starts `path` as this process was started: with the same arguments, in the
+    /// working directory that has the same path now.
     ///
     /// # Errors
     /// When the working directory is gone.
@@ -82,7 +84,8 @@ impl Program {
     }
 }
 
-/// Returns the path of the working directory: as a shell sets it in PWD, with its symbolic links, if that is true.
+/// Returns the path of the working directory: as a shell sets it in PWD, with its symbolic links, if that is
+/// true.
 ///
 /// # Errors
 /// When the working directory is gone.

@@ -75,7 +75,7 @@ impl Request {
 #[derive(Default)]
 pub(super) struct WaitingCommands {
     waiting: Vec<WaitingCommand>,
-    /// What has been reported, for those that come later.
+    /// The reports so far, for those that come later.
     reported: Option<UpgradeProgress>,
 }
 

@@ -1,5 +1,5 @@
-//! What the old process hands over beside its clients: a state, and descriptors in a fixed order. Both sides use
-//! this file.
+//! All that the old process hands over beside its clients: a state, and descriptors in a fixed order. Both
+//! sides use this file.
 
 use anyhow::Context;
 use bytes::Bytes;
@@ -24,13 +24,14 @@ pub(super) struct ServerState {
     pub(super) upgrades_failed: u64,
     /// Requests that were refused.
     pub(super) refused: RefusalCounts,
-    /// Since when no client is served, in microseconds since the machine was started. A moment, as this is a time between two
-    /// processes. 0 in builds before protocol 4.
+    /// Since when no client is served, in microseconds since the machine was started. A moment, as this is a
+    /// time between two processes. 0 in builds before protocol 4.
     pub(super) frozen_at_boot_us: u64,
     /// The same in microseconds since 1970, in those builds.
     #[serde(skip_serializing)]
     pub(super) frozen_at_us: u64,
-    /// What was read of the next request of each idle HTTP connection, in the order of their descriptors.
+    /// The bytes that were read of the next request of each idle HTTP connection, in the order of their
+    /// descriptors.
     pub(super) idle_read: Vec<Bytes>,
 }
 

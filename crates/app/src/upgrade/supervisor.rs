@@ -1,11 +1,12 @@
-//! The process that was started stays, with its PID, while the processes that took over from it serve: what started
-//! it (a shell, an init of a container, supervisord) continues watching the same process.
+//! The process that was started stays, with its PID, while the processes that took over from it serve: what
+//! started it (a shell, an init of a container, supervisord) continues watching the same process.
 //!
-//! After its first handover it is a **supervisor**: it passes signals on to the process that serves, and ends with
-//! the exit code of the last one. Each new process is started by the one before it; when that ends, the supervisor
-//! becomes its parent (PR_SET_CHILD_SUBREAPER, prctl(2)). All of them inherit one end of a [`link`] to the
-//! supervisor. Over it, each says that it serves, and gets the signals: a signal that comes during a handover waits
-//! in the link for the new process. A link that ends means that the supervisor was killed.
+//! After its first handover it is a **supervisor**: it passes signals on to the process that serves, and ends
+//! with the exit code of the last one. Each new process is started by the one before it; when that ends, the
+//! supervisor becomes its parent (PR_SET_CHILD_SUBREAPER, prctl(2)). All of them inherit one end of a
+//! [`link`] to the supervisor. Over it, each says that it serves, and gets the signals: a signal that comes
+//! during a handover waits in the link for the new process. A link that ends means that the supervisor was
+//! killed.
 
 mod link;
 mod orphans;
@@ -34,7 +35,7 @@ pub(crate) use self::{
 };
 use super::timeouts::{FORWARD_TIMEOUT, NEXT_PROCESS_TIMEOUT};
 
-/// What a handover leaves to be supervised.
+/// All that a handover leaves to be supervised.
 #[derive(Debug)]
 pub(crate) struct Supervised {
     /// `None` if the service manager was to follow the process that serves.
@@ -142,8 +143,8 @@ pub(crate) async fn supervise(
     Ok(ExitCode::from(code))
 }
 
-/// Stays, as the parent of the process that serves, until the service manager follows that one: it was to, and did not take
-/// the message. Returns the exit code.
+/// Stays, as the parent of the process that serves, until the service manager follows that one: it was to,
+/// and did not take the message. Returns the exit code.
 async fn stand_by(
     mut child: Child,
     mut signals: AllSignals,

@@ -1,6 +1,7 @@
 //! The test page in a real browser: headless Chromium, driven over WebDriver (W3C).
 //!
-//! Screenshots go to `target/screenshots`, or, if another user has built the tests, to `/tmp/lastcall-screenshots`.
+//! Screenshots go to `target/screenshots`, or, if another user has built the tests, to
+//! `/tmp/lastcall-screenshots`.
 
 use std::{fs, path::PathBuf};
 

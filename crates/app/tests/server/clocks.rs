@@ -1,5 +1,5 @@
-//! The time of day is set, forwards and backwards, and the clock of the machine begins anew: what is measured is the time
-//! that has passed.
+//! The time of day is set, forwards and backwards, and the clock of the machine begins anew: what is measured
+//! is the time that has passed.
 
 use std::{fs, time::Instant};
 

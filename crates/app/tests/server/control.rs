@@ -305,7 +305,8 @@ async fn paths_that_are_not_utf8_work_over_upgrades_and_in_what_the_command_says
     let program = folder.join(odd("program"));
     install_server(&program);
     let start = Start::default();
-    // The working directory, and the settings file, by a relative and by an absolute path; the folder of the control socket.
+    // The working directory, and the settings file, by a relative and by an absolute path; the folder of the
+    // control socket.
     let below = start.path("").join(odd("below"));
     fs::create_dir(&below).unwrap();
     let config = below.join(odd("settings"));

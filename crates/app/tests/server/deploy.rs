@@ -9,14 +9,15 @@ fn read(path: &str) -> String {
     std::fs::read_to_string(root.join("deploy").join(path)).unwrap()
 }
 
-/// The time that the server may take to end beyond what its settings say: its parts, and the last lines of its log.
+/// The time that the server may take to end beyond what its settings say: its parts, and the last lines of
+/// its log.
 const MARGIN: Duration = Duration::from_secs(30);
 
 /// The time that it may take to write the history.
 const HISTORY: Duration = Duration::from_secs(30);
 
-/// Returns the longest time that the end takes with these variables and this settings file, as the server itself understands them, when no
-/// part of it hangs and there is no history to be written.
+/// Returns the longest time that the end takes with these variables and this settings file, as the server
+/// itself understands them, when no part of it hangs and there is no history to be written.
 async fn longest_end(variables: &[(String, String)], settings: &str) -> Duration {
     let mut total = Duration::ZERO;
     let start = Start::default().file("config/lastcall.toml", settings);
@@ -184,7 +185,8 @@ fn the_container_runs_the_program_itself() {
     assert!(file.contains("ENTRYPOINT [\"/usr/local/bin/lastcall\"]"), "signals must reach it");
 }
 
-/// The instructions of the image's first stage are followed, with a cargo that checks the workspace in place of building it.
+/// The instructions of the image's first stage are followed, with a cargo that checks the workspace in place
+/// of building it.
 #[test]
 fn the_image_copies_the_manifest_and_the_sources_of_every_crate() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap();

@@ -58,10 +58,10 @@ async fn connect_listeners(server: &Server, count: usize) -> JoinSet<Seen> {
     clients
 }
 
-/// Asserts that every client had notice and a close, and none of them before its time: closes are spread evenly over
-/// the time from `from` on, and a client cannot see one before it is sent, however busy the machine is. Each
-/// event loop has its own schedule, which may be ahead of the whole by one client. How even the schedule is,
-/// its own test says (close_schedule.rs).
+/// Asserts that every client had notice and a close, and none of them before its time: closes are spread
+/// evenly over the time from `from` on, and a client cannot see one before it is sent, however busy the
+/// machine is. Each event loop has its own schedule, which may be ahead of the whole by one client. How even
+/// the schedule is, its own test says (close_schedule.rs).
 fn none_too_early(seen: &[Seen], from: Instant, over: Duration) {
     assert!(seen.iter().all(|one| one.noticed), "everybody had notice");
     let codes_are_right = seen.iter().all(|one| one.closed.is_some_and(|(_, code)| code == 1012));

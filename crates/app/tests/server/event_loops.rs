@@ -1,4 +1,5 @@
-//! Several event loops: what clients of different loops see. By default, as few clients as here share one loop.
+//! Several event loops: what clients of different loops see. By default, as few clients as here share one
+//! loop.
 
 use std::{collections::HashMap, fs};
 
@@ -11,7 +12,8 @@ fn spread_over(event_loops: usize) -> Start {
     Start::default().env("LASTCALL_EVENT_LOOPS", event_loops).env("LASTCALL_CONNECTIONS_PER_LOOP", 1)
 }
 
-/// Returns how many threads of the process that serves are event loops. A thread has its name once it has run.
+/// Returns how many threads of the process that serves are event loops. A thread has its name once it has
+/// run.
 fn event_loops(server: &Server) -> usize {
     let tasks = fs::read_dir(format!("/proc/{}/task", server.pid())).unwrap();
     let names = tasks.map(|task| fs::read_to_string(task.unwrap().path().join("comm")).unwrap());
@@ -24,8 +26,8 @@ type Order = Vec<(String, String)>;
 /// The last text of each client.
 const END: &str = "end";
 
-/// Sends numbers, each once the last one has come back, until it is told to stop. Returns all texts that it received up
-/// to the last one of the last client.
+/// Sends numbers, each once the last one has come back, until it is told to stop. Returns all texts that it
+/// received up to the last one of the last client.
 async fn talk(mut client: Client, clients: usize, stopped: watch::Receiver<bool>) -> Order {
     let mut order = Order::new();
     let (mut sent, mut ended) = (0_usize, 0);

@@ -54,7 +54,8 @@ async fn publish(server: &Server, channel: &str, data: serde_json::Value) {
     assert_eq!(answer.status, 200, "{answer:?}");
 }
 
-/// Publishes until some of it waits in the server for clients that do not read. Returns how many publications these were.
+/// Publishes until some of it waits in the server for clients that do not read. Returns how many publications
+/// these were.
 async fn publish_until_it_waits(server: &Server) -> usize {
     let mut count = 0;
     while server.metric("lastcall_queue_bytes").await == 0.0 {

@@ -66,8 +66,8 @@ impl Python {
     }
 }
 
-/// A server at an address of its own, which another one can have after it. A client that comes back at its own first
-/// delay comes within 1 s, and one that does what the server says later.
+/// A server at an address of its own, which another one can have after it. A client that comes back at its
+/// own first delay comes within 1 s, and one that does what the server says later.
 fn first_server() -> Start {
     Start::default().own_address().env("SHUTDOWN_TIMEOUT", "60").env("SHUTDOWN_SPREAD", "3")
 }

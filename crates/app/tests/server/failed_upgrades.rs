@@ -16,8 +16,8 @@ use crate::support::{Client, Server, Signal, Start, folder_for_programs, install
 struct Failing {
     server: Server,
     clients: Vec<Client>,
-    /// Its queue makes the state larger than the buffer of the Unix socket: a new process that does not read stalls
-    /// the old one.
+    /// Its queue makes the state larger than the buffer of the Unix socket: a new process that does not read
+    /// stalls the old one.
     _slow: TcpStream,
     failpoint: tempfile::NamedTempFile,
     /// Upgrades so far, all of which failed.
@@ -46,7 +46,8 @@ impl Failing {
         fs::write(self.failpoint.path(), action).unwrap();
     }
 
-    /// An upgrade that fails by this action: the old process serves all clients as before. What the command says.
+    /// An upgrade that fails by this action: the old process serves all clients as before. What the command
+    /// says.
     async fn fail(&mut self, action: &str) -> String {
         self.set(action);
         let pid = self.server.pid();
@@ -90,8 +91,8 @@ async fn a_new_process_that_dies_before_the_commit_leaves_the_old_one_serving() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_process_that_hangs_before_the_commit_leaves_the_old_one_serving() {
-    // A short time for each that hangs. A new process on a busy machine may need it all for the step before, which
-    // fails the upgrade as well.
+    // A short time for each that hangs. A new process on a busy machine may need it all for the step before,
+    // which fails the upgrade as well.
     let mut failing = Failing::start(Start::default().env("UPGRADE_TIMEOUT", "1")).await;
     let files = failing.server.open_files();
     for action in Step::BEFORE_COMMIT.iter().map(|step| format!("{step:?}:hang")) {
@@ -101,7 +102,8 @@ async fn a_new_process_that_hangs_before_the_commit_leaves_the_old_one_serving()
     failing.server.open_files_at_most(files).await;
 }
 
-/// Keeps the end of a process from its parent, as a debugger does (ptrace(2)). False if that is not allowed here.
+/// Keeps the end of a process from its parent, as a debugger does (ptrace(2)). False if that is not allowed
+/// here.
 fn trace(pid: i32) -> bool {
     #[expect(unsafe_code, reason = "the system call has no safe form")]
     // SAFETY: it takes no memory of this process.

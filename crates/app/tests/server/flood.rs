@@ -1,4 +1,5 @@
-//! Clients that send texts as fast as they can: they are read from more slowly, and no client is closed for it.
+//! Clients that send texts as fast as they can: they are read from more slowly, and no client is closed for
+//! it.
 
 use std::{
     collections::HashMap,
@@ -104,7 +105,8 @@ async fn server() -> Server {
     Start::default().env("NOTIFICATION_INTERVAL", "0").env("CLOSE_TIMEOUT", "1").serve().await
 }
 
-/// A client that talks as people do, and always reads. Give it a text: it tells how long that took to come back.
+/// A client that talks as people do, and always reads. Give it a text: it tells how long that took to come
+/// back.
 fn talker(mut client: Client) -> (mpsc::Sender<String>, mpsc::Receiver<Duration>) {
     let (say, mut to_say) = mpsc::channel::<String>(1);
     let (came_back, back) = mpsc::channel(1);

@@ -1,5 +1,5 @@
-//! Pings: clients that answer stay, clients that do not are closed, and a time in which the server is stopped does
-//! not count.
+//! Pings: clients that answer stay, clients that do not are closed, and a time in which the server is stopped
+//! does not count.
 
 use std::time::Duration;
 

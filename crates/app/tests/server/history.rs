@@ -142,8 +142,8 @@ async fn a_supervisor_keeps_no_history() {
     until("a supervisor without history", async || Server::memory_of(supervisor) < before + 2_000_000).await;
 }
 
-/// Publishes numbers in `orders` from 1 on, over one connection, one after the other as fast as they are answered, until
-/// told to stop. The last number, with the id of each.
+/// Publishes numbers in `orders` from 1 on, over one connection, one after the other as fast as they are
+/// answered, until told to stop. The last number, with the id of each.
 fn publish_fast(server: &Server) -> (watch::Sender<bool>, JoinHandle<Vec<String>>) {
     let (stop, stopped) = watch::channel(false);
     let address = server.address.to_string();
@@ -227,7 +227,8 @@ async fn names_that_clients_invent_displace_no_history() {
         real.push(server.publish(&publication).await.json()["id"].as_str().unwrap().to_owned());
         assert_eq!(server.publish(&publication).await.status, 200);
     }
-    // They take four times the room that there is. Each client also sends a text, which makes a publication of one name.
+    // They take four times the room that there is. Each client also sends a text, which makes a publication
+    // of one name.
     for connection in 0..100 {
         let names: Vec<_> = (0..128).map(|name| format!("invented-{connection}-{name}-{:050}", 0)).collect();
         let query = names.iter().map(|name| format!("channel={name}")).collect::<Vec<_>>().join("&");

@@ -138,7 +138,8 @@ async fn a_history_that_is_too_old_is_not_recovered() {
     does_not_recover(&server, &since).await;
 }
 
-/// Starts a server with this file, which it must not use; the reason that it logs. The next shutdown writes again.
+/// Starts a server with this file, which it must not use; the reason that it logs. The next shutdown writes
+/// again.
 async fn refused(bytes: &[u8], since: &str) -> String {
     let (folder, file) = history_file();
     put(&file, bytes);

@@ -1,5 +1,5 @@
-//! The bound on HTTP connections: however many there are, newcomers are answered, clients find their places, and an upgrade
-//! has the descriptors that it needs.
+//! The bound on HTTP connections: however many there are, newcomers are answered, clients find their places,
+//! and an upgrade has the descriptors that it needs.
 
 use std::{
     os::unix::net::UnixStream,
@@ -229,7 +229,8 @@ async fn bodies_that_do_not_come_to_their_end_have_a_bound_together() {
             let lines = ["Content-Type: application/json", &format!("Content-Length: {BYTES}")];
             let head = http.head("POST", "/api/publish/batch", &lines);
             http.send(head).await;
-            // All but the last byte. Where there is no room, the answer comes earlier, and the rest may not be taken.
+            // All but the last byte. Where there is no room, the answer comes earlier, and the rest may not
+            // be taken.
             drop(http.stream.write_all(&vec![b' '; BYTES - 1]).await);
             http.answer().await
         });

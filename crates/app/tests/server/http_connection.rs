@@ -1,4 +1,5 @@
-//! HTTP/1.1 as clients and proxies meet it: connections that are kept, early answers, clients that do not read.
+//! HTTP/1.1 as clients and proxies meet it: connections that are kept, early answers, clients that do not
+//! read.
 
 use std::{
     collections::HashSet,
@@ -245,7 +246,8 @@ async fn a_client_that_closes_its_side_gets_all_of_its_answers() {
     drop(clients);
 }
 
-/// Returns what the kernel still has to send from the server's sockets to these clients, in bytes (proc_pid_net(5)).
+/// Returns what the kernel still has to send from the server's sockets to these clients, in bytes
+/// (proc_pid_net(5)).
 fn unsent(server: &Server, clients: &HashSet<u16>) -> Vec<usize> {
     let table = fs::read_to_string("/proc/net/tcp").unwrap();
     let port = |address: &str| u16::from_str_radix(address.split_once(':').unwrap().1, 16).unwrap();

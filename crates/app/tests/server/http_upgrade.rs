@@ -99,8 +99,8 @@ async fn no_new_client_is_refused_during_an_upgrade() {
     assert!(counts.iter().all(|count| *count > 0), "{counts:?}");
 }
 
-/// Publishes `publisher:number` with ascending numbers over one connection, until it is told to stop; how many.
-/// `in_advance` is how many are sent before their answers come.
+/// Publishes `publisher:number` with ascending numbers over one connection, until it is told to stop; how
+/// many. `in_advance` is how many are sent before their answers come.
 async fn publish(mut http: Http, publisher: usize, in_advance: u64, mut stop: watch::Receiver<bool>) -> u64 {
     // Each part is sent at once.
     http.stream.set_nodelay(true).unwrap();

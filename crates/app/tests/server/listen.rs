@@ -92,8 +92,8 @@ async fn all_ipv6_addresses_include_ipv4_where_the_system_separates_them() {
     assert!(status.stdout.starts_with(SERVING.as_bytes()), "{status:?}");
 }
 
-/// A caller that has a loopback address is on this machine only if it calls a loopback address: what forwards from
-/// elsewhere may have one, too.
+/// A caller that has a loopback address is on this machine only if it calls a loopback address: what forwards
+/// from elsewhere may have one, too.
 #[tokio::test]
 async fn without_keys_a_call_to_an_address_of_the_network_is_not_from_this_machine() {
     let setup = "ip link set lo up && ip address add 192.0.2.1/32 dev lo";
@@ -232,7 +232,8 @@ async fn few_descriptors_are_reported_at_the_start() {
     let start = format!("settings: the limit of {few} open files leaves room for 1 client");
     assert_eq!(server.logged(&start).await["level"], "WARN");
     server.client().await;
-    // The least that leaves room for one client beside 64 HTTP connections and what the server needs for itself.
+    // The least that leaves room for one client beside 64 HTTP connections and what the server needs for
+    // itself.
     let one = 96 + 2 * cores + 64 + 1;
     let server = Start::default().open_files(one + 62).serve().await;
     server

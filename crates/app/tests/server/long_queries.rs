@@ -1,5 +1,5 @@
-//! Queries with many channels: what a client may subscribe to, it can come back to with all positions, directly and through
-//! the examples for proxies.
+//! Queries with many channels: what a client may subscribe to, it can come back to with all positions,
+//! directly and through the examples for proxies.
 
 use std::net::SocketAddr;
 
@@ -40,8 +40,8 @@ async fn ask(address: SocketAddr, path: &str, query: &str, fields: &[&str]) -> (
     (answer[9..12].parse().unwrap(), answer)
 }
 
-/// Returns a query of as many channels as there may be, in so many bytes with the positions of all of them. The names are written
-/// as a client writes `/`, in three bytes.
+/// Returns a query of as many channels as there may be, in so many bytes with the positions of all of them.
+/// The names are written as a client writes `/`, in three bytes.
 fn query(bytes: usize) -> String {
     let of_names = bytes - MOST_CHANNELS * ("channel=&since=&".len() + POSITION.len());
     let name = |number: usize| {

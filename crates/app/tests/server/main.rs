@@ -1,11 +1,14 @@
 //! The server from the outside: the real binary, real signals, real sockets, a real browser.
 //!
-//! - What clients see: `messages`, `notices`, `protocol`, `limits`, `flood`, `slow_clients`, `heartbeat`, `event_loops`, `example_clients`.
-//! - Channels and recovery: `channels`, `events`, `events_body`, `events_in_browser`, `history`, `history_file`, `history_pages`, `recovery_model`, `replays`.
+//! - What clients see: `messages`, `notices`, `protocol`, `limits`, `flood`, `slow_clients`, `heartbeat`,
+//!   `event_loops`, `example_clients`.
+//! - Channels and recovery: `channels`, `events`, `events_body`, `events_in_browser`, `history`,
+//!   `history_file`, `history_pages`, `recovery_model`, `replays`.
 //! - HTTP: `http_*`, `publish`, `pages`, `pages_in_browser`, `refusals`, `proxies`.
 //! - The page in a browser: `browser`, `page_*`.
-//! - The life of the process: `startup`, `listen`, `listening_socket`, `settings`, `settings_sources`, `signals`, `drain`, `shutdown`, `parents`, `service_manager`, `processes`,
-//!   `task_limit`, `leaks`, `vital_tasks`, `clocks`.
+//! - The life of the process: `startup`, `listen`, `listening_socket`, `settings`, `settings_sources`,
+//!   `signals`, `drain`, `shutdown`, `parents`, `service_manager`, `processes`, `task_limit`, `leaks`,
+//!   `vital_tasks`, `clocks`.
 //! - Upgrades: `upgrade`, `failed_upgrades`, `control`, `http_upgrade`.
 //! - What operators see: `operate` (status, health), `metrics`, `logging`, `log_lines`, `deploy`, `recipes`.
 

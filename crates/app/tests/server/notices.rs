@@ -1,5 +1,5 @@
-//! Every client of a drain is told when to come back before it is closed, and the number of clients is the same
-//! wherever it is told.
+//! Every client of a drain is told when to come back before it is closed, and the number of clients is the
+//! same wherever it is told.
 
 use std::time::Duration;
 
@@ -75,7 +75,8 @@ async fn the_phase_and_what_belongs_to_it_change_together() {
     assert_eq!(server.exit_code().await, 0);
 }
 
-/// Returns what a client got, once it is closed: its notices, and whether the last of them was the last message.
+/// Returns what a client got, once it is closed: its notices, and whether the last of them was the last
+/// message.
 async fn notices(mut client: Client) -> (Vec<Value>, u16) {
     let (close, before) = client.closed().await;
     assert_eq!(before.last().unwrap()["type"], "shutdown", "{before:?}");
@@ -127,8 +128,8 @@ async fn clients_of_an_earlier_process_have_their_notices_from_the_new_one() {
     assert_eq!(server.exit_code().await, 0);
 }
 
-/// Returns when a client that had this notice right before its close is to come back: milliseconds after the deadline,
-/// by the server's own clock; before it, they are negative.
+/// Returns when a client that had this notice right before its close is to come back: milliseconds after the
+/// deadline, by the server's own clock; before it, they are negative.
 fn comes_back(notice: &Value) -> i64 {
     let time = |key: &str| notice[key].as_str().unwrap().parse::<jiff::Timestamp>().unwrap();
     let after = notice["reconnect"]["after_ms"].as_i64().unwrap();
@@ -189,8 +190,8 @@ async fn clients_that_are_closed_come_back_at_once_where_there_are_other_servers
 /// Bytes that the queue may have.
 const QUEUE: usize = 65536;
 
-/// Returns a server, and a client that does not read, for which more than its queue may have is waiting: the next publication
-/// would close it.
+/// Returns a server, and a client that does not read, for which more than its queue may have is waiting: the
+/// next publication would close it.
 async fn full_queue() -> (Server, TcpStream) {
     let server = Start::default()
         .env("NOTIFICATION_INTERVAL", "0")
@@ -200,8 +201,8 @@ async fn full_queue() -> (Server, TcpStream) {
         .serve()
         .await;
     let stuck = server.raw_client().await;
-    // What the kernel takes is not known. A chunk counts until all of it is written: so far from the bound, the next
-    // publication closes nobody.
+    // What the kernel takes is not known. A chunk counts until all of it is written: so far from the bound,
+    // the next publication closes nobody.
     while (server.metric("lastcall_queue_bytes").await as usize) < QUEUE - 25_000 {
         publish(&server, 20_000).await;
     }

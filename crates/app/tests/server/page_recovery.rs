@@ -1,4 +1,5 @@
-//! What the test page does with the ids of messages: it comes back, and shows what it missed, or says that it cannot.
+//! What the test page does with the ids of messages: it comes back, and shows what it missed, or says that it
+//! cannot.
 
 use fantoccini::Client;
 use serde_json::{Value, json};
@@ -161,7 +162,8 @@ async fn a_tab_says_that_messages_may_have_been_missed_after_its_server_was_kill
     soon("the browser's end", browser.close()).await.unwrap();
 }
 
-/// The broker in memory sends neither a `reset` over a WebSocket nor a close with 1013: the page is given them here.
+/// The broker in memory sends neither a `reset` over a WebSocket nor a close with 1013: the page is given
+/// them here.
 #[tokio::test]
 async fn a_tab_goes_on_from_the_id_of_a_reset_also_after_it_was_told_to_try_again_later() {
     let mut driver = Driver::start().await;

@@ -8,8 +8,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::support::{Client, Server, Signal, Start, installed, soon, until};
 
-/// Three upgrades by the command, after each of which the server that was started is still there, and serves its
-/// client.
+/// Three upgrades by the command, after each of which the server that was started is still there, and serves
+/// its client.
 async fn three_upgrades(server: &Server, client: &mut Client) -> Pid {
     let first = server.first_server();
     for number in 1..=3 {

@@ -36,7 +36,8 @@ async fn the_processes_of_a_test_that_fails_end_with_it() {
     }
 }
 
-/// Starts a server that is upgraded, and then a new process that is never ready; and ends, one way or another.
+/// Starts a server that is upgraded, and then a new process that is never ready; and ends, one way or
+/// another.
 async fn fail(end: &str, folder: &Path) -> ! {
     let program = folder.join("lastcall");
     install_server(&program);

@@ -115,7 +115,8 @@ async fn events_through_a_proxy_arrive_at_once_and_stay_over_an_upgrade() {
     }
 }
 
-/// Caddy keeps to `no-transform`; nginx compresses the events all the same, if it is told to compress everything.
+/// Caddy keeps to `no-transform`; nginx compresses the events all the same, if it is told to compress
+/// everything.
 #[tokio::test(flavor = "multi_thread")]
 async fn events_through_a_proxy_that_compresses_arrive_at_once() {
     let Some(curl) = installed("curl") else { return };
@@ -212,8 +213,8 @@ async fn a_proxy_shows_the_page_and_the_websocket_only() {
     }
 }
 
-/// A proxy that decodes a target takes some for the page, the WebSocket or events that are a channel of the API for the
-/// server, or nothing that is there.
+/// A proxy that decodes a target takes some for the page, the WebSocket or events that are a channel of the
+/// API for the server, or nothing that is there.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_server_gets_what_a_proxy_takes_a_target_for() {
     for software in Software::ALL {
@@ -304,11 +305,12 @@ async fn a_refusal_comes_through_a_proxy_while_the_body_is_still_sent() {
     }
 }
 
-/// Returns the answer to a publication, read to its length and not to the end of the connection: after the whole answer,
-/// Caddy 2.6.2 leaves one of some thousand of these connections open for ever, although the request has `Connection: close`
-/// and the connection to the server has ended. The stacks of its goroutines, five times of five: the HTTP server of Go waits in
-/// `finishRequest`, `abortPendingRead` for the end of a `backgroundRead`, which waits without a deadline for bytes that the
-/// client will not send. That read begins at the end of the request's body, which the proxy may reach when it has answered.
+/// Returns the answer to a publication, read to its length and not to the end of the connection: after the
+/// whole answer, Caddy 2.6.2 leaves one of some thousand of these connections open for ever, although the
+/// request has `Connection: close` and the connection to the server has ended. The stacks of its goroutines,
+/// five times of five: the HTTP server of Go waits in `finishRequest`, `abortPendingRead` for the end of a
+/// `backgroundRead`, which waits without a deadline for bytes that the client will not send. That read begins
+/// at the end of the request's body, which the proxy may reach when it has answered.
 async fn answer_to_large_body(proxy: &Proxy, key: Option<&str>, body: &str) -> Answer {
     let mut connection = Http::to(&proxy.address.to_string()).await;
     let length = format!("Content-Length: {}", body.len());

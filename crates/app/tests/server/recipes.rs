@@ -1,5 +1,5 @@
-//! The recipes of the justfile that do more than call one program. `cargo` is a script here that builds nothing and
-//! has its programs in a folder that the recipes cannot know.
+//! The recipes of the justfile that do more than call one program. `cargo` is a script here that builds
+//! nothing and has its programs in a folder that the recipes cannot know.
 
 use std::path::{Path, PathBuf};
 

@@ -1,7 +1,8 @@
-//! A model that knows every publication, against which all that each client received is checked: no gap, nothing twice,
-//! nothing out of order, and `recovered: false` exactly where the history does not reach back far enough. Clients leave in
-//! all ways and come back, by WebSocket and by server-sent events, while the server is upgraded three times and restarted
-//! once. The same again over a broker with faults: then every loss is told.
+//! A model that knows every publication, against which all that each client received is checked: no gap,
+//! nothing twice, nothing out of order, and `recovered: false` exactly where the history does not reach back
+//! far enough. Clients leave in all ways and come back, by WebSocket and by server-sent events, while the
+//! server is upgraded three times and restarted once. The same again over a broker with faults: then every
+//! loss is told.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -110,7 +111,8 @@ fn channel_name(channel: usize) -> String {
     format!("c{channel}")
 }
 
-/// Sends a request on a new connection. Returns the body of a response with status 200, or with 503 if it has results.
+/// Sends a request on a new connection. Returns the body of a response with status 200, or with 503 if it has
+/// results.
 async fn request(address: SocketAddr, method: &str, path: &str, body: &str) -> Option<Value> {
     let mut stream = TcpStream::connect(address).await.ok()?;
     let head = format!(
@@ -127,7 +129,8 @@ async fn request(address: SocketAddr, method: &str, path: &str, body: &str) -> O
     (head.starts_with("HTTP/1.1 200 ") || !body["results"].is_null()).then_some(body)
 }
 
-/// Publishes everything, in batches, each until it is acknowledged: a key for each publication makes that exactly once.
+/// Publishes everything, in batches, each until it is acknowledged: a key for each publication makes that
+/// exactly once.
 async fn publish(shared: Arc<Shared>, mut random: StdRng) {
     let mut number = 0;
     while number < shared.publications {

@@ -1,5 +1,5 @@
-//! What operators see of requests that were refused: a count, and a line in the log that clients cannot repeat at
-//! will.
+//! What operators see of requests that were refused: a count, and a line in the log that clients cannot
+//! repeat at will.
 
 use serde_json::Value;
 use tokio::net::TcpStream;

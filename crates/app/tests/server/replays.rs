@@ -94,7 +94,8 @@ async fn connect_silent(server: &Server, count: usize) -> Vec<TcpStream> {
     let mut streams = Vec::with_capacity(count);
     for number in 0..count {
         streams.push(connect_one_of_many(server.address, number).await);
-        // A system may queue no more than 128 connections that are not accepted; others would have to be tried again.
+        // A system may queue no more than 128 connections that are not accepted; others would have to be
+        // tried again.
         if streams.len().is_multiple_of(100) {
             let accepted = async || server.open_files() >= streams.len();
             until("connections to be accepted", accepted).await;
@@ -109,7 +110,8 @@ async fn ten_thousand_clients_that_come_back_at_once_get_what_they_missed_and_th
     const MISSED: usize = 100;
     /// Publications after which a client tells that it gets on.
     const STEP: usize = 10;
-    // Nearly: while they wait, each has its place among the HTTP connections, and another one is kept for it among the clients.
+    // Nearly: while they wait, each has its place among the HTTP connections, and another one is kept for it
+    // among the clients.
     let budget = ConnectionBudget::with(9_700, 1000).await;
     let clients = budget.connections;
     // Connections wait for their requests until all are there.
@@ -133,7 +135,8 @@ async fn ten_thousand_clients_that_come_back_at_once_get_what_they_missed_and_th
     for (client, mut input) in inputs.into_iter().enumerate() {
         let (missed, got_on) = (Arc::clone(&missed), got_on.clone());
         reading.spawn(async move {
-            // How long a client waits depends on how many are before it: the test waits as long as some get on.
+            // How long a client waits depends on how many are before it: the test waits as long as some get
+            // on.
             let status = input.status().await;
             let expected = if wire(client) == Wire::WebSocket { 101 } else { 200 };
             assert_eq!(status, Some(expected), "client {client}");
@@ -199,8 +202,8 @@ async fn publish_order(server: &Server, data: Value) -> Order {
     (publish(server, &[("orders", data.clone())]).await.remove(0), data)
 }
 
-/// Publishes one publication that clients have, and then more than a client takes that does not read. Returns the id of
-/// the first one, and the others.
+/// Publishes one publication that clients have, and then more than a client takes that does not read. Returns
+/// the id of the first one, and the others.
 async fn publish_large_replay(server: &Server) -> (String, Vec<Order>) {
     let (since, _) = publish_order(server, json!("known")).await;
     (since, publish_more_than_a_client_takes(server).await)
@@ -221,22 +224,23 @@ async fn publish_more_than_a_client_takes(server: &Server) -> Vec<Order> {
     missed
 }
 
-/// Returns the most bytes that the kernel takes from a server for one client that does not read (tcp(7)). The receive
-/// buffer of such a client is small beside that.
+/// Returns the most bytes that the kernel takes from a server for one client that does not read (tcp(7)). The
+/// receive buffer of such a client is small beside that.
 fn largest_send_buffer() -> usize {
     let sizes = fs::read_to_string("/proc/sys/net/ipv4/tcp_wmem").unwrap();
     sizes.split_whitespace().nth(2).unwrap().parse().unwrap()
 }
 
-/// Connects a client of `orders` with a small receive buffer, which has the publication `since`. Reads up to the start of
-/// its replay.
+/// Connects a client of `orders` with a small receive buffer, which has the publication `since`. Reads up to
+/// the start of its replay.
 async fn come_back_with_a_small_buffer(server: &Server, wire: Wire, since: &str) -> Input {
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
     come_back(socket.connect(server.address).await.unwrap(), wire, since).await
 }
 
-/// Makes a connection one of a client of `orders` that has the publication `since`. Reads up to the start of its replay.
+/// Makes a connection one of a client of `orders` that has the publication `since`. Reads up to the start of
+/// its replay.
 async fn come_back(stream: TcpStream, wire: Wire, since: &str) -> Input {
     let address = stream.peer_addr().unwrap();
     let request = match wire {
@@ -262,8 +266,8 @@ async fn expect_orders(input: &mut Input, expected: &[Order]) {
     }
 }
 
-/// Publishes the publication of this number behind the replays of so many clients that do not read, and waits until it is
-/// queued for all of them.
+/// Publishes the publication of this number behind the replays of so many clients that do not read, and waits
+/// until it is queued for all of them.
 async fn publish_behind(server: &Server, clients: usize, number: usize) -> Order {
     // More than the page of a replay, which is queued too.
     const SIZE: usize = 60_000;
@@ -286,7 +290,8 @@ async fn upgrades_in_the_middle_of_a_replay_lose_and_double_nothing() {
         expect_orders(&mut input, &expected[..1]).await;
         inputs.push(input);
     }
-    // These clients do not read, so the rest of each replay waits in the server: what is queued behind it shows that.
+    // These clients do not read, so the rest of each replay waits in the server: what is queued behind it
+    // shows that.
     expected.push(publish_behind(&server, inputs.len(), 0).await);
     for upgrade in 1..=2 {
         server.upgrade().await;

@@ -1,4 +1,5 @@
-//! The service manager (sd_notify(3)): it follows the server only if it has started it, and nothing waits for it.
+//! The service manager (sd_notify(3)): it follows the server only if it has started it, and nothing waits for
+//! it.
 
 use std::{
     os::{

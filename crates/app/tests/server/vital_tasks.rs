@@ -1,5 +1,5 @@
-//! A part of the server that fails, and that nothing else would miss, ends the server: its clients are told, and whatever
-//! started it sees its exit code.
+//! A part of the server that fails, and that nothing else would miss, ends the server: its clients are told,
+//! and whatever started it sees its exit code.
 
 use lastcall_handover::failpoint;
 use rustix::process::Signal;
@@ -25,8 +25,8 @@ impl Failing {
         Self { server, client, failpoint }
     }
 
-    /// Waits until nothing is left to be done: what is set from here on is for what comes from here on. The end of the
-    /// connection that is returned would be such a thing.
+    /// Waits until nothing is left to be done: what is set from here on is for what comes from here on. The
+    /// end of the connection that is returned would be such a thing.
     async fn settle(&self) -> Http {
         let mut http = Http::connect(&self.server).await;
         let request = http.head("GET", "/metrics", &[]);
@@ -124,7 +124,8 @@ async fn an_end_after_a_failure_says_that_it_writes_no_history() {
     assert!(!file.exists());
 }
 
-/// A part that fails while an upgrade stops it is not there to be continued, so the old process must not say that it continues.
+/// A part that fails while an upgrade stops it is not there to be continued, so the old process must not say
+/// that it continues.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_fails_while_an_upgrade_stops_it_ends_the_server() {
     for name in ["the accept loop", "the notifier"] {

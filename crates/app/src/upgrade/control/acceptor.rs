@@ -19,31 +19,33 @@ use super::{
 };
 use crate::upgrade::timeouts::COMMAND_TIMEOUT;
 
-/// Most connections whose command is waited for at once. For another one, the one that has waited longest is closed. Only
-/// this user's processes, and root's, can be there.
+/// Most connections whose command is waited for at once. For another one, the one that has waited longest is
+/// closed. Only this user's processes, and root's, can be there.
 pub(super) const MAX_WAITING: usize = 8;
 
 /// The time until the next attempt to accept a connection after an error: there is no event for its end.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
-/// How often the file of the socket is looked for, and a socket that could not be made is tried again.
+/// The interval at which the file of the socket is looked for, and a socket that could not be made is tried
+/// again.
 const CHECK_INTERVAL: Duration = Duration::from_secs(30);
 
-/// How long a start waits for the first look at the folder. The socket is made all the same if it takes longer.
+/// The time for which a start waits for the first look at the folder. The socket is made all the same if it
+/// takes longer.
 const FIRST_LOOK_TIMEOUT: Duration = Duration::from_secs(1);
 
 pub(super) struct Acceptor {
     pub(super) path: PathBuf,
     /// Where the server listens.
     pub(super) address: ServerAddress,
-    /// True if its folder was not set. Then it is no fault if there can be no socket, as in a container whose files
-    /// are read-only.
+    /// True if its folder was not set. Then it is no fault if there can be no socket, as in a container whose
+    /// files are read-only.
     pub(super) is_default: bool,
     pub(super) socket: SharedSocket,
     pub(super) requests: mpsc::Sender<WaitingCommand>,
 }
 
-/// What the acceptor waits for.
+/// An event that the acceptor waits for.
 pub(super) struct AcceptState {
     /// `None` while there is no socket.
     listener: Option<ControlListener>,
@@ -51,14 +53,15 @@ pub(super) struct AcceptState {
     reported: bool,
     /// True if connections cannot be accepted now, and that was logged.
     failing: bool,
-    /// Connections whose command is waited for, the longest first: how to tell each that it must make room. Closed once its
-    /// command is there.
+    /// Connections whose command is waited for, the longest first: how to tell each that it must make room.
+    /// Closed once its command is there.
     connections: VecDeque<oneshot::Sender<()>>,
     /// The look at the folder that is under way.
     looking: Option<JoinHandle<Found>>,
 }
 
-/// The result of a look at the folder: the socket that was made, or why it could not be; `None` if the file was there.
+/// The result of a look at the folder: the socket that was made, or why it could not be; `None` if the file
+/// was there.
 type Found = Option<Result<ControlSocket, SocketError>>;
 
 impl Acceptor {
@@ -147,8 +150,9 @@ impl Acceptor {
         });
     }
 
-    /// Begins to look for the file of the socket, and to make the socket if it is not there or accepts nothing any more,
-    /// unless that is under way. A file system that does not answer holds one of the threads for such work, not this one.
+    /// Begins to look for the file of the socket, and to make the socket if it is not there or accepts
+    /// nothing any more, unless that is under way. A file system that does not answer holds one of the
+    /// threads for such work, not this one.
     fn check(&self, state: &mut AcceptState) {
         if state.looking.is_some() {
             return;

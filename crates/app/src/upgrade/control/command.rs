@@ -18,8 +18,8 @@ use crate::upgrade::timeouts::REPORT_TIMEOUT;
 /// Longest command, in bytes.
 const MAX_COMMAND: usize = 64 << 10;
 
-/// A connection over which `lastcall upgrade` asked for an upgrade, and waits for the report of how it goes. Dropping it
-/// without a report tells the command that there is no result.
+/// A connection over which `lastcall upgrade` asked for an upgrade, and waits for the report of how it goes.
+/// Dropping it without a report tells the command that there is no result.
 pub(crate) struct WaitingCommand(UnixStream);
 
 impl WaitingCommand {

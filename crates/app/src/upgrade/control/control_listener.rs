@@ -11,8 +11,9 @@ use tokio::{
     net::UnixStream,
 };
 
-/// A listener that notices when it was shut down in another process that has it. accept(2) without blocking then says for
-/// ever that nothing has come, while the socket is ready: tokio's own listener would do nothing else any more.
+/// A listener that notices when it was shut down in another process that has it. accept(2) without blocking
+/// then says for ever that nothing has come, while the socket is ready: tokio's own listener would do nothing
+/// else any more.
 pub(super) struct ControlListener(AsyncFd<UnixListener>);
 
 impl ControlListener {

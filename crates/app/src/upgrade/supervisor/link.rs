@@ -1,8 +1,8 @@
-//! The link: a pair of sockets between the supervisor and the process that serves. Each new process inherits the
-//! serving side from the process before it.
+//! The link: a pair of sockets between the supervisor and the process that serves. Each new process inherits
+//! the serving side from the process before it.
 //!
-//! The process that serves writes its PID as four bytes, the lowest first; the supervisor writes each signal as one
-//! byte, its number. Other builds do the same.
+//! The process that serves writes its PID as four bytes, the lowest first; the supervisor writes each signal
+//! as one byte, its number. Other builds do the same.
 
 use std::{
     io,
@@ -45,8 +45,8 @@ impl Link {
         &self.descriptor
     }
 
-    /// Tells the supervisor that this process serves, and takes signals from it from now on. The task that does is among
-    /// the `vital_tasks`.
+    /// Tells the supervisor that this process serves, and takes signals from it from now on. The task that
+    /// does is among the `vital_tasks`.
     ///
     /// # Errors
     /// When the descriptor cannot be used.

@@ -1,5 +1,5 @@
-//! Children that this process did not start: all orphans of a container if it is process 1 there, and what a shell that became
-//! this process had started before.
+//! Children that this process did not start: all orphans of a container if it is process 1 there, and what a
+//! shell that became this process had started before.
 
 use std::{convert::Infallible, io};
 
@@ -18,8 +18,8 @@ impl Orphans {
         Ok(Self { child_ended: signal(SignalKind::child())? })
     }
 
-    /// Waits for each child that has ended. Not to be polled while this process has a child of its own: that one's exit code
-    /// would be lost. May be dropped at any time.
+    /// Waits for each child that has ended. Not to be polled while this process has a child of its own: that
+    /// one's exit code would be lost. May be dropped at any time.
     pub(in crate::upgrade) async fn reap(&mut self) -> Infallible {
         loop {
             reap();

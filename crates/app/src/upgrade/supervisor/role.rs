@@ -1,4 +1,4 @@
-//! What becomes of a process once it has handed over.
+//! The role of a process once it has handed over.
 
 use std::{
     io,
@@ -11,20 +11,21 @@ use rustix::process::{getpid, set_child_subreaper};
 use super::link::Link;
 use crate::{upgrade::descriptor::inherited_descriptor, variables};
 
-/// What becomes of this process at a handover.
+/// The role of this process after a handover.
 #[derive(Debug)]
 pub(crate) enum Role {
     /// This process was started by something that may only know its PID: it stays, and supervises.
     Root(Option<LinkPair>),
-    /// This process is watched by a service manager that follows a new PID when it is told (sd_notify(3), MAINPID=).
-    /// It ends, unless the manager does not answer.
+    /// This process is watched by a service manager that follows a new PID when it is told (sd_notify(3),
+    /// MAINPID=). It ends, unless the manager does not answer.
     FollowedByManager,
     /// Another process supervises this one, which ends.
     Supervised(Link),
 }
 
 impl Role {
-    /// Returns the role of this process, which may take over from another one. To be called once, before there are threads.
+    /// Returns the role of this process, which may take over from another one. To be called once, before
+    /// there are threads.
     ///
     /// # Errors
     /// When the environment has something in place of the number of a descriptor.
@@ -37,7 +38,8 @@ impl Role {
         Ok(if followed { Self::FollowedByManager } else { Self::Root(None) })
     }
 
-    /// Has this process stay if the service manager did not take what it was told last: it would not follow the new one.
+    /// Has this process stay if the service manager did not take what it was told last: it would not follow
+    /// the new one.
     pub(in crate::upgrade) async fn stay_in_doubt(&mut self, service_manager: &ServiceManager) {
         if matches!(self, Self::FollowedByManager) && !service_manager.is_told().await {
             *self = Self::Root(None);
@@ -61,8 +63,8 @@ impl Role {
         }
     }
 
-    /// This process continues: drops what was made for the new process, and tells the supervisor, as the new process
-    /// may have said that it serves.
+    /// This process continues: drops what was made for the new process, and tells the supervisor, as the new
+    /// process may have said that it serves.
     pub(in crate::upgrade) fn roll_back(&mut self) {
         match self {
             Self::Root(links) => *links = None,

@@ -33,8 +33,8 @@ impl Driver {
         Self::of(&program("CHROMEDRIVER", "chromedriver")).await
     }
 
-    /// Starts this program. Chromedriver has the system choose a port for IPv4, and then takes the same one for IPv6: when
-    /// another program has that, it ends, and is started again.
+    /// Starts this program. Chromedriver has the system choose a port for IPv4, and then takes the same one
+    /// for IPv6: when another program has that, it ends, and is started again.
     pub(crate) async fn of(program: &Path) -> Self {
         for _ in 0..MAX_STARTS {
             if let Some(driver) = soon("chromedriver starts", Self::try_start(program)).await {

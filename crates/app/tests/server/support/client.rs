@@ -23,7 +23,8 @@ impl Answer {
         serde_json::from_str(&self.body).unwrap_or_else(|_| panic!("not JSON: {self:?}"))
     }
 
-    /// Returns the value of a header, of which there must be one at most. Its name in lower case, as it is sent.
+    /// Returns the value of a header, of which there must be one at most. Its name in lower case, as it is
+    /// sent.
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         let mut lines = self.head.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
         let value = lines.next();

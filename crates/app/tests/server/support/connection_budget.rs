@@ -34,8 +34,9 @@ pub(crate) struct ConnectionBudget {
 }
 
 impl ConnectionBudget {
-    /// Waits for a budget of `wanted` connections, or for as many as the limit of this process allows. Waits until other
-    /// tests have left enough. Without room for `needed` ones, the test fails with a sentence that says what to do.
+    /// Waits for a budget of `wanted` connections, or for as many as the limit of this process allows. Waits
+    /// until other tests have left enough. Without room for `needed` ones, the test fails with a sentence
+    /// that says what to do.
     pub(crate) async fn with(wanted: usize, needed: usize) -> Self {
         let connections = fitting(*LIMIT, wanted, needed).unwrap_or_else(|told| panic!("{told}"));
         if connections < wanted {

@@ -61,7 +61,8 @@ impl Server {
         metric(&self.get("/metrics").await.body, name)
     }
 
-    /// Waits until the server has this number of clients: a connection that has ended is counted for a moment longer.
+    /// Waits until the server has this number of clients: a connection that has ended is counted for a moment
+    /// longer.
     pub(crate) async fn has_clients(&self, count: usize) {
         let has_them = async || self.get("/health/ready").await.json()["clients"] == count;
         until(&format!("{count} clients"), has_them).await;

@@ -55,8 +55,8 @@ pub(crate) use websocket::{
 
 pub(crate) use wire::{Input, Received, Wire};
 
-/// The longest that one step of a test may take: a server that hangs fails its test, and no test waits without end.
-/// Far more than a busy machine needs, for a browser, too.
+/// The longest that one step of a test may take: a server that hangs fails its test, and no test waits
+/// without end. Far more than a busy machine needs, for a browser, too.
 pub(crate) const STEP_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Longest path of a folder that leaves room for the names of sockets in it: the path of a Unix socket has at
@@ -88,8 +88,8 @@ pub(crate) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
     timeout(STEP_TIMEOUT, future).await.unwrap_or_else(|_| panic!("{what}: nothing for {STEP_TIMEOUT:?}"))
 }
 
-/// Tries up to ten times whether `attempt` takes no longer than `limit`: a machine may be busy for a while, but
-/// a server that is too slow always fails.
+/// Tries up to ten times whether `attempt` takes no longer than `limit`: a machine may be busy for a while,
+/// but a server that is too slow always fails.
 pub(crate) async fn takes_at_most(limit: Duration, mut attempt: impl AsyncFnMut() -> Duration) {
     let mut taken = Vec::new();
     for _ in 0..10 {
@@ -108,16 +108,17 @@ pub(crate) async fn timed<T>(future: impl Future<Output = T>) -> (T, Duration) {
     (value, started.elapsed())
 }
 
-/// Returns an address of this machine that no other test uses: all of 127.0.0.0/8 are (RFC 1122 section 3.2.1.3).
-/// A program that takes any free port takes one of 127.0.0.1.
+/// Returns an address of this machine that no other test uses: all of 127.0.0.0/8 are (RFC 1122 section
+/// 3.2.1.3). A program that takes any free port takes one of 127.0.0.1.
 pub(crate) fn own_address() -> Ipv4Addr {
     static NEXT: AtomicU8 = AtomicU8::new(0);
     let [.., high, low] = std::process::id().to_be_bytes();
     Ipv4Addr::new(127, 128 | (high & 127), low, NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
-/// Connects the client of this number. Many clients come from a hundred addresses: its connections would take most
-/// of the ports that one has, also for the minute after they have ended, and other tests would find none.
+/// Connects the client of this number. Many clients come from a hundred addresses: its connections would take
+/// most of the ports that one has, also for the minute after they have ended, and other tests would find
+/// none.
 pub(crate) async fn connect_one_of_many(server: SocketAddr, number: usize) -> TcpStream {
     let from = Ipv4Addr::new(127, 0, 1, 1 + (number % 100) as u8);
     let socket = TcpSocket::new_v4().unwrap();

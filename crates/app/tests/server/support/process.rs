@@ -10,7 +10,8 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::process::Child;
 
-/// Reads which process groups there are, one change a line; kills those that are left when nothing more comes.
+/// Reads which process groups there are, one change a line; kills those that are left when nothing more
+/// comes.
 const KILL_AT_END: &str = r#"
     groups=" "
     while read -r change group; do

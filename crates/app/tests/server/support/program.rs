@@ -8,8 +8,8 @@ use std::{
 
 use tempfile::TempDir;
 
-/// Returns a folder in which programs can be run: beside those that cargo built, as `/tmp` may be mounted `noexec`;
-/// in `/tmp` if another user has built them.
+/// Returns a folder in which programs can be run: beside those that cargo built, as `/tmp` may be mounted
+/// `noexec`; in `/tmp` if another user has built them.
 pub(crate) fn folder_for_programs() -> TempDir {
     tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).or_else(|_| tempfile::tempdir()).unwrap()
 }
@@ -39,7 +39,8 @@ fn install(from: &Path, at: &Path) {
     assert!(status.success(), "install {} {}: {status}", from.display(), at.display());
 }
 
-/// A Python that has this package, or `None` if none is installed. Where all programs have to be, that is a failure.
+/// A Python that has this package, or `None` if none is installed. Where all programs have to be, that is a
+/// failure.
 pub(crate) fn python_with(package: &str) -> Option<PathBuf> {
     // A package of the system is for the system's Python, which may not be the first on the PATH.
     let candidates =
@@ -57,8 +58,8 @@ pub(crate) fn python_with(package: &str) -> Option<PathBuf> {
     found
 }
 
-/// The path of a program of the system, or `None` if it is not installed. Where all of them have to be, as in CI,
-/// that is a failure.
+/// The path of a program of the system, or `None` if it is not installed. Where all of them have to be, as in
+/// CI, that is a failure.
 pub(crate) fn installed(name: &str) -> Option<PathBuf> {
     let found = find(name);
     assert!(found.is_some() || std::env::var_os("CI").is_none(), "{name} is not installed");

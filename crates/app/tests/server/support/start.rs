@@ -25,8 +25,8 @@ pub(crate) struct Ended {
     pub(crate) stderr: String,
 }
 
-/// Has the processes that are started handle signals: under nohup, or as a background job of a script, this one was
-/// started with some of them ignored, which is inherited.
+/// Has the processes that are started handle signals: under nohup, or as a background job of a script, this
+/// one was started with some of them ignored, which is inherited.
 fn handle_signals() {
     static ONCE: std::sync::Once = std::sync::Once::new();
     ONCE.call_once(|| {
@@ -114,7 +114,8 @@ impl Start {
 
     /// Lets it have no more than this many open files.
     pub(crate) fn open_files(mut self, most: usize) -> Self {
-        // By a shell, which becomes the server: a limit cannot be set between fork and exec without unsafe code.
+        // By a shell, which becomes the server: a limit cannot be set between fork and exec without unsafe
+        // code.
         let limit = format!("ulimit -n {most} && exec \"$0\" \"$@\"");
         let command =
             copy_of(&self.command, Path::new("sh"), &["-c", &limit, env!("CARGO_BIN_EXE_lastcall")]);
@@ -138,7 +139,8 @@ impl Start {
         self
     }
 
-    /// Runs `setup` in a shell with namespaces of its own (unshare(1), by its options), which then becomes the server.
+    /// Runs `setup` in a shell with namespaces of its own (unshare(1), by its options), which then becomes
+    /// the server.
     pub(crate) fn in_namespaces(mut self, kinds: &[&str], setup: &str) -> Self {
         let script = format!("{setup} && exec \"$0\" \"$@\"");
         let shell = ["sh", "-c", &script, env!("CARGO_BIN_EXE_lastcall")];
@@ -147,7 +149,8 @@ impl Start {
         self
     }
 
-    /// Has it told what it does at this socket, by a service manager that is this process and follows the main one.
+    /// Has it told what it does at this socket, by a service manager that is this process and follows the
+    /// main one.
     pub(crate) fn watched_by_this_process(self, socket: impl ToString) -> Self {
         self.env("NOTIFY_SOCKET", socket).env("MANAGERPID", std::process::id())
     }

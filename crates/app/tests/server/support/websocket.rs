@@ -43,7 +43,8 @@ pub(crate) fn text_frame(text: impl AsRef<[u8]>) -> Vec<u8> {
     masked_frame(0x81, text.as_ref())
 }
 
-/// The length of the server's frame that `bytes` begin with, and of its head. `None` if its head is not complete.
+/// The length of the server's frame that `bytes` begin with, and of its head. `None` if its head is not
+/// complete.
 pub(crate) fn frame_length(bytes: &[u8]) -> Option<(usize, usize)> {
     Some(match bytes.get(1)? {
         126 => (4 + usize::from(u16::from_be_bytes([*bytes.get(2)?, *bytes.get(3)?])), 4),
@@ -77,7 +78,8 @@ pub(crate) async fn read_to_close(stream: &mut TcpStream, close: &[u8]) -> Vec<u
 }
 
 impl Server {
-    /// A client that has completed its handshake and then is just a TCP connection, with a small receive buffer.
+    /// A client that has completed its handshake and then is just a TCP connection, with a small receive
+    /// buffer.
     pub(crate) async fn raw_client(&self) -> TcpStream {
         self.raw_client_with_buffer(4096).await
     }

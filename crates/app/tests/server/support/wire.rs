@@ -1,4 +1,5 @@
-//! A client of either route, `/ws` or `/events`, that is just a TCP connection: it reads when a test has it read.
+//! A client of either route, `/ws` or `/events`, that is just a TCP connection: it reads when a test has it
+//! read.
 
 use std::{
     fmt::Display,
