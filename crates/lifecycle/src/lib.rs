@@ -8,6 +8,48 @@
 //!   handles the signals that a supervisor forwards.
 //! - `service_manager`: what systemd is told of all this, with sd_notify(3).
 //! - `upgrade`: the trait [`Upgrade`], by which the binary carries out upgrades.
+//!
+//! ```no_run
+//! use std::{future::{Future, pending}, time::Duration};
+//!
+//! use lastcall_lifecycle::{
+//!     Hooks, Lifecycle, NewProcess, ServiceManager, Signals, Upgrade, UpgradeFailed, is_in_foreground,
+//! };
+//! use lastcall_websockets::{ConnectionManager, Phases, ShutdownConfig, VitalTasks};
+//!
+//! /// A server that is restarted in place of being upgraded.
+//! struct NoUpgrades;
+//!
+//! impl Upgrade for NoUpgrades {
+//!     type Request = ();
+//!
+//!     async fn next_request(&mut self) {
+//!         pending().await
+//!     }
+//!
+//!     async fn upgrade(&mut self, (): (), _: impl Future) -> Result<NewProcess, UpgradeFailed> {
+//!         Err(UpgradeFailed)
+//!     }
+//!
+//!     async fn refuse(&mut self, (): (), _: &str) {}
+//! }
+//!
+//! # async fn serve(manager: ConnectionManager, phases: Phases) -> Result<(), Box<dyn std::error::Error>> {
+//! let signals = Signals::listen(is_in_foreground(), &VitalTasks::default())?;
+//! let hooks = Hooks::default().add("HTTP", Duration::from_secs(5), async {
+//!     println!("starting");
+//!     Ok(async {
+//!         println!("stopping");
+//!         Ok(())
+//!     })
+//! });
+//! let service_manager = ServiceManager::from_environment();
+//! let life = Lifecycle::start(hooks, phases, signals, service_manager, false).await?;
+//! let reason = life.run(manager, ShutdownConfig::default(), &mut NoUpgrades).await;
+//! println!("the server has ended: {reason:?}");
+//! # Ok(())
+//! # }
+//! ```
 
 mod hooks;
 mod run;

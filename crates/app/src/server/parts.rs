@@ -146,3 +146,43 @@ impl Parts {
             })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpStream;
+
+    use lastcall_core::settings::Sources;
+    use lastcall_endpoints::Listener;
+    use lastcall_websockets::NotifierState;
+
+    use super::*;
+
+    const TIMEOUTS: StopTimeouts =
+        StopTimeouts { closing: CLOSING_TIMEOUT, in_flight: HOOK_TIMEOUT, refused: REFUSED_TIMEOUT };
+
+    #[tokio::test]
+    async fn the_ingress_resumes_where_it_was_suspended() {
+        let folder = tempfile::tempdir().unwrap();
+        let sources = Sources { working_dir: folder.path().to_owned(), ..Sources::default() };
+        let settings = Settings::load(&sources).unwrap().settings;
+        let page = Page::load(None, settings.max_message_size).unwrap();
+        let parts = Parts::build(&settings, page, &Phases::default(), &VitalTasks::default()).unwrap();
+        let ingress = &parts.ingress;
+        assert!(ingress.requests_in_flight().is_none(), "suspended at first");
+        assert!(ingress.suspend(TIMEOUTS).await.unwrap().is_none(), "nothing to be suspended");
+
+        let listener = Listener::bind("127.0.0.1", 0).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut suspended = SuspendedIngress { http: listener.into(), notifier: NotifierState::default() };
+        for _ in 0..2 {
+            ingress.resume(suspended);
+            assert!(ingress.requests_in_flight().is_some());
+            let client = TcpStream::connect(address).unwrap();
+            suspended = ingress.suspend(TIMEOUTS).await.unwrap().unwrap();
+            assert_eq!(suspended.http.listener.local_addr().unwrap(), address);
+            assert!(ingress.requests_in_flight().is_none());
+            drop(client);
+        }
+        parts.manager.stop();
+    }
+}

@@ -253,3 +253,52 @@ async fn kill(child: &mut Child, failed: FailedStep) -> anyhow::Error {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::process::Command;
+
+    use super::*;
+
+    fn attempt(script: &str) -> Attempt {
+        let child = Command::new("sh").args(["-c", script]).kill_on_drop(true).spawn().unwrap();
+        Attempt::new(child, "sh".into()).unwrap()
+    }
+
+    fn gone() -> FailedStep {
+        FailedStep::from(SendError::Stream(StreamError::Gone)).within("it did not serve")
+    }
+
+    #[tokio::test]
+    async fn a_new_process_that_ended_by_itself_is_the_reason() {
+        for (script, code, reason) in [
+            ("exit 3", 3, "it ended by itself (exit status: 3); its own output says why"),
+            (
+                "exit 2",
+                2,
+                "it ended by itself (exit status: 2), as its settings are wrong; its own output says why",
+            ),
+        ] {
+            let mut attempt = attempt(script);
+            assert_eq!(attempt.child.wait().await.unwrap().code(), Some(code));
+            assert_eq!(kill(&mut attempt.child, gone()).await.to_string(), reason);
+            let other = kill(&mut attempt.child, FailedStep::Other(anyhow!("no room"))).await;
+            assert_eq!(format!("{other:#}"), format!("{reason}: no room"));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_new_process_that_runs_is_ended_for_the_reason_that_is_known() {
+        let mut attempt = attempt("exec sleep 600");
+        let reason = kill(&mut attempt.child, FailedStep::Other(anyhow!("no room"))).await;
+        assert_eq!(format!("{reason:#}"), "no room");
+        assert!(attempt.child.try_wait().unwrap().is_some(), "it was waited for");
+    }
+
+    #[tokio::test]
+    async fn a_process_that_was_started_too_late_is_ended() {
+        let mut attempt = attempt("exec sleep 600");
+        attempt.end_early();
+        assert!(!attempt.child.wait().await.unwrap().success());
+    }
+}
