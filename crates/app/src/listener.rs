@@ -2,11 +2,13 @@
 
 use std::net::SocketAddr;
 
-use anyhow::bail;
+use anyhow::anyhow;
 use lastcall_core::settings::{Loaded, SettingError, Settings};
 use lastcall_endpoints::{BindError, Listener};
 use tokio::net::lookup_host;
 use tracing::{info, warn};
+
+use crate::failure::Failure;
 
 /// A listening socket, and where it is from.
 pub(crate) struct BoundListener {
@@ -20,8 +22,8 @@ pub(crate) struct BoundListener {
 pub(crate) async fn open(
     loaded: &Loaded,
     unusable: &mut Vec<SettingError>,
-) -> anyhow::Result<Option<BoundListener>> {
-    if let Some(listener) = Listener::from_systemd()? {
+) -> Result<Option<BoundListener>, Failure> {
+    if let Some(listener) = Listener::from_systemd().map_err(Failure::settings)? {
         info!("listening on the socket that systemd passed; `host` and `port` do not matter");
         return Ok(Some(BoundListener { listener, from_systemd: true }));
     }
@@ -39,7 +41,7 @@ pub(crate) async fn open(
     let may_pass = matches!(error, BindError::InUse(_));
     let error = loaded.unusable_error(key, &format_args!("{:#}", anyhow::Error::from(error)));
     if may_pass && unusable.is_empty() {
-        bail!("{error}");
+        return Err(anyhow!("{error}").into());
     }
     unusable.push(error);
     Ok(None)

@@ -5,6 +5,7 @@
 //! - `server` composes the parts of the server, and starts and stops them in order.
 //! - `history` is the history of the channels as bytes, the file to which a shutdown writes it, and its
 //!   expiry.
+//! - `failure` is what the process says, and its exit code, when it could not do what it was to do.
 //! - `listener` opens the listening socket as the settings say, `exposure` logs what other machines can do.
 //! - `ingress` is all that can publish: HTTP and the notifier, which an upgrade suspends.
 //! - `upgrade` is both sides of a handover, the control socket, and the supervisor.
@@ -16,6 +17,7 @@ mod cli;
 mod commands;
 mod config;
 mod exposure;
+mod failure;
 mod history;
 mod ingress;
 mod listener;
@@ -36,54 +38,38 @@ use std::{
 use anyhow::Context;
 use lastcall_core::{
     logging::{self, LoggingError},
-    process::{OpenFileLimit, OpenFileLimitTooLow, preallocate_descriptor_table},
-    settings::{Loaded, Settings, SettingsErrors},
+    process::{OpenFileLimit, preallocate_descriptor_table},
+    settings::{Loaded, Settings},
 };
-use lastcall_endpoints::SystemdSocketError;
-use rustix::io::Errno;
 use tokio::runtime::Builder;
 use tracing::{error, warn};
 
-use crate::{cli::Action, server::Inherited, upgrade::Role};
-
-/// The exit code for settings that are wrong, or that this machine does not allow; the same as for a wrong
-/// command line.
-const WRONG_SETTINGS: u8 = 2;
+use crate::{
+    cli::{Action, Invocation},
+    failure::Failure,
+    server::Inherited,
+    upgrade::Role,
+};
 
 fn main() -> ExitCode {
     lastcall_lifecycle::reset_inherited();
     start_time::record();
     let invocation = cli::parse();
-    if let Err(error) = OpenFileLimit::raise() {
-        print_error(&error);
-        return ExitCode::FAILURE;
-    }
-    let loaded = match Settings::load(&invocation.sources) {
-        Ok(loaded) => loaded,
-        Err(errors) => {
-            print_error(&errors);
-            return ExitCode::from(WRONG_SETTINGS);
-        }
-    };
-    let result = match invocation.action {
-        Action::ShowConfig => show_config(&loaded),
-        Action::Serve => serve(&loaded),
-        Action::Upgrade => commands::upgrade(&loaded.settings),
-        Action::Status => status(&loaded.settings),
-    };
-    result.unwrap_or_else(|error| {
-        let error =
-            if is_out_of_descriptors(&error) { error.context(OpenFileLimitTooLow::current()) } else { error };
-        print_error(&format_args!("{error:#}"));
-        if error.is::<SettingsErrors>() || error.is::<SystemdSocketError>() {
-            ExitCode::from(WRONG_SETTINGS)
-        } else {
-            ExitCode::FAILURE
-        }
-    })
+    run(invocation).unwrap_or_else(Failure::report)
 }
 
-fn serve(loaded: &Loaded) -> anyhow::Result<ExitCode> {
+fn run(invocation: Invocation) -> Result<ExitCode, Failure> {
+    OpenFileLimit::raise()?;
+    let loaded = Settings::load(&invocation.sources).map_err(Failure::settings)?;
+    match invocation.action {
+        Action::ShowConfig => Ok(show_config(&loaded)?),
+        Action::Serve => serve(&loaded),
+        Action::Upgrade => Ok(commands::upgrade(&loaded.settings)?),
+        Action::Status => Ok(status(&loaded.settings)?),
+    }
+}
+
+fn serve(loaded: &Loaded) -> Result<ExitCode, Failure> {
     let settings = &loaded.settings;
     let handover = upgrade::inherited_descriptor(variables::HANDOVER)?;
     let role = Role::detect(handover.is_some())?;
@@ -143,16 +129,4 @@ fn show_config(loaded: &Loaded) -> anyhow::Result<ExitCode> {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("cannot write to stdout"),
         _ => Ok(ExitCode::SUCCESS),
     }
-}
-
-fn is_out_of_descriptors(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| {
-        let error = cause.downcast_ref().and_then(io::Error::raw_os_error);
-        error == Some(Errno::MFILE.raw_os_error())
-    })
-}
-
-/// Prints an error to stderr: there may be no log yet.
-fn print_error(what: &dyn std::fmt::Display) {
-    logging::stderr_line(&format!("error: {what}"));
 }

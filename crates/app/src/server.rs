@@ -33,6 +33,7 @@ use self::{
 };
 use crate::{
     config, exposure,
+    failure::Failure,
     ingress::SuspendedIngress,
     listener,
     upgrade::{
@@ -71,13 +72,13 @@ impl Exit {
 /// settings is reported together with what is found to be so here.
 ///
 /// # Errors
-/// [`SettingsErrors`](lastcall_core::settings::SettingsErrors) if a setting cannot be used on this machine;
-/// other errors if the system does not allow it.
+/// [`Failure::Settings`] if a setting cannot be used on this machine; another one if the system does not
+/// allow it.
 pub(crate) async fn run(
     loaded: &Loaded,
     inherited: Inherited,
     unusable: Vec<SettingError>,
-) -> anyhow::Result<Exit> {
+) -> Result<Exit, Failure> {
     let Loaded { settings, files, .. } = loaded;
     let Inherited { handover, mut role } = inherited;
     let program = Program::current().inspect_err(|error| warn!("there will be no upgrades: {error:#}"));
@@ -217,7 +218,7 @@ pub(crate) async fn run(
         (ExitReason::HandedOver(_), _) => parts.broker.clear(),
         _ => {}
     }
-    exit(reason, graceful, upgrader.handover.supervised, &service_manager).await
+    Ok(exit(reason, graceful, upgrader.handover.supervised, &service_manager).await?)
 }
 
 /// Returns how the process ends: with the code `graceful`, if it ends in order. If it has become the

@@ -12,6 +12,7 @@ use lastcall_handover::{
 use tokio::task::spawn_blocking;
 
 use crate::{
+    failure::Failure,
     history,
     listener::{self, BoundListener},
     upgrade::IncomingHandover,
@@ -39,13 +40,13 @@ pub(super) enum ListenerSource {
 /// already.
 ///
 /// # Errors
-/// [`SettingsErrors`] if a setting cannot be used on this machine; other errors if the system does not allow
-/// it.
+/// [`Failure::Settings`] if a setting cannot be used on this machine; another one if the system does not
+/// allow it.
 pub(super) async fn prepare(
     loaded: &Loaded,
     handover: Option<IncomingHandover>,
     mut unusable: Vec<SettingError>,
-) -> anyhow::Result<Prepared> {
+) -> Result<Prepared, Failure> {
     let checking = spawn_blocking({
         let loaded = loaded.clone();
         move || check_files(&loaded)
@@ -58,7 +59,7 @@ pub(super) async fn prepare(
     };
     match (page, listener) {
         (Some(page), Some(listener)) if unusable.is_empty() => Ok(Prepared { page, listener }),
-        _ => Err(SettingsErrors(unusable).into()),
+        _ => Err(Failure::settings(SettingsErrors(unusable))),
     }
 }
 

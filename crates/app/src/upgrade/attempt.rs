@@ -23,8 +23,8 @@ use super::{
     timeouts::{EXIT_TIMEOUT, KILL_TIMEOUT},
 };
 use crate::{
-    WRONG_SETTINGS,
     broker::ServerBroker,
+    failure::WRONG_SETTINGS,
     ingress::{Ingress, SuspendedIngress},
 };
 
