@@ -12,7 +12,8 @@ pub(crate) const WRONG_SETTINGS: u8 = 2;
 /// The reason for which the process ends without having done what it was to do.
 #[derive(Debug)]
 pub(crate) enum Failure {
-    /// The settings are wrong, this machine does not allow them, or what systemd passed is no socket to listen on.
+    /// The settings are wrong, this machine does not allow them, or what systemd passed is no socket to listen
+    /// on.
     Settings(anyhow::Error),
     /// Anything else.
     Other(anyhow::Error),
