@@ -8,7 +8,7 @@ use lastcall_core::{ChannelName, Epoch, Position, Publication};
 use crate::{
     codec::Frame,
     protocol::{
-        Outgoing,
+        Form, Outgoing,
         chunk::{self, ChunkWriter},
         event_stream, plain,
     },
@@ -16,6 +16,13 @@ use crate::{
 
 /// About how many bytes a message has beside its data and the name of its channel.
 const ENVELOPE: usize = 150;
+
+/// About how many bytes a chunk of events for one client has: what a socket takes of it in part is kept whole.
+const CHUNK: usize = 16 << 10;
+
+/// About how many bytes of events are encoded for one client before its socket is given them: it may take no
+/// more.
+const AT_ONCE: usize = 64 << 10;
 
 /// A publication, and its encodings: each is made when the first client needs it, and shared.
 #[derive(Debug)]
@@ -42,6 +49,10 @@ impl EncodedPublication {
         Self { epoch, publication, frame: OnceLock::new(), event: OnceLock::new() }
     }
 
+    pub(crate) fn publication(&self) -> &Arc<Publication> {
+        &self.publication
+    }
+
     /// Returns the position in its channel.
     pub(crate) fn position(&self) -> Position {
         Position { epoch: self.epoch, offset: self.publication.offset }
@@ -65,6 +76,13 @@ impl EncodedPublication {
             let position = content.slice_ref(&content[id_end - 1 - position.len()..id_end - 1]);
             Event { position, body: content.slice(id_end..), chunk }
         })
+    }
+
+    /// Appends the event. Its id has these positions before and after its own.
+    pub(crate) fn write_event(&self, to: &mut Vec<u8>, channel: &ChannelName, [before, after]: [&str; 2]) {
+        let event = self.event(channel);
+        event_stream::write_id(to, [before.as_bytes(), &event.position, after.as_bytes()]);
+        to.extend_from_slice(&event.body);
     }
 
     fn message<'a>(&'a self, channel: &'a ChannelName) -> Outgoing<'a> {
@@ -96,24 +114,55 @@ impl PublicationRun {
         joined.into()
     }
 
-    /// Returns the events in one chunk, without a copy if there is only one.
-    pub(crate) fn chunk(&self) -> Bytes {
-        match &self.publications[..] {
-            [publication] => publication.event(&self.channel).chunk.clone(),
-            _ => self.chunk_among(["", ""]),
+    /// Returns the events in chunks, without a copy if there is only one.
+    pub(crate) fn events(&self, form: Form) -> Bytes {
+        if let [publication] = &self.publications[..] {
+            return form.of_chunk(publication.event(&self.channel).chunk.clone());
         }
+        let (mut first, mut joined) = (0, Vec::new());
+        while first < self.publications.len() {
+            let (chunk, count) = self.chunk_among(first, CHUNK, ["", ""]);
+            joined.extend_from_slice(&form.of_chunk(chunk));
+            first += count;
+        }
+        joined.into()
     }
 
-    /// Returns the events in one chunk. The id of each has these positions before and after its own.
-    pub(crate) fn chunk_among(&self, [before, after]: [&str; 2]) -> Bytes {
-        let events = self.publications.iter().map(|publication| publication.event(&self.channel));
-        let size = |event: &Event| event.chunk.len() + before.len() + after.len();
-        let mut chunk = ChunkWriter::with_capacity(events.clone().map(size).sum());
-        for event in events {
-            event_stream::write_id(chunk.content(), [before.as_bytes(), &event.position, after.as_bytes()]);
-            chunk.content().extend_from_slice(&event.body);
+    /// Returns the events from this one on in one chunk, which ends at about so many bytes, and their number.
+    /// The id of each has these positions before and after its own.
+    fn chunk_among(&self, first: usize, most: usize, positions: [&str; 2]) -> (Bytes, usize) {
+        let others = positions[0].len() + positions[1].len();
+        let mut size = 0;
+        let fits = |publication: &&Arc<EncodedPublication>| {
+            let fits = size < most;
+            size += publication.event(&self.channel).chunk.len() + others;
+            fits
+        };
+        let publications = &self.publications[first..];
+        let count = publications.iter().take_while(fits).count();
+        let mut chunk = ChunkWriter::with_capacity(size);
+        for publication in &publications[..count] {
+            publication.write_event(chunk.content(), &self.channel, positions);
         }
-        chunk.finish()
+        (chunk.finish(), count)
+    }
+
+    /// Returns events from this one on in chunks that a socket may take at once, with the number of events in
+    /// each. The id of each event has these positions before and after its own.
+    pub(crate) fn chunks_among(
+        &self,
+        mut first: usize,
+        positions: [&str; 2],
+        form: Form,
+    ) -> Vec<(Bytes, usize)> {
+        let (mut chunks, mut bytes) = (Vec::with_capacity(1), 0);
+        while bytes < AT_ONCE && first < self.publications.len() {
+            let (chunk, count) = self.chunk_among(first, CHUNK, positions);
+            first += count;
+            bytes += chunk.len();
+            chunks.push((form.of_chunk(chunk), count));
+        }
+        chunks
     }
 }
 

@@ -106,6 +106,70 @@ async fn what_one_call_publishes_closes_no_client_that_reads() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn one_batch_costs_little_for_clients_of_many_channels_that_do_not_read() {
+    const CLIENTS: usize = 60;
+    const READERS: usize = 6;
+    const CHANNELS: usize = 128;
+    const BATCH: usize = 1000;
+    /// One with all events would have 2.5 MB.
+    const FOR_EACH: usize = 250_000;
+    let mut server = Start::default()
+        .env("MAX_QUEUE", "32KiB")
+        .env("MAX_MESSAGE_SIZE", "16KiB")
+        .env("NOTIFICATION_INTERVAL", "0")
+        .serve()
+        .await;
+    let names: Vec<_> = (0..CHANNELS).map(|n| format!("channel=c{n}")).collect();
+    let mut inputs = Vec::new();
+    for _ in 0..CLIENTS {
+        let stream = connect(&server, Wire::EventStream, 16 << 10, &names.join("&")).await;
+        let mut input = Input::request(stream, Wire::EventStream, "").await.unwrap();
+        assert_eq!(soon("a head", input.status()).await.unwrap(), 200);
+        for _ in 0..=CHANNELS {
+            soon("a subscription", input.next()).await.unwrap();
+        }
+        inputs.push(input);
+    }
+    let before = server.memory();
+    publish(&server, "c7", (0..BATCH).map(|n| json!(n))).await;
+    let added = server.memory().saturating_sub(before);
+    assert!(added < CLIENTS * FOR_EACH, "{} bytes for each client", added / CLIENTS);
+    let queued = server.metric("lastcall_queue_bytes").await;
+    assert!(queued < (CLIENTS * FOR_EACH) as f64, "{queued} bytes are queued");
+    // Those that read get all of it, also from another process.
+    let read = async |inputs: &mut [Input], from: usize, to: usize| {
+        for input in inputs {
+            for n in from..to {
+                let message = soon("a publication", input.next()).await.expect("not the end").json();
+                assert_eq!(message["data"], n);
+            }
+        }
+    };
+    read(&mut inputs[..READERS], 0, BATCH / 3).await;
+    server.upgrade().await;
+    read(&mut inputs[..READERS], BATCH / 3, BATCH).await;
+    // The others are closed for what they have not taken, and keep little until they are gone.
+    let before = server.memory();
+    publish(&server, "c7", (BATCH..2 * BATCH).map(|n| json!(n))).await;
+    read(&mut inputs[..READERS], BATCH, 2 * BATCH).await;
+    let added = server.memory().saturating_sub(before);
+    assert!(added < CLIENTS * FOR_EACH / 2, "{} bytes for each client", added / CLIENTS);
+    let queued = server.metric("lastcall_queue_bytes").await;
+    assert!(queued < (CLIENTS * FOR_EACH / 2) as f64, "{queued} bytes are queued");
+    let mut others = inputs.split_off(READERS);
+    for other in &mut others {
+        while soon("the end", other.next()).await.is_some() {}
+    }
+    drop(others);
+    let slow = (CLIENTS - READERS) as f64;
+    until("their end to be counted", async || server.metric("lastcall_slow_consumers_total").await == slow)
+        .await;
+    // A client gets what it is counted for.
+    let sent = server.metric("lastcall_messages_sent_total").await;
+    assert_eq!(sent, ((CLIENTS + READERS) * BATCH) as f64);
+}
+
 /// Returns a server that keeps 1 MiB of history.
 async fn server_with_history(ping: &str, pong: &str) -> Server {
     Start::default()

@@ -8,7 +8,7 @@ use std::{
 use bytes::Bytes;
 use serde::Deserialize;
 
-use super::replay::Replay;
+use super::replay::{PAGE, Replay};
 use crate::protocol::Form;
 
 /// Most chunks in one call of writev(2).
@@ -53,9 +53,11 @@ struct Queue {
     waiting: usize,
     /// Of these, bytes of replays that the old process encoded. They do not count towards `max_queue`.
     replayed: usize,
-    /// The cost of all chunks but replays and their pages: the memory that they keep, and not only what is
-    /// not written of it.
+    /// The cost of all chunks: the memory that they keep, and not only what is not written of it. What a client
+    /// has missed before it subscribed does not count, nor do pages.
     cost: usize,
+    /// The part of that which is of publications that are not encoded yet.
+    live: usize,
     /// The cost of the chunks that were queued before the current round, as far as they are still there.
     cost_before_round: usize,
     round: Round,
@@ -81,7 +83,7 @@ impl Round {
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Flushed {
     pub(crate) bytes: usize,
-    /// Messages of replays that were encoded to be written next.
+    /// Messages that the client has missed, and that were encoded to be written next.
     pub(crate) replayed_messages: usize,
 }
 
@@ -129,7 +131,16 @@ impl Chunk {
         match self {
             Self::Shared(bytes) => bytes.len() + CHUNK_COST,
             Self::Copied(bytes) => bytes.capacity() + CHUNK_COST,
-            Self::Page(_) | Self::Replay(_) => 0,
+            Self::Replay(replay) => replay.cost(),
+            Self::Page(_) => 0,
+        }
+    }
+
+    /// Returns the part of the cost which is of publications that are not encoded yet.
+    fn live(&self) -> usize {
+        match self {
+            Self::Replay(replay) => replay.cost(),
+            _ => 0,
         }
     }
 }
@@ -174,9 +185,10 @@ impl Outbox {
         self.queue.is_none()
     }
 
-    /// Returns the number of queued bytes. Those of replays count from when their pages are encoded.
+    /// Returns the number of queued bytes. Of what is not encoded yet, the cost counts; of what the client has
+    /// missed before it subscribed, nothing.
     pub(crate) fn len(&self) -> usize {
-        self.queue.as_ref().map_or(0, |queue| queue.waiting)
+        self.queue.as_ref().map_or(0, |queue| queue.waiting + queue.live)
     }
 
     /// Begins a round, unless it has begun. Returns true if more than `max_queue` was queued before it: the
@@ -210,8 +222,19 @@ impl Outbox {
         let bytes = chunks.iter().map(|chunk| chunk.bytes().map_or(0, <[u8]>::len));
         let waiting = bytes.sum::<usize>().saturating_sub(written);
         let cost = chunks.iter().map(Chunk::cost).sum();
+        let live = chunks.iter().map(Chunk::live).sum();
         let (chunks, replayed) = (chunks.into(), replayed.min(waiting));
-        Self { queue: Some(Box::new(Queue { chunks, written, waiting, replayed, cost, ..Queue::default() })) }
+        Self {
+            queue: Some(Box::new(Queue {
+                chunks,
+                written,
+                waiting,
+                replayed,
+                cost,
+                live,
+                ..Queue::default()
+            })),
+        }
     }
 
     /// Queues whole frames. The socket has taken their first `written` bytes already, which is only possible
@@ -255,14 +278,26 @@ impl Outbox {
         queue.pong = Some(index);
     }
 
-    /// Queues a replay.
-    pub(crate) fn push_replay(&mut self, replay: Replay) {
-        self.queue.get_or_insert_default().chunks.push_back(Chunk::Replay(Box::new(replay)));
+    /// Queues publications that are encoded when their turn comes.
+    pub(crate) fn push_replay(&mut self, replay: Replay, round: Round) {
+        let queue = self.queue.get_or_insert_with(|| Box::new(Queue { round, ..Queue::default() }));
+        queue.live += replay.cost();
+        queue.push_back(Chunk::Replay(Box::new(replay)));
     }
 
-    /// Returns true if a replay is under way.
+    /// Returns true if the client has not got all yet of what it has missed before it subscribed.
+    pub(crate) fn has_missed(&self) -> bool {
+        self.replays().any(Replay::is_missed)
+    }
+
+    /// Returns true if publications wait to be encoded.
     pub(crate) fn has_replay(&self) -> bool {
         self.replays().next().is_some()
+    }
+
+    /// Returns true if what comes last are publications that wait to be encoded.
+    pub(crate) fn ends_with_replay(&self) -> bool {
+        self.queue.as_ref().is_some_and(|queue| matches!(queue.chunks.back(), Some(Chunk::Replay(_))))
     }
 
     /// Returns true if a replay holds publications that the history has dropped.
@@ -367,6 +402,13 @@ impl Queue {
         self.cost_before_round = self.cost_before_round.saturating_sub(chunk.cost());
     }
 
+    /// Subtracts what publications have cost that are encoded now.
+    fn spend_live(&mut self, cost: usize) {
+        self.live = self.live.saturating_sub(cost);
+        self.cost = self.cost.saturating_sub(cost);
+        self.cost_before_round = self.cost_before_round.saturating_sub(cost);
+    }
+
     /// Records that `n` bytes were written. Returns true if nothing is left.
     fn advance(&mut self, n: usize) -> bool {
         self.waiting = self.waiting.saturating_sub(n);
@@ -390,16 +432,31 @@ impl Queue {
         self.chunks.is_empty()
     }
 
-    /// Encodes the next page of a replay, if it is to be written next. Returns how many messages it has.
+    /// Encodes about a page of what is to be written next. Returns how many messages it has that the client
+    /// has missed.
     fn encode_next(&mut self) -> usize {
-        while let Some(Chunk::Replay(replay)) = self.chunks.front_mut() {
-            if let Some((page, messages)) = replay.next_page() {
-                self.waiting += page.len();
-                self.chunks.push_front(Chunk::Page(page));
-                return messages;
+        let (mut index, mut bytes, mut messages) = (0, 0, 0);
+        while bytes < PAGE && index < MAX_SLICES {
+            match self.chunks.get_mut(index) {
+                Some(Chunk::Replay(replay)) => {
+                    let before = replay.cost();
+                    let Some((page, count)) = replay.next_page() else {
+                        self.spend_live(before);
+                        self.chunks.remove(index);
+                        continue;
+                    };
+                    messages += if replay.is_missed() { count } else { 0 };
+                    let after = replay.cost();
+                    self.spend_live(before.saturating_sub(after));
+                    self.waiting += page.len();
+                    bytes += page.len();
+                    self.chunks.insert(index, Chunk::Page(page));
+                }
+                Some(chunk) => bytes += chunk.bytes().map_or(0, <[u8]>::len),
+                None => break,
             }
-            self.chunks.pop_front();
+            index += 1;
         }
-        0
+        messages
     }
 }

@@ -3,18 +3,22 @@
 //! A message is sent in two steps, [`Connection::prepare`] and [`Connection::complete`]. Between them is the
 //! write to the socket, so the writes to many sockets can be made together.
 
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, IoSlice};
 
 use bytes::Bytes;
 
-use super::{Connection, ConnectionConfig, Outcome, State, Stream, outbox::Round, replay::Replay};
-use crate::{admission::Disconnect, codec::Frame};
+use super::{
+    Connection, ConnectionConfig, Outcome, State, Stream,
+    outbox::Round,
+    replay::{Replay, ReplayForm},
+};
+use crate::{admission::Disconnect, codec::Frame, encoded::PublicationRun};
 
 /// The output that a socket took.
 #[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct Sent {
     pub(crate) bytes: u32,
-    /// Messages of replays, which are counted when they are encoded to be written next.
+    /// Messages that the client has missed, which are counted when they are encoded to be written next.
     pub(crate) replayed_messages: u32,
 }
 
@@ -160,12 +164,69 @@ impl<S: Stream> Connection<S> {
     /// # Errors
     /// Those of the system, but `Interrupted`.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.write_vectored(&[IoSlice::new(bytes)])
+    }
+
+    fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         loop {
-            match self.stream.write(bytes) {
+            match self.stream.write_vectored(slices) {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 result => return result,
             }
         }
+    }
+
+    /// Sends publications to a client of server-sent events whose ids have these positions before and after
+    /// that of each publication. Each such client has bytes of its own, so what its socket does not take is
+    /// encoded when its turn comes, but for the rest of a chunk. Like [`Connection::send`], it may return
+    /// [`Outcome::TooSlow`]. Returns also about how many bytes it has put together.
+    pub(crate) fn send_among(
+        &mut self,
+        run: &PublicationRun,
+        [before, after]: [&str; 2],
+        round: Round,
+        config: &ConnectionConfig,
+    ) -> (Outcome, usize) {
+        if !self.is_open() {
+            return (Outcome::Unchanged, 0);
+        }
+        if self.outbox.is_over(config.max_queue, round) {
+            return (Outcome::TooSlow, 0);
+        }
+        let (mut sent, mut encoded) = (0, 0);
+        let mut takes_more = !self.has_output();
+        while takes_more && sent < run.publications.len() {
+            let chunks = run.chunks_among(sent, [before, after], self.form);
+            let slices: Vec<_> = chunks.iter().map(|(chunk, _)| IoSlice::new(chunk)).collect();
+            let mut written = match self.write_vectored(&slices) {
+                Ok(written) => written,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => 0,
+                Err(_) => return (self.disconnected(), encoded),
+            };
+            self.count_sent(written);
+            for (chunk, publications) in chunks {
+                encoded += chunk.len();
+                takes_more = written >= chunk.len();
+                if written > 0 {
+                    sent += publications;
+                }
+                if !takes_more {
+                    if written > 0 {
+                        self.outbox.push(chunk, written, round);
+                    }
+                    break;
+                }
+                written -= chunk.len();
+            }
+        }
+        if sent < run.publications.len() {
+            let form = ReplayForm::new(self.form, before.to_owned(), after.to_owned());
+            for replay in Replay::of_run(run, sent, &form) {
+                encoded += replay.own_bytes();
+                self.outbox.push_replay(replay, round);
+            }
+        }
+        (Outcome::Unchanged, encoded)
     }
 
     /// Sends what the client has missed, in pages, as its socket takes them. What is sent later comes after
@@ -175,13 +236,23 @@ impl<S: Stream> Connection<S> {
             return Outcome::Unchanged;
         }
         let is_first = !self.has_output();
-        self.outbox.push_replay(replay);
+        self.outbox.push_replay(replay, Round::default());
         if is_first { self.flush() } else { Outcome::Unchanged }
     }
 
-    /// Returns true if a replay is under way.
+    /// Returns true if the client has not got all yet of what it has missed before it subscribed.
+    pub(crate) fn has_missed(&self) -> bool {
+        self.outbox.has_missed()
+    }
+
+    /// Returns true if publications wait to be encoded.
     pub(crate) fn has_replay(&self) -> bool {
         self.outbox.has_replay()
+    }
+
+    /// Returns true if what comes last are publications that wait to be encoded.
+    pub(crate) fn ends_with_replay(&self) -> bool {
+        self.outbox.ends_with_replay()
     }
 
     /// Returns true if a replay holds publications that the history has dropped.

@@ -1,7 +1,7 @@
 //! The output that clients have not read yet, as a new process gets it: each byte once, however many clients
 //! wait for it, within one budget for all of them.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, ops::Not, sync::Arc};
 
 use bytes::Bytes;
 use lastcall_broker::{Broker, PageLimit};
@@ -12,6 +12,7 @@ use super::{
     outbox::{Chunk, Outbox},
     replay::{Replay, ReplayForm},
 };
+use crate::encoded::EncodedPublication;
 
 /// Most bytes that go to a new process of what clients have sent in part, or have not read: so many are
 /// copied in less than a tenth of a second.
@@ -64,6 +65,9 @@ struct ReplaySnapshot {
     next: u64,
     /// The number of publications, one after the other.
     count: usize,
+    /// True if the client had subscribed before they were published.
+    #[serde(default, rename = "live", skip_serializing_if = "Not::not")]
+    is_live: bool,
     form: ReplayForm,
 }
 
@@ -211,19 +215,15 @@ impl UnreadBuffers {
     /// `None`: nothing.
     fn replay(&mut self, replay: &Replay, broker: &dyn Broker) -> Result<Option<ReplaySnapshot>, OverBudget> {
         let Replay { channel, epoch, form, .. } = replay;
-        let missed = replay.missed();
-        let Some(first) = missed.first() else { return Ok(None) };
-        let texts = match form {
-            ReplayForm::WebSocket => 0,
-            ReplayForm::EventStream { before, after, .. } => before.len() + after.len(),
-        };
-        self.spend(REPLAY + channel.as_str().len() + texts + missed.len().saturating_mul(MISSED))?;
+        let Some(first) = replay.publications().next() else { return Ok(None) };
+        let (count, is_live) = (replay.len(), !replay.is_missed());
+        self.spend(REPLAY + channel.as_str().len() + form.size() + count.saturating_mul(MISSED))?;
         // The new process has the same history.
         let oldest = match broker.channel(channel) {
             Some(info) if info.top.epoch == *epoch => info.top.offset + 1 - info.kept as u64,
             _ => u64::MAX,
         };
-        for publication in missed.iter().take_while(|publication| publication.offset < oldest) {
+        for publication in replay.publications().take_while(|publication| publication.offset < oldest) {
             let location = Arc::as_ptr(publication) as usize;
             if self.pinned.contains_key(&location) {
                 continue;
@@ -238,7 +238,7 @@ impl UnreadBuffers {
             });
         }
         let (channel, form) = (channel.clone(), form.clone());
-        Ok(Some(ReplaySnapshot { channel, epoch: *epoch, next: first.offset, count: missed.len(), form }))
+        Ok(Some(ReplaySnapshot { channel, epoch: *epoch, next: first.offset, count, is_live, form }))
     }
 
     fn spend(&mut self, bytes: usize) -> Result<(), OverBudget> {
@@ -262,7 +262,7 @@ pub(crate) fn estimate(outbox: &Outbox, input: usize) -> (usize, bool) {
             Chunk::Shared(chunk) | Chunk::Page(chunk) => bytes += chunk.len() + BUFFER,
             Chunk::Copied(chunk) => bytes += chunk.len() + BUFFER,
             Chunk::Replay(replay) => {
-                bytes += REPLAY + replay.missed().len() * MISSED;
+                bytes += REPLAY + replay.form.size() + replay.len() * MISSED;
                 has_replays = true;
             }
         }
@@ -342,7 +342,7 @@ impl ReceivedUnread {
     }
 
     async fn replay(&self, replay: ReplaySnapshot, history: &mut Histories<'_>) -> Result<Replay, NotKept> {
-        let ReplaySnapshot { channel, epoch, next, count, form } = replay;
+        let ReplaySnapshot { channel, epoch, next, count, is_live, form } = replay;
         let pinned = self.publications.get(&(channel.clone(), epoch));
         let kept = history.of(&channel, epoch).await;
         let end = u64::try_from(count).ok().and_then(|count| next.checked_add(count)).ok_or(NotKept)?;
@@ -355,6 +355,11 @@ impl ReceivedUnread {
                 None => pinned.and_then(|pinned| pinned.get(&offset)).ok_or(NotKept)?,
             };
             missed.push(Arc::clone(publication));
+        }
+        if is_live {
+            let encoded = |publication| Arc::new(EncodedPublication::new(epoch, publication));
+            let publications = missed.into_iter().map(encoded).collect();
+            return Ok(Replay::live(channel, epoch, publications, form));
         }
         Ok(Replay::new(channel, epoch, missed, form))
     }
@@ -396,7 +401,8 @@ impl QueueSnapshot {
     }
 
     pub(crate) fn size(&self) -> usize {
-        self.ranges.len() * RANGE + self.replays.len() * REPLAY
+        let replays = self.replays.iter().map(|replay| REPLAY + replay.form.size());
+        self.ranges.len() * RANGE + replays.sum::<usize>()
     }
 
     /// Adds a number at the end.

@@ -246,6 +246,11 @@ impl Clients {
             let Some(entry) = self.connections.get_mut(slot) else { continue };
             let outcome = delivery.send(entry, recipients, &self.config, &self.drain, &mut self.stats);
             self.apply(slot, outcome);
+            if let Some(entry) =
+                self.connections.get_mut(slot).filter(|entry| entry.connection.ends_with_replay())
+            {
+                self.replays.watch(entry.key(slot), entry, &mut self.timers);
+            }
             if delivery.is_clock_due() && started.elapsed() > slice {
                 return false;
             }

@@ -8,10 +8,7 @@ use super::{channels::Channels, drain::Drain};
 use crate::{
     codec::CloseReason,
     connection::{ConnectionConfig, Outcome, outbox::Round},
-    connections::{
-        Connections, Slot,
-        subscription_list::{LocalChannelId, SubscriptionList},
-    },
+    connections::{Connections, Slot, subscription_list::LocalChannelId},
     encoded::PublicationRun,
     mailbox::ChannelReset,
     notice::ShutdownNotice,
@@ -113,17 +110,27 @@ impl Delivery {
         }
         match (&self.content, recipients) {
             (Content::Publications(publications), Recipients::Members(channel)) => {
-                let several;
-                let bytes = match publications.among_others(connection.form, subscriptions, channel) {
-                    None => publications.alone(connection.form),
-                    Some(bytes) => {
-                        several = bytes;
-                        &several
+                let RunDelivery { run, round, .. } = publications;
+                let outcome = match subscriptions.positions(channel) {
+                    None => {
+                        let bytes = publications.alone(connection.form);
+                        self.bytes += bytes.len();
+                        connection.send(bytes, *round, config)
+                    }
+                    Some((positions, index)) => {
+                        let around = positions.around(index);
+                        let (outcome, encoded) = connection.send_among(run, around.into(), *round, config);
+                        self.bytes += encoded;
+                        if let Some(last) = run.publications.last() {
+                            positions.set(index, &last.position().to_string());
+                        }
+                        outcome
                     }
                 };
-                self.bytes += bytes.len();
-                stats.messages_sent += publications.run.publications.len() as u64;
-                connection.send(bytes, publications.round, config)
+                if outcome == Outcome::Unchanged {
+                    stats.messages_sent += run.publications.len() as u64;
+                }
+                outcome
             }
             (Content::Reset(reset), Recipients::Members(channel)) => {
                 let ChannelReset { channel: name, top } = &**reset;
@@ -168,7 +175,7 @@ pub(super) struct RunDelivery {
     round: Round,
     frames: OnceCell<Bytes>,
     chunk: OnceCell<Bytes>,
-    /// The content of the chunk.
+    /// The content of the chunks.
     events: OnceCell<Bytes>,
 }
 
@@ -183,27 +190,9 @@ impl RunDelivery {
     fn alone(&self, form: Form) -> &Bytes {
         match form {
             Form::WebSocket => self.frames.get_or_init(|| self.run.frames()),
-            Form::EventStream => self.chunk.get_or_init(|| self.run.chunk()),
-            Form::UnchunkedEventStream => {
-                self.events.get_or_init(|| form.of_chunk(self.alone(Form::EventStream).clone()))
-            }
+            Form::EventStream => self.chunk.get_or_init(|| self.run.events(form)),
+            Form::UnchunkedEventStream => self.events.get_or_init(|| self.run.events(form)),
             Form::Echo => &NOTHING,
         }
-    }
-
-    /// Returns the publications as a member gets them whose ids have the positions of several channels;
-    /// `None`: those of this member do not.
-    fn among_others(
-        &self,
-        form: Form,
-        subscriptions: &mut SubscriptionList,
-        channel: LocalChannelId,
-    ) -> Option<Bytes> {
-        let (positions, index) = subscriptions.positions(channel)?;
-        let chunk = self.run.chunk_among(positions.around(index).into());
-        if let Some(last) = self.run.publications.last() {
-            positions.set(index, &last.position().to_string());
-        }
-        Some(form.of_chunk(chunk))
     }
 }

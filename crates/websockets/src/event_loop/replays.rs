@@ -9,8 +9,8 @@ use crate::{
     connections::{Connections, Slot},
 };
 
-/// Bytes that a client must take within `pong_timeout` while a replay is under way, whether it is sent pings
-/// or not.
+/// Bytes that a client must take within `pong_timeout` while it gets what it has missed, whether it is sent
+/// pings or not.
 const MIN_TAKEN: u32 = 16 << 10;
 
 /// Time between two looks at the replays.
@@ -74,7 +74,8 @@ impl Replays {
             }
             // A socket that has failed is reported by the poll.
             let acknowledged = entry.connection.acknowledged().unwrap_or(replay.acknowledged);
-            if acknowledged.wrapping_sub(replay.acknowledged) < MIN_TAKEN {
+            // What was published since the client has subscribed is bounded by `max_queue`.
+            if acknowledged.wrapping_sub(replay.acknowledged) < MIN_TAKEN && entry.connection.has_missed() {
                 too_slow.push(replay.key);
                 return false;
             }
